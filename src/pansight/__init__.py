@@ -1,0 +1,1 @@
+"""pansight: panoptic segmentation from anyone's annotations to a trained, measured, explained model."""

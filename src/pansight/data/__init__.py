@@ -1,0 +1,1 @@
+"""Readers, transforms and the loader."""

@@ -1,0 +1,1 @@
+"""Figures: update, compute, merge."""

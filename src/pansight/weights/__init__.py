@@ -1,0 +1,1 @@
+"""Official checkpoints to ours: one file per origin."""
