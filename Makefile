@@ -1,0 +1,48 @@
+# Everything a newcomer needs; only python3.11 and make are expected.
+PYTHON ?= python3.11
+BIN := .venv/bin
+UV := $(BIN)/uv
+READY := .venv/.ready
+
+.PHONY: help install demo test check format bench tables clean
+
+help:
+	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
+	@echo "make demo      train, measure and explain Panoptic FPN on generated shapes (about 4 minutes, CPU)"
+	@echo "make test      the whole suite (under 8 minutes on 2 cores)"
+	@echo "make check     ruff and pyright"
+	@echo "make bench     run every benchmark again and rewrite the README's tables (hours); make tables: only the tables"
+
+# uv comes first, into the environment itself: plain pip may pick a CPU build of torch for which no torchvision exists
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $(READY)
+
+install: $(READY)
+
+demo: $(READY)
+	$(BIN)/pansight demo --overwrite
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python benchmarks/tables.py
+
+tables: $(READY)
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache
