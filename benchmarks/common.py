@@ -1,0 +1,63 @@
+"""What every benchmark shares: where data and results are, the facts of the machine, medians, peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = Path(os.environ.get("PANSIGHT_DATA", ROOT.parent / "shared" / "data"))
+
+
+def machine() -> dict[str, Any]:
+    """The facts that a figure depends on; no names or paths of the machine."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        flags = info.read_text()
+        names = [line.split(":", 1)[1].strip() for line in flags.splitlines() if line.startswith("model name")]
+        cpu = f"{names[0] if names else cpu}{', AMX' if 'amx_bf16' in flags else ''}" + (
+            ", AVX512-BF16" if "avx512_bf16" in flags else ""
+        )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def save(name: str, record: dict[str, Any]) -> Path:
+    """Write `record`, with the machine's facts, to benchmarks/results/NAME.json."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **record}, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
+    return path
+
+
+def alternate(contenders: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, float]:
+    """Median seconds of each contender, run in turns so that drifts of the machine hit all alike."""
+    for run in contenders.values():
+        for _ in range(warmup):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}

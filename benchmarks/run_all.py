@@ -1,0 +1,12 @@
+"""Run every benchmark again, one after another, each in a process of its own (several hours on 2 cores)."""
+
+import subprocess
+import sys
+
+from common import ROOT
+
+SCRIPTS = ("loader.py", "rcnn_speed.py", "demo.py", "nuclei.py")
+
+for script in SCRIPTS:
+    print(f"== benchmarks/{script}", flush=True)
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], check=True, cwd=ROOT)
