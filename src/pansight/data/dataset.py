@@ -1,0 +1,132 @@
+"""What a data set is, and the small tools that every reader shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pansight.errors import PansightError
+from pansight.ops.idmap import IdArray
+from pansight.types import LabelSpace, Sample
+
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""The names under which the parts of a data set are looked for."""
+
+
+class Dataset(Protocol):
+    """Samples by index, at the size of their files."""
+
+    @property
+    def labels(self) -> LabelSpace: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises PansightError, naming the file, where it is bad; IndexError past the end."""
+        ...
+
+    def image_id(self, index: int) -> str | int:
+        """The id of an image, without reading it."""
+        ...
+
+    def file_name(self, index: int) -> str:
+        """The name of an image file within its folder, without reading it."""
+        ...
+
+
+class Subset:
+    """The samples of `dataset` at `indices`, in that order."""
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]):
+        bad = [i for i in indices if not 0 <= i < len(dataset)]
+        if bad:
+            raise PansightError(f"subset: expected indices 0 … {len(dataset) - 1}, found {bad[0]}")
+        self.dataset = dataset
+        self.indices = tuple(int(i) for i in indices)
+
+    @property
+    def labels(self) -> LabelSpace:
+        return self.dataset.labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self.indices[index]]
+
+    def image_id(self, index: int) -> str | int:
+        return self.dataset.image_id(self.indices[index])
+
+    def file_name(self, index: int) -> str:
+        return self.dataset.file_name(self.indices[index])
+
+
+def split_dataset(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Subset, Subset]:
+    """(train, val) for data without a validation part: `fraction` of the images, at least one, drawn by `seed`.
+
+    Raises PansightError where that leaves no image to train on.
+    """
+    if not 0 < fraction < 1:
+        raise PansightError(f"split: expected a fraction between 0 and 1, found {fraction}")
+    if len(dataset) < 2:
+        raise PansightError(f"split: expected at least 2 images to split off a validation part, found {len(dataset)}")
+    count = min(max(1, round(len(dataset) * fraction)), len(dataset) - 1)
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return Subset(dataset, sorted(order[count:].tolist())), Subset(dataset, sorted(order[:count].tolist()))
+
+
+def image_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """uint8 (H, W, 3) → a (3, H, W) view of the same memory, so that OpenCV can take it back without a copy."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
+
+
+def image_array(image: Tensor) -> NDArray[np.uint8]:
+    """The inverse of image_tensor: uint8 (3, H, W) → contiguous (H, W, 3), a view where it was one."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # (3, H, W) → (H, W, 3)
+
+
+def ids_tensor(ids: IdArray) -> Tensor:
+    """int32 (H, W) array → tensor of the same memory."""
+    return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int32))
+
+
+def safe_join(folder: Path, name: object, source: str | Path) -> Path:
+    """folder/name for a file name found in `source`. Raises PansightError where it is absolute or climbs out with ``..``.
+
+    Both POSIX and Windows spellings are refused on every system, so that a file is as safe here as there.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise PansightError(f"{source}: expected a file name, found {name!r}")
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
+        raise PansightError(f"{source}: expected a file name inside the data folder, found {name!r}")
+    return folder / name
+
+
+def part_names(split: str | None) -> tuple[str, ...]:
+    """The names under which a split is looked for: its synonyms, or itself where it is none of the usual ones."""
+    if split is None:
+        return ()
+    return next((names for names in SPLITS.values() if split in names), (split,))
+
+
+def first_folder(candidates: Sequence[Path], holds: str, what: str, option: str) -> Path:
+    """The first candidate that contains the file `holds`. Raises PansightError listing all that were looked into."""
+    for folder in candidates:
+        if (folder / holds).is_file():
+            return folder
+    looked = ", ".join(dict.fromkeys(str(c) for c in candidates))
+    raise PansightError(f"{holds}: expected {what} in one of {looked}; found it in none (name the folder: {option}=DIR)")
+
+
+def expect(condition: bool, source: str | Path, expected: str, found: Any) -> None:
+    """One line for a file of the wrong shape; long finds are cut."""
+    if not condition:
+        text = repr(found)
+        raise PansightError(f"{source}: expected {expected}, found {text if len(text) <= 120 else text[:117] + '...'}")
