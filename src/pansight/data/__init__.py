@@ -1,1 +1,128 @@
-"""Readers, transforms and the loader."""
+"""Readers, transforms and the loader.
+
+    dataset = open_dataset("coco", split="val")        # the format is found out
+    dataset = open_dataset("shapes", count=200)        # generated
+
+A new format is one file with an opener and one line in DATASETS.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pansight.data.coco_instances import CocoInstances, open_coco_instances
+from pansight.data.coco_panoptic import CocoPanoptic, find_json, open_coco_panoptic
+from pansight.data.dataset import SPLITS, Dataset, Subset, split_dataset
+from pansight.data.instance_png import InstancePng, find_layout, open_instance_png
+from pansight.data.shapes import Shapes
+from pansight.errors import PansightError, choice_error
+from pansight.files import read_json
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "CocoInstances",
+    "CocoPanoptic",
+    "Dataset",
+    "InstancePng",
+    "Shapes",
+    "Subset",
+    "detect_format",
+    "find_splits",
+    "open_dataset",
+    "split_dataset",
+]
+
+
+def open_shapes(
+    source: str | Path = "shapes",
+    split: str | None = None,
+    count: int = 1000,
+    height: int = 128,
+    width: int = 128,
+    seed: int = 0,
+    background: str = "stuff",
+) -> Shapes:
+    """Generated shapes; `source` is only the word that asks for them."""
+    return Shapes(count, height, width, seed, split or "train", background)
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "shapes": open_shapes,
+    "coco_panoptic": open_coco_panoptic,
+    "coco_instances": open_coco_instances,
+    "instance_png": open_instance_png,
+}
+
+
+def open_dataset(source: str | Path, format: str = "auto", split: str | None = None, **options: Any) -> Dataset:
+    """The data set at `source`: a folder, an annotation file, or the word "shapes".
+
+    split: "train", "val" or any other name that its files bear; without one, the whole set or its training part.
+    options: those of the format's opener. Raises PansightError listing formats, options or files that were looked for.
+    """
+    name = detect_format(source, split) if format == "auto" else format
+    if name not in DATASETS:
+        raise choice_error("data format", name, DATASETS)
+    opener = DATASETS[name]
+    known = list(inspect.signature(opener).parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise choice_error(f"option of {name}", option, known)
+    if name != "shapes" and not Path(source).exists():
+        raise PansightError(f"{source}: expected a data folder or annotation file, found none")
+    dataset = opener(source, split, **options)
+    if len(dataset) == 0:
+        raise PansightError(f"{source}: expected images, found an empty data set")
+    return dataset
+
+
+def detect_format(source: str | Path, split: str | None = None) -> str:
+    """The key in DATASETS of what lies at `source`. Raises PansightError listing what was looked for."""
+    path = Path(source)
+    if str(source) == "shapes":
+        return "shapes"
+    if path.is_file():
+        return _format_of_json(path)
+    if not path.is_dir():
+        raise PansightError(f"{source}: expected a data folder, an annotation file or 'shapes', found none")
+    for part in dict.fromkeys((split, None)):
+        for prefix in ("panoptic", "instances"):
+            file = find_json(path, prefix, part)
+            if file is not None:
+                named = file.stem.startswith(prefix)
+                return f"coco_{prefix}" if named else _format_of_json(file)
+        if find_layout(path, part) is not None:
+            return "instance_png"
+    looked = "annotations/panoptic_*.json, annotations/instances_*.json, images/ + instances/, PNGImages/ + PedMasks/"
+    raise PansightError(f"{source}: expected one of {looked} (also in train/, val/); found none of them")
+
+
+def _format_of_json(path: Path) -> str:
+    content = read_json(path)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if isinstance(annotations, list) and annotations and isinstance(annotations[0], dict):
+        if "segments_info" in annotations[0]:
+            return "coco_panoptic"
+        if "segmentation" in annotations[0]:
+            return "coco_instances"
+    raise PansightError(f"{path}: expected COCO annotations with segments_info or segmentation, found neither")
+
+
+def find_splits(source: str | Path, format: str = "auto") -> tuple[str, ...]:
+    """Which of train, val and test exist at `source`, without opening them; empty for data in one piece."""
+    name = detect_format(source) if format == "auto" else format
+    if name not in DATASETS:
+        raise choice_error("data format", name, DATASETS)
+    if name == "shapes":
+        return tuple(SPLITS)
+    path = Path(source)
+    if path.is_file():
+        return ()
+    if name == "instance_png":
+        return tuple(split for split in SPLITS if find_layout(path, split) is not None)
+    prefix = name.removeprefix("coco_")
+    return tuple(split for split in SPLITS if find_json(path, prefix, split) is not None)

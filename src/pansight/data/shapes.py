@@ -1,8 +1,8 @@
 """Generated images of squares, circles and triangles, as in the classic Mask R-CNN tutorial.
 
-Source: the "shapes" notebook of matterport/Mask_RCNN (MIT); its rules are kept: 1 to 4 shapes, half-extent s uniform in
-20 … side/4, centres at least 20 px inside, any colours, boxes suppressed at IoU 0.3 (later shapes win), later shapes
-drawn on top. Different here: every image is a pure function of (seed, split, index); images under 128 px scale the 20 px.
+Source: the "shapes" notebook of matterport/Mask_RCNN (MIT); its rules are kept: 1 to 4 shapes, half-extent s uniform
+in 20 … side/4, centres at least 20 px inside, any colours, boxes suppressed at IoU 0.3 (later shapes win), later shapes
+drawn on top. Different here: every image is a pure function of (seed, split, index); under 128 px the 20 px scale.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def draw_shapes(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[IdA
     for number, n in enumerate(kept, 1):
         kind, y, x, s, color = placed[n]
         _draw(image, kind, y, x, s, color)
-        _draw(ids, kind, y, x, s, (number,))
+        _draw(ids, kind, y, x, s, [number])
     return ids, [kinds[n] for n in kept]
 
 
-def _draw(canvas: NDArray[np.uint8] | IdArray, kind: int, y: int, x: int, s: int, color: list[int] | tuple[int]) -> None:
+def _draw(canvas: NDArray[np.uint8] | IdArray, kind: int, y: int, x: int, s: int, color: list[int]) -> None:
     """One filled shape of half-extent s around (y, x), clipped at the border."""
     if kind == 0:
         cv2.rectangle(canvas, (x - s, y - s), (x + s, y + s), color, -1)

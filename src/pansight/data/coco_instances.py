@@ -1,0 +1,196 @@
+"""COCO instances: polygons and run-length masks that may overlap (https://cocodataset.org/#format-data).
+
+The overlapping objects are in `Sample.instances`, crowds included. `Sample.truth` is a disjoint map of them,
+smaller ones painted over larger ones and all over crowds; what no object covers is void, or one stuff segment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hotcoco import mask as coco_mask
+from numpy.typing import NDArray
+
+from pansight.data.coco_panoptic import find_json, image_folders, read_coco_json
+from pansight.data.dataset import expect, first_folder, ids_tensor, image_tensor, safe_join
+from pansight.data.images import read_image
+from pansight.errors import PansightError, choice_error
+from pansight.ops.idmap import boxes_xyxy, paint_in_order, present_ids
+from pansight.types import Category, Instances, LabelSpace, PanopticSegmentation, Sample, Segment, palette_color
+
+
+class CocoInstances:
+    """Images with lists of objects.
+
+    background: "void", or "stuff" to make the uncovered pixels one segment of a class of that name.
+    Raises PansightError where the JSON has another shape than the format's; a sample raises it where its image is
+    missing, damaged or of another size than the JSON says, or an object's mask is malformed.
+    """
+
+    def __init__(
+        self,
+        json: str | Path,
+        images: str | Path,
+        background: str = "void",
+        content: dict[str, Any] | None = None,
+    ):
+        if background not in ("stuff", "void"):
+            raise choice_error("background", background, ("stuff", "void"))
+        self.json, self.images, self.background = Path(json), Path(images), background
+        content = read_coco_json(self.json) if content is None else content
+        self.labels = _labels(content["categories"], background, self.json)
+        self._known = {source: category.id for source, category in self.labels.by_source_id().items()}
+        self._rows: list[dict[str, Any]] = content["images"]
+        position: dict[str | int, int] = {}
+        for index, row in enumerate(self._rows):
+            expect(isinstance(row.get("id"), str | int), self.json, "an id (number or text) for every image", row)
+            safe_join(self.images, row.get("file_name"), self.json)
+            expect(all(isinstance(row.get(k), int) for k in ("height", "width")), self.json, "image sizes", row)
+            position[row["id"]] = index
+        if len(position) != len(self._rows):
+            raise PansightError(f"{self.json}: expected each image id once, found one repeated")
+        self._objects: list[list[dict[str, Any]]] = [[] for _ in self._rows]
+        for annotation in content["annotations"]:
+            self._check(annotation, position)
+            self._objects[position[annotation["image_id"]]].append(annotation)
+
+    def _check(self, annotation: dict[str, Any], position: dict[str | int, int]) -> None:
+        image_id, where = annotation.get("image_id"), f"{self.json}: annotation {annotation.get('id')}"
+        if not isinstance(image_id, str | int) or image_id not in position:
+            raise PansightError(f"{where}: expected a listed image, found image_id {image_id!r}")
+        if annotation.get("category_id") not in self._known:
+            raise PansightError(f"{where}: expected a listed category, found {annotation.get('category_id')!r}")
+        if not isinstance(annotation.get("segmentation"), list | dict) or not annotation["segmentation"]:
+            found = repr(annotation.get("segmentation"))[:40]
+            raise PansightError(f"{where}: expected polygons or a run-length mask in 'segmentation', found {found}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image_id(self, index: int) -> str | int:
+        return self._rows[index]["id"]
+
+    def file_name(self, index: int) -> str:
+        return self._rows[index]["file_name"]
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[index]
+        size = row["height"], row["width"]
+        image = read_image(self.images / row["file_name"], mask_size=size)
+        objects = self._objects[index]
+        masks = np.zeros((len(objects), *size), bool)  # (N, H, W)
+        for n, annotation in enumerate(objects):
+            where = f"{self.json}: annotation {annotation.get('id')}"
+            masks[n] = decode_segmentation(annotation["segmentation"], size, where)
+        keep = masks.any(axis=(1, 2))  # a polygon thinner than a pixel has no mask
+        objects = [annotation for annotation, kept in zip(objects, keep.tolist()) if kept]
+        masks = masks if keep.all() else masks[keep]
+        labels = [self._known[annotation["category_id"]] for annotation in objects]
+        crowds = [bool(annotation.get("iscrowd", 0)) for annotation in objects]
+        truth = self._disjoint(masks, labels, crowds)
+        instances = make_instances(masks, labels, crowds)
+        return Sample(image_tensor(image), truth, self.image_id(index), size, instances)
+
+    def _disjoint(self, masks: NDArray[np.bool_], labels: list[int], crowds: list[bool]) -> PanopticSegmentation:
+        """One id per pixel, n + 1 for object n; objects that are covered entirely have no segment."""
+        pixels = masks.sum(axis=(1, 2)).tolist()
+        order = sorted(range(len(labels)), key=lambda n: (not crowds[n], -pixels[n]))
+        ids = paint_in_order(masks, [n + 1 for n in range(len(labels))], order)
+        visible = set(present_ids(ids).tolist())
+        segments = [Segment(n + 1, labels[n], 1.0, crowds[n]) for n in range(len(labels)) if n + 1 in visible]
+        if self.background == "stuff" and 0 in visible:
+            number = len(labels) + 1
+            ids[ids == 0] = number
+            segments.append(Segment(number, len(self.labels) - 1))
+        return PanopticSegmentation(ids_tensor(ids), tuple(segments))
+
+
+def make_instances(masks: NDArray[np.bool_], labels: list[int], crowds: list[bool]) -> Instances:
+    """Truth from masks bool (N, H, W), none of them empty; boxes are the masks' own."""
+    boxes = [boxes_xyxy(mask.astype(np.int32))[1] for mask in masks]
+    return Instances(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),  # (N, 4)
+        torch.tensor(labels, dtype=torch.int64),
+        torch.ones(len(labels)),
+        torch.from_numpy(masks),
+        torch.tensor(crowds, dtype=torch.bool),
+    )
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
+    """Polygons ``[[x1, y1, …], …]``, or run lengths ``{size, counts}`` packed or not → 0/1 uint8 (H, W).
+
+    Raises PansightError where they are malformed or for another size.
+    """
+    height, width = size
+    if isinstance(segmentation, dict):
+        stated = segmentation.get("size")
+        if stated != [height, width]:
+            raise PansightError(f"{where}: expected a mask of size {[height, width]}, found {stated!r}")
+        counts = segmentation.get("counts")
+        if isinstance(counts, list):
+            total = sum(c for c in counts if isinstance(c, int))
+            if total != height * width or not all(isinstance(c, int) and c >= 0 for c in counts):
+                raise PansightError(f"{where}: expected run lengths of {height * width} pixels, found {total}")
+        elif not isinstance(counts, str):
+            raise PansightError(f"{where}: expected run lengths, found counts {counts!r:.60}")
+    else:
+        for polygon in segmentation:
+            good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+            if not good or not all(isinstance(v, int | float) for v in polygon):
+                raise PansightError(f"{where}: expected polygons of 3 or more x, y pairs, found {polygon!r:.60}")
+    try:
+        if isinstance(segmentation, list):
+            packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            packed = coco_mask.frPyObjects(segmentation, height, width)
+        else:
+            packed = segmentation
+        mask = coco_mask.decode(packed)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise PansightError(f"{where}: expected a mask, found one that cannot be decoded: {error}") from error
+    if mask.shape != size:
+        raise PansightError(f"{where}: expected a mask of size {[height, width]}, found {list(mask.shape)}")
+    return mask
+
+
+def _labels(categories: list[dict[str, Any]], background: str, source: Path) -> LabelSpace:
+    """All things, in the order of the file; with "stuff", a last class `background` under the next free source id."""
+    try:
+        things = LabelSpace.from_json([{**row, "isthing": 1} for row in categories])
+    except PansightError as error:
+        raise PansightError(f"{source}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise PansightError(f"{source}: expected categories with id and name, found {error}") from error
+    if background == "void":
+        return things
+    free = max(c.source_id for c in things) + 1
+    return LabelSpace([*things, Category(len(things), "background", False, palette_color(len(things)), free)])
+
+
+def open_coco_instances(
+    source: str | Path,
+    split: str | None = None,
+    json: str | Path | None = None,
+    images: str | Path | None = None,
+    background: str = "void",
+) -> CocoInstances:
+    """A data folder or an annotation file; the image folder is found in the usual places unless named.
+
+    Raises PansightError listing what was looked for.
+    """
+    root = Path(source)
+    if json is None and root.is_file():
+        json, root = root, root.parent.parent if root.parent.name == "annotations" else root.parent
+    file = Path(json) if json is not None else find_json(root, "instances", split)
+    if file is None:
+        part = f"instances_{split or '*'}*.json"
+        raise PansightError(f"{root}: expected annotations/{part} or {part} (COCO instances), found none")
+    content = read_coco_json(file)
+    if images is None:
+        name = str(safe_join(Path(), content["images"][0].get("file_name"), file))
+        images = first_folder(image_folders(root, file, "instances", split), name, "the first image", "images")
+    return CocoInstances(file, images, background, content)

@@ -1,0 +1,374 @@
+"""COCO panoptic: one JSON and RGB-coded PNGs (https://cocodataset.org/#format-data), read and written.
+
+Categories come out things first, then stuff, each in the order of the file; `source_id` keeps the file's own ids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pansight.data.dataset import Dataset, expect, first_folder, ids_tensor, image_tensor, part_names, safe_join
+from pansight.data.images import read_image, read_rgb_ids, write_png
+from pansight.errors import PansightError
+from pansight.files import read_json, write_text
+from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, ids_to_rgb, present_ids
+from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
+
+
+class CocoPanoptic:
+    """Images with a panoptic PNG each.
+
+    json: the annotation file. images, panoptic: folders of the images and of the PNGs. content: the parsed file, where
+    the caller has it already.
+    Raises PansightError, in one line, where the JSON has another shape than the format's; a sample raises it where its
+    files are missing or damaged, differ in size, or disagree with the JSON about the ids.
+    """
+
+    def __init__(
+        self, json: str | Path, images: str | Path, panoptic: str | Path, content: dict[str, Any] | None = None
+    ):
+        self.json, self.images, self.panoptic = Path(json), Path(images), Path(panoptic)
+        content = read_coco_json(self.json) if content is None else content
+        self.labels = things_first(content["categories"], self.json)
+        self._index(content)
+
+    def _index(self, content: dict[str, Any]) -> None:
+        """Check every row of the file once and keep it in a few flat arrays (118,000 images of COCO: about 15 MB)."""
+        known = {source: category.id for source, category in self.labels.by_source_id().items()}
+        names = _image_names(content["images"], self.json)
+        self._image_ids: list[str | int] = []
+        self._image_names: list[str] = []
+        self._png_names: list[str] = []
+        rows: list[tuple[int, int, bool]] = []
+        self._first = [0]
+        for annotation in content["annotations"]:
+            image_id = _image_id(annotation, names, self.json)
+            safe_join(self.panoptic, annotation.get("file_name"), self.json)
+            rows += _segment_rows(annotation, known, f"{self.json}: image {image_id}")
+            self._image_ids.append(image_id)
+            self._image_names.append(names[image_id])
+            self._png_names.append(annotation["file_name"])
+            self._first.append(len(rows))
+        missing = set(names) - set(self._image_ids)
+        if missing:
+            found = f"none for image {min(missing, key=str)} ({len(missing)} in all)"
+            raise PansightError(f"{self.json}: expected an annotation for every image, found {found}")
+        if len(set(self._image_ids)) != len(self._image_ids):
+            raise PansightError(f"{self.json}: expected one annotation per image, found an image_id twice")
+        self._rows = np.array(rows, np.int32).reshape(-1, 3)  # (S, 3): id, category, is_crowd
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def image_id(self, index: int) -> str | int:
+        return self._image_ids[index]
+
+    def file_name(self, index: int) -> str:
+        return self._image_names[index]
+
+    def __getitem__(self, index: int) -> Sample:
+        rows = self._rows[self._first[index] : self._first[index + 1]].tolist()
+        segments = tuple(Segment(number, category, 1.0, bool(crowd)) for number, category, crowd in rows)
+        png = self.panoptic / self._png_names[index]
+        ids = read_rgb_ids(png)
+        check_ids(ids, {s.id for s in segments}, png, self.json)
+        size = ids.shape[0], ids.shape[1]
+        image = read_image(self.images / self._image_names[index], mask_size=size)
+        return Sample(image_tensor(image), PanopticSegmentation(ids_tensor(ids), segments), self.image_id(index), size)
+
+
+def check_ids(ids: IdArray, listed: set[int], png: Path, json_file: Path) -> None:
+    """Raises PansightError unless the non-zero ids of a map are exactly the listed ones."""
+    present = set(present_ids(ids).tolist()) - {0}
+    if present == listed:
+        return
+    if present - listed:
+        raise PansightError(f"{png}: expected only ids that {json_file.name} lists, found {min(present - listed)}")
+    lost = min(listed - present)
+    raise PansightError(f"{png}: expected every id that {json_file.name} lists, found no pixel of {lost}")
+
+
+def read_coco_json(path: Path) -> dict[str, Any]:
+    """The file as JSON with its three lists, of which images and categories are not empty."""
+    content = read_json(path)
+    expect(
+        isinstance(content, dict), path, "a JSON object with images, annotations, categories", type(content).__name__
+    )
+    for key in ("images", "annotations", "categories"):
+        found = content.get(key, "nothing")
+        expect(isinstance(found, list), path, f"a list under {key!r}", found)
+        bad = next((row for row in found if not isinstance(row, dict)), None)
+        expect(bad is None, path, f"objects in {key!r}", bad)
+    if not content["images"]:
+        raise PansightError(f"{path}: expected images, found an empty data set")
+    if not content["categories"]:
+        raise PansightError(f"{path}: expected categories, found none")
+    return content
+
+
+def things_first(categories: list[dict[str, Any]], source: Path) -> LabelSpace:
+    """Things, then stuff, each in the order of the file."""
+    try:
+        ordered = sorted(categories, key=lambda row: 0 if row.get("isthing") else 1)
+        return LabelSpace.from_json(ordered)
+    except PansightError as error:
+        raise PansightError(f"{source}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise PansightError(f"{source}: expected categories with id, name, isthing, color, found {error}") from error
+
+
+def _image_names(images: list[dict[str, Any]], source: Path) -> dict[str | int, str]:
+    """image id → file name."""
+    names: dict[str | int, str] = {}
+    for row in images:
+        expect(isinstance(row.get("id"), str | int), source, "an id (number or text) for every image", row)
+        safe_join(source.parent, row.get("file_name"), source)
+        names[row["id"]] = row["file_name"]
+    if len(names) != len(images):
+        raise PansightError(f"{source}: expected each image id once, found {len(images) - len(names)} repeated")
+    return names
+
+
+def _image_id(annotation: dict[str, Any], names: dict[str | int, str], source: Path) -> str | int:
+    image_id = annotation.get("image_id")
+    if not isinstance(image_id, str | int) or image_id not in names:
+        raise PansightError(f"{source}: expected annotations of the listed images, found image_id {image_id!r}")
+    return image_id
+
+
+def _segment_rows(annotation: dict[str, Any], known: dict[int, int], where: str) -> list[tuple[int, int, bool]]:
+    """(id, category, is_crowd) of each segment of one annotation, checked."""
+    segments = annotation.get("segments_info")
+    if not isinstance(segments, list):
+        raise PansightError(f"{where}: expected a list segments_info (COCO panoptic), found {segments!r:.80}")
+    rows: list[tuple[int, int, bool]] = []
+    seen: set[int] = set()
+    for segment in segments:
+        if not isinstance(segment, dict):
+            raise PansightError(f"{where}: expected segments as objects, found {segment!r:.80}")
+        number, category = segment.get("id"), segment.get("category_id")
+        if not isinstance(number, int) or not 1 <= number <= MAX_ID:
+            raise PansightError(f"{where}: expected segment ids 1 … {MAX_ID}, found {number!r}")
+        if not isinstance(category, int) or category not in known:
+            raise PansightError(
+                f"{where}: segment {number}: expected a listed category, found category_id {category!r}"
+            )
+        if number in seen:
+            raise PansightError(f"{where}: expected each segment id once, found {number} twice")
+        seen.add(number)
+        rows.append((number, known[category], bool(segment.get("iscrowd", 0))))
+    return rows
+
+
+# --- where things are ------------------------------------------------------------------------------------------------
+
+
+def find_json(root: Path, prefix: str, split: str | None) -> Path | None:
+    """``prefix_train2017.json`` and the like in the usual places; None where there is none.
+
+    Without a split the only file is taken, else that of the training part. Raises PansightError where it is ambiguous.
+    """
+    places = (root / "annotations", root)
+    if split is None:
+        found = [
+            f for place in places for name in (f"{prefix}_*.json", f"{prefix}.json") for f in sorted(place.glob(name))
+        ]
+        if prefix == "panoptic":  # its PNGs lie beside it
+            found = [f for f in found if f.with_suffix("").is_dir()] or found
+        if len(found) <= 1:
+            return found[0] if found else None
+        split = "train"
+        if not any(_names_split(f, prefix, part_names(split)) for f in found):
+            names = ", ".join(f.name for f in found)
+            hint = "name it (json=FILE or split=NAME)"
+            raise PansightError(f"{root}: expected one {prefix}_*.json, found {names}; {hint}")
+    for place in places:
+        matching = [f for f in sorted(place.glob(f"{prefix}_*.json")) if _names_split(f, prefix, part_names(split))]
+        if matching:
+            return matching[0]
+    for part in part_names(split):
+        for name in (f"{prefix}.json", "_annotations.coco.json", "annotations.json"):
+            if (root / part / name).is_file():
+                return root / part / name
+    return None
+
+
+def _names_split(file: Path, prefix: str, parts: Iterable[str]) -> bool:
+    """instances_train2017.json names "train"; panoptic_training_v2.json does not name "train" but "training"."""
+    rest = file.stem[len(prefix) + 1 :]
+    return any(rest == part or (rest.startswith(part) and not rest[len(part)].isalpha()) for part in parts)
+
+
+def image_folders(root: Path, json_file: Path, prefix: str, split: str | None) -> list[Path]:
+    """Where the images of an annotation file may lie, likeliest first."""
+    rest = json_file.stem.removeprefix(prefix).lstrip("_")
+    names = [name for name in (rest, rest.rstrip("0123456789"), *part_names(split)) if name]
+    places = [p for name in names for p in (root / name, root / "images" / name, root / name / "images")]
+    common = [root / name for name in ("images", "input_images", "JPEGImages", "img", "")]
+    return [*places, *common, json_file.parent, json_file.parent / "images"]
+
+
+def open_coco_panoptic(
+    source: str | Path,
+    split: str | None = None,
+    json: str | Path | None = None,
+    images: str | Path | None = None,
+    panoptic: str | Path | None = None,
+) -> CocoPanoptic:
+    """A data folder or an annotation file; the folders of images and PNGs are found in the usual places unless named.
+
+    Raises PansightError listing what was looked for.
+    """
+    root = Path(source)
+    if json is None and root.is_file():
+        json, root = root, root.parent.parent if root.parent.name == "annotations" else root.parent
+    file = Path(json) if json is not None else find_json(root, "panoptic", split)
+    if file is None:
+        part = f"panoptic_{split or '*'}*.json"
+        raise PansightError(f"{root}: expected annotations/{part} or {part} (COCO panoptic), found none")
+    content = read_coco_json(file)
+    if images is None:
+        name = str(safe_join(Path(), content["images"][0].get("file_name"), file))
+        images = first_folder(image_folders(root, file, "panoptic", split), name, "the first image", "images")
+    if panoptic is None and content["annotations"]:
+        name = str(safe_join(Path(), content["annotations"][0].get("file_name"), file))
+        candidates = [
+            file.with_suffix(""),
+            root / file.stem,
+            root / "annotations" / file.stem,
+            root / "panoptic",
+            file.parent,
+        ]
+        panoptic = first_folder(candidates, name, "the first segmentation", "panoptic")
+    return CocoPanoptic(file, images, panoptic if panoptic is not None else file.with_suffix(""), content)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class PanopticWriter:
+    """Writes COCO panoptic as it comes: PNGs at once, the JSON at the end; all of it appears together or not at all.
+
+        with PanopticWriter("out/predictions.json", labels) as writer:
+            writer.add(139, "000000000139.jpg", segmentation)
+
+    The PNGs go to a folder named like the JSON without its suffix. Raises PansightError where one of the two exists and
+    `overwrite` is not set, and where a segmentation is not valid: ids and segments must agree.
+    """
+
+    def __init__(self, json: str | Path, labels: LabelSpace, overwrite: bool = False):
+        self.json, self.labels, self.overwrite = Path(json), labels, overwrite
+        self.folder = self.json.with_suffix("")
+        self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._png_names: set[str] = set()
+
+    def __enter__(self) -> PanopticWriter:
+        taken = [path for path in (self.json, self.folder) if path.exists()]
+        if taken and not self.overwrite:
+            raise PansightError(f"{taken[0]}: expected no such file or folder yet, found one; nothing was written")
+        try:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
+        except OSError as error:
+            raise PansightError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+        return self
+
+    def add(self, image_id: str | int, file_name: str, segmentation: PanopticSegmentation) -> None:
+        """One image, by the name of its file; the PNG takes its stem, with folders flattened."""
+        ids = segmentation.ids.cpu().numpy()
+        png_name = Path(file_name).with_suffix(".png").as_posix().replace("/", "_")
+        if png_name in self._png_names:  # a.jpg and a.png, or the like
+            png_name = f"{Path(png_name).stem}_{len(self._png_names)}.png"
+        check_ids(ids, {s.id for s in segmentation.segments}, self.folder / png_name, self.json)
+        write_png(self._partial / png_name, ids_to_rgb(ids))
+        self._png_names.add(png_name)
+        height, width = segmentation.size
+        self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        rows = segment_rows(segmentation, ids, self.labels)
+        self._annotations.append({"image_id": image_id, "file_name": png_name, "segments_info": rows})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _publish(self) -> None:
+        content = {"images": self._images, "annotations": self._annotations, "categories": self.labels.to_json()}
+        old = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old")
+        try:
+            if self.folder.exists():
+                self.folder.rename(old)
+            self._partial.rename(self.folder)
+            write_text(self.json, json.dumps(content))
+        except (OSError, PansightError) as error:
+            if old.exists():  # back to what was there
+                shutil.rmtree(self.folder, ignore_errors=True)
+                old.rename(self.folder)
+            elif not self._partial.exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if isinstance(error, PansightError):
+                raise
+            raise PansightError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def segment_rows(segmentation: PanopticSegmentation, ids: IdArray, labels: LabelSpace) -> list[dict[str, Any]]:
+    """``segments_info``: source category ids, areas and boxes [x, y, w, h] counted from the map, plain numbers."""
+    pixels, boxes = areas(ids), boxes_xyxy(ids)
+    rows: list[dict[str, Any]] = []
+    for segment in segmentation.segments:
+        x1, y1, x2, y2 = boxes[segment.id]
+        row: dict[str, Any] = {"id": segment.id, "category_id": labels[segment.category].source_id}
+        row |= {"area": pixels[segment.id], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(segment.is_crowd)}
+        rows.append(row if segment.score == 1.0 else row | {"score": float(segment.score)})
+    return rows
+
+
+def write_coco_panoptic(
+    json: str | Path,
+    items: Iterable[tuple[str | int, str, PanopticSegmentation]],
+    labels: LabelSpace,
+    overwrite: bool = False,
+) -> None:
+    """Every (image_id, file_name, segmentation) of `items` through a PanopticWriter."""
+    with PanopticWriter(json, labels, overwrite) as writer:
+        for image_id, file_name, segmentation in items:
+            writer.add(image_id, file_name, segmentation)
+
+
+def export_coco_panoptic(dataset: Dataset, folder: str | Path, split: str = "train", overwrite: bool = False) -> Path:
+    """Any data set as ``annotations/panoptic_SPLIT.json`` + PNGs + images as ``SPLIT/*.png``; returns the JSON's path.
+
+    Raises PansightError where the image folder or the annotations exist and `overwrite` is not set.
+    """
+    folder = Path(folder)
+    images, target = folder / split, folder / "annotations" / f"panoptic_{split}.json"
+    partial = folder / f".{split}.{os.getpid()}.tmp"
+    if images.exists() and not overwrite:
+        raise PansightError(f"{images}: expected no such folder yet, found one; nothing was written")
+    try:
+        with PanopticWriter(target, dataset.labels, overwrite) as writer:
+            for index in range(len(dataset)):
+                sample = dataset[index]
+                name = f"{Path(dataset.file_name(index)).with_suffix('').as_posix().replace('/', '_')}.png"
+                write_png(partial / name, sample.image.permute(1, 2, 0).numpy())
+                writer.add(sample.image_id, name, sample.truth)
+            shutil.rmtree(images, ignore_errors=True)
+            partial.rename(images)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target

@@ -1,0 +1,109 @@
+"""Folders of images and of PNGs whose pixel values number the objects of one class; 0 = background.
+
+Known layouts: ``images/`` + ``instances/`` (Data Science Bowl 2018 as 16-bit PNGs) and ``PNGImages/`` + ``PedMasks/``
+with ``*_mask.png`` (Penn-Fudan; palette PNGs, of which the indices count).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pansight.data.dataset import ids_tensor, image_tensor, part_names
+from pansight.data.images import IMAGE_SUFFIXES, read_image, read_index_png
+from pansight.errors import PansightError, choice_error
+from pansight.ops.idmap import present_ids
+from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
+
+LAYOUTS = (("images", "instances", "object"), ("PNGImages", "PedMasks", "pedestrian"))
+"""(image folder, mask folder, class name unless one is given)."""
+
+
+class InstancePng:
+    """Images with a PNG each, of the same stem or of that stem + ``_mask``.
+
+    thing: name of the class. background: "stuff" makes the zeros one segment of a class `background`, "void" leaves
+    them void. Raises PansightError where an image lacks its PNG or the reverse, or there is none at all.
+    """
+
+    def __init__(self, images: str | Path, masks: str | Path, thing: str = "object", background: str = "stuff"):
+        if background not in ("stuff", "void"):
+            raise choice_error("background", background, ("stuff", "void"))
+        self.images, self.masks, self.background = Path(images), Path(masks), background
+        self.labels = LabelSpace.from_names([thing], ["background"] if background == "stuff" else [])
+        for folder in (self.images, self.masks):
+            if not folder.is_dir():
+                raise PansightError(f"{folder}: expected a folder of images, found none")
+        files = {f.stem: f for f in sorted(self.images.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES}
+        masks_by_stem = {f.stem.removesuffix("_mask"): f for f in sorted(self.masks.glob("*.png"))}
+        if not files:
+            raise PansightError(f"{self.images}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
+        for stem in sorted(files.keys() ^ masks_by_stem.keys()):
+            if stem in files:
+                raise PansightError(f"{files[stem]}: expected {self.masks.name}/{stem}[_mask].png, found no such file")
+            raise PansightError(f"{masks_by_stem[stem]}: expected an image {self.images.name}/{stem}.*, found none")
+        self._pairs = [(files[stem], masks_by_stem[stem]) for stem in sorted(files)]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def image_id(self, index: int) -> str:
+        """The name of the file without its suffix."""
+        return self._pairs[index][0].stem
+
+    def file_name(self, index: int) -> str:
+        return self._pairs[index][0].name
+
+    def __getitem__(self, index: int) -> Sample:
+        image_file, mask_file = self._pairs[index]
+        ids = read_index_png(mask_file)
+        size = ids.shape[0], ids.shape[1]
+        image = read_image(image_file, mask_size=size)
+        numbers = [int(n) for n in present_ids(ids) if n != 0]
+        segments = [Segment(n, 0) for n in numbers]
+        if self.background == "stuff":
+            empty = ids == 0
+            if empty.any():
+                number = max(numbers, default=0) + 1
+                ids = np.where(empty, np.int32(number), ids)
+                segments.append(Segment(number, 1))
+        truth = PanopticSegmentation(ids_tensor(ids), tuple(segments))
+        return Sample(image_tensor(image), truth, self.image_id(index), size)
+
+
+def find_layout(root: Path, split: str | None) -> tuple[Path, Path, str] | None:
+    """(images, masks, class name) of the first known layout in root/SPLIT; without a split, in root or root/train."""
+    names = part_names(split) if split is not None else part_names("train")
+    places = [root / name for name in names] if split is not None else [root, *(root / name for name in names)]
+    for place in places:
+        for images, masks, thing in LAYOUTS:
+            if (place / images).is_dir() and (place / masks).is_dir():
+                return place / images, place / masks, thing
+    return None
+
+
+def open_instance_png(
+    source: str | Path,
+    split: str | None = None,
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    thing: str | None = None,
+    background: str = "stuff",
+) -> InstancePng:
+    """A data folder; `images` and `masks` name its two sub-folders where they are called otherwise.
+
+    Raises PansightError listing what was looked for.
+    """
+    root = Path(source)
+    if (images is None) != (masks is None):
+        raise PansightError(f"{root}: expected both images= and masks=, or neither; found one")
+    if images is not None and masks is not None:
+        place = next((root / part for part in part_names(split) if (root / part).is_dir()), root)
+        return InstancePng(place / images, place / masks, thing or "object", background)
+    found = find_layout(root, split)
+    if found is None:
+        layouts = " or ".join(f"{a}/ + {b}/" for a, b, _ in LAYOUTS)
+        where = f"{root}/{split}" if split else str(root)
+        raise PansightError(f"{where}: expected {layouts} (instance PNGs), found neither")
+    return InstancePng(found[0], found[1], thing or found[2], background)
