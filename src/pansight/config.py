@@ -1,0 +1,344 @@
+"""Everything that decides a run: four flat dataclasses, read from TOML, overridden by dotted keys.
+
+``Config`` is what ``config.toml`` in a run folder holds. No model, layer or data set takes one: the engine and the
+command line read the numbers and pass them on. Values of 0 or "auto" are chosen from the data and the machine
+(``pansight.engine.automatic``), printed, and written out as the figures that were used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from pansight.errors import PansightError, choice_error
+from pansight.files import write_text
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "poly", "step", "constant")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and what it starts from."""
+
+    name: str = "panoptic_fpn"
+    """A system; `pansight models` lists them."""
+    backbone: str = "auto"
+    """Any timm backbone by name; auto: the model's own default."""
+    pretrained: str = "auto"
+    """Weights of the backbone: none, timm (downloaded), packaged (EfficientNet-Lite0); auto: the model's default."""
+    weights: str = ""
+    """Fine-tune from this run folder, saved model or official checkpoint; classes are kept by name."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the model's builder, as `--model.options.NAME VALUE`; `pansight models NAME` lists them."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images and their truth come from."""
+
+    source: str = ""
+    """A folder, a JSON file or the name of a built-in data set; `pansight datasets` lists the formats."""
+    format: str = "auto"
+    """The format of the source; auto: found out by looking."""
+    split: str = ""
+    """The part to train on, where the source has parts; empty: train, or all there is."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the reader, as `--data.options.NAME VALUE`."""
+    validation_source: str = ""
+    """Where the validation images are; empty: the same source."""
+    validation_split: str = ""
+    """The part to validate on; empty: val, or a part split off the training images where there is none."""
+    validation_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the validation reader, over those of `options`."""
+    validation_fraction: float = 0.1
+    """The share of images that is split off for validation where the source has no such part."""
+    workers: int = -1
+    """Processes that load images; -1: chosen from the machine, 0: none."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.validation_fraction < 1, "data.validation_fraction", "a value between 0 and 1", self)
+        _check(self.workers >= -1, "data.workers", "-1, 0 or more", self)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to a training image, in this order."""
+
+    scale: tuple[float, ...] = (1.0, 1.0)
+    """Resize by a random factor between these two (of the model's size, or of the file's where `crop` is set)."""
+    crop: int = 0
+    """Cut or pad to a square of this many pixels; 0: whole images, resized by the model's rule."""
+    short_sides: tuple[int, ...] = ()
+    """Without `crop`: draw the short side from these instead of the model's own."""
+    hflip: float = 0.5
+    """Probability of a left-right flip."""
+    vflip: float = 0.0
+    """Probability of an upside-down flip."""
+    rot90: bool = False
+    """Turn by 0, 90, 180 or 270 degrees."""
+    photometric: float = 0.0
+    """Probability of changed brightness, contrast, saturation and hue."""
+    elastic: float = 0.0
+    """Probability of an elastic deformation."""
+
+    def __post_init__(self) -> None:
+        ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
+        _check(ordered, "augment.scale", "two positive factors, the smaller first", self)
+        _check(self.crop >= 0, "augment.crop", "0 or more pixels", self)
+        for name in ("hflip", "vflip", "photometric", "elastic"):
+            _check(0 <= getattr(self, name) <= 1, f"augment.{name}", "a probability", self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 0
+    """Optimiser steps; 0: chosen from the number of images."""
+    batch_size: int = 0
+    """Images a step, over all processes; 0: chosen from the image size and the machine."""
+    accumulate: int = 1
+    """Parts that the batch of a process is computed in, to save memory; the result is the same."""
+    optimizer: str = "adamw"
+    """adamw or sgd (with momentum)."""
+    lr: float = 0.0
+    """Peak learning rate; 0: chosen from the optimiser and the batch size."""
+    backbone_lr_factor: float = 1.0
+    """The backbone's learning rate as a share of `lr`."""
+    weight_decay: float = 1e-4
+    """Decay of weights; never of normalisation layers."""
+    decay_biases: bool = False
+    """Decay biases too, as detectron2 does."""
+    momentum: float = 0.9
+    """For sgd."""
+    schedule: str = "cosine"
+    """cosine, poly, step or constant: the learning rate over the run."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly to its peak."""
+    warmup_factor: float = 0.001
+    """The share of the peak that warm-up starts from."""
+    milestones: tuple[float, ...] = (0.667, 0.889)
+    """For schedule step: the shares of the run after which the rate is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """For schedule step."""
+    power: float = 0.9
+    """For schedule poly: (1 - progress) ** power."""
+    final_lr_factor: float = 0.0
+    """For cosine and poly: the share of the peak rate at the end."""
+    clip_norm: float = 0.0
+    """Largest gradient norm (L2, all parameters); 0: no clipping."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which is then what is evaluated and saved; 0: no average."""
+    precision: str = "auto"
+    """fp32, bf16 or fp16 (autocast); auto: bf16 where the machine computes in it, else fp32."""
+    channels_last: bool = True
+    """Weights and images in channels-last memory: faster convolutions, the same result."""
+    freeze: tuple[str, ...] = ()
+    """Parameters whose names start so are not trained, e.g. backbone."""
+    evaluate_every: int = 0
+    """Steps between evaluations, which also choose the best checkpoint; 0: at the end only."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints to resume from; 0: at the end only."""
+    max_minutes: float = 0.0
+    """Stop after this long; schedules then follow the clock where it is ahead of the steps. 0: no limit."""
+    seed: int = 0
+    """Of weights, order of images, augmentation and sampling."""
+    log_every: int = 20
+    """Steps between lines in metrics.jsonl and in the trackers."""
+    trackers: tuple[str, ...] = ("auto",)
+    """tensorboard, wandb, mlflow … as Accelerate names them; auto: tensorboard where installed."""
+    deterministic: bool = False
+    """Repeat bit for bit on an accelerator too, more slowly; on the CPU a run always does."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise choice_error(f"train.{name}", getattr(self, name), known)
+        for name in ("steps", "batch_size", "lr", "weight_decay", "warmup_steps", "clip_norm", "max_minutes"):
+            _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
+        for name in ("evaluate_every", "checkpoint_every", "backbone_lr_factor", "final_lr_factor"):
+            _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
+        for name in ("accumulate", "log_every"):
+            _check(getattr(self, name) >= 1, f"train.{name}", "1 or more", self)
+        _check(0 <= self.ema_decay < 1, "train.ema_decay", "at least 0 and below 1", self)
+        rising = list(self.milestones) == sorted(self.milestones) and all(0 < m <= 1 for m in self.milestones)
+        _check(rising, "train.milestones", "rising shares of the run between 0 and 1", self)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measuring and predicting."""
+
+    batch_size: int = 1
+    """Images at once; their padding may change results in the last digits."""
+    thresholds: dict[str, Any] = field(default_factory=dict)
+    """Thresholds of the model's decode, as `--evaluate.thresholds.NAME VALUE`; left out: the model's own."""
+    precision: str = "auto"
+    """fp32, bf16 or fp16 (autocast); auto: as in training, fp32 for saved models."""
+    channels_last: bool = True
+    """Channels-last memory."""
+    limit: int = 0
+    """Only the first so many images; 0: all."""
+    sheet: int = 6
+    """How many of the best and of the worst images the report shows."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise choice_error("evaluate.precision", self.precision, PRECISIONS)
+        _check(self.batch_size >= 1, "evaluate.batch_size", "1 or more", self)
+        for name in ("limit", "sheet"):
+            _check(getattr(self, name) >= 0, f"evaluate.{name}", "0 or more", self)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run: ``[model]``, ``[data]``, ``[augment]``, ``[train]`` and ``[evaluate]`` of a TOML file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; tuples become lists."""
+        return {name: _plain(section) for name, section in asdict(self).items()}
+
+    def save(self, path: str | Path, heading: str = "") -> None:
+        """Write TOML that ``read_config`` turns into an equal Config; `heading` lines come first, as comments."""
+        comment = "".join(f"# {line}\n" for line in heading.splitlines())
+        write_text(path, comment + tomli_w.dumps(self.to_dict()))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Raises PansightError where the file is missing or no TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PansightError(f"{path}: no such file; expected TOML") from error
+    except OSError as error:
+        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PansightError(f"{path}: expected TOML, found {error}") from error
+
+
+def read_config(path: str | Path) -> Config:
+    """A Config from a TOML file; keys left out have their defaults. Errors name the file."""
+    try:
+        return override(Config(), read_toml(path))
+    except PansightError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise PansightError(f"{path}: {error}") from error
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """A new Config with `values` over it: nested ``{"train": {"steps": 5}}`` or dotted ``{"train.steps": "5"}``.
+
+    Texts are converted to the type of the field; dictionaries of options are merged, not replaced.
+    Raises PansightError for an unknown key, listing what exists, and for a value of the wrong type.
+    """
+    for key, value in flatten(values).items():
+        section_name, _, rest = key.partition(".")
+        section = _field(config, section_name, key)
+        name, _, option = rest.partition(".")
+        if not name:
+            raise PansightError(f"{key}: expected settings as {key}.NAME, found {value!r}")
+        current = _field(section, name, key)
+        kind = get_type_hints(type(section))[name]
+        if get_origin(kind) is dict:
+            if not option:
+                raise PansightError(f"{key}: expected options as {key}.NAME, found {value!r}")
+            new: Any = {**current, option: _guess(value)}
+        elif option:
+            raise PansightError(f"{key}: unknown key; {section_name}.{name} is a single value")
+        else:
+            new = _convert(value, kind, key)
+        config = replace(config, **{section_name: replace(section, **{name: new})})
+    return config
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"train": {"steps": 5}}`` → ``{"train.steps": 5}``; a section's option tables end at their names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        # options that are tables themselves (depth 3) stay whole
+        if isinstance(value, Mapping) and name.count(".") < 2:
+            flat.update(flatten(value, name + "."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def _field(section: Any, name: str, key: str) -> Any:
+    known = [f.name for f in fields(section)]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise PansightError(f"{key}: unknown key {name!r}{hint}; known: {', '.join(known)}")
+    return getattr(section, name)
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    """`value` as the type `kind` (int, float, bool, str or tuple of one of them)."""
+    if get_origin(kind) is tuple:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",")] if value.strip() else []
+        if not isinstance(value, list | tuple):
+            raise PansightError(f"{key}: expected a list, found {value!r}")
+        return tuple(_convert(v, get_args(kind)[0], key) for v in value)
+    error = PansightError(f"{key}: expected {_KINDS[kind]}, found {value!r}")
+    if kind is str:
+        if not isinstance(value, str | Path):
+            raise error
+        return str(value)
+    if kind is bool:
+        words = {"true": True, "false": False, "yes": True, "no": False}
+        found = words.get(value.lower()) if isinstance(value, str) else value
+        if not isinstance(found, bool):
+            raise error
+        return found
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise error
+    try:
+        number = float(value)
+    except ValueError:
+        raise error from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise error
+    if kind is int and number != int(number):
+        raise error
+    return int(value) if kind is int and not isinstance(value, str) else kind(number)
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _guess(value: Any) -> Any:
+    """An option's value: texts from the command line are read as TOML where they are TOML, else kept as texts."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _check(ok: bool, key: str, expected: str, section: Any) -> None:
+    if not ok:
+        raise PansightError(f"{key}: expected {expected}, found {getattr(section, key.partition('.')[2])!r}")
