@@ -1,0 +1,272 @@
+"""Box and mask average precision: the twelve COCO figures, equal to pycocotools' (spec 08), computed by hotcoco.
+
+Objects are kept as boxes and run-length codes, never as masks. The truth comes from `Sample.instances` where
+annotations overlap, else from the thing segments of `Sample.truth`. Sizes small | medium | large are told by the area
+of the mask (of the box, where there is no mask), since a Sample does not carry the `area` field of a file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+from hotcoco import mask as rle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pansight.errors import PansightError
+from pansight.types import Instances, LabelSpace, PanopticSegmentation, Prediction, Sample
+
+_Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+
+
+class _Objects(NamedTuple):
+    """N objects of one image, lean: what a mask takes is its run-length code."""
+
+    boxes_xywh: NDArray[np.float64]  # (N, 4), pixels
+    labels: NDArray[np.int64]  # (N,)
+    scores: NDArray[np.float64]  # (N,)
+    crowd: NDArray[np.bool_]  # (N,)
+    codes: tuple[str, ...] | None  # COCO's compressed run lengths; None: boxes only
+
+
+class _Image(NamedTuple):
+    image_id: str | int
+    size: tuple[int, int]  # (H, W)
+    truth: _Objects
+    prediction: _Objects
+
+
+def segment_codes(ids: Tensor) -> dict[int, str]:
+    """COCO's compressed run-length code of every non-zero id of a map: one pass, no mask is made.
+
+    ids: integer (H, W).
+    """
+    height, width = ids.shape
+    flat = np.ascontiguousarray(ids.detach().cpu().numpy().T).ravel()  # (W·H,) column after column, as COCO counts
+    starts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(flat[1:] != flat[:-1]) + 1])[: flat.size]
+    ends = np.append(starts[1:], flat.size)[: starts.size]
+    values = flat[starts]
+    order = np.argsort(values, kind="stable")
+    groups = np.flatnonzero(np.diff(values[order], prepend=-1))  # (ids,) where each id's runs begin in `order`
+    codes: dict[int, str] = {}
+    for runs in np.split(order, groups[1:]) if flat.size else ():
+        value = int(values[runs[0]])
+        if value == 0:
+            continue
+        edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()  # start, end, start, end …
+        counts = np.diff(edges, prepend=0, append=flat.size)  # zeros, ones, zeros …
+        counts = counts[:-1] if counts[-1] == 0 else counts
+        code = rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        codes[value] = _text(code["counts"])
+    return codes
+
+
+class AveragePrecision:
+    """Gathers objects over images; `compute` gives box figures, and mask figures where both sides have masks.
+
+    max_detections: the objects of an image and class that count, by score: 100 for COCO, 400 for crowded images.
+    Models that predict no instances leave it empty: `compute` then gives {}.
+    """
+
+    def __init__(self, labels: LabelSpace, max_detections: int = 100):
+        if max_detections <= 10:  # recall is also told for the first 1 and 10
+            raise PansightError(f"average precision: expected max_detections above 10, found {max_detections}")
+        self.labels = labels
+        self.max_detections = max_detections
+        self._images: list[_Image] = []
+        self._without = 0
+
+    def update(self, prediction: Prediction, truth: Sample) -> None:
+        """Add one image. Raises PansightError, naming the image, where a mask has another size than the truth."""
+        if prediction.instances is None:
+            self._without += 1
+            return
+        size = truth.truth.size
+        masks = prediction.instances.masks
+        if masks is not None and tuple(masks.shape[1:]) != size:
+            found = tuple(masks.shape[1:])
+            raise PansightError(f"image {truth.image_id}: expected predicted masks of {size}, found {found} (H, W)")
+        if truth.instances is not None:
+            objects = _from_instances(truth.instances)
+        else:
+            objects = _from_segments(truth.truth, self.labels)
+        found = self._strongest(_from_instances(prediction.instances))
+        self._images.append(_Image(truth.image_id, size, objects, found))
+
+    def _strongest(self, objects: _Objects) -> _Objects:
+        """Only what can count is kept: the best max_detections of each class, in the order given."""
+        keep = np.zeros(len(objects.labels), bool)
+        for label in np.unique(objects.labels):
+            rows = np.flatnonzero(objects.labels == label)
+            keep[rows[np.argsort(-objects.scores[rows], kind="stable")[: self.max_detections]]] = True
+        if keep.all():
+            return objects
+        codes = None if objects.codes is None else tuple(c for c, k in zip(objects.codes, keep) if k)
+        return _Objects(
+            objects.boxes_xywh[keep], objects.labels[keep], objects.scores[keep], objects.crowd[keep], codes
+        )
+
+    def compute(self) -> dict[str, Any]:
+        """`box` and (with masks) `mask` → ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium
+        ar_large; `per_class` by source id → name, box, mask (their AP); `max_detections`.
+
+        Fractions 0..1, None where the truth has no object of that kind. With another max_detections than 100 the last
+        of the three plain recalls is named after it: ar400.
+        """
+        if not self._images:
+            return {}
+        if self._without:
+            raise PansightError(
+                f"average precision: expected objects for every image, found none for {self._without} images"
+            )
+        things = self.labels.things
+        images = sorted(self._images, key=lambda i: (isinstance(i.image_id, str), i.image_id))  # order decides ties
+        sides = [objects for image in images for objects in (image.truth, image.prediction)]
+        masked = all(o.codes is not None or not len(o.labels) for o in sides)
+        masked &= any(image.prediction.codes is not None for image in images)
+        kinds = ("box", "mask") if masked else ("box",)
+        result: dict[str, Any] = {}
+        per_class: dict[str, dict[str, Any]] = {str(c.source_id): {"name": c.name} for c in things}
+        for kind in kinds:
+            precision, recall = _evaluate(images, self.labels, kind == "mask", self.max_detections)
+            result[kind] = _twelve_figures(precision, recall, self.max_detections)
+            for k, c in enumerate(things):
+                per_class[str(c.source_id)][kind] = _mean_known(precision[:, :, k, 0, 2])
+        return result | {"per_class": per_class, "max_detections": self.max_detections}
+
+    def merge(self, other: AveragePrecision) -> None:
+        """Add what another process gathered. Raises PansightError for another label space or max_detections."""
+        if other.labels != self.labels or other.max_detections != self.max_detections:
+            raise PansightError("average precision: expected equal labels and max_detections on both sides of a merge")
+        self._images += other._images
+        self._without += other._without
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was gathered, as plain values and numpy arrays."""
+        images = [
+            {**image._asdict(), "truth": image.truth._asdict(), "prediction": image.prediction._asdict()}
+            for image in self._images
+        ]
+        return {"images": images, "without": self._without}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace what was gathered by a `state_dict`."""
+        self._images = [
+            _Image(i["image_id"], tuple(i["size"]), _Objects(**i["truth"]), _Objects(**i["prediction"]))
+            for i in state["images"]
+        ]
+        self._without = int(state["without"])
+
+
+def _from_instances(instances: Instances) -> _Objects:
+    boxes_xyxy = instances.boxes_xyxy.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
+    boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+    codes = None
+    if instances.masks is not None:
+        masks = instances.masks.detach().cpu().bool().numpy()  # (N, H, W)
+        codes = tuple(_text(rle.encode(cast(_Mask, mask))["counts"]) for mask in masks)
+    crowd = np.zeros(len(instances), bool)
+    if instances.is_crowd is not None:
+        crowd = instances.is_crowd.detach().cpu().numpy().astype(bool)
+    labels = instances.labels.detach().cpu().numpy().astype(np.int64)
+    scores = instances.scores.detach().cpu().numpy().astype(np.float64)
+    return _Objects(boxes_xywh, labels, scores, crowd, codes)
+
+
+def _from_segments(truth: PanopticSegmentation, labels: LabelSpace) -> _Objects:
+    """The thing segments of a map that have a pixel, with the boxes of their masks."""
+    codes = segment_codes(truth.ids)
+    things = [s for s in truth.segments if labels[s.category].is_thing and s.id in codes]
+    size = list(truth.size)
+    boxes = [rle.to_bbox({"size": size, "counts": codes[s.id]}) for s in things]
+    return _Objects(
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array([s.category for s in things], np.int64),
+        np.ones(len(things)),
+        np.array([s.is_crowd for s in things], bool),
+        tuple(codes[s.id] for s in things),
+    )
+
+
+def _evaluate(
+    images: list[_Image], labels: LabelSpace, masks: bool, max_detections: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """COCO's tables: precision (10 IoUs, 101 recalls, classes, 4 sizes, 3 limits) and recall (10, classes, 4, 3).
+
+    −1 where the truth has no object. Image k gets the id k + 1, class c the id c + 1.
+    """
+    truth_rows: list[dict[str, Any]] = []
+    found_rows: list[dict[str, Any]] = []
+    for number, image in enumerate(images, 1):
+        truth_rows += _rows(image.truth, number, image.size, masks, truth=True)
+        found_rows += _rows(image.prediction, number, image.size, masks, truth=False)
+    for number, row in enumerate(truth_rows, 1):
+        row["id"] = number
+    truth = COCO(
+        {
+            "images": [{"id": n, "height": i.size[0], "width": i.size[1]} for n, i in enumerate(images, 1)],
+            "categories": [{"id": c.id + 1, "name": c.name} for c in labels.things],
+            "annotations": truth_rows,
+        }
+    )
+    evaluation = COCOeval(truth, truth.load_res(found_rows), "segm" if masks else "bbox")
+    evaluation.params.max_dets = [1, 10, max_detections]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "hotcoco: max_dets differ", UserWarning)  # meant: the name of the key says it
+        evaluation.evaluate()
+        evaluation.accumulate()
+    tables = cast(dict[str, Any], evaluation.eval)
+    return np.asarray(tables["precision"], np.float64), np.asarray(tables["recall"], np.float64)
+
+
+def _rows(objects: _Objects, number: int, size: tuple[int, int], masks: bool, truth: bool) -> list[dict[str, Any]]:
+    """COCO annotations (truth) or results of one image.
+
+    Results carry a mask or a box, never both: COCO takes a result's area from the box wherever there is one.
+    """
+    rows: list[dict[str, Any]] = []
+    for n, (box, label) in enumerate(zip(objects.boxes_xywh.tolist(), objects.labels.tolist())):
+        row: dict[str, Any] = {"image_id": number, "category_id": label + 1}
+        code = None if objects.codes is None else {"size": list(size), "counts": objects.codes[n]}
+        if masks:
+            row["segmentation"] = code
+        if truth:
+            area = box[2] * box[3] if code is None else float(rle.area(code))
+            row |= {"bbox": box, "area": area, "iscrowd": int(objects.crowd[n])}
+        else:
+            row["score"] = float(objects.scores[n])
+            if not masks:
+                row["bbox"] = box
+        rows.append(row)
+    return rows
+
+
+def _twelve_figures(
+    precision: NDArray[np.float64], recall: NDArray[np.float64], max_detections: int
+) -> dict[str, float | None]:
+    """COCO's summary from its tables; IoU .50 is row 0, .75 row 5; sizes all, small, medium, large."""
+    figures = {
+        "ap": _mean_known(precision[:, :, :, 0, 2]),
+        "ap50": _mean_known(precision[0, :, :, 0, 2]),
+        "ap75": _mean_known(precision[5, :, :, 0, 2]),
+    }
+    figures |= {f"ap_{size}": _mean_known(precision[:, :, :, n, 2]) for n, size in enumerate(_SIZES, 1)}
+    limits = (1, 10, max_detections)
+    figures |= {f"ar{limit}": _mean_known(recall[:, :, 0, n]) for n, limit in enumerate(limits)}
+    return figures | {f"ar_{size}": _mean_known(recall[:, :, n, 2]) for n, size in enumerate(_SIZES, 1)}
+
+
+_SIZES = ("small", "medium", "large")
+"""Areas up to 32², up to 96², and above, in pixels."""
+
+
+def _mean_known(table: NDArray[np.float64]) -> float | None:
+    known = table[table > -1]
+    return float(known.mean()) if known.size else None
+
+
+def _text(counts: object) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
