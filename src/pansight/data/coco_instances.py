@@ -85,9 +85,9 @@ class CocoInstances:
         for n, annotation in enumerate(objects):
             where = f"{self.json}: annotation {annotation.get('id')}"
             masks[n] = decode_segmentation(annotation["segmentation"], size, where)
-        keep = masks.any(axis=(1, 2))  # a polygon thinner than a pixel has no mask
-        objects = [annotation for annotation, kept in zip(objects, keep.tolist()) if kept]
-        masks = masks if keep.all() else masks[keep]
+        keep = [n for n, mask in enumerate(masks) if mask.any()]  # a polygon thinner than a pixel has no mask
+        if len(keep) < len(objects):
+            objects, masks = [objects[n] for n in keep], masks[keep]
         labels = [self._known[annotation["category_id"]] for annotation in objects]
         crowds = [bool(annotation.get("iscrowd", 0)) for annotation in objects]
         truth = self._disjoint(masks, labels, crowds)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.ops.idmap import IdArray
 from pansight.types import LabelSpace, Sample
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -81,7 +80,7 @@ def split_dataset(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tup
     return Subset(dataset, sorted(order[count:].tolist())), Subset(dataset, sorted(order[:count].tolist()))
 
 
-def image_tensor(image: NDArray[np.uint8]) -> Tensor:
+def image_tensor(image: NDArray[Any]) -> Tensor:
     """uint8 (H, W, 3) → a (3, H, W) view of the same memory, so that OpenCV can take it back without a copy."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
 
@@ -91,7 +90,7 @@ def image_array(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # (3, H, W) → (H, W, 3)
 
 
-def ids_tensor(ids: IdArray) -> Tensor:
+def ids_tensor(ids: NDArray[Any]) -> Tensor:
     """int32 (H, W) array → tensor of the same memory."""
     return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int32))
 

@@ -6,7 +6,8 @@ palette is looked up, 16 bits keep their upper 8 (the full range is assumed, as 
 
 Orientation. A camera's EXIF tag says how to turn the stored pixels; viewers and annotation tools do. So do we, unless
 the truth disagrees: `read_image(..., mask_size=...)` leaves the stored pixels alone where their size fits the
-annotation and the turned size does not (sets such as COCO are annotated on the stored pixels of some photos).
+annotation and the turned size does not (sets such as COCO are annotated on the stored pixels of some photos). The
+orientation tag of TIFF files is not followed: microscopes and scanners store what they mean.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import io
 import struct
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pansight.errors import PansightError
 from pansight.files import replacing
@@ -138,6 +139,8 @@ def _other_header(data: bytes, name: str | Path) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
             with Image.open(io.BytesIO(data)) as image:
+                if isinstance(image, TiffImagePlugin.TiffImageFile):  # as stored: PIL has turned its width and height
+                    return Header("other", int(image.tag_v2[257]), int(image.tag_v2[256]), 1, 0)
                 return Header("other", image.height, image.width, int(image.getexif().get(0x0112, 1)), 0)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         found = f"{len(data)} bytes of another kind" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -165,10 +168,13 @@ def decode_image(data: bytes, name: str | Path, mask_size: tuple[int, int] | Non
     return _turn(_decode_rgb(data, header, name), turn)
 
 
-def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[np.uint8]:
+def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
     if header.kind == "jpeg" and data.rfind(b"\xff\xd9") < header.frame_at:
         # the decoder fills what is missing with grey and says nothing
         raise PansightError(f"{name}: expected a whole JPEG, found no end marker (truncated)")
+    if header.kind == "png" and data.rfind(b"IEND") < 0:
+        raise PansightError(f"{name}: expected a whole PNG, found no end chunk (truncated)")
+    image: NDArray[Any] | None
     try:
         if header.kind == "jpeg" and header.channels in (1, 3):
             image = imagecodecs.jpeg8_decode(data)
@@ -176,7 +182,7 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[np.uin
             image = imagecodecs.png_decode(data)
         else:
             flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            image = cast(Any, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     except (RuntimeError, ValueError, cv2.error) as error:
         raise PansightError(f"{name}: expected a whole image, found: {_one_line(error)}") from error
     if image is None:
@@ -190,7 +196,7 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[np.uin
     return image if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
 
 
-def _turn(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Undo an EXIF orientation (TIFF 6, tag 274)."""
     if orientation == 1:
         return image
@@ -219,6 +225,8 @@ def read_index_png(path: str | Path) -> IdArray:
     header = read_header(data, path)
     if header.kind != "png" or header.png_color not in (PNG_GREY, PNG_PALETTE):
         raise PansightError(f"{path}: expected a PNG with one channel of instance ids, found {_describe(header)}")
+    if data.rfind(b"IEND") < 0:
+        raise PansightError(f"{path}: expected a whole PNG, found no end chunk (truncated)")
     try:
         if header.png_color == PNG_PALETTE or header.bits < 8:
             with Image.open(io.BytesIO(data)) as image:

@@ -69,7 +69,8 @@ def present_ids(ids: IdArray) -> IdArray:
     if not flat.size:
         return flat.copy()
     last = np.flatnonzero(flat[1:] != flat[:-1])  # last pixel of each run but the final one
-    return np.unique(np.append(flat[last], flat[-1]))
+    ordered = np.sort(np.append(flat[last], flat[-1]))
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])]
 
 
 def areas(ids: IdArray) -> dict[int, int]:

@@ -1,0 +1,269 @@
+"""From samples to batches: padded, uint8, in channels_last memory, and the same whatever the number of workers.
+
+A training batch is a pure function of (seed, step, rank): the order of an epoch is a permutation drawn from
+(seed, epoch), and the augmentation of a sample is drawn from (seed, its position in the stream). So a run resumes at
+any step without any state of the loader, and the ranks of a distributed run share out one and the same global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pansight.data.dataset import Dataset
+from pansight.data.transforms import Transform, resize_image
+from pansight.errors import PansightError
+from pansight.ops.resize import ResizeRule
+from pansight.types import Batch, Instances, PanopticSegmentation, Sample
+
+ORDER, AUGMENTATION = 0, 1  # the streams of random numbers that a seed is split into
+
+
+def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
+    """Samples → one Batch, images padded right and bottom with zeros to the next multiples of `divisor` px.
+
+    Images have channels_last memory, so the copy of each is a copy of rows. Truths are passed on, not copied.
+    """
+    if not samples:
+        raise PansightError("collate: expected at least one sample, found none")
+    heights, widths = [s.image.shape[1] for s in samples], [s.image.shape[2] for s in samples]
+    height, width = (-(-max(sides) // divisor) * divisor for sides in (heights, widths))
+    whole = all(h == height for h in heights) and all(w == width for w in widths)
+    # (B, H, W, 3) in memory; every byte is written below unless there is padding
+    memory = (torch.empty if whole else torch.zeros)((len(samples), height, width, 3), dtype=torch.uint8)
+    valid = torch.full((len(samples), height, width), whole)
+    for b, (sample, h, w) in enumerate(zip(samples, heights, widths)):
+        memory[b, :h, :w] = sample.image.permute(1, 2, 0)  # (3, h, w) → (h, w, 3)
+        valid[b, :h, :w] = True
+    return Batch(
+        memory.permute(0, 3, 1, 2),  # (B, H, W, 3) → (B, 3, H, W)
+        valid,
+        tuple(s.size for s in samples),
+        tuple(s.truth for s in samples),
+        tuple(s.image_id for s in samples),
+        tuple(s.instances for s in samples),
+    )
+
+
+def stream_indices(length: int, positions: Sequence[int], seed: int) -> list[int]:
+    """Which sample is at each position of the endless training stream: epoch after epoch, each newly shuffled."""
+    orders: dict[int, np.ndarray] = {}
+    result: list[int] = []
+    for position in positions:
+        epoch, place = divmod(position, length)
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng((seed, ORDER, epoch)).permutation(length)
+        result.append(int(orders[epoch][place]))
+    return result
+
+
+class TrainBatches:
+    """Map-style view for the workers: step → the rank's slice of that step's global batch."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Transform | None,
+        batch_size: int,
+        divisor: int,
+        seed: int,
+        rank: int,
+        world: int,
+    ):
+        self.dataset, self.transform, self.divisor, self.seed = dataset, transform, divisor, seed
+        self.batch_size, self.rank, self.share = batch_size, rank, batch_size // world
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.batch_size + self.rank * self.share
+        positions = range(first, first + self.share)
+        samples: list[Sample] = []
+        for position, index in zip(positions, stream_indices(len(self.dataset), positions, self.seed)):
+            sample = self.dataset[index]
+            if self.transform is not None:
+                sample = self.transform(sample, np.random.default_rng((self.seed, AUGMENTATION, position)))
+            samples.append(sample)
+        return collate(samples, self.divisor)
+
+
+def train_stream(
+    dataset: Dataset,
+    transform: Transform | None,
+    batch_size: int,
+    divisor: int,
+    steps: int,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """The batches of steps start_step … steps − 1.
+
+    batch_size: of all ranks together; rank r gets the r-th of `world` equal slices. Raises PansightError where that
+    does not divide, for an empty data set, and for what the data set raises, with workers as without.
+    """
+    if len(dataset) == 0:
+        raise PansightError("training data: expected images, found an empty data set")
+    if batch_size < 1 or batch_size % world != 0:
+        raise PansightError(f"batch size: expected a positive multiple of the {world} processes, found {batch_size}")
+    if not 0 <= rank < world or seed < 0:
+        raise PansightError(f"loader: expected rank 0 … {world - 1} and seed ≥ 0, found rank {rank}, seed {seed}")
+    batches = TrainBatches(dataset, transform, batch_size, divisor, seed, rank, world)
+    return map(pinned, run_workers(batches.__getitem__, range(start_step, steps), workers))
+
+
+class EvaluationBatches:
+    """Map-style view for the workers: indices → (Batch with resized images, samples as they are on disk)."""
+
+    def __init__(self, dataset: Dataset, resize: ResizeRule, chunks: Sequence[Sequence[int]]):
+        self.dataset, self.resize, self.chunks = dataset, resize, chunks
+
+    def __getitem__(self, chunk: int) -> tuple[Batch, list[Sample]]:
+        samples = [self.dataset[index] for index in self.chunks[chunk]]
+        resized = [resize_image(s, *self.resize.target(s.image.shape[1], s.image.shape[2])) for s in samples]
+        return collate(resized, self.resize.divisor), samples
+
+
+def evaluation_loader(
+    dataset: Dataset,
+    resize: ResizeRule,
+    batch_size: int = 1,
+    workers: int = 0,
+    indices: Sequence[int] | None = None,
+) -> Iterator[tuple[Batch, list[Sample]]]:
+    """(batch for the model, samples at the size of their files) in order; the last batch may be smaller.
+
+    Only images are resized; the truths, in the batch too, stay at the size of the file. indices: which samples, for
+    instance those of one rank; all by default.
+    """
+    if batch_size < 1:
+        raise PansightError(f"batch size: expected at least 1, found {batch_size}")
+    chosen = range(len(dataset)) if indices is None else indices
+    chunks = [list(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)]
+    batches = EvaluationBatches(dataset, resize, chunks)
+    for batch, samples in run_workers(batches.__getitem__, range(len(chunks)), workers):
+        yield pinned(batch), samples
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch with its images in page-locked memory where there is a GPU to copy them to, else as it is."""
+    if not torch.cuda.is_available():
+        return batch
+    return replace(batch, images=batch.images.pin_memory(), valid=batch.valid.pin_memory())
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+Item = TypeVar("Item", Batch, tuple[Batch, list[Sample]])
+
+
+class _Failure:
+    """A PansightError on its way out of a worker: torch would wrap it into a page of traceback."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+
+class _Guarded:
+    """The map-style data set that torch's workers see: item → packed result or _Failure."""
+
+    def __init__(self, make: Callable[[int], Item], keys: Sequence[int]):
+        self.make, self.keys = make, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, place: int) -> Batch | tuple[Batch, list[Sample]] | _Failure:
+        try:
+            return _packed(self.make(self.keys[place]))
+        except PansightError as error:
+            return _Failure(str(error))
+
+
+def run_workers(make: Callable[[int], Item], keys: Sequence[int], workers: int) -> Iterator[Item]:
+    """make(key) for every key, in order, computed here (workers=0) or in that many processes ahead of time."""
+    if workers == 0:
+        yield from map(make, keys)
+        return
+    loader = DataLoader(
+        _Guarded(make, keys),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+        collate_fn=_as_it_is,
+    )
+    for result in loader:
+        if isinstance(result, _Failure):
+            raise PansightError(result.message)
+        yield result
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores among them; a pool of threads in each would only fight."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _as_it_is(result: object) -> object:
+    return result
+
+
+def _packed(item: Item) -> Item:
+    """The same item with all its tensors in one shared block.
+
+    torch hands a file descriptor per block from process to process: with one per tensor, a machine with many workers
+    passes the usual limit of 1024.
+    """
+    batch, samples = (item, []) if isinstance(item, Batch) else item
+    owners: list[PanopticSegmentation | Instances] = [*batch.truths, *(i for i in batch.instances if i is not None)]
+    images = [s.image for s in samples]
+    tensors = [batch.images.permute(0, 2, 3, 1), batch.valid, *(i.permute(1, 2, 0) for i in images)]
+    tensors += [t for owner in owners for t in _tensors(owner)]
+    views = iter(_share(tensors))
+    memory, valid = next(views), next(views)
+    images = [next(views).permute(2, 0, 1) for _ in images]
+    truths = tuple(PanopticSegmentation(next(views), t.segments) for t in batch.truths)
+    instances = tuple(None if i is None else _rebuilt(i, views) for i in batch.instances)
+    batch = replace(batch, images=memory.permute(0, 3, 1, 2), valid=valid, truths=truths, instances=instances)
+    if isinstance(item, Batch):
+        return batch
+    # an evaluation batch carries the very truths of its samples
+    parts = zip(samples, images, truths, instances)
+    return batch, [replace(s, image=i, truth=t, instances=n) for s, i, t, n in parts]
+
+
+def _tensors(owner: PanopticSegmentation | Instances) -> list[Tensor]:
+    if isinstance(owner, PanopticSegmentation):
+        return [owner.ids]
+    found = [owner.boxes_xyxy, owner.labels, owner.scores, owner.masks, owner.is_crowd]
+    return [t for t in found if t is not None]
+
+
+def _rebuilt(old: Instances, views: Iterator[Tensor]) -> Instances:
+    """`old` with its tensors, in the order of _tensors, taken from `views`."""
+    boxes, labels, scores = next(views), next(views), next(views)
+    masks = None if old.masks is None else next(views)
+    return Instances(boxes, labels, scores, masks, None if old.is_crowd is None else next(views))
+
+
+def _share(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of the tensors as views of one uint8 block of shared memory, each at a multiple of 8 bytes."""
+    starts, end = [], 0
+    for tensor in tensors:
+        starts.append(end)
+        end += -(-tensor.numel() * tensor.element_size() // 8) * 8
+    block = torch.empty(end, dtype=torch.uint8).share_memory_()  # (bytes,)
+    views: list[Tensor] = []
+    for tensor, start in zip(tensors, starts):
+        part = block[start : start + tensor.numel() * tensor.element_size()]
+        view = part.view(tensor.dtype).view(tensor.shape)
+        view.copy_(tensor)
+        views.append(view)
+    return views

@@ -1,0 +1,302 @@
+"""Augmentations: callables ``(sample, rng) -> sample`` that leave their input alone.
+
+Geometry is decided once and applied to the image (bilinear), the id map and the masks of `Sample.instances` (nearest),
+all with pixel centres at half-integers, so that nothing shifts. Segments that vanish leave the table; objects that
+vanish leave the instances; boxes are taken anew from the masks. A sample may lose everything.
+All randomness comes from the generator that is passed in: the same generator state gives the same sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pansight.data.dataset import ids_tensor, image_array, image_tensor
+from pansight.errors import PansightError
+from pansight.ops.idmap import boxes_xyxy, present_ids
+from pansight.ops.resize import ResizeRule
+from pansight.types import Instances, PanopticSegmentation, Sample
+
+Array = NDArray[Any]  # uint8 photo or mask, or int32 ids; OpenCV's own types say no more
+Warp = Callable[[Array, bool], Array]
+"""(array (H, W) or (H, W, 3), is the photo) → the same kind of array, moved; the photo is interpolated, ids never."""
+
+
+class Transform(Protocol):
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
+
+
+def apply_warp(sample: Sample, warp: Warp, keeps_all: bool = False) -> Sample:
+    """Move the image, the ids and the objects of a sample. keeps_all: no id can vanish, so none is looked for."""
+    image = warp(image_array(sample.image), True)
+    ids = warp(sample.truth.ids.numpy(), False)
+    segments = sample.truth.segments
+    if not keeps_all:
+        visible = set(present_ids(ids).tolist())
+        segments = tuple(s for s in segments if s.id in visible)
+    truth = PanopticSegmentation(ids_tensor(ids), segments)
+    instances = None if sample.instances is None else _warp_instances(sample.instances, warp, ids.shape)
+    return replace(sample, image=image_tensor(image), truth=truth, instances=instances)
+
+
+def _warp_instances(instances: Instances, warp: Warp, size: tuple[int, ...]) -> Instances:
+    if instances.masks is None:
+        raise PansightError("Sample.instances: expected masks, found boxes only; transforms move masks")
+    masks = np.empty((len(instances), *size), np.uint8)  # (N, h, w)
+    for n, mask in enumerate(instances.masks.view(torch.uint8).numpy()):
+        masks[n] = warp(mask, False)
+    found = [boxes_xyxy(mask.astype(np.int32)).get(1) for mask in masks]
+    boxes = [box for box in found if box is not None]
+    keep = torch.tensor([box is not None for box in found], dtype=torch.bool)
+    return Instances(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),  # (n, 4)
+        instances.labels[keep],
+        instances.scores[keep],
+        torch.from_numpy(masks).view(torch.bool)[keep],
+        None if instances.is_crowd is None else instances.is_crowd[keep],
+    )
+
+
+def resize_array(array: Array, height: int, width: int, photo: bool) -> Array:
+    """Bilinear for a photo, nearest for ids; both sample at (i + 0.5)·scale − 0.5.
+
+    Plain bilinear when shrinking, without antialiasing, as detectron2 and torchvision train. INTER_NEAREST would pick
+    floor(i·scale), half a source pixel off.
+    """
+    if array.shape[:2] == (height, width):
+        return array
+    code = cv2.INTER_LINEAR if photo else cv2.INTER_NEAREST_EXACT
+    return cv2.resize(array, (width, height), interpolation=code)
+
+
+def resize_sample(sample: Sample, height: int, width: int) -> Sample:
+    """The sample at (height, width); returned as it is where it has that size."""
+    old_height, old_width = sample.truth.size
+    if (old_height, old_width) == (height, width):
+        return sample
+    grows = height >= old_height and width >= old_width
+    return apply_warp(sample, lambda array, photo: resize_array(array, height, width, photo), keeps_all=grows)
+
+
+def resize_image(sample: Sample, height: int, width: int) -> Sample:
+    """Only the image at (height, width); the truth stays at the size of its file (evaluation)."""
+    return replace(sample, image=image_tensor(resize_array(image_array(sample.image), height, width, True)))
+
+
+class Compose:
+    """One after the other, with one generator."""
+
+    def __init__(self, transforms: Sequence[Transform]):
+        self.transforms = tuple(transforms)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        for transform in self.transforms:
+            sample = transform(sample, rng)
+        return sample
+
+
+class Resize:
+    """To the size that a rule gives."""
+
+    def __init__(self, rule: ResizeRule):
+        self.rule = rule
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return resize_sample(sample, *self.rule.target(*sample.truth.size))
+
+
+class ResizeShortestEdge:
+    """Multi-scale training: the short side drawn from `shorts`, the long side at most `long` (pixels)."""
+
+    def __init__(self, shorts: Sequence[int], long: int):
+        if not shorts or min(shorts) < 1 or long < 1:
+            raise PansightError(f"ResizeShortestEdge: expected sides of at least 1, found {tuple(shorts)} and {long}")
+        self.shorts, self.long = tuple(shorts), long
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        short = self.shorts[int(rng.integers(len(self.shorts)))]
+        return resize_sample(sample, *ResizeRule(short, self.long).target(*sample.truth.size))
+
+
+class HorizontalFlip:
+    """Left and right exchanged, with probability `p`."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        return apply_warp(sample, lambda array, photo: cv2.flip(array, 1), keeps_all=True)
+
+
+class VerticalFlip:
+    """Top and bottom exchanged, with probability `p`; for views from above and through microscopes."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        return apply_warp(sample, lambda array, photo: cv2.flip(array, 0), keeps_all=True)
+
+
+class Rot90:
+    """0, 1, 2 or 3 quarter turns counter-clockwise, equally likely; for views from above and through microscopes."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        turns = int(rng.integers(4))
+        if turns == 0:
+            return sample
+        return apply_warp(sample, lambda array, photo: np.ascontiguousarray(np.rot90(array, turns)), keeps_all=True)
+
+
+class ScaleJitter:
+    """Large-scale jitter (Ghiasi et al. 2021, "Simple Copy-Paste"): fit into `size` × `size` px, times a random factor.
+
+    The factor is uniform in [low, high], 0.1 … 2 in the paper. Follow with FixedSizeCrop(size).
+    """
+
+    def __init__(self, size: int, low: float = 0.1, high: float = 2.0):
+        if size < 1 or not 0 < low <= high:
+            raise PansightError(f"ScaleJitter: expected size ≥ 1 and 0 < low ≤ high, found {size}, {low}, {high}")
+        self.size, self.low, self.high = size, low, high
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = sample.truth.size
+        scale = rng.uniform(self.low, self.high) * self.size / max(height, width)
+        return resize_sample(sample, max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def crop_sample(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """The rectangle [top, top + height) × [left, left + width), which must lie inside; a copy."""
+
+    def crop(array: Array, photo: bool) -> Array:
+        return array[top : top + height, left : left + width].copy()
+
+    return apply_warp(sample, crop)
+
+
+class RandomCrop:
+    """A window of at most `height` × `width` px, uniformly placed; smaller images stay whole on that axis."""
+
+    def __init__(self, height: int, width: int):
+        if height < 1 or width < 1:
+            raise PansightError(f"crop: expected at least 1×1 pixels, found {height}×{width}")
+        self.height, self.width = height, width
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        old_height, old_width = sample.truth.size
+        height, width = min(self.height, old_height), min(self.width, old_width)
+        top, left = (int(rng.integers(old_height - height + 1)), int(rng.integers(old_width - width + 1)))
+        if (height, width) == (old_height, old_width):
+            return sample
+        return crop_sample(sample, top, left, height, width)
+
+
+class FixedSizeCrop:
+    """RandomCrop to `size` × `size` px, smaller images padded (right, bottom) with `fill` and void.
+
+    fill=None leaves the padding to the loader: with ``divisor=size`` it pads to the same size and marks it invalid.
+    """
+
+    def __init__(self, size: int, fill: int | None = None):
+        self.crop = RandomCrop(size, size)
+        self.size, self.fill = size, fill
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        sample = self.crop(sample, rng)
+        height, width = sample.truth.size
+        if self.fill is None or (height, width) == (self.size, self.size):
+            return sample
+        bottom, right, fill = self.size - height, self.size - width, self.fill
+
+        def pad(array: Array, photo: bool) -> Array:
+            sides = [(0, bottom), (0, right)] + [(0, 0)] * (array.ndim - 2)
+            return np.pad(array, sides, constant_values=fill if photo else 0)
+
+        return apply_warp(sample, pad, keeps_all=True)
+
+
+class PhotometricDistortion:
+    """Brightness, contrast, saturation and hue, each with probability `p`, as in SSD (Liu et al. 2016, 3.6).
+
+    brightness: ± in 0..255; contrast and saturation: factors in 1 ± x; hue: ± degrees. All of it is look-up tables on
+    uint8 and, for saturation and hue, a trip to HSV. Contrast comes before saturation and hue, or after, by a coin.
+    """
+
+    def __init__(
+        self, brightness: float = 32, contrast: float = 0.5, saturation: float = 0.5, hue: float = 18, p: float = 0.5
+    ):
+        self.brightness, self.contrast, self.saturation, self.hue, self.p = brightness, contrast, saturation, hue, p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        use = rng.random(4) < self.p
+        shift, contrast, saturation, turn = rng.uniform(-1, 1, 4) * use
+        contrast_last = rng.random() < 0.5
+        levels = np.arange(256, dtype=np.float64)
+        brighter = levels + shift * self.brightness
+        factor = 1 + contrast * self.contrast
+        first = brighter if contrast_last else np.clip(brighter, 0, 255) * factor
+        image = _look_up(image_array(sample.image), first)
+        if use[2] or use[3]:
+            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 256ths of a turn
+            tables = np.stack([levels, levels * (1 + saturation * self.saturation), levels], axis=1)
+            tables[:, 0] = (np.rint(levels + turn * self.hue * 256 / 360)) % 256
+            image = cv2.cvtColor(_look_up(hsv, tables), cv2.COLOR_HSV2RGB_FULL)
+        if contrast_last and use[1]:
+            image = _look_up(image, levels * factor)
+        return replace(sample, image=image_tensor(image))
+
+
+def _look_up(image: Array, table: NDArray[np.float64]) -> Array:
+    """Replace each level of uint8 (H, W, 3) by its entry in table (256,) or, per channel, (256, 3), rounded."""
+    rounded = np.clip(np.rint(table), 0, 255).astype(np.uint8)
+    return cv2.LUT(image, rounded.reshape(256, 1, -1) if rounded.ndim == 2 else rounded)
+
+
+class ElasticDeformation:
+    """A smooth random bending, with probability `p` (Simard et al. 2003, drawn on a coarse grid).
+
+    magnitude: standard deviation of the displacement at the grid points, in pixels. spacing: pixels between them.
+    What comes from outside the image is its mirror image, for the photo and the ids alike.
+    """
+
+    def __init__(self, magnitude: float = 8.0, spacing: int = 64, p: float = 0.5):
+        if magnitude < 0 or spacing < 1:
+            raise PansightError(
+                f"ElasticDeformation: expected magnitude ≥ 0, spacing ≥ 1, found {magnitude}, {spacing}"
+            )
+        self.magnitude, self.spacing, self.p = magnitude, spacing, p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        height, width = sample.truth.size
+        grid = (height // self.spacing + 3, width // self.spacing + 3, 2)
+        coarse = rng.normal(0.0, self.magnitude, grid).astype(np.float32)
+        shift = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)  # (H, W, 2): x, y
+        shift = shift.reshape(height, width, 2)
+        map_x = shift[..., 0] + np.arange(width, dtype=np.float32)
+        map_y = shift[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+
+        def bend(array: Array, photo: bool) -> Array:
+            if photo:
+                return cv2.remap(array, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+            # gather by rounded coordinates: cv2.remap knows no int32, and ids do not fit its other types
+            return array[_mirror(np.rint(map_y), height), _mirror(np.rint(map_x), width)]
+
+        return apply_warp(sample, bend)
+
+
+def _mirror(index: NDArray[np.float32], length: int) -> NDArray[np.intp]:
+    """Indices beyond 0 … length − 1 mirrored at the border pixel's edge: … 1 0 | 0 1 … as cv2.BORDER_REFLECT."""
+    wrapped = np.mod(index.astype(np.intp), 2 * length)
+    return np.minimum(wrapped, 2 * length - 1 - wrapped)
