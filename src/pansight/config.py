@@ -73,9 +73,11 @@ class AugmentConfig:
     """What happens to a training image, in this order."""
 
     scale: tuple[float, ...] = (1.0, 1.0)
-    """Resize by a random factor between these two (of the model's size, or of the file's where `crop` is set)."""
-    crop: int = 0
-    """Cut or pad to a square of this many pixels; 0: whole images, resized by the model's rule."""
+    """Resize by a random factor between these two: of the file's size with `crop`, else of the model's."""
+    crop: int = -1
+    """Cut or pad to a square of so many pixels; 0: whole images by the model's resizing rule; -1: chosen from the data."""
+    fit: bool = False
+    """With `crop`: fit the image into it before scaling (large-scale jitter) instead of scaling the file's own size."""
     short_sides: tuple[int, ...] = ()
     """Without `crop`: draw the short side from these instead of the model's own."""
     hflip: float = 0.5
@@ -92,7 +94,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
         _check(ordered, "augment.scale", "two positive factors, the smaller first", self)
-        _check(self.crop >= 0, "augment.crop", "0 or more pixels", self)
+        _check(self.crop >= -1, "augment.crop", "-1, 0 or more pixels", self)
         for name in ("hflip", "vflip", "photometric", "elastic"):
             _check(0 <= getattr(self, name) <= 1, f"augment.{name}", "a probability", self)
 

@@ -1,0 +1,107 @@
+"""The run folder: what a run writes so that a killed one goes on as if nothing had happened.
+
+``checkpoints/last`` is a saved model (``weights.native``) with ``training.pt`` beside it: optimiser, step, clock, and,
+where a moving average is saved as the model, the raw weights. No state of random generators is needed, since the
+randomness of a step is a pure function of the seed and the step (``distributed.seed_step``, ``data.loader``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pansight.errors import PansightError
+from pansight.files import write_text
+from pansight.weights.native import standing_folder
+
+CONFIG = "config.toml"
+LOG = "metrics.jsonl"
+TRAINING = "training.pt"
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """``checkpoints/last`` of a run, where it has a training state. Raises PansightError where there is none."""
+    path = standing_folder(folder / "checkpoints" / "last")
+    if not (path / TRAINING).is_file():
+        raise PansightError(f"{folder}: expected a run to resume (checkpoints/last/{TRAINING}), found none")
+    return path
+
+
+def write_training_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Raises OSError where it cannot be written (torch itself says RuntimeError)."""
+    try:
+        torch.save(dict(state), folder / TRAINING)
+    except RuntimeError as error:
+        raise OSError(f"{TRAINING}: {str(error).splitlines()[0]}") from error
+
+
+def read_training_state(folder: Path) -> dict[str, Any]:
+    """Raises PansightError where the file is damaged or no training state. Runs no code from the file."""
+    path = folder / TRAINING
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler, the zip reader and the file system each have their own types
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise PansightError(f"{path}: expected a training state, found {reason}") from error
+    missing = {"step", "seconds", "optimizer", "parts"} - set(state) if isinstance(state, dict) else {"step"}
+    if missing:
+        raise PansightError(f"{path}: expected a training state, found one without {min(missing)!r}")
+    return state
+
+
+class RunLog:
+    """``metrics.jsonl``: one JSON object a line, appended and flushed; only the writing process has a path."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def trim(self, step: int) -> None:
+        """Drop what a killed run wrote after its last checkpoint, and a line that it did not finish."""
+        if self.path is None or not self.path.exists():
+            return
+        kept: list[str] = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["step"] <= step:
+                kept.append(line)
+        write_text(self.path, "".join(line + "\n" for line in kept))
+
+
+def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make the folder of a new run, or check that it holds one to resume.
+
+    With `overwrite` a run that stands there is removed, but never a folder that is no run.
+    Raises PansightError where the folder is taken, or there is nothing to resume.
+    """
+    if resume:
+        last_checkpoint(folder)
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise PansightError(f"{folder}: expected no run yet, found one; add --resume or --overwrite")
+        if not (folder / CONFIG).is_file():
+            raise PansightError(f"{folder}: expected a run ({CONFIG}) to overwrite, found other files")
+        shutil.rmtree(folder)
+    elif folder.exists() and not folder.is_dir():
+        raise PansightError(f"{folder}: expected a folder for the run, found a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PansightError(f"{folder}: cannot be made: {error.strerror or error}") from error

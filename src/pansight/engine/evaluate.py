@@ -1,0 +1,233 @@
+"""Measuring a model on a data set: the figures, the predictions, and the images that went best and worst."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from pansight.config import EvaluateConfig
+from pansight.data.coco_panoptic import PanopticWriter, segment_rows
+from pansight.data.dataset import Dataset, ids_tensor
+from pansight.data.images import read_rgb_ids, write_png
+from pansight.data.loader import evaluation_loader
+from pansight.engine import distributed
+from pansight.engine.progress import ProgressBar
+from pansight.errors import PansightError
+from pansight.files import read_json, write_json
+from pansight.metrics import PanopticQuality, create_metrics, evaluation_record
+from pansight.ops.idmap import ids_to_rgb
+from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
+from pansight.weights.native import replacing_folder
+
+EVALUATION = "evaluation.json"
+PREDICTIONS = "predictions"
+
+
+def evaluate(
+    model: Any,
+    dataset: Dataset,
+    config: EvaluateConfig,
+    accelerator: Accelerator,
+    out: Path | None = None,
+    workers: int = 0,
+    max_detections: int = 100,
+) -> dict[str, Any]:
+    """The record of evaluation.json, the same on every process; each of them measures its share of the images.
+
+    model: on the accelerator's device, with the labels of `dataset`. It is left in eval mode. max_detections: of AP.
+    out: a folder for evaluation.json, predictions/predictions.json with its PNGs, and predictions/sheet with the best
+    and the worst images; each appears whole or not at all.
+    Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.
+    """
+    if dataset.labels != model.labels:
+        raise PansightError(f"evaluation: expected the classes of the model {model.labels}, found {dataset.labels}")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    count = min(len(dataset), config.limit) if config.limit else len(dataset)
+    mine = range(rank, count, world)
+    metrics = create_metrics(dataset.labels, max_detections)
+    sheet = Sheet(config.sheet if out is not None else 0)
+    start = time.monotonic()
+    with ExitStack() as stack:
+        writer = None
+        if out is not None:
+            part = "predictions" if world == 1 else f"part{rank}"
+            writer = stack.enter_context(_Predictions(out / PREDICTIONS / f"{part}.json", dataset.labels))
+        bar = stack.enter_context(ProgressBar("evaluate", accelerator.is_main_process))
+        for number, (prediction, sample) in enumerate(
+            predict_all(model, dataset, mine, config, accelerator.device, workers), 1
+        ):
+            for name, metric in metrics.items():
+                if name != "panoptic":
+                    metric.update(prediction, sample)
+            quality = PanopticQuality(dataset.labels)  # of this image alone
+            quality.update(prediction, sample)
+            metrics["panoptic"].merge(quality)  # type: ignore[arg-type]
+            if prediction.panoptic is not None:
+                if writer is not None:
+                    writer.add(sample, dataset.file_name(mine[number - 1]), prediction.panoptic)
+                images = quality.compute()["images"]
+                if images:  # none where nothing was there and nothing was predicted
+                    sheet.offer(images[0]["pq"], sample, prediction.panoptic, dataset.labels)
+            rate = number * world / (time.monotonic() - start)
+            bar.update(number / len(mine), f"image {number}/{len(mine)}, {rate:.1f} images/s")
+    for name, metric in metrics.items():
+        states = distributed.gather(metric.state_dict(), accelerator)
+        metric.load_state_dict(states[0])
+        for state in states[1:]:
+            other = create_metrics(dataset.labels, max_detections)[name]
+            other.load_state_dict(state)
+            metric.merge(other)  # type: ignore[arg-type]
+    record = evaluation_record(metrics)
+    record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
+    record["images_per_second"] = count / record["seconds"]
+    if out is not None:
+        rows = [row for each in distributed.gather(sheet.rows, accelerator) for row in each]
+        if accelerator.is_main_process:
+            if world > 1 and "All" in record:
+                _join(out / PREDICTIONS, world, dataset.labels)
+            if rows:
+                write_sheet(out / PREDICTIONS / "sheet", rows, config.sheet)
+            write_json(out / EVALUATION, record)
+        accelerator.wait_for_everyone()
+    return record
+
+
+def predict_all(
+    model: Any, dataset: Dataset, indices: range, config: EvaluateConfig, device: torch.device, workers: int = 0
+) -> Iterator[tuple[Prediction, Sample]]:
+    """(prediction, sample) of each image, both on the CPU at the size of the file."""
+    model.eval()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    precision = "fp32" if config.precision == "auto" else config.precision
+    for batch, samples in evaluation_loader(dataset, model.resize, config.batch_size, workers, indices):
+        images = batch.images.to(device, non_blocking=True)
+        valid = batch.valid.to(device, non_blocking=True)
+        with torch.inference_mode():
+            with distributed.autocast(precision, device):
+                outputs = model(images, valid)
+            predictions = model.decode(outputs, batch.sizes, **config.thresholds)
+        yield from zip(map(distributed.to_cpu, predictions), samples, strict=True)
+
+
+class _Predictions:
+    """A PanopticWriter that comes into being with the first panoptic map: not every model gives one."""
+
+    def __init__(self, json: Path, labels: LabelSpace):
+        self.json, self.labels = json, labels
+        self._writer: PanopticWriter | None = None
+
+    def __enter__(self) -> _Predictions:
+        return self
+
+    def add(self, sample: Sample, file_name: str, segmentation: PanopticSegmentation) -> None:
+        if self._writer is None:
+            self._writer = PanopticWriter(self.json, self.labels, overwrite=True).__enter__()
+        self._writer.add(sample.image_id, file_name, segmentation)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(*error)
+
+
+def _join(folder: Path, world: int, labels: LabelSpace) -> None:
+    """The parts that the processes wrote, as one predictions.json."""
+    parts = [path for rank in range(world) if (path := folder / f"part{rank}.json").is_file()]
+    index = {source: c.id for source, c in labels.by_source_id().items()}
+    with PanopticWriter(folder / "predictions.json", labels, overwrite=True) as writer:
+        for part in parts:
+            content = read_json(part)
+            for image, annotation in zip(content["images"], content["annotations"], strict=True):
+                png = part.with_suffix("") / annotation["file_name"]
+                segments = tuple(
+                    Segment(row["id"], index[row["category_id"]], row.get("score", 1.0))
+                    for row in annotation["segments_info"]
+                )
+                segmentation = PanopticSegmentation(ids_tensor(read_rgb_ids(png)), segments)
+                writer.add(image["id"], image["file_name"], segmentation)
+                png.unlink()
+            part.with_suffix("").rmdir()
+            part.unlink()
+
+
+class SheetRow(NamedTuple):
+    """An image of the report; orders by pq, ties by the image id's text."""
+
+    pq: float
+    key: str
+    sample: Sample
+    prediction: PanopticSegmentation
+    labels: LabelSpace
+
+
+class Sheet:
+    """Keeps the `size` best and the `size` worst images of those that are offered."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._best: list[tuple[float, str, SheetRow]] = []
+        self._worst: list[tuple[float, str, SheetRow]] = []
+
+    def offer(self, pq: float, sample: Sample, prediction: PanopticSegmentation, labels: LabelSpace) -> None:
+        sample = replace(sample, instances=None)  # masks of many objects would fill the memory
+        row = SheetRow(pq, str(sample.image_id), sample, prediction, labels)
+        for heap, sign in ((self._best, 1), (self._worst, -1)):
+            heapq.heappush(heap, (sign * row.pq, row.key, row))
+            if len(heap) > self.size:
+                heapq.heappop(heap)
+
+    @property
+    def rows(self) -> list[SheetRow]:
+        """Each image once."""
+        kept = {row.key: row for _, _, row in [*self._best, *self._worst]}
+        return list(kept.values())
+
+
+def write_sheet(folder: Path, rows: list[SheetRow], size: int) -> None:
+    """The `size` best and worst of `rows` as plain files and sheet.json, by falling pq.
+
+    K_image.png is the photo, K_truth.png and K_prediction.png are RGB-coded id maps; the segments of both stand in
+    sheet.json as in COCO panoptic.
+    """
+    rows = sorted(rows, key=lambda row: (-row.pq, row.key))
+    if len(rows) > 2 * size:
+        rows = rows[:size] + rows[-size:]
+    listing: list[dict[str, Any]] = []
+    with replacing_folder(folder) as temporary:
+        for k, row in enumerate(rows):
+            entry: dict[str, Any] = {"image_id": row.sample.image_id, "pq": row.pq, "image": f"{k}_image.png"}
+            write_png(temporary / f"{k}_image.png", row.sample.image.permute(1, 2, 0).numpy())  # (H, W, 3)
+            for side, segmentation in (("truth", row.sample.truth), ("prediction", row.prediction)):
+                ids = segmentation.ids.numpy()
+                write_png(temporary / f"{k}_{side}.png", ids_to_rgb(ids))
+                entry[side] = f"{k}_{side}.png"
+                entry[f"{side}_segments"] = segment_rows(segmentation, ids, row.labels)
+            listing.append(entry)
+        write_json(temporary / "sheet.json", listing)
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The table that panopticapi prints (percent, N classes), with AP and mIoU below where they were measured."""
+    lines: list[str] = []
+    if "All" in record:
+        lines += [f"{'':10s}| {'PQ':>5s}  {'SQ':>5s}  {'RQ':>5s} {'N':>5s}", "-" * 37]
+        for name in ("All", "Things", "Stuff"):
+            row = record[name]
+            figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
+            lines.append(f"{name:10s}| {figures} {row['n']:5d}")
+    for kind in ("box", "mask"):
+        figures = record.get("instances", {}).get(kind)
+        if figures:
+            shown = (f"{k.upper()} {100 * figures[k]:.1f}" for k in ("ap", "ap50", "ap75") if figures[k] is not None)
+            lines.append(f"{kind:10s}| {'  '.join(shown)}")
+    if "semantic" in record:
+        lines.append(f"{'mIoU':10s}| {100 * record['semantic']['miou']:5.1f}  ({record['semantic']['convention']})")
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""What is learnt and how fast: frozen names, parameter groups, learning rates as pure functions, a moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pansight.config import TrainConfig
+from pansight.errors import PansightError
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
+    """Stop training the parameters named by dotted prefixes; returns the modules that must stay in eval mode.
+
+    "backbone" freezes ``backbone.*`` but not ``backbone2.*``; "fpn.lateral.0.weight" a single tensor.
+    Raises PansightError for a prefix that no parameter has, listing the children of the model.
+    """
+    frozen: list[nn.Module] = []
+    for prefix in prefixes:
+        names = [n for n, _ in model.named_parameters() if n == prefix or n.startswith(prefix + ".")]
+        if not names:
+            known = ", ".join(name for name, child in model.named_children() if any(True for _ in child.parameters()))
+            raise PansightError(f"train.freeze: no parameter's name starts with {prefix!r}; the model has {known}")
+        for name in names:
+            model.get_parameter(name).requires_grad_(False)
+        frozen += [module for name, module in model.named_modules() if name == prefix]
+    return frozen
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Every parameter that is trained, exactly once: backbone and rest, each with and without weight decay.
+
+    Normalisation layers never decay (recognised by their type); other vectors and scalars, mostly biases, only with
+    ``decay_biases``. Empty groups are left out. Raises PansightError where nothing is left to train.
+    """
+    norms = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
+    of_norms = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():  # a shared parameter comes once
+        if parameter.requires_grad:
+            # timm has normalisation layers of its own, which are known by their vectors alone
+            decays = id(parameter) not in of_norms and (parameter.ndim > 1 or config.decay_biases)
+            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+    if not groups:
+        raise PansightError(f"train.freeze: expected something left to train, found none beside {config.freeze}")
+    return [
+        {
+            "params": parameters,
+            "name": f"{'backbone' if backbone else 'rest'}, {'decay' if decays else 'no decay'}",
+            "lr": config.lr * (config.backbone_lr_factor if backbone else 1.0),
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (backbone, decays), parameters in groups.items()
+    ]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over `parameter_groups`; each group keeps its peak learning rate as "peak_lr"."""
+    groups = parameter_groups(model, config)
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass over the weights; not on every device
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+
+
+def lr_factor(config: TrainConfig, step: int, progress: float) -> float:
+    """The share of the peak learning rate at `step` (from 0). progress: the share of the run that is over, 0 … 1.
+
+    Warm-up multiplies the schedule, as in detectron2: linear from `warmup_factor` to 1 over `warmup_steps`.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    low = config.final_lr_factor
+    if config.schedule == "cosine":
+        factor = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.schedule == "poly":
+        factor = low + (1 - low) * (1 - progress) ** config.power
+    elif config.schedule == "step":
+        factor = config.gamma ** sum(progress >= m for m in config.milestones)
+    else:
+        factor = 1.0
+    if step < config.warmup_steps:
+        factor *= config.warmup_factor + (1 - config.warmup_factor) * step / config.warmup_steps
+    return factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+class MovingAverage:
+    """Exponential moving average of the trained parameters; buffers are the model's own.
+
+    The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that a short run is not held back by its start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        get_ema_multi_avg_fn(decay)(self.average, [p.detach() for p in self.parameters], step)
+
+    def restore(self, raw: Sequence[Tensor]) -> None:
+        """After loading a checkpoint, whose model file holds the averages: take them, then put the raw weights back."""
+        for average, parameter, tensor in zip(self.average, self.parameters, raw, strict=True):
+            average.copy_(parameter.detach())
+            parameter.data.copy_(tensor)
+
+    def into_model(self) -> None:
+        """The average becomes the model's weights."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data.copy_(average)
+
+
+@contextmanager
+def averaged(average: MovingAverage | None) -> Iterator[list[Tensor] | None]:
+    """Inside, the model has the averaged weights; yields the raw ones. Does nothing where there is no average."""
+    if average is None:
+        yield None
+        return
+    raw = [p.detach().clone() for p in average.parameters]
+    try:
+        average.into_model()
+        yield raw
+    finally:
+        for parameter, tensor in zip(average.parameters, raw, strict=True):
+            parameter.data.copy_(tensor)

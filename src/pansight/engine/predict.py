@@ -1,0 +1,111 @@
+"""Prediction on single photos: a file, an array, a tensor or a PIL image in, a Prediction out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pansight.data.dataset import image_tensor
+from pansight.data.images import read_image
+from pansight.data.loader import collate
+from pansight.data.transforms import resize_image
+from pansight.engine import distributed
+from pansight.errors import PansightError
+from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample
+from pansight.weights import load_model, save_model
+
+Photo = str | Path | NDArray[np.uint8] | Tensor | Image.Image
+"""A path, uint8 RGB as array (H, W, 3) or tensor (3, H, W), or a PIL image."""
+
+
+class Predictor:
+    """A model with all that turns a photo into its input; `load` makes one.
+
+    >>> predictor = pansight.load("runs/demo")
+    >>> predictor.predict("photo.jpg").panoptic
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        options: dict[str, Any],
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+    ):
+        """device: the accelerator where there is one, else the CPU. precision: fp32, bf16, fp16 or auto."""
+        if device is None:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        self.device = torch.device(device or "cpu")
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.name, self.options = name, options
+        self.precision = distributed.resolve_precision(precision, self.device)
+
+    @property
+    def labels(self) -> LabelSpace:
+        return self.model.labels
+
+    def predict(self, image: Photo, **thresholds: Any) -> Prediction:
+        """The prediction at the size of the image, on the CPU. thresholds: those of the model's decode."""
+        return self.predict_batch([image], **thresholds)[0]
+
+    def predict_batch(self, images: Sequence[Photo], **thresholds: Any) -> list[Prediction]:
+        """As `predict`, in one pass; images of different sizes are padded to the largest."""
+        if not images:
+            return []
+        rule = self.model.resize
+        samples = [_sample(read_photo(image)) for image in images]
+        resized = [resize_image(s, *rule.target(*s.size)) for s in samples]
+        batch = collate(resized, rule.divisor)
+        with torch.inference_mode():
+            with distributed.autocast(self.precision, self.device):
+                outputs = self.model(batch.images.to(self.device), batch.valid.to(self.device))
+            try:
+                predictions = self.model.decode(outputs, batch.sizes, **thresholds)
+            except TypeError as error:
+                if "unexpected keyword" not in str(error):
+                    raise
+                raise PansightError(f"{self.name}: unknown threshold: {error}") from error
+        return [distributed.to_cpu(p) for p in predictions]
+
+    def save(self, folder: str | Path) -> None:
+        """As a folder that `load` reads: config.json and model.safetensors."""
+        save_model(folder, self.model, self.name, self.options)
+
+
+def load(path: str | Path, device: str | torch.device | None = None, precision: str = "fp32") -> Predictor:
+    """A run folder (its best checkpoint), a saved model, a hub id, or an official checkpoint file.
+
+    Raises PansightError, naming the file, where it is none of them or its tensors do not fit.
+    """
+    return Predictor(*load_model(path), device=device, precision=precision)
+
+
+def read_photo(image: Photo) -> NDArray[np.uint8]:
+    """uint8 RGB (H, W, 3). Raises PansightError for anything else, with what was found."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise PansightError(f"image: expected uint8 (3, H, W), found {image.dtype} {tuple(image.shape)}")
+        image = image.cpu().permute(1, 2, 0).numpy()  # (3, H, W) → (H, W, 3)
+    if not isinstance(image, np.ndarray):
+        raise PansightError(f"image: expected a path, an array, a tensor or a PIL image, found {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise PansightError(f"image: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
+    return image
+
+
+def _sample(image: NDArray[np.uint8]) -> Sample:
+    height, width = image.shape[:2]
+    nothing = PanopticSegmentation(torch.zeros((1, 1), dtype=torch.int32), ())  # the truth is not known
+    return Sample(image_tensor(image), nothing, 0, (height, width))

@@ -1,0 +1,231 @@
+"""What surrounds the steps of a run: its state, log, checkpoints, progress, interruption and failures."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+from pansight.config import TrainConfig
+from pansight.engine import distributed
+from pansight.engine.checkpoint import (
+    LOG,
+    RunLog,
+    last_checkpoint,
+    read_training_state,
+    write_training_state,
+)
+from pansight.engine.optim import MovingAverage, averaged
+from pansight.engine.progress import ProgressBar
+from pansight.errors import PansightError
+from pansight.types import Batch
+from pansight.weights.native import replacing_folder
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the step was finished and saved; the text says how to go on."""
+
+
+@dataclass
+class RunState:
+    """Where a run stands; all of it goes into a checkpoint."""
+
+    step: int = 0  # optimiser steps done
+    seconds: float = 0.0  # on the clock, earlier sessions included
+    parts: int = 1  # micro-batches that a process computes its batch in
+    best: float | None = None  # the figure of checkpoints/best
+    window: dict[str, float] = field(default_factory=dict)  # loss terms, summed since the last line of the log
+    window_steps: int = 0
+
+
+class Session:
+    """Everything about a run but its steps. `state` is what the loop reads and writes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        accelerator: Accelerator,
+        optimizer: AcceleratedOptimizer,
+        average: MovingAverage | None,
+        save: Callable[[Path], None],
+        evaluate: Callable[[], dict[str, Any]] | None,
+    ):
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.optimizer, self.average = optimizer, average
+        self._save, self._evaluate = save, evaluate
+        self.state = RunState(parts=config.accumulate)
+        self.log = RunLog(folder / LOG if accelerator.is_main_process else None)
+        self.bar = ProgressBar("train", accelerator.is_main_process)
+        self._mark = (0, time.monotonic())  # (step, time) since which throughput is counted
+        self._rate = 0.0
+
+    def __enter__(self) -> Self:
+        self._mark = self.state.step, time.monotonic()
+        self.bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.__exit__(kind, error, trace)
+
+    def resume(self) -> None:
+        """Take up the state of checkpoints/last; the model has its weights already."""
+        saved = read_training_state(last_checkpoint(self.folder))
+        self.state = RunState(**{name: saved[name] for name in asdict(self.state)})
+        try:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except ValueError as error:
+            raise PansightError(f"{self.folder}: the optimiser does not fit the model: {error}") from error
+        if self.average is not None:
+            self.average.restore(saved["raw"])
+        if self.accelerator.scaler is not None and saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.log.trim(self.state.step)
+
+    def record(self, losses: dict[str, float], norm: float, progress: float) -> None:
+        """After a step: the bar, and every `log_every` steps a line of the log with the means since the last one."""
+        state, config = self.state, self.config
+        for name, value in (losses | {"gradient norm": norm}).items():
+            state.window[name] = state.window.get(name, 0.0) + value
+        state.window_steps += 1
+        first, since = self._mark
+        self._rate = (state.step - first) * config.batch_size / max(time.monotonic() - since, 1e-9)
+        loss = sum(losses.values())
+        text = f"step {state.step}/{config.steps}, loss {loss:.3f}, {self._rate:.1f} images/s"
+        share = max(state.step / config.steps, progress)
+        self.bar.update(share, text)
+        if state.step % config.log_every and state.step != config.steps:
+            return
+        names = list(state.window)
+        sums = distributed.mean([state.window[n] for n in names], self.accelerator)
+        means = {n: v / state.window_steps for n, v in zip(names, sums, strict=True)}
+        norm = means.pop("gradient norm")
+        row: dict[str, Any] = {"step": state.step, "kind": "train", "loss": sum(means.values()), "losses": means}
+        row |= {"gradient_norm": norm, "lr": max(g["lr"] for g in self.optimizer.param_groups)}
+        row |= {"images_per_second": self._rate, "time": state.seconds}
+        self.log.append(row)
+        scalars = {f"train/{n}": row[n] for n in ("loss", "gradient_norm", "lr", "images_per_second")}
+        self.accelerator.log(scalars | {f"train/{n}": v for n, v in means.items()}, step=state.step)
+        state.window, state.window_steps = {}, 0
+        self._mark = state.step, time.monotonic()
+
+    def evaluate(self) -> None:
+        """Measure the (averaged) weights; they become checkpoints/best where they are."""
+        if self._evaluate is None:
+            return
+        with averaged(self.average):
+            record = self._evaluate()
+            name, figure = merit(record)
+            self.log.append({"step": self.state.step, "kind": "evaluation", "metrics": record})
+            self.accelerator.log(scalars_of(record), step=self.state.step)
+            self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
+            if self.state.best is None or figure > self.state.best:
+                self.state.best = figure
+                self._write("best", self._save)
+        self._mark = self.state.step, time.monotonic()
+
+    def save_last(self) -> None:
+        """Everything that a resumption needs, as checkpoints/last."""
+        with averaged(self.average) as raw:
+            scaler = self.accelerator.scaler
+            content = asdict(self.state) | {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "raw": raw,
+            }
+
+            def write(folder: Path) -> None:
+                self._save(folder)
+                write_training_state(folder, content)
+
+            self._write("last", write)
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        if self.accelerator.is_main_process:
+            with replacing_folder(self.folder / "checkpoints" / name) as folder:
+                write(folder)
+        self.accelerator.wait_for_everyone()
+
+    def shrink(self, batch: Batch) -> None:
+        """Twice the micro-batches, of half the images. Raises PansightError where they have one image already."""
+        images = len(batch.sizes)
+        if self.state.parts >= images:
+            height, width = batch.images.shape[2:]
+            raise PansightError(f"out of memory with one image of {height}×{width} at a time; use smaller images")
+        self.state.parts = min(2 * self.state.parts, images)
+        size = -(-images // self.state.parts)
+        self.bar.say(
+            f"out of memory at step {self.state.step}: from now on {self.state.parts} micro-batches of {size}; "
+            "the batch of a step stays the same"
+        )
+
+    def not_finite(self, batch: Batch, losses: dict[str, float]) -> PansightError:
+        """The error of a step whose loss or gradient is no number; its weights are kept as checkpoints/stopped."""
+        everyone = distributed.gather((list(batch.image_ids), losses), self.accelerator)
+        guilty = [pair for pair in everyone if not all(map(math.isfinite, pair[1].values()))] or everyone
+        ids = ", ".join(str(i) for pair in guilty for i in pair[0])
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in guilty[0][1].items())
+        self._write("stopped", self._save)
+        last = "checkpoints/last is the last good state" if (self.folder / "checkpoints" / "last").is_dir() else ""
+        kept = "; ".join(text for text in ("the weights before it are in checkpoints/stopped", last) if text)
+        return PansightError(
+            f"step {self.state.step + 1}: expected finite losses, found {terms}, for the images {ids}; {kept}"
+        )
+
+
+def merit(record: dict[str, Any]) -> tuple[str, float]:
+    """The one figure that checkpoints are chosen by: PQ of all classes, else mask AP, box AP, mIoU."""
+    if "All" in record:
+        return "PQ", record["All"]["pq"]
+    for kind in ("mask", "box"):
+        figures = record.get("instances", {}).get(kind)
+        if figures:
+            return f"{kind} AP", figures["ap"] or 0.0  # None: no object at all
+    return "mIoU", record["semantic"]["miou"]
+
+
+def scalars_of(record: dict[str, Any]) -> dict[str, float]:
+    """The headline figures for trackers."""
+    scalars = {f"evaluation/{n}": record[n]["pq"] for n in ("All", "Things", "Stuff") if n in record}
+    for kind in ("box", "mask"):
+        figures = record.get("instances", {}).get(kind)
+        if figures and figures["ap"] is not None:
+            scalars[f"evaluation/{kind} AP"] = figures["ap"]
+    if "semantic" in record:
+        scalars["evaluation/mIoU"] = record["semantic"]["miou"]
+    return scalars
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the step can be finished; the second Ctrl-C works as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: object) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
