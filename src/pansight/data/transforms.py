@@ -155,7 +155,7 @@ class Rot90:
         turns = int(rng.integers(4))
         if turns == 0:
             return sample
-        return apply_warp(sample, lambda array, photo: np.ascontiguousarray(np.rot90(array, turns)), keeps_all=True)
+        return apply_warp(sample, lambda array, photo: np.rot90(array, turns).copy(), keeps_all=True)
 
 
 class ScaleJitter:

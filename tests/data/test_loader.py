@@ -1,0 +1,143 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pansight.data import open_dataset
+from pansight.data.coco_panoptic import export_coco_panoptic
+from pansight.data.loader import collate, evaluation_loader, stream_indices, train_stream
+from pansight.data.shapes import Shapes
+from pansight.data.transforms import Compose, HorizontalFlip, PhotometricDistortion, RandomCrop, ResizeShortestEdge
+from pansight.errors import PansightError
+from pansight.ops.resize import ResizeRule
+from pansight.types import Batch, Sample
+
+AUGMENT = Compose([ResizeShortestEdge([40, 48, 56], 90), RandomCrop(44, 44), HorizontalFlip(), PhotometricDistortion()])
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = [(a.images, b.images), (a.valid, b.valid), *((x.ids, y.ids) for x, y in zip(a.truths, b.truths))]
+    rows = [x.segments for x in a.truths] == [y.segments for y in b.truths]
+    return rows and a.image_ids == b.image_ids and a.sizes == b.sizes and all(torch.equal(x, y) for x, y in tensors)
+
+
+def stream(**options) -> list[Batch]:
+    settings = {"batch_size": 4, "divisor": 32, "steps": 5, "seed": 7} | options
+    return list(train_stream(Shapes(10, 48, 64), AUGMENT, **settings))
+
+
+def test_collate_pads_and_says_where():
+    samples = [Shapes(1, 40, 60)[0], Shapes(1, 64, 32)[0]]
+    batch = collate(samples, 32)
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.valid.sum((1, 2)).tolist() == [40 * 60, 64 * 32]
+    for b, sample in enumerate(samples):
+        h, w = sample.truth.size
+        assert torch.equal(batch.images[b, :, :h, :w], sample.image)
+        assert batch.valid[b, :h, :w].all()
+        assert batch.truths[b] is sample.truth
+    assert batch.images[0, :, 40:].sum() == batch.images[1, :, :, 32:].sum() == 0
+    assert batch.sizes == ((40, 60), (64, 32))
+    assert collate(samples[:1], 1).images.shape == (1, 3, 40, 60)
+    with pytest.raises(PansightError, match="at least one sample"):
+        collate([])
+
+
+def test_a_step_is_a_function_of_seed_step_and_rank():
+    whole = stream()
+    assert len(whole) == 5
+    for step, batch in enumerate(stream(start_step=3), 3):
+        assert same(batch, whole[step])
+    assert same(stream()[2], whole[2])
+    assert not same(stream(seed=8)[0], whole[0])
+    assert not torch.equal(whole[0].images, whole[1].images)
+
+
+def test_ranks_share_out_the_global_batch():
+    whole, parts = stream(), [stream(rank=rank, world=2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        pieces = [part[step] for part in parts]
+        assert batch.image_ids == pieces[0].image_ids + pieces[1].image_ids
+        for b in range(4):
+            piece, k = pieces[b // 2], b % 2
+            h, w = batch.truths[b].size
+            assert torch.equal(batch.truths[b].ids, piece.truths[k].ids)
+            assert torch.equal(batch.images[b, :, :h, :w], piece.images[k, :, :h, :w])
+
+
+def test_every_epoch_shows_every_image_once_in_a_new_order():
+    order = stream_indices(10, range(30), seed=1)
+    epochs = [order[i : i + 10] for i in range(0, 30, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert stream_indices(10, [25, 3], seed=1) == [order[25], order[3]]
+
+
+def test_workers_change_nothing(tmp_path):
+    for one, two in zip(stream(), stream(workers=2), strict=True):
+        assert same(one, two)
+        assert two.images.is_contiguous(memory_format=torch.channels_last)
+    rule, data = ResizeRule(32, 64), Shapes(5, 48, 64)
+    plain, parallel = (list(evaluation_loader(data, rule, 2, workers)) for workers in (0, 2))
+    for (one, samples), (two, others) in zip(plain, parallel, strict=True):
+        assert same(one, two)
+        for a, b in zip(samples, others, strict=True):
+            assert torch.equal(a.image, b.image)
+            assert torch.equal(a.truth.ids, b.truth.ids)
+            assert a.image_id == b.image_id
+
+
+def test_workers_carry_overlapping_instances(data_root):
+    data = open_dataset(data_root / "coco_tiny", split="val")
+    one, two = (next(iter(train_stream(data, AUGMENT, 4, 32, 1, 0, workers=w))) for w in (0, 2))
+    assert same(one, two)
+    for a, b in zip(one.instances, two.instances, strict=True):
+        assert torch.equal(a.masks, b.masks)
+        assert torch.equal(a.boxes_xyxy, b.boxes_xyxy)
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.is_crowd, b.is_crowd)
+
+
+def test_evaluation_resizes_only_images():
+    data = Shapes(5, 48, 64)
+    seen = []
+    for batch, samples in evaluation_loader(data, ResizeRule(24, 100, divisor=16), batch_size=2, indices=[4, 0, 2]):
+        assert batch.images.shape[2:] == (32, 32)
+        assert batch.valid[0].sum() == 24 * 32
+        for b, sample in enumerate(samples):
+            assert sample.truth.size == batch.truths[b].size == sample.size == (48, 64)
+            assert torch.equal(sample.image, data[sample.image_id - 1].image)
+        seen += list(batch.image_ids)
+    assert seen == [5, 1, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_is_the_same_line_with_workers(tmp_path, workers):
+    export_coco_panoptic(Shapes(4, 32, 32), tmp_path)
+    (tmp_path / "train" / "000002.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    data = open_dataset(tmp_path)
+    with pytest.raises(PansightError, match=r"000002\.png: expected an image, found a truncated header$") as caught:
+        list(train_stream(data, None, 2, 32, 4, 0, workers=workers))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PansightError, match=r"000002\.png"):
+        list(evaluation_loader(data, ResizeRule(0, 0), 2, workers))
+
+
+def test_samples_without_segments_are_batched():
+    def emptied(sample: Sample, rng: np.random.Generator) -> Sample:
+        truth = replace(sample.truth, ids=torch.zeros_like(sample.truth.ids), segments=())
+        return replace(sample, truth=truth)
+
+    batch = next(iter(train_stream(Shapes(2, 32, 32), emptied, 2, 32, 1, 0)))
+    assert [t.segments for t in batch.truths] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 3, "world": 2}, {"batch_size": 0}, {"rank": 2, "world": 2}, {"seed": -1}]
+)
+def test_impossible_settings_are_refused(options):
+    with pytest.raises(PansightError, match="expected"):
+        stream(**options)
