@@ -1,0 +1,106 @@
+"""What is learnt and how fast."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pansight.config import TrainConfig
+from pansight.engine.optim import MovingAverage, averaged, freeze, lr_factor, make_optimizer, parameter_groups
+from pansight.errors import PansightError
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm((2, 2))  # a normalisation layer whose weight is no vector
+        self.tied = nn.Linear(4, 4)
+        self.tied.weight = self.head.weight
+
+
+def names_in(model: nn.Module, group: dict) -> set[str]:
+    return {n for n, p in model.named_parameters() if any(p is q for q in group["params"])}
+
+
+def test_groups_cover_each_trained_parameter_once():
+    model = Net()
+    freeze(model, ["backbone.0"])
+    groups = parameter_groups(model, TrainConfig(lr=0.1, backbone_lr_factor=0.5, weight_decay=0.2))
+    every = [id(p) for g in groups for p in g["params"]]
+    assert len(every) == len(set(every))
+    assert set(every) == {id(p) for p in model.parameters() if p.requires_grad}
+    found = {(g["lr"], g["weight_decay"]): names_in(model, g) for g in groups}
+    assert found == {
+        (0.05, 0.0): {"backbone.1.weight", "backbone.1.bias"},
+        (0.1, 0.2): {"head.weight"},
+        (0.1, 0.0): {"head.bias", "norm.weight", "norm.bias", "tied.bias"},
+    }
+
+
+def test_biases_decay_on_request_but_norms_never():
+    model = Net()
+    groups = parameter_groups(model, TrainConfig(lr=0.1, decay_biases=True, weight_decay=0.2))
+    decayed = {n for g in groups if g["weight_decay"] for n in names_in(model, g)}
+    assert decayed == {"backbone.0.weight", "backbone.0.bias", "head.weight", "head.bias", "tied.bias"}
+
+
+def test_freezing():
+    model = Net()
+    assert freeze(model, ["backbone"]) == [model.backbone]
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {
+        f"backbone.{k}.{w}" for k in (0, 1) for w in ("weight", "bias")
+    }
+    with pytest.raises(PansightError, match=r"no parameter's name starts with 'back'; the model has backbone, head, "):
+        freeze(model, ["back"])
+    with pytest.raises(PansightError, match=r"something left to train"):
+        freeze(model, ["head", "norm", "tied"])
+        parameter_groups(model, TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        ({"schedule": "constant"}, {0: 1.0, 50: 1.0, 99: 1.0}),
+        ({"schedule": "cosine"}, {0: 1.0, 50: 0.5, 100: 0.0}),
+        ({"schedule": "cosine", "final_lr_factor": 0.1}, {0: 1.0, 50: 0.55, 100: 0.1}),
+        ({"schedule": "poly", "power": 2.0}, {0: 1.0, 50: 0.25, 100: 0.0}),
+        ({"schedule": "step", "milestones": (0.5, 0.75)}, {49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01}),
+        ({"schedule": "constant", "warmup_steps": 10, "warmup_factor": 0.1}, {0: 0.1, 5: 0.55, 10: 1.0}),
+    ],
+)
+def test_schedules(settings, factors):
+    config = TrainConfig(**settings)
+    for step, factor in factors.items():
+        assert math.isclose(lr_factor(config, step, step / 100), factor, abs_tol=1e-12), step
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_optimizers_step(name):
+    model = nn.Linear(2, 2)
+    optimizer = make_optimizer(model, TrainConfig(optimizer=name, lr=0.1))
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.weight)
+
+
+def test_moving_average():
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    average = MovingAverage(model, 0.5)
+    model.weight.data.fill_(3.0)
+    average.update(step=0)  # decay min(0.5, 1/10)
+    assert math.isclose(average.average[0].item(), 0.1 * 1 + 0.9 * 3, rel_tol=1e-6)
+    average.update(step=100)
+    expected = 0.5 * 2.8 + 0.5 * 3
+    assert math.isclose(average.average[0].item(), expected, rel_tol=1e-6)
+    with averaged(average) as raw:
+        assert math.isclose(model.weight.item(), expected, rel_tol=1e-6)
+        assert raw is not None
+        assert raw[0].item() == 3.0
+    assert model.weight.item() == 3.0
