@@ -1,1 +1,36 @@
 """Official checkpoints to ours: one file per origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pansight.errors import PansightError
+from pansight.weights import detectron2, torchvision
+from pansight.weights.native import HUB_ID, download, find_folder, load_folder, save_model
+from pansight.weights.transfer import TransferReport, transfer
+from pansight.weights.unpickle import read_tensors
+
+__all__ = ["ORIGINS", "TransferReport", "load_model", "read_tensors", "save_model", "transfer"]
+
+ORIGINS = {"torchvision": torchvision, "detectron2": detectron2}
+"""Each has ``recognises(state) -> bool`` and ``load(state, source) -> (model, name, options)``."""
+
+
+def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
+    """A run folder (its best checkpoint, else its last), a saved folder, a hub id or an official checkpoint file.
+
+    → (model in eval mode on the CPU, its name in MODELS, the options it was built with). Raises PansightError, one
+    line with the file, what was expected and what was found.
+    """
+    folder = find_folder(path)
+    if folder is None and not Path(path).exists() and HUB_ID.fullmatch(str(path)):
+        folder = download(str(path))
+    if folder is not None:
+        return load_folder(folder)
+    state = read_tensors(path)
+    for origin in ORIGINS.values():
+        if origin.recognises(state):
+            return origin.load(state, str(path))
+    some = ", ".join(list(state)[:3])
+    raise PansightError(f"{path}: expected a checkpoint of {' or '.join(ORIGINS)}, found tensors {some} …")

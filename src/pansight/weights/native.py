@@ -1,0 +1,170 @@
+"""Our own saved models: a folder with ``config.json`` (model, options, labels, input) and ``model.safetensors``.
+
+A folder is replaced as a whole: it is written under a temporary name beside its place and then moved there. Between the
+two moves that this takes, the previous folder stands under ``.NAME.old``, where ``standing_folder`` finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from pansight.errors import PansightError
+from pansight.files import read_json, write_json
+from pansight.models import build
+from pansight.nn.normalize import Normalize
+from pansight.ops.resize import ResizeRule
+from pansight.types import LabelSpace
+from pansight.weights.keys import load_strictly
+from pansight.weights.unpickle import read_tensors
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+TENSORS = "model.safetensors"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def save_model(folder: str | Path, model: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Write the folder as a whole, in place of the one that may stand there.
+
+    name, options: what ``models.build(name, model.labels, **options)`` built the model from; options must be JSON.
+    Raises PansightError where an option is no JSON or the folder cannot be written (nothing half-written remains).
+    """
+    with replacing_folder(folder) as temporary:
+        write_model(temporary, model, name, options)
+
+
+def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any]) -> None:
+    """The two files of a model, into a folder that exists (see ``replacing_folder``)."""
+    # Random weights suffice where the saved ones follow, and loading must not need the network. What the pretrained
+    # weights expect of the input is the reason for writing it down.
+    options = {k: "none" if k == "pretrained" else v for k, v in options.items()}
+    normalize: Normalize = model.backbone.normalize
+    config = {
+        "format_version": FORMAT_VERSION,
+        "pansight": version("pansight"),
+        "model": name,
+        "options": options,
+        "labels": model.labels.to_json(),
+        "input": {
+            "mean": normalize.mean.flatten().tolist(),
+            "scale": normalize.scale.flatten().tolist(),
+            "bgr": normalize.bgr,
+            "resize": model.resize._asdict(),
+        },
+    }
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:
+        raise PansightError(f"{folder}: expected options that JSON can hold, found {error}") from error
+    # contiguous: channels_last weights are views with other strides, which safetensors refuses
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    try:
+        save_file(state, folder / TENSORS)
+    except SafetensorError as error:
+        raise PansightError(f"{folder / TENSORS}: cannot be written: {error}") from error
+    write_json(folder / CONFIG, config)
+
+
+def load_folder(folder: Path) -> tuple[Any, str, dict[str, Any]]:
+    """A folder that ``save_model`` wrote → (model in eval mode on the CPU, name, options).
+
+    Raises PansightError where a file is missing, damaged or of a later format, or a tensor has another shape.
+    """
+    config = read_json(folder / CONFIG)
+    keys = ("format_version", "model", "options", "labels", "input")
+    if not isinstance(config, dict) or any(key not in config for key in keys):
+        raise PansightError(f"{folder / CONFIG}: expected a saved model with the keys {', '.join(keys)}")
+    if config["format_version"] != FORMAT_VERSION:
+        found = config["format_version"]
+        raise PansightError(f"{folder / CONFIG}: expected format_version {FORMAT_VERSION}, found {found}")
+    name, options = str(config["model"]), dict(config["options"])
+    model: Any = build(name, LabelSpace.from_json(config["labels"]), **options)
+    load_strictly(model, read_tensors(folder / TENSORS), str(folder / TENSORS))
+    _restore_input(model, config["input"], folder / CONFIG)
+    return model.eval(), name, options
+
+
+def _restore_input(model: Any, saved: Any, path: Path) -> None:
+    """Mean, deviation, channel order and resizing, which are no weights but without which the weights are useless."""
+    try:
+        mean, scale = [float(v) for v in saved["mean"]], [float(v) for v in saved["scale"]]
+        resize = ResizeRule(**saved["resize"])
+        normalize: nn.Module = Normalize(mean, [1 / v for v in scale], bool(saved["bgr"]))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        expected = "input with mean, scale, bgr and resize"
+        raise PansightError(f"{path}: expected {expected}, found {saved!r}") from error
+    # the reciprocal of a reciprocal may differ in the last bit
+    normalize.scale.view(-1).copy_(normalize.scale.new_tensor(scale))  # type: ignore[operator, union-attr]
+    model.backbone.normalize = normalize
+    model.resize = resize
+
+
+def find_folder(path: str | Path) -> Path | None:
+    """The saved model meant by a folder: itself, or a run's checkpoints/best, else checkpoints/last. None: no folder.
+
+    Raises PansightError for a folder that holds neither.
+    """
+    path = standing_folder(path)
+    if not path.is_dir():
+        return None
+    candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "last"]
+    for candidate in map(standing_folder, candidates):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise PansightError(f"{path}: expected a saved model ({CONFIG}) or a run (checkpoints/best or last), found neither")
+
+
+def download(hub_id: str) -> Path:
+    """Fetch config and tensors of a model on the Hugging Face hub, or find them in its cache → folder."""
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[CONFIG, TENSORS]))
+    except Exception as error:  # the client raises its own types, its HTTP library's and ValueError
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise PansightError(
+            f"{hub_id}: no such file or folder here, and the hub cannot be reached for it: {reason}"
+        ) from error
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`; it takes its place when the block succeeds and is removed when it fails.
+
+    Raises PansightError, naming the folder, where it cannot be written.
+    """
+    folder = Path(folder)
+    temporary, old = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _old(folder)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise PansightError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def standing_folder(folder: str | Path) -> Path:
+    """`folder`, or where a process was killed while replacing it, the folder that stood there before."""
+    folder = Path(folder)
+    return _old(folder) if not folder.exists() and _old(folder).is_dir() else folder
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

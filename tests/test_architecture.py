@@ -1,0 +1,147 @@
+"""The shape of the house (DESIGN.md 1), enforced by reading the source: imports point one way, files stay readable."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "pansight"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+BASE = {"types", "errors", "files"}
+SPINE = BASE | {"ops", "nn", "models"}
+ALLOWED = {
+    "types": {"errors"},
+    "errors": set[str](),
+    "files": {"errors"},
+    "ops": BASE,
+    "nn": BASE | {"ops"},
+    "models": BASE | {"ops", "nn"},
+    "data": BASE | {"ops"},
+    "metrics": BASE | {"ops"},
+    "weights": SPINE,
+    "config": BASE,
+    "engine": SPINE | {"data", "metrics", "weights", "config"},
+    "apps": SPINE | {"data", "metrics", "weights", "config", "engine"},
+}
+"""What a part may import besides itself."""
+
+NAME_IDS = [str(f.relative_to(SOURCE)) for f in FILES]
+
+
+def part_of(module: str) -> str | None:
+    """pansight.ops.boxes → ops; pansight itself → "" ; foreign modules → None."""
+    names = module.split(".")
+    if names[0] != "pansight":
+        return None
+    return names[1] if len(names) > 1 else ""
+
+
+def module_of(path: Path) -> str:
+    names = ["pansight", *path.relative_to(SOURCE).with_suffix("").parts]
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """(line, absolute module, is lazy) of every import; ``from pansight import ops`` counts as pansight.ops."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {
+        id(inner)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, id(node) in lazy
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                parents = module_of(path).split(".")
+                keep = len(parents) - node.level + (path.name == "__init__.py")
+                module = ".".join([*parents[:keep], *([module] if module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}", id(node) in lazy
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) >= 12
+    assert {part_of(module_of(f)) for f in FILES} >= {"types", "ops", "nn", "models", "weights", "data", "metrics"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAME_IDS)
+def test_imports_point_one_way(path: Path) -> None:
+    part = part_of(module_of(path))
+    if part in ("", "__main__"):
+        return  # the public face and the entry point may import anything; how, is tested below
+    assert part in ALLOWED, f"{path}: a part that DESIGN.md does not know"
+    for line, module, _ in imports_of(path):
+        target = part_of(module)
+        assert target is None or target == part or target in ALLOWED[part], (
+            f"{path.relative_to(SOURCE)}:{line}: {part} imports {module}; it may import {sorted(ALLOWED[part])}"
+        )
+
+
+def test_imports_of_finds_every_form(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text("import torch\nfrom pansight import ops\ndef f():\n    from pansight.apps.cli import main\n")
+    assert list(imports_of(path)) == [
+        (1, "torch", False),
+        (2, "pansight.ops", False),
+        (4, "pansight.apps.cli.main", True),
+    ]
+    assert [part_of(m) for _, m, _ in imports_of(path)] == [None, "ops", "apps"]
+
+
+def test_only_the_public_face_and_entry_points_import_apps() -> None:
+    for path in FILES:
+        part = part_of(module_of(path))
+        for line, module, is_lazy in imports_of(path):
+            if part_of(module) == "apps" and part != "apps":
+                assert part in ("", "__main__"), f"{path}:{line}: imports {module}"
+                assert is_lazy or part == "__main__", f"{path}:{line}: expected {module} inside a function"
+
+
+def test_models_never_import_each_other() -> None:
+    models = sorted((SOURCE / "models").rglob("*.py"))
+    for path in models:
+        if path.name == "__init__.py":
+            continue
+        for line, module, _ in imports_of(path):
+            assert not module.startswith("pansight.models"), f"{path}:{line}: a model imports {module}"
+
+
+def test_no_star_imports() -> None:
+    for path in FILES:
+        for line, module, _ in imports_of(path):
+            assert not module.endswith(".*"), f"{path}:{line}: import *"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAME_IDS)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    length = len(text.splitlines())
+    assert length <= 500, f"{path}: {length} lines; split it by what it is about"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= 70, f"{path}:{node.lineno}: {node.name} has {lines} lines"
+
+
+def test_folders_stay_small() -> None:
+    for folder in [SOURCE, *(p for p in SOURCE.rglob("*") if p.is_dir() and p.name != "__pycache__")]:
+        entries = [p.name for p in folder.iterdir() if p.name != "__pycache__"]
+        limit = 16 if folder == SOURCE else 13
+        assert len(entries) <= limit, f"{folder}: {len(entries)} entries: {sorted(entries)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAME_IDS)
+def test_no_hasattr_exec_eval(path: Path) -> None:
+    """hasattr hides a missing contract (STYLE.md, rule 11)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("hasattr", "exec", "eval"), f"{path}:{node.lineno}: {node.func.id}"
