@@ -1,1 +1,68 @@
-"""pansight: panoptic segmentation from anyone's annotations to a trained, measured, explained model."""
+"""Panoptic segmentation: from a folder of annotations to a trained, measured, explained model.
+
+    run = pansight.train(model="panoptic_fpn", backbone="resnet50", data="my_data")
+    record = pansight.evaluate(run.folder)
+    prediction = pansight.load(run.folder).predict("photo.jpg")
+
+Everything is loaded on first use: importing pansight itself takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pansight.apps.commands import evaluate, train
+    from pansight.apps.photos import predict
+    from pansight.engine.predict import Predictor, load
+    from pansight.errors import PansightError
+    from pansight.types import (
+        Batch,
+        Category,
+        Instances,
+        LabelSpace,
+        PanopticSegmentation,
+        Prediction,
+        Sample,
+        Segment,
+    )
+
+__all__ = [
+    "Batch",
+    "Category",
+    "Instances",
+    "LabelSpace",
+    "PanopticSegmentation",
+    "PansightError",
+    "Prediction",
+    "Predictor",
+    "Sample",
+    "Segment",
+    "evaluate",
+    "load",
+    "predict",
+    "train",
+]
+
+_HOME = {
+    "train": "apps.commands",
+    "evaluate": "apps.commands",
+    "predict": "apps.photos",
+    "load": "engine.predict",
+    "Predictor": "engine.predict",
+    "PansightError": "errors",
+}
+"""Where a public name lives; the others are types."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'pansight' has no attribute {name!r}")
+    value = getattr(import_module(f"pansight.{_HOME.get(name, 'types')}"), name)
+    globals()[name] = value  # the next access finds it at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

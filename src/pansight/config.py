@@ -75,7 +75,7 @@ class AugmentConfig:
     scale: tuple[float, ...] = (1.0, 1.0)
     """Resize by a random factor between these two: of the file's size with `crop`, else of the model's."""
     crop: int = -1
-    """Cut or pad to a square of so many pixels; 0: whole images by the model's resizing rule; -1: chosen from the data."""
+    """Cut or pad to a square of so many pixels; 0: whole images by the model's rule; -1: chosen from the data."""
     fit: bool = False
     """With `crop`: fit the image into it before scaling (large-scale jitter) instead of scaling the file's own size."""
     short_sides: tuple[int, ...] = ()
@@ -123,8 +123,8 @@ class TrainConfig:
     """For sgd."""
     schedule: str = "cosine"
     """cosine, poly, step or constant: the learning rate over the run."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly to its peak."""
+    warmup_steps: int = -1
+    """Steps over which the learning rate rises linearly to its peak; -1: chosen from the number of steps."""
     warmup_factor: float = 0.001
     """The share of the peak that warm-up starts from."""
     milestones: tuple[float, ...] = (0.667, 0.889)
@@ -145,8 +145,8 @@ class TrainConfig:
     """Weights and images in channels-last memory: faster convolutions, the same result."""
     freeze: tuple[str, ...] = ()
     """Parameters whose names start so are not trained, e.g. backbone."""
-    evaluate_every: int = 0
-    """Steps between evaluations, which also choose the best checkpoint; 0: at the end only."""
+    evaluate_every: int = -1
+    """Steps between evaluations, which choose the best checkpoint; 0: at the end only; -1: a fifth of the run."""
     checkpoint_every: int = 500
     """Steps between checkpoints to resume from; 0: at the end only."""
     max_minutes: float = 0.0
@@ -164,10 +164,12 @@ class TrainConfig:
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise choice_error(f"train.{name}", getattr(self, name), known)
-        for name in ("steps", "batch_size", "lr", "weight_decay", "warmup_steps", "clip_norm", "max_minutes"):
+        for name in ("steps", "batch_size", "lr", "weight_decay", "clip_norm", "max_minutes", "checkpoint_every"):
             _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
-        for name in ("evaluate_every", "checkpoint_every", "backbone_lr_factor", "final_lr_factor"):
+        for name in ("backbone_lr_factor", "final_lr_factor", "seed"):
             _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
+        for name in ("evaluate_every", "warmup_steps"):
+            _check(getattr(self, name) >= -1, f"train.{name}", "-1, 0 or more", self)
         for name in ("accumulate", "log_every"):
             _check(getattr(self, name) >= 1, f"train.{name}", "1 or more", self)
         _check(0 <= self.ema_decay < 1, "train.ema_decay", "at least 0 and below 1", self)
@@ -181,6 +183,8 @@ class EvaluateConfig:
 
     batch_size: int = 1
     """Images at once; their padding may change results in the last digits."""
+    max_detections: int = 100
+    """Objects of an image and class that count for AP: 100 for COCO, more for crowded images."""
     thresholds: dict[str, Any] = field(default_factory=dict)
     """Thresholds of the model's decode, as `--evaluate.thresholds.NAME VALUE`; left out: the model's own."""
     precision: str = "auto"
@@ -195,7 +199,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise choice_error("evaluate.precision", self.precision, PRECISIONS)
-        _check(self.batch_size >= 1, "evaluate.batch_size", "1 or more", self)
+        for name in ("batch_size", "max_detections"):
+            _check(getattr(self, name) >= 1, f"evaluate.{name}", "1 or more", self)
         for name in ("limit", "sheet"):
             _check(getattr(self, name) >= 0, f"evaluate.{name}", "0 or more", self)
 
@@ -240,6 +245,22 @@ def read_config(path: str | Path) -> Config:
         if str(error).startswith(str(path)):
             raise
         raise PansightError(f"{path}: {error}") from error
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes by name, ``shapes/panoptic_fpn``, in order."""
+    root = Path(__file__).parent / "recipes"
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.toml"))}
+
+
+def read_recipe(name: str | Path) -> Config:
+    """A shipped recipe by its name, or a TOML file by its path. Raises PansightError listing what is shipped."""
+    shipped = recipes()
+    if str(name) in shipped:
+        return read_config(shipped[str(name)])
+    if Path(name).suffix == ".toml" or Path(name).is_file():
+        return read_config(name)
+    raise choice_error("recipe", str(name), shipped)
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:

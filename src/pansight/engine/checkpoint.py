@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pansight.config import Config
 from pansight.errors import PansightError
 from pansight.files import write_text
 from pansight.weights.native import standing_folder
@@ -84,24 +85,28 @@ class RunLog:
         write_text(self.path, "".join(line + "\n" for line in kept))
 
 
-def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make the folder of a new run, or check that it holds one to resume.
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Before anything is written: the folder is free, or holds the run to resume, or the run to overwrite.
 
-    With `overwrite` a run that stands there is removed, but never a folder that is no run.
-    Raises PansightError where the folder is taken, or there is nothing to resume.
+    Raises PansightError otherwise; a folder that is no run is never overwritten.
     """
     if resume:
         last_checkpoint(folder)
-        return
-    if folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise PansightError(f"{folder}: expected no run yet, found one; add --resume or --overwrite")
         if not (folder / CONFIG).is_file():
             raise PansightError(f"{folder}: expected a run ({CONFIG}) to overwrite, found other files")
-        shutil.rmtree(folder)
     elif folder.exists() and not folder.is_dir():
         raise PansightError(f"{folder}: expected a folder for the run, found a file")
+
+
+def start_folder(folder: Path, config: Config, heading: str, resume: bool) -> None:
+    """The folder with its config.toml; what stood there is removed unless it is resumed (see `check_folder`)."""
     try:
+        if folder.is_dir() and not resume:
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PansightError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    config.save(folder / CONFIG, heading)

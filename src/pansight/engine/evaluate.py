@@ -38,11 +38,10 @@ def evaluate(
     accelerator: Accelerator,
     out: Path | None = None,
     workers: int = 0,
-    max_detections: int = 100,
 ) -> dict[str, Any]:
     """The record of evaluation.json, the same on every process; each of them measures its share of the images.
 
-    model: on the accelerator's device, with the labels of `dataset`. It is left in eval mode. max_detections: of AP.
+    model: on the accelerator's device, with the labels of `dataset`. It is left in eval mode.
     out: a folder for evaluation.json, predictions/predictions.json with its PNGs, and predictions/sheet with the best
     and the worst images; each appears whole or not at all.
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.
@@ -52,7 +51,7 @@ def evaluate(
     rank, world = accelerator.process_index, accelerator.num_processes
     count = min(len(dataset), config.limit) if config.limit else len(dataset)
     mine = range(rank, count, world)
-    metrics = create_metrics(dataset.labels, max_detections)
+    metrics = create_metrics(dataset.labels, config.max_detections)
     sheet = Sheet(config.sheet if out is not None else 0)
     start = time.monotonic()
     with ExitStack() as stack:
@@ -82,7 +81,7 @@ def evaluate(
         states = distributed.gather(metric.state_dict(), accelerator)
         metric.load_state_dict(states[0])
         for state in states[1:]:
-            other = create_metrics(dataset.labels, max_detections)[name]
+            other = create_metrics(dataset.labels, config.max_detections)[name]
             other.load_state_dict(state)
             metric.merge(other)  # type: ignore[arg-type]
     record = evaluation_record(metrics)

@@ -106,7 +106,7 @@ def train(
             session.record(losses, norm, progress)
             out_of_time = 0 < 60 * config.max_minutes <= state.seconds
             over = out_of_time or state.step >= config.steps
-            if config.evaluate_every and (over or state.step % config.evaluate_every == 0):
+            if config.evaluate_every > 0 and (over or state.step % config.evaluate_every == 0):
                 session.evaluate()
             if over or stopping or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 session.save_last()

@@ -1,0 +1,253 @@
+"""The command line: flags and help from the settings' own definition, every error in one line.
+
+Only `config` is imported here; what a command needs is loaded when it runs, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from pansight.errors import PansightError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True)
+class AllSettings:
+    """The settings of a run; those that are given go over the recipe."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The settings of an evaluation."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+_given: dict[str, Any] = {}
+"""The settings that stand on the command line, by dotted key: filled while it is parsed."""
+
+
+def _remember(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Note what was given: afterwards a value that was given and a default look alike."""
+    _given.clear()
+    for argument in arguments:
+        name = argument.name.removeprefix("--").replace("-", "_")
+        if "." not in name:
+            continue
+        values: list[Any] = []
+        for token in argument.tokens:
+            value = token.value if token.implicit_value is cyclopts.UNSET else token.implicit_value
+            if token.keys:
+                _given[".".join([name, *token.keys])] = value
+            else:
+                values.append(value)
+        if values:
+            _given[name] = values if len(values) > 1 else values[0]
+
+
+app = App(
+    "pansight",
+    help="Panoptic segmentation: from a folder of annotations to a trained, measured, explained model.",
+    help_epilogue="Two commands to start with: pansight demo; pansight train --data DIR",
+    version=f"pansight {version('pansight')}",
+    help_format="plaintext",
+    config=_remember,
+    result_action="return_value",
+    default_parameter=Parameter(consume_multiple=True),
+    suppress_keyboard_interrupt=False,
+)
+
+Settings = Annotated[AllSettings | None, Parameter(name="*", group="Settings")]
+EvaluateSettings = Annotated[EvaluationSettings | None, Parameter(name="*", group="Settings")]
+
+
+@app.command(help_epilogue="Example: pansight demo --minutes 3")
+def demo(*, minutes: float = 3.0, out: Path = Path("runs/demo"), steps: int | None = None, overwrite: bool = False):
+    """Train Panoptic FPN on generated shapes, measure it on 200 others and write the report.
+
+    Parameters
+    ----------
+    minutes
+        Of training; evaluation and report come on top.
+    out
+        The run folder.
+    steps
+        Train for so many steps instead, whatever they take.
+    overwrite
+        Replace the run that stands there.
+    """
+    from pansight.apps import commands
+
+    commands.demo(minutes, out, steps, overwrite)
+
+
+@app.command(
+    help_epilogue="Examples: pansight train --model panoptic_fpn --backbone resnet50 --data DIR; "
+    "pansight train --recipe shapes/panoptic_fpn --train.steps 500; pansight train --resume --out runs/shapes"
+)
+def train(
+    *,
+    model: str | None = None,
+    backbone: str | None = None,
+    data: str | None = None,
+    recipe: str | None = None,
+    weights: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    max_minutes: float | None = None,
+    settings: Settings = None,
+):
+    """Train a model, measure it and write its report. What is left open is chosen from the data and printed.
+
+    Parameters
+    ----------
+    model
+        A system: pansight models lists them. [default: panoptic_fpn]
+    backbone
+        Any timm backbone by name. [default: the model's own]
+    data
+        A folder or annotation file in a format of pansight datasets, or the word shapes.
+    recipe
+        Settings that were measured: a shipped name such as shapes/panoptic_fpn, or a TOML file.
+    weights
+        Fine-tune from a run, a saved model or an official checkpoint; classes are kept by name.
+    out
+        The run folder. [default: runs/RECIPE or runs/MODEL]
+    resume
+        Go on with the run in the folder, after a kill or an interruption, as if nothing had happened.
+    overwrite
+        Replace the run in the folder.
+    max_minutes
+        Stop after so many minutes; the learning rate follows the clock.
+    """
+    from pansight.apps import commands
+
+    commands.train(model, backbone, data, recipe, weights, out, resume, overwrite, max_minutes, dict(_given))
+
+
+@app.command(help_epilogue="Example: pansight evaluate runs/demo --data DIR --out results")
+def evaluate(
+    weights: str,
+    /,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    settings: EvaluateSettings = None,
+):
+    """Measure a run, a saved model or an official checkpoint: PQ, SQ, RQ of all, things and stuff; AP; mIoU.
+
+    Parameters
+    ----------
+    weights
+        A run folder (its best weights), a saved model or a checkpoint file.
+    data
+        Images with their truth. [default: the validation images of the run]
+    split
+        The part of the data. [default: val where there is one]
+    out
+        Where evaluation.json and predictions go. [default: the run, or evaluations/NAME]
+    overwrite
+        Replace the evaluation that stands there.
+    """
+    from pansight.apps import commands
+
+    commands.evaluate(weights, data, out, split, overwrite, dict(_given))
+
+
+@app.command(help_epilogue="Example: pansight predict runs/demo photos/ --out found")
+def predict(
+    weights: str,
+    /,
+    *images: Path,
+    out: Path = Path("predictions"),
+    overwrite: bool = False,
+    score: float = 0.5,
+):
+    """Predict photos: overlays, COCO panoptic PNG and JSON, and a table.
+
+    Parameters
+    ----------
+    weights
+        A run folder, a saved model or a checkpoint file.
+    images
+        Image files, and folders of them.
+    out
+        Where the results go.
+    overwrite
+        Replace predictions that stand there.
+    score
+        Do not draw objects under this score (models without a panoptic map).
+    """
+    from pansight.apps import photos
+
+    print(photos.photo_table(photos.predict(weights, images, out, overwrite, score=score)))
+    print(f"overlays and predictions: {out}")
+
+
+@app.command(help_epilogue="Example: pansight models panoptic_fpn")
+def models(name: str | None = None, /):
+    """List the models, or the options of one.
+
+    Parameters
+    ----------
+    name
+        A model.
+    """
+    from pansight.apps import commands
+
+    print(commands.models(name))
+
+
+@app.command(help_epilogue="Example: pansight datasets coco_panoptic")
+def datasets(name: str | None = None, /):
+    """List the data formats that are read, or the options of one.
+
+    Parameters
+    ----------
+    name
+        A format.
+    """
+    from pansight.apps import commands
+
+    print(commands.datasets(name))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    except (PansightError, cyclopts.CycloptsError) as error:
+        return _complain(str(error), BAD_INPUT)
+    except OSError as error:  # a full disk, a missing right: the file system's own words
+        name = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{name}{error.strerror or error}", BAD_INPUT)
+    except KeyboardInterrupt as error:
+        return _complain(str(error) or "interrupted", INTERRUPTED)
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"pansight: {line}", file=sys.stderr)
+    return code

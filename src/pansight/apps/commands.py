@@ -1,0 +1,267 @@
+"""What the commands of ``pansight`` do, as functions: the command line and ``import pansight`` call the same ones."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from pansight.apps.report import write_report
+from pansight.config import Config, flatten, override, read_config, read_recipe
+from pansight.data import DATASETS, Dataset
+from pansight.data.loader import train_stream
+from pansight.engine import distributed
+from pansight.engine.assemble import describe, make_model, make_transform, open_data, open_evaluation_data, relabel
+from pansight.engine.automatic import choose
+from pansight.engine.checkpoint import CONFIG, LOG, RunLog, check_folder, last_checkpoint, start_folder
+from pansight.engine.evaluate import EVALUATION, summary
+from pansight.engine.evaluate import evaluate as measure
+from pansight.engine.progress import clock
+from pansight.engine.train import Result
+from pansight.engine.train import train as run_loop
+from pansight.errors import PansightError, choice_error
+from pansight.models import MODELS, builder_options
+from pansight.weights import load_model
+from pansight.weights.native import write_model
+
+
+class Run(NamedTuple):
+    """A finished run: its folder and the record of its evaluation.json."""
+
+    folder: Path
+    evaluation: dict[str, Any]
+
+
+def train(
+    model: str | None = None,
+    backbone: str | None = None,
+    data: str | Path | None = None,
+    recipe: str | Path | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    max_minutes: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Run:
+    """Train a model, evaluate it and write its report.
+
+    model, backbone, data, weights, max_minutes: short for the settings model.name, model.backbone, data.source,
+    model.weights, train.max_minutes. recipe: a shipped recipe or a TOML file, which the settings go over.
+    out: the run folder, runs/NAME by default. resume: go on with the run in it. settings: nested or dotted.
+    Raises PansightError for bad input, and Interrupted (a KeyboardInterrupt) after Ctrl-C, when the state is saved.
+    """
+    short = {"model.name": model, "model.backbone": backbone, "model.weights": weights, "data.source": data}
+    given = {k: v for k, v in (short | {"train.max_minutes": max_minutes}).items() if v is not None}
+    given |= flatten(settings or {})
+    folder = Path(out) if out else Path("runs") / (str(recipe).replace("/", "-") if recipe else str(model or "run"))
+    if resume:
+        last_checkpoint(folder)
+        config = override(read_config(folder / CONFIG), given)
+    else:
+        config = override(read_recipe(recipe) if recipe else Config(), given)
+    accelerator = distributed.make_accelerator(config.train.precision, folder, config.train.trackers)
+    check_folder(folder, resume, overwrite)
+    say = print if accelerator.is_main_process else _silent
+    prepared = _prepare(config, folder, accelerator, resume, say)
+    if accelerator.is_main_process:
+        start_folder(folder, prepared.config, _heading(), resume)
+    accelerator.wait_for_everyone()
+    try:
+        result = _fit(prepared, folder, accelerator, resume)
+    except PansightError:
+        if accelerator.is_main_process and not resume and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # nothing but the settings is in it
+        raise
+    rate = f"{result.step} steps in {clock(result.seconds)}"
+    say(f"trained    {rate}" + (", stopped by the clock" if result.stopped_by == "time" else ""))
+    return _finish(prepared, result, folder, accelerator, say)
+
+
+class _Prepared(NamedTuple):
+    config: Config
+    training: Dataset
+    validation: Dataset
+    model: Any
+    name: str
+    options: dict[str, Any]
+
+
+def _prepare(
+    config: Config, folder: Path, accelerator: Accelerator, resume: bool, say: Callable[..., None]
+) -> _Prepared:
+    """Everything that can go wrong before the first step does so here, with nothing written yet."""
+    training, validation, note = open_data(config.data)
+    say(f"training   {describe(config.data.source, training)}")
+    say(f"validation {note}")
+    if not resume:
+        config, choices = choose(config, training, accelerator.device, accelerator.num_processes)
+        for choice in choices:
+            say(f"chosen     {choice.key} = {choice.value} ({choice.reason})")
+    torch.manual_seed(config.train.seed)
+    if resume:
+        model, name, options = load_model(last_checkpoint(folder))
+        where = str(config.data.source)
+        training, validation = (relabel(d, model.labels, where) for d in (training, validation))
+        return _Prepared(config, training, validation, model, name, options)
+    model, name, options, lines = make_model(config.model, training.labels)
+    for line in lines:
+        say(f"weights    {line}")
+    return _Prepared(config, training, validation, model, name, options)
+
+
+def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -> Result:
+    config = run.config
+    transform, divisor = make_transform(config.augment, run.model.resize)
+    scalars = {k: v for k, v in flatten(config.to_dict()).items() if isinstance(v, int | float | str)}
+    accelerator.init_trackers("tensorboard", config=scalars)
+    return run_loop(
+        run.model,
+        lambda first: train_stream(
+            run.training,
+            transform,
+            config.train.batch_size,
+            divisor,
+            config.train.steps,
+            config.train.seed,
+            first,
+            config.data.workers,
+            accelerator.process_index,
+            accelerator.num_processes,
+        ),
+        config.train,
+        folder,
+        accelerator,
+        partial(write_model, model=run.model, name=run.name, options=run.options),
+        partial(measure, run.model, run.validation, config.evaluate, accelerator, workers=config.data.workers),
+        resume,
+    )
+
+
+def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerator, say: Callable[..., None]) -> Run:
+    """Measure the best weights, or the last where no evaluation chose any; write evaluation.json and the report."""
+    config, model = run.config, run.model
+    weights = folder / "checkpoints" / ("best" if config.train.evaluate_every > 0 else "last")
+    if config.train.evaluate_every > 0:
+        model = load_model(weights)[0].to(accelerator.device)
+    record = measure(model, run.validation, config.evaluate, accelerator, folder, config.data.workers)
+    if accelerator.is_main_process:
+        if config.train.evaluate_every <= 0:
+            RunLog(folder / LOG).append({"step": result.step, "kind": "evaluation", "metrics": record})
+        report = write_report(folder)
+        say(summary(record))
+        say(f"weights    {weights}")
+        say(f"report     {report}")
+    accelerator.wait_for_everyone()
+    return Run(folder, record)
+
+
+def evaluate(
+    weights: str | Path,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    split: str | None = None,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure a run, a saved model or an official checkpoint; returns the record of evaluation.json.
+
+    data: images with their truth; by default the validation images of the run. split: the part of them.
+    out: where evaluation.json and predictions/ go; by default the run itself for its own validation images, else
+    evaluations/NAME. settings: as for `train`; the sections data and evaluate count.
+    Raises PansightError for bad input, or where `out` holds an evaluation already and `overwrite` is not set.
+    """
+    config = _config_of(weights)
+    own = data is None
+    if config is None and own:
+        raise PansightError(f"{weights}: expected a run with its data, found weights alone; add --data DIR")
+    config = config or Config()
+    if data is not None:  # the settings of the training data say nothing about other data
+        config = override(Config(evaluate=config.evaluate, model=config.model), {"data.source": data})
+    config = override(config, flatten(settings or {}) | ({"data.split": split} if split and not own else {}))
+    default = Path(weights) if own else Path("evaluations") / f"{Path(weights).stem}-{Path(config.data.source).stem}"
+    folder = Path(out) if out else default
+    if out and (folder / EVALUATION).exists() and not overwrite:
+        raise PansightError(f"{folder / EVALUATION}: expected no evaluation yet, found one; add --overwrite")
+    model, _, _ = load_model(weights)
+    if own:
+        training, validation, _ = open_data(config.data)
+        chosen = training if split == "train" else validation
+        dataset = relabel(chosen, model.labels, str(config.data.source))
+    else:
+        dataset = open_evaluation_data(config.data, model.labels)
+    accelerator = distributed.make_accelerator()
+    model.to(accelerator.device)
+    record = measure(model, dataset, config.evaluate, accelerator, folder, max(config.data.workers, 0))
+    if accelerator.is_main_process:
+        print(summary(record))
+        print(f"{len(dataset)} images in {clock(record['seconds'])}; {folder / EVALUATION}")
+    return record
+
+
+def _config_of(weights: str | Path) -> Config | None:
+    path = Path(weights) / CONFIG
+    return read_config(path) if path.is_file() else None
+
+
+def demo(minutes: float = 3.0, out: str | Path = "runs/demo", steps: int | None = None, overwrite: bool = False) -> Run:
+    """Train Panoptic FPN on generated shapes, measure it on 200 others, write the report and say where it is.
+
+    minutes: of training. steps: as many optimiser steps instead, whatever they take.
+    """
+    limit = {"train.steps": steps, "train.max_minutes": 0} if steps else {"train.max_minutes": minutes}
+    start = time.monotonic()
+    run = train(recipe="shapes/panoptic_fpn", out=out, overwrite=overwrite, settings=limit)
+    print(f"all told   {clock(time.monotonic() - start)}; open {run.folder / 'report.html'}")
+    return run
+
+
+def models(name: str | None = None) -> str:
+    """A line for each model, or the options of one. Raises PansightError for an unknown one."""
+    if name is None:
+        return _table((key, _first_line(builder)) for key, builder in MODELS.items())
+    if name not in MODELS:
+        raise choice_error("model", name, MODELS)
+    options = [(f"--model.options.{key}", f"default {value!r}") for key, value in builder_options(name).items()]
+    return f"{name}: {_first_line(MODELS[name])}\n{_table(options)}"
+
+
+def datasets(name: str | None = None) -> str:
+    """A line for each data format, or the options of one. Raises PansightError for an unknown one."""
+    if name is None:
+        return _table((key, _first_line(opener)) for key, opener in DATASETS.items())
+    if name not in DATASETS:
+        raise choice_error("data set", name, DATASETS)
+    parameters = list(inspect.signature(DATASETS[name]).parameters.values())[2:]  # source and split come first
+    options = [(f"--data.options.{p.name}", f"default {p.default!r}") for p in parameters]
+    return f"{name}: {_first_line(DATASETS[name])}\n{_table(options)}"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    rows = list(rows)
+    width = max((len(key) for key, _ in rows), default=0)
+    return "\n".join(f"{key:{width}}  {text}" for key, text in rows)
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _heading() -> str:
+    return (
+        f"written by pansight {version('pansight')}, torch {torch.__version__}, python {platform.python_version()}\n"
+        "everything needed to repeat the run: pansight train --recipe THIS --out FOLDER"
+    )
+
+
+def _silent(*values: object) -> None:
+    """What the processes beside the first one print."""
