@@ -1,1 +1,61 @@
-"""One file per system."""
+"""The systems: one file each, and the one table of their builders."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from pansight.errors import PansightError, choice_error
+from pansight.models.faster_rcnn import (
+    faster_rcnn,
+    faster_rcnn_r50_d2,
+    faster_rcnn_r50_tv,
+    faster_rcnn_r50_tv_v2,
+    faster_rcnn_r101_d2,
+)
+from pansight.models.mask_rcnn import (
+    mask_rcnn,
+    mask_rcnn_r50_d2,
+    mask_rcnn_r50_tv,
+    mask_rcnn_r50_tv_v2,
+    mask_rcnn_r101_d2,
+)
+from pansight.models.panoptic_fpn import panoptic_fpn, panoptic_fpn_r50_d2, panoptic_fpn_r101_d2
+from pansight.types import LabelSpace
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "faster_rcnn": faster_rcnn,
+    "faster_rcnn_r50_tv": faster_rcnn_r50_tv,
+    "faster_rcnn_r50_tv_v2": faster_rcnn_r50_tv_v2,
+    "faster_rcnn_r50_d2": faster_rcnn_r50_d2,
+    "faster_rcnn_r101_d2": faster_rcnn_r101_d2,
+    "mask_rcnn": mask_rcnn,
+    "mask_rcnn_r50_tv": mask_rcnn_r50_tv,
+    "mask_rcnn_r50_tv_v2": mask_rcnn_r50_tv_v2,
+    "mask_rcnn_r50_d2": mask_rcnn_r50_d2,
+    "mask_rcnn_r101_d2": mask_rcnn_r101_d2,
+    "panoptic_fpn": panoptic_fpn,
+    "panoptic_fpn_r50_d2": panoptic_fpn_r50_d2,
+    "panoptic_fpn_r101_d2": panoptic_fpn_r101_d2,
+}
+"""name → builder(labels, **options) → a model; see DESIGN: forward, loss, decode, labels, resize."""
+
+
+def build(name: str, labels: LabelSpace, **options: Any) -> Any:
+    """The model `name` for `labels`. Raises PansightError for an unknown name or option, listing what exists."""
+    if name not in MODELS:
+        raise choice_error("model", name, MODELS)
+    known = builder_options(name)
+    for option in options:
+        if option not in known:
+            raise choice_error(f"option of model {name}:", option, known)
+    if not labels.things:
+        raise PansightError(f"model {name}: expected at least one thing among the classes, found stuff only")
+    return MODELS[name](labels, **options)
+
+
+def builder_options(name: str) -> dict[str, Any]:
+    """Option → default value of a builder."""
+    parameters = list(inspect.signature(MODELS[name]).parameters.values())[1:]  # labels come first
+    return {p.name: p.default for p in parameters}

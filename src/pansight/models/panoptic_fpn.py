@@ -10,6 +10,7 @@ any timm backbone with the stride in the 3×3 convolution and RGB input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from pansight.nn.backbones import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.normalize import caffe_bgr
-from pansight.nn.rcnn import RCNN, Detections, detections_to_instances, detectron2_rcnn
+from pansight.nn.rcnn import RCNN, Detections, detections_to_instances, detectron2_rcnn, general_rcnn
 from pansight.nn.semantic_head import SemanticFPNHead
 from pansight.ops.fusion import merge_by_label_map
 from pansight.ops.resize import ResizeRule
@@ -98,7 +99,8 @@ class PanopticFPN(nn.Module):
         min_stuff_area: int | None = None,
     ) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own."""
-        instances = detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels)
+        integer_paste = self.rcnn.integer_paste
+        instances = detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels, integer_paste)
         predictions: list[Prediction] = []
         extents: list[list[int]] = outputs.extents.tolist()
         for logits, extent, size, found in zip(outputs.semantic_logits, extents, sizes, instances, strict=True):
@@ -130,3 +132,60 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def panoptic_fpn(
+    labels: LabelSpace,
+    backbone: str = "resnet50",
+    pretrained: str = "none",
+    short: int = 800,
+    long: int = 1333,
+    fpn_channels: int = 256,
+    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+    proposals: int = 1000,
+    roi_samples: int = 512,
+    detections: int = 100,
+    box_features: int = 1024,
+    mask_convs: int = 4,
+    mask_width: int = 256,
+    mask_pool: int = 14,
+    roi_op: str = "align",
+    semantic_width: int = 128,
+    semantic_weight: float = 0.5,
+    min_stuff_area: int = 4096,
+    frozen_bn: bool = True,
+    freeze_stages: int = 0,
+) -> PanopticFPN:
+    """Panoptic FPN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size)."""
+    net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
+    rcnn = general_rcnn(
+        fpn_channels,
+        len(labels.things),
+        anchor_sizes,
+        proposals,
+        roi_samples,
+        detections,
+        box_features,
+        mask_convs,
+        mask_width,
+        mask_pool,
+        roi_op,
+    )
+    groups = math.gcd(32, semantic_width)
+    semantic = SemanticFPNHead(fpn_channels, net.strides, 1 + len(labels.stuff), semantic_width, groups)
+    fpn = FPN(net.channels, fpn_channels)
+    rule = ResizeRule(short, long)
+    return PanopticFPN(net, fpn, rcnn, semantic, labels, rule, semantic_weight, min_stuff_area=min_stuff_area)
+
+
+def panoptic_fpn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> PanopticFPN:
+    """detectron2's panoptic_fpn_R_50: 45,973,990 parameters besides frozen BatchNorm, for COCO's 80 + 53 classes."""
+    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, normalize=caffe_bgr())
+    semantic = SemanticFPNHead(256, net.strides, 1 + len(labels.stuff))
+    rcnn = detectron2_rcnn(len(labels.things))
+    return PanopticFPN(net, FPN(net.channels), rcnn, semantic, labels, ResizeRule(800, 1333))
+
+
+def panoptic_fpn_r101_d2(labels: LabelSpace) -> PanopticFPN:
+    """detectron2's panoptic_fpn_R_101: 64,913,894 parameters besides the frozen BatchNorm."""
+    return panoptic_fpn_r50_d2(labels, "resnet101")

@@ -1,0 +1,97 @@
+"""Rewrite the tables of README.md from benchmarks/results/*.json, between the markers `<!-- table:NAME -->`."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from common import RESULTS, ROOT
+
+Record = dict[str, Any]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def where(record: Record) -> str:
+    machine = record["machine"]
+    device = machine["accelerator"] or f"{machine['cpu']}, {machine['cores']} cores"
+    return f"{device}; torch {machine['torch']}; {machine['date']}"
+
+
+def demo(record: Record) -> str:
+    runs = record["runs"]
+
+    def spread(key: str) -> str:
+        values = [run[key] for run in runs]
+        return f"{statistics.median(values):.1f} ({min(values):.1f} … {max(values):.1f})"
+
+    rows = [[name, spread(key)] for name, key in (
+        ("PQ, all classes", "pq"), ("SQ", "sq"), ("RQ", "rq"), ("PQ square", "square"), ("PQ circle", "circle"),
+        ("PQ triangle", "triangle"), ("PQ background (stuff)", "background"), ("steps", "steps"), ("seconds, all told", "seconds"),
+    )]  # fmt: skip
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    return table(["200 held-out images", f"median of seeds {seeds} (worst … best)"], rows) + f"\n\n{where(record)}"
+
+
+def nuclei(record: Record) -> str:
+    keys = ("pq_nucleus", "sq_nucleus", "rq_nucleus", "pq_background", "ap", "ap50", "ap75")
+    header = ["", "seed", "minutes", "steps", "PQ nucleus", "SQ", "RQ", "PQ background", "mask AP", "AP50", "AP75"]
+    plain = ["plain torchvision script (Mask R-CNN)", "0", "15.0", "833", "58.4", "77.1", "75.8", "95.1", "38.0", "72.2", "35.1"]
+    rows = [plain]
+    notes = [where(record)]
+    for source, suffix in ((record, ""), (optional("nuclei_gpu"), " (accelerator)")):
+        if source is None:
+            continue
+        for run in source["runs"]:
+            figures = [f"{run[key]:.1f}" for key in keys]
+            name = run["model"].replace("_", " ") + suffix
+            rows.append([name, str(run["seed"]), f"{run['training_seconds'] / 60:.1f}", str(run["steps"]), *figures])
+        notes.append(where(source)) if source is not record else None
+    return table(header, rows) + "\n\n" + "; then ".join(notes)
+
+
+def rcnn_speed(record: Record) -> str:
+    rows = [
+        [row["what"], row["settings"], f"{row['torchvision_ms']:.0f}", f"{row['ours_ms']:.0f}", f"{row['time_ratio']:.2f}",
+         f"{row['torchvision_mib']:.0f}", f"{row['ours_mib']:.0f}", f"{row['memory_ratio']:.2f}"]
+        for row in record["rows"]
+    ]  # fmt: skip
+    header = ["", "settings (ours / torchvision)", "torchvision ms", "ours ms", "ratio", "MiB", "ours MiB", "ratio"]
+    return table(header, rows) + f"\n\n{where(record)}"
+
+
+def loader(record: Record) -> str:
+    rows = [[row["what"], f"{row['pairs_per_second']:.0f}", f"{row['ratio']:.2f}"] for row in record["rows"]]
+    return table(["", "pairs/s", "ratio"], rows) + f"\n\n{where(record)}"
+
+
+TABLES: dict[str, Callable[[Record], str]] = {"demo": demo, "nuclei": nuclei, "rcnn_speed": rcnn_speed, "loader": loader}
+
+
+def optional(name: str) -> Record | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, make in TABLES.items():
+        record = optional(name)
+        if record is None:
+            print(f"no results/{name}.json yet: its table is left as it is")
+            continue
+        marker = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+        content = make(record)
+        text = marker.sub(lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text)
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

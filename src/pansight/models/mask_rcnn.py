@@ -1,0 +1,161 @@
+"""Mask R-CNN. He, Gkioxari, Dollár, Girshick: Mask R-CNN, ICCV 2017.
+
+Faster R-CNN on a feature pyramid, with a small mask for every box. Instances may overlap; the panoptic map that
+`decode` gives too is their merge by score, with what is left given to the one stuff class where there is just one.
+
+COCO val2017 box / mask AP: torchvision R50 37.9 / 34.6, V2 47.4 / 41.8; detectron2 R50 1x 38.6 / 35.2,
+3x 41.0 / 37.2, R101 3x 42.9 / 38.6. Differs from them: nothing in the builders of their names; the general
+`mask_rcnn` takes any timm backbone, with the stride in the 3×3 convolution and RGB input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pansight.nn.backbones import Backbone, timm_backbone
+from pansight.nn.fpn import FPN
+from pansight.nn.normalize import caffe_bgr, imagenet_rgb
+from pansight.nn.rcnn import (
+    RCNN,
+    Detections,
+    detections_to_instances,
+    detectron2_rcnn,
+    general_rcnn,
+    torchvision_rcnn,
+)
+from pansight.ops.fusion import merge_by_label_map
+from pansight.ops.resize import ResizeRule
+from pansight.ops.targets import instance_targets, valid_extents
+from pansight.types import Batch, LabelSpace, Prediction
+
+
+class MaskRCNNOutputs(NamedTuple):
+    detections: Detections
+    extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
+
+
+class MaskRCNN(nn.Module):
+    """score_threshold, max_overlap: of the merge into a panoptic map (spec 07); instances keep what `rcnn` keeps."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        fpn: FPN,
+        rcnn: RCNN,
+        labels: LabelSpace,
+        resize: ResizeRule,
+        score_threshold: float = 0.5,
+        max_overlap: float = 0.5,
+    ):
+        super().__init__()
+        self.backbone, self.fpn, self.rcnn = backbone, fpn, rcnn
+        self.labels, self.resize = labels, resize
+        self.score_threshold, self.max_overlap = score_threshold, max_overlap
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskRCNNOutputs:
+        """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
+        extents = valid_extents(images, valid)
+        return MaskRCNNOutputs(self.rcnn(self.fpn(self.backbone(images, valid)), extents), extents)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """L = L_rpn + L_cls + L_box + L_mask."""
+        features = self.fpn(self.backbone(batch.images, batch.valid))
+        extents = valid_extents(batch.images, batch.valid)
+        return self.rcnn.loss(features, extents, instance_targets(batch, self.labels))
+
+    def decode(
+        self,
+        outputs: MaskRCNNOutputs,
+        sizes: Sequence[tuple[int, int]],
+        score_threshold: float | None = None,
+        max_overlap: float | None = None,
+    ) -> list[Prediction]:
+        """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own."""
+        score_threshold = self.score_threshold if score_threshold is None else score_threshold
+        max_overlap = self.max_overlap if max_overlap is None else max_overlap
+        integer_paste = self.rcnn.integer_paste
+        predictions: list[Prediction] = []
+        for found in detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels, integer_paste):
+            assert found.masks is not None  # the builders always give a mask head
+            panoptic = merge_by_label_map(
+                found.masks, found.scores, found.labels, None, self.labels, score_threshold, max_overlap
+            )
+            predictions.append(Prediction(panoptic, None, found))
+        return predictions
+
+
+def mask_rcnn(
+    labels: LabelSpace,
+    backbone: str = "resnet50",
+    pretrained: str = "none",
+    short: int = 800,
+    long: int = 1333,
+    fpn_channels: int = 256,
+    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+    proposals: int = 1000,
+    roi_samples: int = 512,
+    detections: int = 100,
+    box_features: int = 1024,
+    mask_convs: int = 4,
+    mask_width: int = 256,
+    mask_pool: int = 14,
+    roi_op: str = "align",
+    frozen_bn: bool = True,
+    freeze_stages: int = 0,
+) -> MaskRCNN:
+    """Mask R-CNN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size)."""
+    net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
+    rcnn = general_rcnn(
+        fpn_channels,
+        len(labels.things),
+        anchor_sizes,
+        proposals,
+        roi_samples,
+        detections,
+        box_features,
+        mask_convs,
+        mask_width,
+        mask_pool,
+        roi_op,
+    )
+    return MaskRCNN(net, FPN(net.channels, fpn_channels), rcnn, labels, ResizeRule(short, long))
+
+
+def mask_rcnn_r50_tv(labels: LabelSpace, pretrained: str = "none", bn_eps: float = 0.0) -> MaskRCNN:
+    """torchvision's maskrcnn_resnet50_fpn: 44,401,393 parameters for COCO's 90 ids. Its COCO weights need eps 0."""
+    net = timm_backbone(
+        "resnet50.tv_in1k", pretrained, frozen_bn=True, freeze_stages=2, bn_eps=bn_eps, normalize=imagenet_rgb()
+    )
+    return MaskRCNN(
+        net,
+        FPN(net.channels),
+        torchvision_rcnn(len(labels.things)),
+        labels,
+        ResizeRule(800, 1333, floor=True),
+    )
+
+
+def mask_rcnn_r50_tv_v2(labels: LabelSpace, pretrained: str = "none") -> MaskRCNN:
+    """torchvision's maskrcnn_resnet50_fpn_v2: BatchNorm everywhere, trained; 46,359,409 parameters for 90 ids."""
+    net = timm_backbone("resnet50.tv_in1k", pretrained, normalize=imagenet_rgb())
+    return MaskRCNN(
+        net,
+        FPN(net.channels, norm=True),
+        torchvision_rcnn(len(labels.things), v2=True),
+        labels,
+        ResizeRule(800, 1333, floor=True),
+    )
+
+
+def mask_rcnn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> MaskRCNN:
+    """detectron2's mask_rcnn_R_50_FPN: 44,343,216 parameters besides the frozen BatchNorm, for COCO's 80 things."""
+    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, normalize=caffe_bgr())
+    return MaskRCNN(net, FPN(net.channels), detectron2_rcnn(len(labels.things)), labels, ResizeRule(800, 1333))
+
+
+def mask_rcnn_r101_d2(labels: LabelSpace) -> MaskRCNN:
+    """detectron2's mask_rcnn_R_101_FPN."""
+    return mask_rcnn_r50_d2(labels, "resnet101")
