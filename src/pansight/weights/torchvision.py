@@ -74,7 +74,16 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     classes = rows(state, "roi_heads.box_predictor.cls_score.weight", source)  # with the background
     labels = coco_91() if classes == 91 else LabelSpace.from_names(f"class_{i}" for i in range(1, classes))
     kind = "mask" if "roi_heads.mask_predictor.mask_fcn_logits.weight" in state else "faster"
-    name, options = f"{kind}_rcnn_r50_tv{'_v2' if is_v2(state) else ''}", {}
+    name, options = f"{kind}_rcnn_r50_tv", dict[str, Any]()
+    ours = renamed(state, source)
+    if is_v2(state):
+        name += "_v2"
+    else:
+        # V1's COCO weights, and what is fine-tuned from them, were trained with epsilon 0 (spec 01). A count of
+        # batches says that this one has live BatchNorm, which torchvision uses only where it loads no COCO weights.
+        counters = {key for key in ours if key.endswith("num_batches_tracked")}
+        options["bn_eps"] = 1e-5 if counters else 0.0
+        ours = {key: tensor for key, tensor in ours.items() if key not in counters}
     model: Any = build(name, labels, **options)
-    load_strictly(model, renamed(state, source), source)
+    load_strictly(model, ours, source)
     return model.eval(), name, options
