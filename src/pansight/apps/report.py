@@ -1,0 +1,371 @@
+"""report.html: what a run is, what it scores, how it learned, and its best and worst images, in one file.
+
+The file needs nothing else: pictures are inside, the curves are drawn by a few lines of JavaScript of its own. What a
+run folder lacks (no evaluation yet, no masks, no pictures, a log cut short) is left out of the report.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+import torch
+from torch import Tensor
+
+from pansight.apps.draw import ERROR_COLORS, panels
+from pansight.config import read_toml
+from pansight.data.images import read_image, read_rgb_ids
+from pansight.errors import PansightError
+from pansight.files import read_json, write_text
+from pansight.types import Category, LabelSpace, PanopticSegmentation, Segment, palette_color
+
+REPORT = "report.html"
+PICTURE_SIDE = 560
+"""Longer side of an embedded picture, pixels."""
+PICTURE_QUALITY = 80
+"""Of WebP, 0..100: a dozen images with three pictures each stay near 2 MB."""
+
+ERROR_TEXTS = {
+    "correct": "found",
+    "missed": "missed: nobody found this object",
+    "phantom": "phantom: predicted, but not there",
+    "wrong": "wrong class or shape",
+    "border": "inexact outline",
+    "void": "void: not scored",
+}
+
+
+@dataclass
+class Run:
+    """What could be read from a run folder."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)  # run.json: command, hardware, started …
+    log: list[dict[str, Any]] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    labels: LabelSpace | None = None
+    sheet: list[dict[str, Any]] = field(default_factory=list)
+    sheet_folder: Path = Path()
+    date: str = ""
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write report.html into a run folder and give its path.
+
+    Raises PansightError where the folder is missing, holds nothing of a run, or a file in it is damaged.
+    """
+    run = read_run(Path(run_folder))
+    path = Path(run_folder) / REPORT
+    write_text(path, render(run))
+    return path
+
+
+def read_run(folder: Path) -> Run:
+    """Read config.toml, run.json, metrics.jsonl, evaluation.json and predictions/sheet, as far as they exist."""
+    if not folder.is_dir():
+        raise PansightError(f"{folder}: no such folder; expected a run")
+    run = Run(folder.resolve().name)
+    sources = [folder / name for name in ("config.toml", "metrics.jsonl", "evaluation.json")]
+    present = [path for path in sources if path.is_file()]
+    if not present:
+        raise PansightError(f"{folder}: expected a run with config.toml, metrics.jsonl or evaluation.json, found none")
+    run.date = datetime.fromtimestamp(max(p.stat().st_mtime for p in present)).strftime("%-d %B %Y, %H:%M")
+    config, log, evaluation = sources
+    if config in present:
+        run.config, run.config_text = read_toml(config), config.read_text(encoding="utf-8")
+    if (folder / "run.json").is_file():
+        run.facts = _table(read_json(folder / "run.json"), folder / "run.json")
+    if log in present:
+        run.log = list(_log_rows(log))
+    if evaluation in present:
+        run.evaluation = _table(read_json(evaluation), evaluation)
+    run.labels = _labels(folder, run.evaluation)
+    run.sheet_folder = folder / "predictions" / "sheet"
+    if (run.sheet_folder / "sheet.json").is_file():
+        run.sheet = list(read_json(run.sheet_folder / "sheet.json"))
+    return run
+
+
+def render(run: Run) -> str:
+    """The HTML text of a run."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pansight.apps"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number}
+    columns, rows = class_table(run.evaluation, run.labels)
+    pictures = [_pictures(entry, run) for entry in run.sheet] if run.labels else []
+    half = (len(pictures) + 1) // 2
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        title=_title(run),
+        facts=facts(run),
+        cards=score_cards(run.evaluation),
+        groups=[(name, run.evaluation[name]) for name in ("All", "Things", "Stuff") if name in run.evaluation],
+        columns=columns,
+        rows=[row for row in rows if row["present"]],
+        absent=[row["name"] for row in rows if not row["present"]],
+        charts=_script_json(curves(run.log)),
+        worst=sorted(pictures[half:], key=lambda p: p["pq"]),
+        best=pictures[:half],
+        legend=[(key, text, _hex(ERROR_COLORS[key])) for key, text in ERROR_TEXTS.items()],
+        version=version("pansight"),
+    )
+
+
+def percent(fraction: object) -> str:
+    """0.8734 → "87.3"; anything but a finite number → "–"."""
+    return f"{100 * fraction:.1f}" if isinstance(fraction, int | float) and math.isfinite(fraction) else "–"
+
+
+def number(value: object) -> str:
+    """12345 → "12 345" with a narrow space; anything but a number → "–"."""
+    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int | float) else "–"
+
+
+def score_cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures besides PQ: title, value (fraction), and a line of details."""
+    cards: list[dict[str, Any]] = []
+    instances = evaluation.get("instances", {})
+    for kind in ("mask", "box"):
+        figures = instances.get(kind)
+        if figures:
+            detail = f"AP50 {percent(figures.get('ap50'))} · AP75 {percent(figures.get('ap75'))}"
+            cards.append({"title": f"{kind.capitalize()} AP", "value": figures.get("ap"), "detail": detail})
+    semantic = evaluation.get("semantic")
+    if semantic:
+        detail = f"{percent(semantic.get('pixel_accuracy'))} % of pixels · {semantic.get('convention', '')} convention"
+        cards.append({"title": "mIoU", "value": semantic.get("miou"), "detail": detail})
+    return cards
+
+
+COLUMNS = {
+    "pq": ("PQ", "panoptic quality"),
+    "sq": ("SQ", "segmentation quality: mean IoU of the matches"),
+    "rq": ("RQ", "recognition quality: F1 of finding the segments"),
+    "tp": ("TP", "segments found"),
+    "fp": ("FP", "phantoms"),
+    "fn": ("FN", "segments missed"),
+    "mask": ("Mask AP", "average precision of masks"),
+    "box": ("Box AP", "average precision of boxes"),
+    "iou": ("IoU", "of the pixels of the class"),
+}
+
+
+def class_table(
+    evaluation: Mapping[str, Any], labels: LabelSpace | None
+) -> tuple[list[tuple[str, str, str]], list[dict[str, Any]]]:
+    """Columns (key, title, meaning) that have a figure, the main one first, and a row for each class, best first."""
+    panoptic = evaluation.get("per_class", {})
+    semantic = evaluation.get("semantic", {}).get("per_class", {})
+    instances = evaluation.get("instances", {}).get("per_class", {})
+    colors = {str(c.source_id): c.color for c in labels or ()}
+    things = {str(c.source_id): c.is_thing for c in labels or ()}
+    rows: list[dict[str, Any]] = []
+    for index, key in enumerate(dict.fromkeys([*panoptic, *semantic, *instances])):
+        row = {k: v for k, v in panoptic.get(key, {}).items() if k in ("name", "isthing", "pq", "sq", "rq")}
+        row |= {k: panoptic[key].get(k) for k in ("tp", "fp", "fn") if key in panoptic}
+        row |= {k: v for k, v in instances.get(key, {}).items() if k in ("name", "mask", "box")}
+        row |= {k: v for k, v in semantic.get(key, {}).items() if k in ("name", "iou")}
+        row.setdefault("isthing", things.get(key, key in instances))
+        counted = [row.get(k) for k in ("tp", "fp", "fn")]
+        seen = any(counted) if key in panoptic else any(row.get(k) is not None for k in ("mask", "box", "iou"))
+        color = _hex(colors.get(key) or palette_color(index))
+        rows.append({"name": key, **row, "color": color, "present": seen})
+    shown = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
+    if shown:
+        rows.sort(key=lambda row: (-(row.get(shown[0]) or 0.0), str(row["name"])))
+    return [(k, *COLUMNS[k]) for k in shown], rows
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What a reader wants to know of a run, as far as the folder tells it."""
+    model, data, train = (run.config.get(k, {}) for k in ("model", "data", "train"))
+    training = [row for row in run.log if row.get("kind") == "train"]
+    last = training[-1] if training else {}
+    evaluation = run.evaluation
+    rates = [r["images_per_second"] for r in training if isinstance(r.get("images_per_second"), int | float)]
+    steps = " of ".join(str(number(n)) for n in dict.fromkeys([last.get("step"), train.get("steps")]) if n)
+    rate = evaluation.get("images_per_second")
+    measured = f"{number(len(evaluation['images']))} images" if evaluation.get("images") else ""
+    pairs = {
+        "Model": model.get("name"),
+        "Backbone": model.get("backbone"),
+        "Started from": model.get("weights") or model.get("pretrained"),
+        "Data": data.get("source"),
+        "Steps": steps,
+        "Batch": train.get("batch_size"),
+        "Optimiser": " ".join(str(train[k]) for k in ("optimizer", "schedule") if train.get(k)),
+        "Learning rate": train.get("lr"),
+        "Precision": train.get("precision"),
+        "Training time": _duration(last.get("time")),
+        "Training speed": f"{sorted(rates)[len(rates) // 2]:.1f} images/s" if rates else "",
+        "Measured on": measured,
+        "Prediction speed": f"{rate:.1f} images/s" if isinstance(rate, int | float) else "",
+        "Hardware": run.facts.get("hardware"),
+        "Date": run.facts.get("started") or run.date,
+    }
+    return [(k, str(v)) for k, v in pairs.items() if v not in (None, "", 0)]
+
+
+def curves(log: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Charts of the log: title, unit, main (drawn large), series of name and points [step, value].
+
+    Figures that are not finite are gaps.
+    """
+    log = list(log)
+    training = [row for row in log if row.get("kind") == "train"]
+    measured = [row for row in log if row.get("kind") == "evaluation" and isinstance(row.get("metrics"), dict)]
+    names = dict.fromkeys(name for row in training for name in row.get("losses") or {})
+    charts = [
+        _chart("Loss", "", training, {"total": ("loss",)} | {str(name): ("losses", name) for name in names}),
+        _chart("Quality on the validation images", "%", measured, FIGURES, 100.0),
+        _chart("Learning rate", "", training, {"learning rate": ("lr",)}),
+        _chart("Gradient norm", "", training, {"gradient norm": ("gradient_norm",)}),
+        _chart("Training speed", "images/s", training, {"images/s": ("images_per_second",)}),
+    ]
+    return [chart | {"main": n < 2} for n, chart in enumerate(charts) if chart["series"]]
+
+
+FIGURES = {
+    "PQ all": ("All", "pq"),
+    "PQ things": ("Things", "pq"),
+    "PQ stuff": ("Stuff", "pq"),
+    "mIoU": ("semantic", "miou"),
+    "mask AP": ("instances", "mask", "ap"),
+    "box AP": ("instances", "box", "ap"),
+}
+
+
+def _chart(
+    title: str, unit: str, rows: list[Mapping[str, Any]], paths: Mapping[str, tuple[str, ...]], factor: float = 1.0
+) -> dict[str, Any]:
+    series: list[dict[str, Any]] = []
+    for name, path in paths.items():
+        points: list[list[float | None]] = []
+        for row in rows:
+            value: Any = row.get("metrics", row)
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, int | float) and isinstance(row.get("step"), int):
+                points.append([row["step"], round(factor * value, 6) if math.isfinite(value) else None])
+        group_is_empty = path[0] in ("Things", "Stuff") and all(not _size_of(row, path[0]) for row in rows)
+        if any(value is not None for _, value in points) and not group_is_empty:
+            series.append({"name": name, "points": points})
+    return {"title": title, "unit": unit, "series": series}
+
+
+def _size_of(row: Mapping[str, Any], group: str) -> int:
+    """The number of classes that a group's means are over."""
+    return int(row.get("metrics", {}).get(group, {}).get("n", 0))
+
+
+def _log_rows(path: Path) -> Iterable[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a killed run left half-written is passed over."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _labels(folder: Path, evaluation: Mapping[str, Any]) -> LabelSpace | None:
+    """The classes with their colours: of the predictions, else of the saved model, else those of the evaluation."""
+    for name, key in (
+        ("predictions/predictions.json", "categories"),
+        ("checkpoints/best/config.json", "labels"),
+        ("checkpoints/last/config.json", "labels"),
+    ):
+        if (folder / name).is_file():
+            return LabelSpace.from_json(_table(read_json(folder / name), folder / name).get(key, []))
+    per_class = evaluation.get("per_class", {})
+    if not per_class:
+        return None
+    rows = enumerate(per_class.items())
+    return LabelSpace(Category(i, r["name"], r["isthing"], palette_color(i), int(key)) for i, (key, r) in rows)
+
+
+def _pictures(entry: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """One image of the sheet: its id, PQ, and truth | prediction | errors as data URLs."""
+    folder = run.sheet_folder
+    if run.labels is None:
+        raise PansightError(f"{folder}: expected the classes of the run, found none")
+    image = torch.from_numpy(read_image(folder / entry["image"])).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
+    truth = _segmentation(folder / entry["truth"], entry["truth_segments"], run.labels)
+    prediction = _segmentation(folder / entry["prediction"], entry["prediction_segments"], run.labels)
+    height, width = truth.size
+    shown = panels(image, truth, prediction, run.labels, PICTURE_SIDE)
+    titles = ("Truth", "Prediction", "Errors")
+    return {
+        "image_id": entry["image_id"],
+        "pq": entry["pq"],
+        "size": f"{width} × {height}",
+        "counts": f"{len(truth.segments)} segments, {len(prediction.segments)} predicted",
+        "panels": [(title, _data_url(picture)) for title, picture in zip(titles, shown)],
+    }
+
+
+def _segmentation(png: Path, rows: Iterable[Mapping[str, Any]], labels: LabelSpace) -> PanopticSegmentation:
+    """A map of the sheet. Raises PansightError, naming the file, for a class that the run does not know."""
+    known = labels.by_source_id()
+    segments: list[Segment] = []
+    for row in rows:
+        if row["category_id"] not in known:
+            raise PansightError(f"{png}: expected a class of the run, found category id {row['category_id']}")
+        category = known[row["category_id"]].id
+        segments.append(Segment(row["id"], category, row.get("score", 1.0), bool(row.get("iscrowd", 0))))
+    return PanopticSegmentation(torch.from_numpy(read_rgb_ids(png)), tuple(segments))
+
+
+def _data_url(picture: Tensor) -> str:
+    """uint8 (3, H, W) → a WebP picture as a data URL."""
+    bgr = cv2.cvtColor(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2BGR)
+    ok, code = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, PICTURE_QUALITY])
+    if not ok:
+        raise PansightError("report: a picture could not be encoded as WebP")
+    return "data:image/webp;base64," + base64.b64encode(code.tobytes()).decode("ascii")
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end the <script> element it stands in."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _title(run: Run) -> str:
+    model, source = run.config.get("model", {}).get("name"), run.config.get("data", {}).get("source")
+    return " on ".join(str(part) for part in (model, Path(source).name if source else None) if part) or run.name
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#" + bytes(color).hex()
+
+
+def _duration(seconds: object) -> str:
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _table(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise PansightError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
