@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pansight.data import open_dataset
 from pansight.errors import PansightError
 from pansight.metrics import PanopticQuality
 from pansight.metrics.overlap import count_overlaps
@@ -334,3 +335,15 @@ def test_count_overlaps_counts_pixels(shape):
     assert overlaps.first.tolist() == pairs[0].tolist()
     assert overlaps.second.tolist() == pairs[1].tolist()
     assert overlaps.pixels.tolist() == counts.tolist()
+
+
+def test_real_truth_against_itself(data_root):
+    """The acceptance case of spec 08: PQ = SQ = RQ = 1, n = the number of classes that occur outside crowds."""
+    dataset = open_dataset(data_root / "coco_panoptic_sample")
+    metric = PanopticQuality(dataset.labels)
+    for index in range(len(dataset)):
+        metric.update(Prediction(panoptic=dataset[index].truth), dataset[index])
+    segments = [s for i in range(len(dataset)) for s in dataset[i].truth.segments if not s.is_crowd]
+    result = metric.compute()
+    assert result["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": len({s.category for s in segments})}
+    assert sum(row["tp"] for row in result["per_class"].values()) == len(segments)

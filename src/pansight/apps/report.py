@@ -81,7 +81,8 @@ def read_run(folder: Path) -> Run:
     present = [path for path in sources if path.is_file()]
     if not present:
         raise PansightError(f"{folder}: expected a run with config.toml, metrics.jsonl or evaluation.json, found none")
-    run.date = datetime.fromtimestamp(max(p.stat().st_mtime for p in present)).strftime("%-d %B %Y, %H:%M")
+    changed = datetime.fromtimestamp(max(p.stat().st_mtime for p in present))
+    run.date = f"{changed.day} {changed:%B %Y, %H:%M}"
     config, log, evaluation = sources
     if config in present:
         run.config, run.config_text = read_toml(config), config.read_text(encoding="utf-8")
