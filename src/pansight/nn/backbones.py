@@ -96,6 +96,8 @@ def timm_backbone(
     if stride_in_1x1:
         _move_stride_to_1x1(net)
     if frozen_bn:
+        if pretrained == "none":
+            _open_residual_branches(net)
         _freeze_batch_norm(net)
     if bn_eps is not None:
         for module in net.modules():
@@ -168,6 +170,13 @@ def _move_stride_to_1x1(net: nn.Module) -> None:
     for stage in ("layer2", "layer3", "layer4"):
         block: Any = net.get_submodule(stage + ".0")
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _open_residual_branches(net: nn.Module) -> None:
+    """timm starts the last BatchNorm of each residual branch at weight zero; frozen there, it would never open."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.ones_(module.weight)
 
 
 def _freeze_batch_norm(module: nn.Module) -> None:

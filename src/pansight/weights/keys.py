@@ -74,7 +74,7 @@ def resnet_depth(
     blocks = dict.fromkeys(stages, 0)
     for match in filter(None, map(pattern.fullmatch, state)):
         blocks[match[1]] = max(blocks[match[1]], int(match[2]) + 1)
-    depths = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101}
+    depths: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101}
     found = tuple(blocks.values())
     if depths.get(found) not in known:
         expected = " or ".join(f"ResNet-{depth}" for depth in known)

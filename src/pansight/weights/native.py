@@ -47,7 +47,10 @@ def save_model(folder: str | Path, model: Any, name: str, options: Mapping[str, 
 
 
 def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any]) -> None:
-    """The two files of a model, into a folder that exists (see ``replacing_folder``)."""
+    """The two files of a model, into a folder that exists (see ``replacing_folder``).
+
+    Raises PansightError where an option is no JSON, OSError where a file cannot be written.
+    """
     # Random weights suffice where the saved ones follow, and loading must not need the network. What the pretrained
     # weights expect of the input is the reason for writing it down.
     options = {k: "none" if k == "pretrained" else v for k, v in options.items()}
@@ -74,7 +77,7 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
     try:
         save_file(state, folder / TENSORS)
     except SafetensorError as error:
-        raise PansightError(f"{folder / TENSORS}: cannot be written: {error}") from error
+        raise OSError(f"{TENSORS}: {error}") from error  # replacing_folder names the folder
     write_json(folder / CONFIG, config)
 
 

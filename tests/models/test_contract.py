@@ -1,0 +1,229 @@
+"""Every entry of MODELS keeps the contract of contract.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contract import (
+    FULL_SIZE,
+    LABELS,
+    SMALL,
+    assert_close,
+    assert_legal,
+    assert_same_batch,
+    clone,
+    flat,
+    mixed_batch,
+    random_sample,
+    shapes_batch,
+    small,
+    stuff_batch,
+    thresholds,
+    void_batch,
+)
+
+from pansight.data.loader import collate
+from pansight.data.shapes import LABELS_VOID
+from pansight.errors import PansightError
+from pansight.models import MODELS, build, builder_options
+from pansight.types import Batch, LabelSpace
+from pansight.weights import load_model, save_model
+
+EVERY_SMALL = pytest.mark.parametrize("name", SMALL)
+
+
+def test_the_sweep_is_complete() -> None:
+    assert len(MODELS) == 13
+    assert sorted([*SMALL, *FULL_SIZE]) == sorted(MODELS)
+
+
+@EVERY_SMALL
+def test_loss_is_finite_and_reaches_every_parameter(name: str) -> None:
+    model = small(name).train()
+    losses = model.loss(shapes_batch())
+    assert len(losses) >= 2
+    for key, value in losses.items():
+        assert value.shape == (), key
+        assert value.isfinite(), key
+        assert value >= 0, key
+    sum(losses.values()).backward()
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) > 20
+    for key, parameter in trained.items():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@EVERY_SMALL
+@pytest.mark.parametrize("make_batch", [void_batch, stuff_batch, mixed_batch])
+def test_batches_without_objects_train(name: str, make_batch: Callable[[], Batch]) -> None:
+    """Gradients exist for every parameter, which distributed training waits for; none is NaN."""
+    model = small(name).train()
+    total = sum(model.loss(make_batch()).values())
+    assert total.isfinite()
+    total.backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+
+
+@EVERY_SMALL
+def test_loss_depends_on_the_seed_alone(name: str) -> None:
+    model, batch = small(name).train(), shapes_batch()
+    totals: list[float] = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        totals.append(sum(model.loss(batch).values()).item())
+    assert totals[0] == totals[1]
+
+
+@EVERY_SMALL
+def test_loss_in_half_precision(name: str) -> None:
+    model, batch = small(name).train(), shapes_batch()
+    torch.manual_seed(5)
+    full = sum(model.loss(batch).values()).item()
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = sum(model.loss(batch).values())
+    assert half.dtype == torch.float32  # losses are summed where 3 digits do not suffice
+    assert half.item() == pytest.approx(full, rel=0.1)
+    half.backward()
+
+
+@EVERY_SMALL
+def test_inputs_are_left_alone(name: str) -> None:
+    model, batch = small(name), shapes_batch()
+    kept = clone(batch)
+    model.train().loss(batch)
+    assert_same_batch(batch, kept)
+    with torch.inference_mode():
+        outputs = model.eval()(batch.images, batch.valid)
+        assert_same_batch(batch, kept)
+        before = [tensor.clone() for tensor in flat(outputs)]
+        first = model.decode(outputs, batch.sizes, **thresholds(name))
+        second = model.decode(outputs, batch.sizes, **thresholds(name))
+    assert len(before) >= 5
+    assert all(torch.equal(a, b) for a, b in zip(before, flat(outputs), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(flat(first), flat(second), strict=True))
+
+
+@EVERY_SMALL
+def test_predictions_are_legal_at_the_sizes_asked_for(name: str) -> None:
+    """Odd, tiny, long and thin images in one batch; files larger and smaller than what the network saw."""
+    model = small(name).eval()
+    sides = [(96, 96), (33, 65), (1, 1), (1, 150), (150, 1)]
+    batch = collate([random_sample(h, w, k) for k, (h, w) in enumerate(sides)])
+    sizes = [(96, 96), (67, 131), (1, 1), (3, 449), (75, 1)]
+    with torch.inference_mode():
+        predictions = model.decode(model(batch.images, batch.valid), sizes, **thresholds(name))
+    assert len(predictions) == len(sizes)
+    for prediction, size in zip(predictions, sizes):
+        assert_legal(prediction, size, LABELS)
+    assert len(predictions[0].instances) > 0  # else nothing above was looked at
+    if predictions[0].panoptic is not None:
+        assert len(predictions[0].panoptic.segments) > 0
+
+
+@EVERY_SMALL
+@pytest.mark.parametrize("labels", [LabelSpace.from_names(["one"]), LABELS_VOID], ids=["one_thing", "no_stuff"])
+def test_few_classes(name: str, labels: LabelSpace) -> None:
+    model = small(name, labels)
+    batch = collate([random_sample(64, 64, 0)])
+    assert sum(model.train().loss(batch).values()).isfinite()
+    with torch.inference_mode():
+        (prediction,) = model.eval().decode(model(batch.images, batch.valid), [(64, 64)], **thresholds(name))
+    assert_legal(prediction, (64, 64), labels)
+
+
+@EVERY_SMALL
+def test_no_detection_at_all(name: str) -> None:
+    model = small(name).eval()
+    model.rcnn.score_threshold = 1.1
+    batch = shapes_batch()
+    with torch.inference_mode():
+        predictions = model.decode(model(batch.images, batch.valid), batch.sizes, **thresholds(name))
+    for prediction, size in zip(predictions, batch.sizes):
+        assert_legal(prediction, size, LABELS)
+        assert len(prediction.instances) == 0
+
+
+@EVERY_SMALL
+def test_an_image_does_not_see_its_neighbours(name: str) -> None:
+    """Alone on the same padded canvas or beside another image: the same outputs."""
+    model = small(name).eval()
+    batch = collate([random_sample(61, 90, 0), random_sample(96, 96, 1)])
+    with torch.inference_mode():
+        together = model.decode(model(batch.images, batch.valid), batch.sizes, **thresholds(name))
+        alone = model.decode(model(batch.images[:1], batch.valid[:1]), batch.sizes[:1], **thresholds(name))
+    ours, theirs = alone[0].instances, together[0].instances
+    assert len(ours) > 0
+    assert_close(flat(ours)[:3], flat(theirs)[:3], 1e-4)
+
+
+@EVERY_SMALL
+def test_the_content_of_padding_is_ignored(name: str) -> None:
+    model = small(name).eval()
+    batch = collate([random_sample(61, 90, 0), random_sample(96, 96, 1)])
+    noise = torch.randint(0, 256, batch.images.shape, dtype=torch.uint8)
+    dirty = torch.where(batch.valid[:, None], batch.images, noise)
+    assert not torch.equal(dirty, batch.images)
+    with torch.inference_mode():
+        assert_close(flat(model(dirty, batch.valid)), flat(model(batch.images, batch.valid)), 0.0)
+
+
+@EVERY_SMALL
+def test_valid_left_out_means_no_padding(name: str) -> None:
+    model, batch = small(name).eval(), shapes_batch()
+    assert batch.valid.all()
+    with torch.inference_mode():
+        assert_close(flat(model(batch.images)), flat(model(batch.images, batch.valid)), 0.0)
+
+
+@EVERY_SMALL
+def test_evaluation_changes_no_state(name: str) -> None:
+    model, batch = small(name).eval(), shapes_batch()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with torch.inference_mode():
+        model(batch.images, batch.valid)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+@EVERY_SMALL
+def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
+    model, batch = small(name).eval(), shapes_batch()
+    options: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in SMALL[name].items()}
+    save_model(tmp_path / "model", model, name, options)
+    loaded, found, _ = load_model(tmp_path / "model")
+    assert found == name
+    with torch.inference_mode():
+        assert_close(flat(loaded(batch.images, batch.valid)), flat(model(batch.images, batch.valid)), 0.0)
+
+
+@EVERY_SMALL
+def test_every_option_has_a_default_and_unknown_ones_are_named(name: str) -> None:
+    assert set(SMALL[name]) <= set(builder_options(name))
+    with pytest.raises(PansightError, match=f"unknown option of model {name}: 'depth'; known: .*backbone"):
+        build(name, LABELS, depth=3)
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_builders_of_published_models(name: str) -> None:
+    """Forward, decode and loss of the full networks, once, on a small image."""
+    model = build(name, LABELS)
+    assert model.resize.short == 800
+    assert model.resize.long == 1333
+    batch = shapes_batch(1, 64)
+    losses = model.train().loss(batch)
+    assert sum(losses.values()).isfinite()
+    assert ("mask" in losses) == (not name.startswith("faster"))
+    assert ("semantic" in losses) == name.startswith("panoptic")
+    with torch.inference_mode():
+        (prediction,) = model.eval().decode(model(batch.images, batch.valid), [(65, 43)], **thresholds(name))
+    assert_legal(prediction, (65, 43), LABELS)
