@@ -289,3 +289,24 @@ def test_a_broken_training_state_is_named(tmp_path, shapes):
     path.unlink()
     with pytest.raises(PansightError, match=r"expected a run to resume \(checkpoints/last/training.pt\), found none"):
         run(tmp_path, shapes, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, shapes, monkeypatch):
+    import pansight.engine.checkpoint as checkpoint
+
+    save = torch.save
+
+    def full(state, path):
+        if state["step"] > 3:
+            raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
+        save(state, path)
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(PansightError, match=r"checkpoints/last: cannot be written: training.pt: "):
+        run(tmp_path / "run", shapes)
+    monkeypatch.undo()
+    monkeypatch.setitem(models.MODELS, "toy", toy.build_toy)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["last"]
+    resumed, _ = run(tmp_path / "run", shapes, resume=True)
+    whole, _ = run(tmp_path / "whole", shapes)
+    assert same(resumed, whole)

@@ -38,17 +38,21 @@ class ToyBackbone(nn.Module):
 
 
 class Toy(nn.Module):
-    """memory_limit: images that fit at once, 0: any. poison: the image id whose loss is NaN. kill_at: call of loss that
-    ends the process by SIGKILL; interrupt_at: that sends it SIGINT."""
+    """memory_limit: images that fit at once, 0: any. poison: image id whose loss is NaN. quiet: a loss without chance.
 
-    def __init__(self, labels: LabelSpace, width: int, memory_limit: int, poison: str):
+    In the environment, TOY_KILL_AT: the call of `loss` that ends the process by SIGKILL; TOY_INTERRUPT_AT: that sends
+    it SIGINT.
+    """
+
+    def __init__(self, labels: LabelSpace, width: int, memory_limit: int, poison: str, quiet: bool):
         super().__init__()
         self.labels = labels
         self.resize = ResizeRule(0, 0, 8)
         self.backbone = ToyBackbone(width)
         self.head = nn.Conv2d(width, len(labels), 1)
         self.memory_limit = memory_limit
-        self.poison = poison
+        self.poison = str(poison)
+        self.quiet = quiet
         self.calls = 0
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> ToyOutputs:
@@ -67,7 +71,7 @@ class Toy(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         target = semantic_targets(batch, range(len(self.labels)))
         # chance from each of the three generators, so that a resumption that forgets one is found out
-        chance = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
+        chance = 1.0 if self.quiet else torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
         per_pixel = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none").mean((1, 2))
         poisoned = torch.tensor([str(i) == self.poison for i in batch.image_ids])
         return {
@@ -103,9 +107,9 @@ class Toy(nn.Module):
         return predictions
 
 
-def build_toy(labels: LabelSpace, width: int = 4, memory_limit: int = 0, poison: str = "", pretrained: str = "") -> Toy:
+def build_toy(labels: LabelSpace, width: int = 4, memory_limit: int = 0, poison: str = "", quiet: bool = False) -> Toy:
     """Two convolutions."""
-    return Toy(labels, width, memory_limit, poison)
+    return Toy(labels, width, memory_limit, poison, quiet)
 
 
 def register() -> None:

@@ -55,7 +55,7 @@ def _remember(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         for token in argument.tokens:
             value = token.value if token.implicit_value is cyclopts.UNSET else token.implicit_value
             if token.keys:
-                _given[".".join([name, *token.keys])] = value
+                _given[".".join([name, *(key.replace("-", "_") for key in token.keys)])] = value
             else:
                 values.append(value)
         if values:
@@ -79,7 +79,14 @@ EvaluateSettings = Annotated[EvaluationSettings | None, Parameter(name="*", grou
 
 
 @app.command(help_epilogue="Example: pansight demo --minutes 3")
-def demo(*, minutes: float = 3.0, out: Path = Path("runs/demo"), steps: int | None = None, overwrite: bool = False):
+def demo(
+    *,
+    minutes: float = 3.0,
+    out: Path = Path("runs/demo"),
+    steps: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+):
     """Train Panoptic FPN on generated shapes, measure it on 200 others and write the report.
 
     Parameters
@@ -90,12 +97,14 @@ def demo(*, minutes: float = 3.0, out: Path = Path("runs/demo"), steps: int | No
         The run folder.
     steps
         Train for so many steps instead, whatever they take.
+    seed
+        Of weights, order of images and sampling; the images themselves stay the same.
     overwrite
         Replace the run that stands there.
     """
     from pansight.apps import commands
 
-    commands.demo(minutes, out, steps, overwrite)
+    commands.demo(minutes, out, steps, seed, overwrite)
 
 
 @app.command(
@@ -251,3 +260,7 @@ def _complain(message: str, code: int) -> int:
     line = " ".join(message.split())
     print(f"pansight: {line}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

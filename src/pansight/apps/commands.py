@@ -79,8 +79,8 @@ def train(
     try:
         result = _fit(prepared, folder, accelerator, resume)
     except PansightError:
-        if accelerator.is_main_process and not resume and not (folder / "checkpoints").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # nothing but the settings is in it
+        if accelerator.is_main_process and not any((folder / "checkpoints").glob("*/*.safetensors")):
+            shutil.rmtree(folder, ignore_errors=True)  # no weights are in it yet
         raise
     rate = f"{result.step} steps in {clock(result.seconds)}"
     say(f"trained    {rate}" + (", stopped by the clock" if result.stopped_by == "time" else ""))
@@ -100,6 +100,7 @@ def _prepare(
     config: Config, folder: Path, accelerator: Accelerator, resume: bool, say: Callable[..., None]
 ) -> _Prepared:
     """Everything that can go wrong before the first step does so here, with nothing written yet."""
+    config = _absolute(config)
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")
@@ -117,6 +118,13 @@ def _prepare(
     for line in lines:
         say(f"weights    {line}")
     return _Prepared(config, training, validation, model, name, options)
+
+
+def _absolute(config: Config) -> Config:
+    """Paths that hold wherever the run is resumed from."""
+    paths = {"data.source": config.data.source, "data.validation_source": config.data.validation_source}
+    paths["model.weights"] = config.model.weights
+    return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
 
 
 def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -> Result:
@@ -213,14 +221,22 @@ def _config_of(weights: str | Path) -> Config | None:
     return read_config(path) if path.is_file() else None
 
 
-def demo(minutes: float = 3.0, out: str | Path = "runs/demo", steps: int | None = None, overwrite: bool = False) -> Run:
+def demo(
+    minutes: float = 3.0,
+    out: str | Path = "runs/demo",
+    steps: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Run:
     """Train Panoptic FPN on generated shapes, measure it on 200 others, write the report and say where it is.
 
     minutes: of training. steps: as many optimiser steps instead, whatever they take.
     """
-    limit = {"train.steps": steps, "train.max_minutes": 0} if steps else {"train.max_minutes": minutes}
+    limit: dict[str, Any] = {"train.steps": steps, "train.max_minutes": 0}
+    if steps is None:
+        limit = {"train.max_minutes": minutes}
     start = time.monotonic()
-    run = train(recipe="shapes/panoptic_fpn", out=out, overwrite=overwrite, settings=limit)
+    run = train(recipe="shapes/panoptic_fpn", out=out, overwrite=overwrite, settings=limit | {"train.seed": seed})
     print(f"all told   {clock(time.monotonic() - start)}; open {run.folder / 'report.html'}")
     return run
 

@@ -93,7 +93,7 @@ def read_photo(image: Photo) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise PansightError(f"image: expected uint8 (3, H, W), found {image.dtype} {tuple(image.shape)}")
@@ -102,7 +102,7 @@ def read_photo(image: Photo) -> NDArray[np.uint8]:
         raise PansightError(f"image: expected a path, an array, a tensor or a PIL image, found {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise PansightError(f"image: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
-    return image
+    return image if image.flags.writeable else image.copy()  # torch warns of memory that it must not write
 
 
 def _sample(image: NDArray[np.uint8]) -> Sample:

@@ -1,0 +1,65 @@
+"""Two CPU processes under torchrun give what one gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pansight import load, models
+from pansight.apps.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "toy", toy.build_toy)
+
+
+def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
+    """5 validation images are shared out as 3 + 2; a batch of 4 as 2 + 2, one of which runs out of memory."""
+    command = ["train", "--model", "toy", "--data", "shapes", "--train.steps", "4", "--train.batch-size", "4"]
+    command += ["--data.options.count", "12", "--data.options.height", "32", "--data.options.width", "32"]
+    command += ["--data.validation-options.count", "5", "--train.trackers", "", "--train.precision", "fp32"]
+    command += ["--train.lr", "0.05", "--train.evaluate-every", "2", "--data.workers", "0"]
+    command += [
+        "--model.options.quiet",
+        "true",
+        "--model.options.memory-limit",
+        "1",
+        "--evaluate.thresholds.min-area",
+        "1",
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", toy.__file__]
+    done = subprocess.run(
+        [*torchrun, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report  ") == 1  # the first process alone speaks
+    assert done.stderr.count("out of memory at step 0: from now on 2 micro-batches of 1") == 1
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    for key, value in load(tmp_path / "one").model.state_dict().items():
+        other = load(tmp_path / "two").model.state_dict()[key]
+        torch.testing.assert_close(value, other, atol=1e-5, rtol=1e-5)
+    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    for key in ("All", "per_class", "semantic", "instances"):
+        assert one[key] == two[key], key
+    assert sorted(r["image_id"] for r in two["images"]) == sorted(r["image_id"] for r in one["images"])
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")
+    ]
+    assert [(r["kind"], r["step"]) for r in logs[0]] == [(r["kind"], r["step"]) for r in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        if a["kind"] == "train":
+            assert abs(a["loss"] - b["loss"]) < 1e-5
+    predictions = [json.loads((tmp_path / n / "predictions" / "predictions.json").read_text()) for n in ("one", "two")]
+    by_image = [{a["image_id"]: a["segments_info"] for a in p["annotations"]} for p in predictions]
+    assert by_image[0] == by_image[1]
+    folders = [{p.name for p in (tmp_path / n / "predictions").iterdir()} for n in ("one", "two")]
+    assert folders[0] == folders[1] == {"predictions", "predictions.json", "sheet"}
