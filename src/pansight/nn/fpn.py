@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al., CVPR 2017)."""
+"""Feature pyramid. Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017."""
 
 from __future__ import annotations
 
@@ -8,33 +8,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class FPN(nn.Module):
-    """1×1 lateral convolutions, nearest ×2 top-down sums, 3×3 output convolutions; C2 … C5 → P2 … P5 (, P6).
+def conv_norm(in_channels: int, out_channels: int, kernel: int, norm: str | None) -> nn.Module:
+    """A "same" convolution with a bias; with norm="bn": without one, followed by BatchNorm."""
+    if norm is None:
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out_channels)
+    )
 
-    pool: append P6, every second cell of P5. norm: BatchNorm after every convolution, which then has no bias
-    (torchvision's V2 models).
+
+class FPN(nn.Module):
+    """C2 … C5 to as many maps of equal width, each the sum of all coarser ones, and P6 where extra="pool".
+
+    norm: None or "bn" (torchvision's V2 models). in_channels from fine to coarse, as a backbone lists them.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, pool: bool = True, norm: bool = False):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        extra: str | None = "pool",
+        norm: str | None = None,
+    ):
         super().__init__()
-        self.lateral = nn.ModuleList(_conv(c, channels, 1, norm) for c in in_channels)
-        self.output = nn.ModuleList(_conv(channels, channels, 3, norm) for _ in in_channels)
-        self.pool = pool
+        self.channels = out_channels
+        self.extra = extra
+        self.lateral = nn.ModuleList(conv_norm(c, out_channels, 1, norm) for c in in_channels)
+        self.output = nn.ModuleList(conv_norm(out_channels, out_channels, 3, norm) for _ in in_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)  # "xavier" of Caffe2
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """[(B, C_i, h_i, w_i)], finest first → [(B, channels, h_i, w_i)], and P6 where `pool`."""
-        merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
-        for level in range(len(merged) - 2, -1, -1):
-            merged[level] = merged[level] + F.interpolate(merged[level + 1], size=merged[level].shape[2:])
-        maps = [output(x) for output, x in zip(self.output, merged, strict=True)]
-        if self.pool:
-            maps.append(F.max_pool2d(maps[-1], 1, 2))
-        return maps
-
-
-def _conv(in_channels: int, channels: int, kernel: int, norm: bool) -> nn.Module:
-    conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=not norm)
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    if not norm:
-        nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
-    return nn.Sequential(conv, nn.BatchNorm2d(channels)) if norm else conv
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """[(B, C_i, H_i, W_i)] → [(B, out_channels, H_i, W_i)], then half the last map's size for P6."""
+        laterals = [layer(x) for layer, x in zip(self.lateral, maps, strict=True)]
+        for fine in range(len(laterals) - 2, -1, -1):
+            size = laterals[fine].shape[2:]
+            laterals[fine] = laterals[fine] + F.interpolate(laterals[fine + 1], size=size, mode="nearest")
+        pyramid = [layer(x) for layer, x in zip(self.output, laterals, strict=True)]
+        if self.extra == "pool":
+            pyramid.append(F.max_pool2d(pyramid[-1], kernel_size=1, stride=2))
+        return pyramid

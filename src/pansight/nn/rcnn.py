@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pansight.nn.roi_heads import BoxHead, BoxPredictor, ConvBoxHead, MaskHead, Pyramid, RoIPooler
+from pansight.nn.roi_heads import BoxHead, BoxPredictor, ConvBoxHead, MaskHead, RoIPooler
 from pansight.nn.rpn import RPN, Anchors, Proposals
 from pansight.ops.boxes import (
     batched_nms,
@@ -80,13 +80,12 @@ class RCNN(nn.Module):
     def forward(self, features: Sequence[Tensor], extents: Tensor) -> Detections:
         """features P2 … P6 (B, C, h, w); extents int64 (B, 2), (height, width) of the valid part of each image."""
         proposals = self.rpn(features, extents)
-        pyramid = self.pooler.prepare(features)
-        pooled = self.pooler(pyramid, proposals.boxes_xyxy, proposals.image_index, self.box_head.pool)
+        pooled = self.pooler(features, proposals.boxes_xyxy, proposals.image_index, self.box_head.pool)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         boxes, labels, scores, image_index = self._select(proposals, logits, deltas, extents)
         if self.mask_head is None:
             return Detections(boxes, labels, scores, boxes.new_zeros((len(boxes), 0, 0)), image_index)
-        pooled = self.pooler(pyramid, boxes, image_index, self.mask_head.pool)
+        pooled = self.pooler(features, boxes, image_index, self.mask_head.pool)
         return Detections(boxes, labels, scores, self.mask_head(pooled, labels), image_index)
 
     def _select(
@@ -113,8 +112,7 @@ class RCNN(nn.Module):
         """`rpn_objectness`, `rpn_box`, `box_class`, `box_regression` and, with a mask head, `mask`."""
         proposals, losses = self.rpn.loss(features, extents, targets)
         boxes, image_index, truth_index, labels = self._sample(proposals, targets)
-        pyramid = self.pooler.prepare(features)
-        pooled = self.pooler(pyramid, boxes, image_index, self.box_head.pool)
+        pooled = self.pooler(features, boxes, image_index, self.box_head.pool)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         losses["box_class"] = class_loss(logits, labels)
         positive = (labels < self.box_predictor.num_classes).nonzero().flatten()
@@ -124,7 +122,7 @@ class RCNN(nn.Module):
         losses["box_regression"] = box_loss(found, wanted, self.beta) / max(len(labels), 1) + deltas.sum() * 0
         if self.mask_head is not None:
             rows = (boxes[positive], image_index[positive], truth_index[positive], labels[positive])
-            losses["mask"] = self._mask_loss(self.mask_head, pyramid, *rows, targets)
+            losses["mask"] = self._mask_loss(self.mask_head, features, *rows, targets)
         return losses
 
     @torch.no_grad()
@@ -153,7 +151,7 @@ class RCNN(nn.Module):
     def _mask_loss(
         self,
         mask_head: MaskHead,
-        pyramid: Pyramid,
+        features: Sequence[Tensor],
         boxes: Tensor,
         image_index: Tensor,
         truth_index: Tensor,
@@ -161,7 +159,7 @@ class RCNN(nn.Module):
         targets: Sequence[InstanceTargets],
     ) -> Tensor:
         """On the channel of the true class; without objects the loss is zero and still reaches the head."""
-        logits = mask_head(self.pooler(pyramid, boxes, image_index, mask_head.pool), labels)  # (P, M, M)
+        logits = mask_head(self.pooler(features, boxes, image_index, mask_head.pool), labels)  # (P, M, M)
         offsets = [0]
         for target in targets:
             offsets.append(offsets[-1] + len(target.labels))
@@ -170,7 +168,7 @@ class RCNN(nn.Module):
             rows = image_index == index
             own = truth_index[rows] - offsets[index]
             index_and_value = target.mask_index[own], target.mask_value[own]
-            side, aligned = logits.shape[-1], self.pooler.aligned
+            side, aligned = logits.shape[-1], self.pooler.rule.aligned
             sampled = sample_masks(target.mask_stack, *index_and_value, boxes[rows], side, aligned)
             wanted.append(sampled if self.soft_mask_targets else (sampled >= 0.5).float())
         target_masks = torch.cat(wanted)  # (P, M, M), image by image as the rows are

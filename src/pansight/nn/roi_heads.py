@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align, roi_pool
 
 from pansight.errors import choice_error
-from pansight.ops.roi_align import FeatureRows, feature_rows, roi_align_rows
+from pansight.ops.roi import AlignRule, multilevel_roi_align, multilevel_roi_pool, pyramid_levels
 
 ROI_OPS = ("align", "pool")
 
 
-class Pyramid(NamedTuple):
-    """Feature maps prepared for pooling; `rows` where the fast RoIAlign will be used."""
-
-    features: Sequence[Tensor]
-    rows: FeatureRows | None
-
-
 class RoIPooler:
-    """Cuts a fixed grid of features out of the pyramid level that fits a box.
+    """Cuts a fixed grid of features out of the pyramid level that fits a box (Lin et al., eq. 1).
 
-    Level k = ⌊canonical_level + log2(√area / canonical_size)⌋ (Lin et al., eq. 1), clamped to the pyramid.
-    op: "align" (Mask R-CNN) or "pool" (Fast R-CNN). sampling: points per cell and axis, 0 = one per map pixel.
-    aligned: shift by half a pixel. torchvision adds 1e-6 to the logarithm, detectron2 1e-8 to the ratio.
+    strides: of the levels used. op: "align" (Mask R-CNN) or "pool" (Fast R-CNN). sampling: points per cell and axis,
+    0 = one per map pixel. aligned: shift by half a pixel. canonical_size: the box side that belongs to stride 16.
+    torchvision adds 1e-6 to the logarithm of eq. 1, detectron2 1e-8 to the ratio inside.
     """
 
     def __init__(
@@ -38,49 +29,22 @@ class RoIPooler:
         sampling: int = 2,
         aligned: bool = True,
         canonical_size: float = 224.0,
-        canonical_level: int = 4,
         log_eps: float = 0.0,
         ratio_eps: float = 1e-8,
     ):
         if op not in ROI_OPS:
             raise choice_error("roi_op", op, ROI_OPS)
-        self.strides, self.op, self.sampling, self.aligned = tuple(strides), op, sampling, aligned
-        self.canonical_size, self.canonical_level = canonical_size, canonical_level
-        self.log_eps, self.ratio_eps = log_eps, ratio_eps
+        self.strides, self.op, self.rule = tuple(strides), op, AlignRule(sampling, aligned)
+        self.canonical_size, self.log_eps, self.ratio_eps = canonical_size, log_eps, ratio_eps
 
-    def levels(self, boxes_xyxy: Tensor) -> Tensor:
-        """int64 (R,): index into `strides`."""
-        side = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(1).sqrt()
-        level = self.canonical_level + torch.log2(side / self.canonical_size + self.ratio_eps) + self.log_eps
-        finest = self.strides[0].bit_length() - 1  # stride 4 is level 2
-        return (level.floor() - finest).clamp(0, len(self.strides) - 1).long()
-
-    def prepare(self, features: Sequence[Tensor]) -> Pyramid:
-        """features (B, C, h, w), at least one per stride; what is coarser is left out."""
-        features = features[: len(self.strides)]
-        fast = self.op == "align" and self.sampling > 0 and features[0].device.type == "cpu"
-        return Pyramid(features, feature_rows(features) if fast else None)
-
-    def __call__(self, pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, size: int) -> Tensor:
-        """boxes float32 (R, 4) in input pixels, image_index int64 (R,) → (R, C, size, size)."""
-        level = self.levels(boxes_xyxy)
-        if pyramid.rows is not None:
-            scales = torch.tensor([1 / s for s in self.strides], device=boxes_xyxy.device)
-            return roi_align_rows(
-                pyramid.rows, boxes_xyxy, image_index, level, scales, size, self.sampling, self.aligned
-            )
-        rois = torch.cat((image_index[:, None].float(), boxes_xyxy), dim=1)  # (R, 5)
-        parts: list[Tensor] = []
-        places: list[Tensor] = []
-        for k, (x, stride) in enumerate(zip(pyramid.features, self.strides, strict=True)):
-            places.append((level == k).nonzero().flatten())
-            parts.append(self._pool(x, rois[places[-1]].to(x.dtype), size, 1 / stride))
-        return torch.cat(parts)[torch.cat(places).argsort()]  # back into the order of the boxes
-
-    def _pool(self, x: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+    def __call__(self, features: Sequence[Tensor], boxes_xyxy: Tensor, image_index: Tensor, size: int) -> Tensor:
+        """features (B, C, h, w) for at least each stride; boxes float32 (R, 4) in input pixels, image_index int64 (R,)
+        → (R, C, size, size)."""
+        levels = features[: len(self.strides)]
+        level = pyramid_levels(boxes_xyxy, len(levels), self.log_eps, self.ratio_eps, self.canonical_size)
         if self.op == "pool":
-            return roi_pool(x, rois, size, scale)
-        return roi_align(x, rois, size, scale, self.sampling if self.sampling else -1, self.aligned)
+            return multilevel_roi_pool(levels, self.strides, boxes_xyxy, image_index, level, size)
+        return multilevel_roi_align(levels, self.strides, boxes_xyxy, image_index, level, size, self.rule)
 
 
 class BoxHead(nn.Module):

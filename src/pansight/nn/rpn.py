@@ -1,8 +1,7 @@
-"""Region proposal network (Ren et al., 2015) on a feature pyramid (Lin et al., 2017)."""
+"""Region proposal network. Ren et al., Faster R-CNN, NeurIPS 2015; over a pyramid: Lin et al., FPN, CVPR 2017, 4.1."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,152 +9,164 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.ops.boxes import (
-    batched_nms,
-    box_iou_matrix,
-    clip_boxes,
-    decode_boxes,
-    encode_boxes,
-    match_boxes,
-    sample_matches,
-    usable_boxes,
-)
-from pansight.ops.losses import box_loss
+from pansight.ops import boxes as box_ops
+from pansight.ops.losses import box_loss, objectness_loss
 from pansight.ops.targets import InstanceTargets
 
-RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-
-
-class Anchors(NamedTuple):
-    """One size per pyramid level, the same ratios (height / width) everywhere."""
-
-    sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
-    rounded: bool = False  # torchvision rounds the base anchors to integers
-    stride_from_image: bool = False  # torchvision: padded size // grid size, which differs at the pooled level
-
-    def level(self, index: int, grid: Sequence[int], padded: Sequence[int], device: torch.device) -> Tensor:
-        """float32 (h·w·A, 4): anchors of a level, row by row, ratio fastest; centred on (x·stride, y·stride)."""
-        size, stride = self.sizes[index], self.strides[index]
-        base = []
-        for ratio in self.ratios:
-            height = size * math.sqrt(ratio)
-            width = size / math.sqrt(ratio)
-            base.append([-width / 2, -height / 2, width / 2, height / 2])
-        base_xyxy = torch.tensor(base, device=device)  # (A, 4)
-        if self.rounded:
-            base_xyxy = base_xyxy.round()
-        step_y, step_x = (padded[0] // grid[0], padded[1] // grid[1]) if self.stride_from_image else (stride, stride)
-        y = torch.arange(grid[0], device=device, dtype=torch.float32) * step_y
-        x = torch.arange(grid[1], device=device, dtype=torch.float32) * step_x
-        y, x = torch.meshgrid(y, x, indexing="ij")
-        shift = torch.stack((x, y, x, y), dim=-1)  # (h, w, 4)
-        return (shift[:, :, None] + base_xyxy).reshape(-1, 4)  # (h, w, A, 4) -> (h·w·A, 4)
+CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class Proposals(NamedTuple):
-    boxes_xyxy: Tensor  # float32 (R, 4), clipped to the valid part of the image
-    image_index: Tensor  # int64 (R,), ascending
+    """Boxes that may hold an object, of all images of a batch, grouped by image, by falling score within one."""
+
+    boxes_xyxy: Tensor  # float32 (P, 4), network pixels
+    image_index: Tensor  # int64 (P,)
+
+
+class RPNOutputs(NamedTuple):
+    """Per level: logits (B, A, H, W) and deltas (B, 4 A, H, W), channel a · 4 + c."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+
+
+def cell_anchors(size: float, ratios: Sequence[float], rounded: bool) -> Tensor:
+    """Anchors around the origin: float32 (A, 4). ratio = height / width at the area size²; `rounded` to integers."""
+    ratio = torch.tensor(ratios, dtype=torch.float32)
+    height = size * ratio.sqrt()
+    width = size * (1 / ratio.sqrt())
+    anchors = torch.stack((-width, -height, width, height), dim=1) / 2
+    return anchors.round() if rounded else anchors
 
 
 class RPN(nn.Module):
-    """3×3 convolutions with ReLU, then one objectness logit and four deltas per anchor.
+    """Scores and refines anchors at every position of every level.
 
-    pre_nms, post_nms: proposals (per level, per image), in training and in inference.
-    normalize_by_samples: divide the loss by the sampled anchors (torchvision) or by samples × images (detectron2).
-    beta: of the smooth L1 loss; 0 is L1.
+    anchor_sizes: one per level, in pixels; ratios: height / width; rounded_anchors: to integers, as torchvision.
+    strides: pixels between positions, one per level; None: torchvision's rule, ⌊padded size / map size⌋ in each axis.
+    pre_nms: kept per level and image before suppression; post_nms: per image after it; both (training, inference).
+    min_size: proposals with a smaller side are dropped. beta: of the smooth-L1 loss, 0 = L1.
+    loss_per_budget: losses are divided by samples · images, whether or not as many could be drawn (detectron2);
+    else by the number drawn (torchvision).
     """
 
     def __init__(
         self,
-        channels: int,
-        anchors: Anchors,
+        in_channels: int,
+        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        strides: Sequence[int] | None = (4, 8, 16, 32, 64),
+        rounded_anchors: bool = False,
         conv_depth: int = 1,
         pre_nms: tuple[int, int] = (2000, 1000),
         post_nms: tuple[int, int] = (1000, 1000),
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
         samples: int = 256,
+        positive_fraction: float = 0.5,
+        iou_range: tuple[float, float] = (0.3, 0.7),
         beta: float = 0.0,
-        normalize_by_samples: bool = False,
+        loss_per_budget: bool = True,
+        base_stride: int = 4,
     ):
         super().__init__()
-        self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(conv_depth))
-        self.objectness = nn.Conv2d(channels, len(anchors.ratios), 1)
-        self.deltas = nn.Conv2d(channels, 4 * len(anchors.ratios), 1)
-        for layer in (*self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-        self.anchors = anchors
-        self.pre_nms, self.post_nms = pre_nms, post_nms
-        self.nms_threshold, self.min_size = nms_threshold, min_size
-        self.samples, self.beta, self.normalize_by_samples = samples, beta, normalize_by_samples
+        self.strides = None if strides is None else tuple(strides)
+        self.base_stride = base_stride
+        self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
+        self.min_size, self.samples, self.positive_fraction = min_size, samples, positive_fraction
+        self.iou_range, self.beta, self.loss_per_budget = iou_range, beta, loss_per_budget
+        self.anchors_per_place = len(ratios)
+        self.conv = nn.ModuleList(nn.Conv2d(in_channels, in_channels, 3, padding=1) for _ in range(conv_depth))
+        self.objectness = nn.Conv2d(in_channels, len(ratios), 1)
+        self.deltas = nn.Conv2d(in_channels, 4 * len(ratios), 1)
+        cells = torch.stack([cell_anchors(size, ratios, rounded_anchors) for size in anchor_sizes])
+        self.register_buffer("cells", cells, persistent=False)  # (levels, A, 4)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
 
-    def _head(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Per level: logits float32 (B, h·w·A) and deltas float32 (B, h·w·A, 4), in the order of the anchors."""
+    cells: Tensor
+
+    def forward(self, features: Sequence[Tensor]) -> RPNOutputs:
+        """[(B, C, H_l, W_l)] of all levels → logits and deltas."""
         logits: list[Tensor] = []
         deltas: list[Tensor] = []
         for x in features:
-            for layer in self.conv:
-                x = F.relu(layer(x))
-            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())  # (B, A, h, w) -> (B, h·w·A)
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float())  # (B, h·w·A, 4)
-        return logits, deltas
+            for conv in self.conv:
+                x = F.relu(conv(x), inplace=True)
+            logits.append(self.objectness(x))
+            deltas.append(self.deltas(x))
+        return RPNOutputs(logits, deltas)
 
-    def _level_anchors(self, features: Sequence[Tensor]) -> list[Tensor]:
-        height, width = (s * self.anchors.strides[0] for s in features[0].shape[2:])
-        return [self.anchors.level(k, f.shape[2:], (height, width), f.device) for k, f in enumerate(features)]
+    def level_strides(self, shapes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+        """(down, right) in pixels for each level of the given (H, W)."""
+        if self.strides is not None:
+            return [(s, s) for s in self.strides]
+        padded = [side * self.base_stride for side in shapes[0]]
+        return [(padded[0] // height, padded[1] // width) for height, width in shapes]
 
-    @torch.no_grad()
-    def _propose(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], extents: Tensor, pre: int, post: int
-    ) -> Proposals:
-        """Top `pre` of each level, decoded, clipped, suppressed level by level; the best `post` of each image."""
-        boxes: list[Tensor] = []
-        scores: list[Tensor] = []
-        levels: list[Tensor] = []
-        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            top, index = logit.topk(min(pre, logit.shape[1]), dim=1)  # (B, k)
-            chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))  # (B, k, 4)
-            decoded = decode_boxes(chosen.reshape(-1, 4), anchor[index.flatten()], RPN_WEIGHTS)  # (B·k, 4)
-            boxes.append(decoded.view(*top.shape, 4))
-            scores.append(top)
-            levels.append(torch.full_like(index[0], level))
-        every_box = clip_boxes(torch.cat(boxes, 1), extents[:, None])  # (B, K, 4)
-        every_score, every_level = torch.cat(scores, 1), torch.cat(levels)
-        kept: list[Tensor] = []
-        for box, score in zip(every_box, every_score, strict=True):
-            usable = usable_boxes(box, score, self.min_size)
-            box, level, score = box[usable], every_level[usable], score[usable]
-            kept.append(box[batched_nms(box, score, level, self.nms_threshold)[:post]])
-        counts = torch.tensor([len(k) for k in kept], device=every_box.device)
-        return Proposals(torch.cat(kept), torch.arange(len(kept), device=counts.device).repeat_interleave(counts))
+    def anchors(self, level: int, index: Tensor, width: int, stride: tuple[int, int]) -> Tensor:
+        """The anchors of the given places, int64 (…) in (y · width + x) · A + a, → float32 (…, 4)."""
+        place = torch.div(index, self.anchors_per_place, rounding_mode="floor")
+        x, y = place % width * stride[1], torch.div(place, width, rounding_mode="floor") * stride[0]
+        shift = torch.stack((x, y, x, y), dim=-1)  # a cell's corner, no half stride
+        return shift + self.cells[level].float()[index % self.anchors_per_place]
 
-    def forward(self, features: Sequence[Tensor], extents: Tensor) -> Proposals:
-        """features P2 … P6 (B, C, h, w); extents int64 (B, 2), (height, width) of the valid part of each image."""
-        logits, deltas = self._head(features)
-        return self._propose(logits, deltas, self._level_anchors(features), extents, self.pre_nms[1], self.post_nms[1])
+    def propose(self, outputs: RPNOutputs, extents: Tensor, training: bool) -> Proposals:
+        """The best boxes of each image after suppression within each level. extents int64 (B, 2) height, width.
 
-    def loss(
-        self, features: Sequence[Tensor], extents: Tensor, targets: Sequence[InstanceTargets]
-    ) -> tuple[Proposals, dict[str, Tensor]]:
-        """Proposals for the heads, and the losses `rpn_objectness` and `rpn_box`."""
-        logits, deltas = self._head(features)
-        anchors = self._level_anchors(features)
-        proposals = self._propose(logits, deltas, anchors, extents, self.pre_nms[0], self.post_nms[0])
-        every_logit, every_delta, every_anchor = torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors)
-        objectness = every_logit.sum() * 0
-        regression = every_delta.sum() * 0
-        drawn = 0
-        for logit, delta, target in zip(every_logit, every_delta, targets, strict=True):
-            match = match_boxes(box_iou_matrix(target.boxes_xyxy, every_anchor), 0.3, 0.7, low_quality=True)
-            positive, negative = sample_matches(match, self.samples, 0.5)
-            chosen = torch.cat((positive, negative))
-            drawn += chosen.numel()
-            is_object = (match[chosen] >= 0).float()
-            objectness = objectness + F.binary_cross_entropy_with_logits(logit[chosen], is_object, reduction="sum")
-            wanted = encode_boxes(target.boxes_xyxy[match[positive]], every_anchor[positive], RPN_WEIGHTS)
-            regression = regression + box_loss(delta[positive], wanted, self.beta)
-        count = drawn if self.normalize_by_samples else self.samples * len(targets)
-        return proposals, {"rpn_objectness": objectness / max(count, 1), "rpn_box": regression / max(count, 1)}
+        Not differentiable: proposals are constants to the second stage.
+        """
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        strides = self.level_strides([logits.shape[2:] for logits in outputs.logits])
+        count = len(extents)
+        image = torch.arange(count, device=extents.device)[:, None]  # (B, 1)
+        for level, (logits, deltas) in enumerate(zip(outputs.logits, outputs.deltas, strict=True)):
+            scores = logits.detach().permute(0, 2, 3, 1).reshape(count, -1).float()  # (B, H W A)
+            code = deltas.detach().permute(0, 2, 3, 1).reshape(count, -1, 4)  # (B, H W A, 4)
+            # only what survives this cut is decoded
+            scores, index = scores.topk(min(self.pre_nms[0 if training else 1], scores.shape[1]), dim=1)  # (B, k)
+            anchors = self.anchors(level, index, logits.shape[3], strides[level])
+            decoded = box_ops.decode_boxes(code[image, index], anchors, CODE_WEIGHTS)  # (B, k, 4)
+            decoded = box_ops.clip_boxes(decoded, extents[:, None])
+            group = (image * len(strides) + level).expand_as(index)
+            parts.append((decoded.flatten(0, 1), scores.flatten(), group.flatten(), image.expand_as(index).flatten()))
+        boxes, scores, group, image_index = (torch.cat(column) for column in zip(*parts, strict=True))
+        usable = box_ops.usable_boxes(boxes, scores, self.min_size).nonzero().flatten()
+        boxes, scores, group, image_index = (t[usable] for t in (boxes, scores, group, image_index))
+        keep = box_ops.batched_nms(boxes, scores, group, self.nms_threshold)
+        keep = keep[box_ops.first_of_each(image_index[keep], self.post_nms[0 if training else 1])]
+        return Proposals(boxes[keep], image_index[keep])
+
+    def loss(self, outputs: RPNOutputs, targets: Sequence[InstanceTargets]) -> dict[str, Tensor]:
+        """rpn_objectness and rpn_box over a random sample of the anchors of each image."""
+        count = len(targets)
+        logits = torch.cat([x.permute(0, 2, 3, 1).reshape(count, -1) for x in outputs.logits], dim=1)  # (B, N)
+        deltas = torch.cat([x.permute(0, 2, 3, 1).reshape(count, -1, 4) for x in outputs.deltas], dim=1)
+        strides = self.level_strides([x.shape[2:] for x in outputs.logits])
+        anchors = torch.cat(
+            [
+                self.anchors(level, torch.arange(x[0].numel(), device=x.device), x.shape[3], strides[level])
+                for level, x in enumerate(outputs.logits)
+            ]
+        )  # (N, 4)
+        places: list[Tensor] = []
+        labels: list[Tensor] = []
+        positives: list[Tensor] = []
+        codes: list[Tensor] = []
+        for image, target in enumerate(targets):
+            iou = box_ops.box_iou_matrix(target.boxes_xyxy, anchors)
+            match = box_ops.match_boxes(iou, *self.iou_range, low_quality=True)
+            positive, negative = box_ops.sample_matches(match, self.samples, self.positive_fraction)
+            places.append(torch.cat((positive, negative)) + image * len(anchors))
+            labels.append((torch.arange(len(places[-1]), device=positive.device) < len(positive)).float())
+            positives.append(positive + image * len(anchors))
+            codes.append(box_ops.encode_boxes(target.boxes_xyxy[match[positive]], anchors[positive], CODE_WEIGHTS))
+        place, label = torch.cat(places), torch.cat(labels)
+        denominator = self.samples * count if self.loss_per_budget else max(1, len(place))
+        chosen = deltas.view(-1, 4)[torch.cat(positives)]
+        return {
+            "rpn_objectness": objectness_loss(logits.view(-1)[place], label, denominator),
+            "rpn_box": box_loss(chosen, torch.cat(codes), self.beta) / denominator,
+        }
