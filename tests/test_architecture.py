@@ -52,6 +52,7 @@ def imports_of(path: Path) -> Iterator[tuple[int, str, bool]]:
         id(inner)
         for outer in ast.walk(tree)
         if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(outer, ast.If) and ast.unparse(outer.test) == "TYPE_CHECKING")  # never run
         for inner in ast.walk(outer)
     }
     for node in ast.walk(tree):

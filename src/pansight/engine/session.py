@@ -94,6 +94,11 @@ class Session:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.log.trim(self.state.step)
 
+    def progress(self) -> float:
+        """How much of the run is over, by its steps or by its clock, whichever is ahead; 1 or more at the end."""
+        by_steps, limit = self.state.step / self.config.steps, 60 * self.config.max_minutes
+        return max(by_steps, self.state.seconds / limit) if limit else by_steps
+
     def record(self, losses: dict[str, float], norm: float, progress: float) -> None:
         """After a step: the bar, and every `log_every` steps a line of the log with the means since the last one."""
         state, config = self.state, self.config

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from pansight.config import TrainConfig
 from pansight.engine import distributed
@@ -68,17 +68,13 @@ def train(
     if resume:
         session.resume()
     precision = distributed.resolve_precision(config.precision, device)
-    state, clock_start, stopped_by = session.state, time.monotonic() - session.state.seconds, "steps"
+    state, clock_start = session.state, time.monotonic() - session.state.seconds
 
     with session, stop_signal() as stop, distributed.repeatable(device, config.deterministic):
         for batch in batches(state.step):
-            model.train()
-            for module in frozen:
-                module.eval()  # the statistics of frozen normalisation layers stay, too
+            train_mode(model, frozen)
             batch = distributed.to_device(batch, device)
-            progress = state.step / config.steps
-            if config.max_minutes:
-                progress = max(progress, state.seconds / (60 * config.max_minutes))
+            progress = session.progress()
             set_learning_rate(optimizer, lr_factor(config, state.step, progress))
 
             while True:  # more than once only where memory does not suffice
@@ -102,22 +98,26 @@ def train(
             if average is not None:
                 average.update(state.step)
             state.step += 1
-
             session.record(losses, norm, progress)
-            out_of_time = 0 < 60 * config.max_minutes <= state.seconds
-            over = out_of_time or state.step >= config.steps
+            over = session.progress() >= 1
             if config.evaluate_every > 0 and (over or state.step % config.evaluate_every == 0):
                 session.evaluate()
             if over or stopping or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 session.save_last()
             if over:
-                stopped_by = "time" if out_of_time else "steps"
                 break
             if stopping:
                 raise Interrupted(f"interrupted after step {state.step}, which is saved; go on with --resume")
     if average is not None:
         average.into_model()
-    return Result(state.step, stopped_by, state.seconds)
+    return Result(state.step, "steps" if state.step >= config.steps else "time", state.seconds)
+
+
+def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
+    """Everything but the frozen modules, whose normalisation statistics stay too."""
+    model.train()
+    for module in frozen:
+        module.eval()
 
 
 def gradients(
