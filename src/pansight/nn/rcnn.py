@@ -1,4 +1,9 @@
-"""The instance branch shared by Faster R-CNN, Mask R-CNN and Panoptic FPN: proposals, boxes, masks."""
+"""Faster and Mask R-CNN on a pyramid: the two stages together, their losses, and detections at image size.
+
+Ren et al., Faster R-CNN, NeurIPS 2015; He et al., Mask R-CNN, ICCV 2017; Lin et al., FPN, CVPR 2017.
+The two conventions that published weights follow, torchvision's and detectron2's, differ in many small ways
+(spec 01); every one is a constructor argument, and `torchvision_rcnn` and `detectron2_rcnn` set them.
+"""
 
 from __future__ import annotations
 
@@ -8,171 +13,195 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pansight.nn.roi_heads import BoxHead, BoxPredictor, ConvBoxHead, MaskHead, RoIPooler
-from pansight.nn.rpn import RPN, Anchors, Proposals
-from pansight.ops.boxes import (
-    batched_nms,
-    box_iou_matrix,
-    clip_boxes,
-    decode_boxes,
-    encode_boxes,
-    match_boxes,
-    sample_matches,
-    usable_boxes,
-)
+from pansight.nn.roi_heads import MASK_CHUNK, BoxPredictor, ConvLinear, MaskHead, RoIPooler, TwoLinear, zero_of
+from pansight.nn.rpn import RPN, Proposals
+from pansight.ops import boxes as box_ops
 from pansight.ops.losses import box_loss, class_loss, mask_loss
-from pansight.ops.masks import paste_masks, sample_masks
+from pansight.ops.masks import mask_targets, paste_integer, paste_sampled
+from pansight.ops.roi import Pyramid, make_pyramid
 from pansight.ops.targets import InstanceTargets
 from pansight.types import Instances, LabelSpace
 
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class Detections(NamedTuple):
-    """D objects of a batch, image by image, each image by falling score."""
+    """The D objects found in a batch, grouped by image, by falling score within one. Boxes in network pixels."""
 
-    boxes_xyxy: Tensor  # float32 (D, 4), pixels of the network's input
-    labels: Tensor  # int64 (D,), index among the things
+    boxes_xyxy: Tensor  # float32 (D, 4)
+    labels: Tensor  # int64 (D,), index among labels.things
     scores: Tensor  # float32 (D,)
     mask_logits: Tensor  # float32 (D, M, M) of the predicted class; (D, 0, 0) without a mask head
-    image_index: Tensor  # int64 (D,), ascending
+    image_index: Tensor  # int64 (D,)
+
+
+class Regions(NamedTuple):
+    """R sampled proposals of a batch to learn from; the P objects among them, image by image."""
+
+    boxes_xyxy: Tensor  # float32 (R, 4)
+    image_index: Tensor  # int64 (R,)
+    things: Tensor  # int64 (R,): index among labels.things, −1 = background
+    objects: Tensor  # int64 (P,): rows of the above that are objects
+    codes: Tensor  # float32 (P, 4): what the regressor should say of them
+    match: Tensor  # int64 (P,): the row of their truth within their image's InstanceTargets
 
 
 class RCNN(nn.Module):
-    """RPN, box head and (optionally) mask head on a feature pyramid.
+    """Region proposals, then a class, a box and (where there is a mask head) a mask for each.
 
-    samples, positive_share: RoIs an image in training, and the share of objects among them.
-    score_threshold, nms_threshold, detections: what inference keeps, per class and per image; boxes with a side of
-    min_size pixels or less are dropped. beta: of the box loss (0: L1).
-    soft_mask_targets: RoIAligned masks as they are, else ≥ 0.5. integer_paste: masks are pasted into integer boxes.
-    Both are torchvision's; detectron2's are the defaults.
+    background_first: class 0 is the background (torchvision), which then has rows of its own in the box and mask
+    predictors too; else it is the last class (detectron2), without.
+    score_threshold (exclusive), nms_threshold, detections (per image), min_size (pixels): of the inference.
+    samples, positive_fraction, iou_threshold: of the regions learnt from. box_beta: smooth-L1, 0 = L1.
+    mask_threshold: None trains on soft masks (torchvision), 0.5 on binary ones (detectron2).
     """
 
     def __init__(
         self,
         rpn: RPN,
-        pooler: RoIPooler,
-        box_head: BoxHead | ConvBoxHead,
+        box_pooler: RoIPooler,
+        box_head: TwoLinear | ConvLinear,
         box_predictor: BoxPredictor,
-        mask_head: MaskHead | None,
-        samples: int = 512,
-        positive_share: float = 0.25,
+        mask_pooler: RoIPooler | None = None,
+        mask_head: MaskHead | None = None,
+        strides: Sequence[int] = (4, 8, 16, 32),
+        background_first: bool = False,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         detections: int = 100,
-        beta: float = 0.0,
-        soft_mask_targets: bool = False,
-        integer_paste: bool = False,
         min_size: float = 0.0,
+        samples: int = 512,
+        positive_fraction: float = 0.25,
+        iou_threshold: float = 0.5,
+        box_beta: float = 0.0,
+        mask_threshold: float | None = 0.5,
     ):
         super().__init__()
-        self.rpn, self.pooler = rpn, pooler
-        self.box_head, self.box_predictor, self.mask_head = box_head, box_predictor, mask_head
-        self.samples, self.positive_share = samples, positive_share
-        self.score_threshold, self.nms_threshold, self.detections = score_threshold, nms_threshold, detections
-        self.beta, self.min_size = beta, min_size
-        self.soft_mask_targets, self.integer_paste = soft_mask_targets, integer_paste
-
-    @property
-    def background_first(self) -> bool:
-        return self.box_predictor.background_first
+        self.rpn = rpn
+        self.box_pooler, self.box_head, self.box_predictor = box_pooler, box_head, box_predictor
+        self.mask_pooler, self.mask_head = mask_pooler, mask_head
+        self.strides = tuple(strides)
+        self.background_first = background_first
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.detections, self.min_size = detections, min_size
+        self.samples, self.positive_fraction, self.iou_threshold = samples, positive_fraction, iou_threshold
+        self.box_beta, self.mask_threshold = box_beta, mask_threshold
 
     def forward(self, features: Sequence[Tensor], extents: Tensor) -> Detections:
-        """features P2 … P6 (B, C, h, w); extents int64 (B, 2), (height, width) of the valid part of each image."""
-        proposals = self.rpn(features, extents)
-        pooled = self.pooler(features, proposals.boxes_xyxy, proposals.image_index, self.box_head.pool)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        boxes, labels, scores, image_index = self._select(proposals, logits, deltas, extents)
-        if self.mask_head is None:
-            return Detections(boxes, labels, scores, boxes.new_zeros((len(boxes), 0, 0)), image_index)
-        pooled = self.pooler(features, boxes, image_index, self.mask_head.pool)
-        return Detections(boxes, labels, scores, self.mask_head(pooled, labels), image_index)
+        """features P2 … P6 [(B, C, H_l, W_l)], extents int64 (B, 2): valid (height, width) of each image."""
+        proposals = self.rpn.propose(self.rpn(features), extents, training=False)
+        pyramid = make_pyramid(features[: len(self.strides)], self.strides)
+        found = self._detect(pyramid, proposals, extents)
+        return found._replace(mask_logits=self._masks(pyramid, found))
 
-    def _select(
-        self, proposals: Proposals, logits: Tensor, deltas: Tensor, extents: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every class of every proposal is a candidate; keep the good ones, suppressed class by class."""
-        scores = logits.softmax(1)[:, :-1]  # (R, K)
-        row, label = (scores > self.score_threshold).nonzero(as_tuple=True)  # NaN compares False
-        score, image = scores[row, label], proposals.image_index[row]
-        boxes = decode_boxes(deltas[row, label], proposals.boxes_xyxy[row], BOX_WEIGHTS)
-        boxes = clip_boxes(boxes, extents[image])
-        large = usable_boxes(boxes, score, self.min_size)
-        boxes, label, score, image = boxes[large], label[large], score[large], image[large]
-        kept: list[Tensor] = []
-        for index in range(extents.shape[0]):
-            rows = (image == index).nonzero().flatten()
-            kept.append(rows[batched_nms(boxes[rows], score[rows], label[rows], self.nms_threshold)[: self.detections]])
-        chosen = torch.cat(kept)
-        return boxes[chosen], label[chosen], score[chosen], image[chosen]
+    def _detect(self, pyramid: Pyramid, proposals: Proposals, extents: Tensor) -> Detections:
+        logits, codes = self._classify(pyramid, proposals.boxes_xyxy, proposals.image_index)
+        scores = logits.float().softmax(dim=1)
+        scores = scores[:, 1:] if self.background_first else scores[:, :-1]  # (P, K) things
+        # from here on only (region, class) pairs above the threshold exist; NaN is above nothing
+        region, thing = (scores > self.score_threshold).nonzero(as_tuple=True)
+        score, image_index = scores[region, thing], proposals.image_index[region]
+        code = codes[region, thing + 1 if self.background_first else thing]
+        boxes = box_ops.decode_boxes(code, proposals.boxes_xyxy[region], CODE_WEIGHTS)
+        boxes = box_ops.clip_boxes(boxes, extents[image_index])
+        usable = box_ops.usable_boxes(boxes, score, self.min_size).nonzero().flatten()
+        boxes, score, thing, image_index = boxes[usable], score[usable], thing[usable], image_index[usable]
+        keep = box_ops.batched_nms(boxes, score, image_index * scores.shape[1] + thing, self.nms_threshold)
+        keep = keep[box_ops.first_of_each(image_index[keep], self.detections)]
+        return Detections(boxes[keep], thing[keep], score[keep], boxes.new_zeros((len(keep), 0, 0)), image_index[keep])
+
+    def _classify(self, pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.box_predictor(self.box_head(self.box_pooler(pyramid, boxes_xyxy, image_index)))
+
+    def _masks(self, pyramid: Pyramid, found: Detections) -> Tensor:
+        if self.mask_head is None or self.mask_pooler is None:
+            return found.mask_logits
+        classes = found.labels + int(self.background_first)
+        if torch.compiler.is_exporting() or torch.is_grad_enabled():  # export knows no loop of unknown length
+            return self.mask_head(self.mask_pooler(pyramid, found.boxes_xyxy, found.image_index), classes)
+        parts = [
+            self.mask_head(self.mask_pooler(pyramid, boxes, image_index), part)
+            for boxes, image_index, part in zip(
+                found.boxes_xyxy.split(MASK_CHUNK), found.image_index.split(MASK_CHUNK), classes.split(MASK_CHUNK)
+            )
+        ]
+        return torch.cat(parts)
 
     def loss(
         self, features: Sequence[Tensor], extents: Tensor, targets: Sequence[InstanceTargets]
     ) -> dict[str, Tensor]:
-        """`rpn_objectness`, `rpn_box`, `box_class`, `box_regression` and, with a mask head, `mask`."""
-        proposals, losses = self.rpn.loss(features, extents, targets)
-        boxes, image_index, truth_index, labels = self._sample(proposals, targets)
-        pooled = self.pooler(features, boxes, image_index, self.box_head.pool)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        losses["box_class"] = class_loss(logits, labels)
-        positive = (labels < self.box_predictor.num_classes).nonzero().flatten()
-        truth_boxes = torch.cat([t.boxes_xyxy for t in targets])
-        wanted = encode_boxes(truth_boxes[truth_index[positive]], boxes[positive], BOX_WEIGHTS)
-        found = deltas[positive, labels[positive]]
-        losses["box_regression"] = box_loss(found, wanted, self.beta) / max(len(labels), 1) + deltas.sum() * 0
+        """rpn_objectness, rpn_box, box_class, box_regression and, with a mask head, mask: scalars of weight 1.
+
+        Finite, and with gradients for every parameter, also where no image of the batch has an object.
+        """
+        outputs = self.rpn(features)
+        losses = self.rpn.loss(outputs, targets)
+        regions = self.sample_regions(self.rpn.propose(outputs, extents, training=True), targets)
+        pyramid = make_pyramid(features[: len(self.strides)], self.strides)
+        losses |= self._box_losses(pyramid, regions)
         if self.mask_head is not None:
-            rows = (boxes[positive], image_index[positive], truth_index[positive], labels[positive])
-            losses["mask"] = self._mask_loss(self.mask_head, features, *rows, targets)
+            losses["mask"] = self._mask_loss(pyramid, regions, targets)
         return losses
 
     @torch.no_grad()
-    def _sample(
-        self, proposals: Proposals, targets: Sequence[InstanceTargets]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes (S, 4), image index, index into all truth objects of the batch, label (K = background); all (S,)."""
-        boxes: list[Tensor] = []
-        images: list[Tensor] = []
-        truths: list[Tensor] = []
-        labels: list[Tensor] = []
-        offset = 0
-        for index, target in enumerate(targets):
-            candidates = torch.cat((proposals.boxes_xyxy[proposals.image_index == index], target.boxes_xyxy))
-            match = match_boxes(box_iou_matrix(target.boxes_xyxy, candidates), 0.5, 0.5, low_quality=False)
-            positive, negative = sample_matches(match, self.samples, self.positive_share)
-            chosen = torch.cat((positive, negative))
-            boxes.append(candidates[chosen])
-            images.append(torch.full_like(chosen, index))
-            truths.append(match[chosen] + offset)  # of no meaning for the negatives
-            background = torch.full_like(negative, self.box_predictor.num_classes)
-            labels.append(torch.cat((target.labels[match[positive]], background)))
-            offset += len(target.labels)
-        return torch.cat(boxes), torch.cat(images), torch.cat(truths), torch.cat(labels)
+    def sample_regions(self, proposals: Proposals, targets: Sequence[InstanceTargets]) -> Regions:
+        """Proposals and the true boxes themselves, matched and sampled; torch's global generator."""
+        columns: list[Regions] = []
+        count = 0
+        for image, target in enumerate(targets):
+            boxes = torch.cat((proposals.boxes_xyxy[proposals.image_index == image], target.boxes_xyxy))
+            iou = box_ops.box_iou_matrix(target.boxes_xyxy, boxes)
+            match = box_ops.match_boxes(iou, self.iou_threshold, self.iou_threshold, low_quality=False)
+            positive, negative = box_ops.sample_matches(match, self.samples, self.positive_fraction)
+            chosen, truth = torch.cat((positive, negative)), match[positive]
+            columns.append(
+                Regions(
+                    boxes[chosen],
+                    torch.full_like(chosen, image),
+                    torch.cat((target.labels[truth], torch.full_like(negative, -1))),
+                    torch.arange(len(positive), device=chosen.device) + count,
+                    box_ops.encode_boxes(target.boxes_xyxy[truth], boxes[positive], CODE_WEIGHTS),
+                    truth,
+                )
+            )
+            count += len(chosen)
+        return Regions(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
-    def _mask_loss(
-        self,
-        mask_head: MaskHead,
-        features: Sequence[Tensor],
-        boxes: Tensor,
-        image_index: Tensor,
-        truth_index: Tensor,
-        labels: Tensor,
-        targets: Sequence[InstanceTargets],
-    ) -> Tensor:
-        """On the channel of the true class; without objects the loss is zero and still reaches the head."""
-        logits = mask_head(self.pooler(features, boxes, image_index, mask_head.pool), labels)  # (P, M, M)
-        offsets = [0]
-        for target in targets:
-            offsets.append(offsets[-1] + len(target.labels))
-        wanted: list[Tensor] = []
-        for index, target in enumerate(targets):
-            rows = image_index == index
-            own = truth_index[rows] - offsets[index]
-            index_and_value = target.mask_index[own], target.mask_value[own]
-            side, aligned = logits.shape[-1], self.pooler.rule.aligned
-            sampled = sample_masks(target.mask_stack, *index_and_value, boxes[rows], side, aligned)
-            wanted.append(sampled if self.soft_mask_targets else (sampled >= 0.5).float())
-        target_masks = torch.cat(wanted)  # (P, M, M), image by image as the rows are
-        return mask_loss(logits, target_masks)
+    def _box_losses(self, pyramid: Pyramid, regions: Regions) -> dict[str, Tensor]:
+        if len(regions.things) == 0:
+            nothing = zero_of([self.box_head, self.box_predictor])
+            return {"box_class": nothing, "box_regression": nothing}
+        logits, codes = self._classify(pyramid, regions.boxes_xyxy, regions.image_index)
+        background = 0 if self.background_first else logits.shape[1] - 1
+        shift = int(self.background_first)
+        classes = torch.where(regions.things < 0, background, regions.things + shift)  # (R,)
+        predicted = codes[regions.objects, classes[regions.objects]]  # (P, 4)
+        return {
+            "box_class": class_loss(logits, classes),
+            "box_regression": box_loss(predicted, regions.codes, self.box_beta) / len(regions.things),
+        }
+
+    def _mask_loss(self, pyramid: Pyramid, regions: Regions, targets: Sequence[InstanceTargets]) -> Tensor:
+        assert self.mask_head is not None
+        assert self.mask_pooler is not None
+        if len(regions.objects) == 0:
+            return zero_of([self.mask_head])
+        boxes = regions.boxes_xyxy[regions.objects]
+        image_index = regions.image_index[regions.objects]
+        features = self.mask_pooler(pyramid, boxes, image_index)
+        logits = self.mask_head(features, regions.things[regions.objects] + int(self.background_first))
+        wanted = [
+            mask_targets(
+                target,
+                boxes[image_index == image],
+                regions.match[image_index == image],
+                logits.shape[1],
+                self.mask_pooler.aligned,
+                self.mask_threshold,
+            )
+            for image, target in enumerate(targets)
+        ]
+        return mask_loss(logits, torch.cat(wanted))
 
 
 def detections_to_instances(
@@ -180,96 +209,107 @@ def detections_to_instances(
     extents: Tensor,
     sizes: Sequence[tuple[int, int]],
     labels: LabelSpace,
+    mask_threshold: float = 0.5,
     integer_paste: bool = False,
 ) -> list[Instances]:
-    """Detections at the network's size → Instances at the original `sizes` (H, W), labels as LabelSpace indices.
+    """Network pixels to image files: boxes scaled, masks painted at the original size, labels into the LabelSpace.
 
-    Boxes that become empty there are dropped. Masks are bool (N, H, W), or None where there are no mask logits.
+    extents int64 (B, 2): (height, width) of each valid image; sizes: (H, W) of the B files. integer_paste:
+    torchvision's convention (integer boxes, boxes not clipped again), else detectron2's (exact boxes, clipped, empty
+    ones dropped). Masks bool (N, H, W); None where the model has no mask head.
     """
-    thing_ids = torch.tensor([c.id for c in labels.things], dtype=torch.int64, device=detections.labels.device)
+    category = torch.tensor([c.id for c in labels.things], dtype=torch.int64, device=detections.labels.device)
+    counts = detections.image_index.bincount(minlength=len(sizes)).tolist()
+    columns = [column.split(counts) for column in detections]
     result: list[Instances] = []
-    for index, ((height, width), extent) in enumerate(zip(sizes, extents.tolist(), strict=True)):
-        rows = detections.image_index == index
-        scale = detections.boxes_xyxy.new_tensor([width / extent[1], height / extent[0]] * 2)
-        limit = detections.boxes_xyxy.new_tensor([width, height] * 2)
-        boxes = torch.minimum(detections.boxes_xyxy[rows] * scale, limit)
-        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        rows, boxes = rows.nonzero().flatten()[seen], boxes[seen]
-        logits = detections.mask_logits[rows]
+    for image, size in enumerate(sizes):
+        boxes, thing, scores, mask_logits = (column[image] for column in columns[:4])
+        scale = boxes.new_tensor(size) / extents[image].to(boxes)  # (2,) y, x
+        boxes = boxes * scale[[1, 0, 1, 0]]
+        if not integer_paste:
+            boxes = box_ops.clip_boxes(boxes, extents.new_tensor(size))
+            keep = box_ops.usable_boxes(boxes, scores, 0.0)
+            boxes, thing, scores, mask_logits = boxes[keep], thing[keep], scores[keep], mask_logits[keep]
         masks = None
-        if logits.shape[-1]:
-            # a half-precision context must not touch the two small matrix products of each mask
-            with torch.autocast(logits.device.type, enabled=False):
-                masks = paste_masks(logits.sigmoid(), boxes, (height, width), integer_boxes=integer_paste)
-        result.append(Instances(boxes, thing_ids[detections.labels[rows]], detections.scores[rows], masks))
+        if mask_logits.shape[1]:
+            paste = paste_integer if integer_paste else paste_sampled
+            masks = paste(mask_logits.sigmoid(), boxes, size, mask_threshold)
+        result.append(Instances(boxes, category[thing], scores, masks))
     return result
 
 
-def general_rcnn(
-    channels: int,
-    num_classes: int,
-    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
-    proposals: int = 1000,
-    roi_samples: int = 512,
-    detections: int = 100,
-    box_features: int = 1024,
-    mask_convs: int | None = 4,
-    mask_width: int = 256,
-    mask_pool: int = 14,
-    roi_op: str = "align",
+def torchvision_rcnn(
+    things: int,
+    in_channels: int = 256,
+    masks: bool = True,
+    v2: bool = False,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
+    detections: int = 100,
 ) -> RCNN:
-    """detectron2's conventions with sizes to choose and two sampling points a cell; mask_convs None: boxes only.
-
-    The pyramid level of a box follows the anchors: as 224 px belongs to the level of the 128 px anchors, so in
-    proportion for others.
-    """
-    anchors = Anchors(tuple(float(s) for s in anchor_sizes))
-    mask_head = None if mask_convs is None else MaskHead(channels, num_classes, mask_width, mask_convs, mask_pool)
+    """The heads of torchvision's *_resnet50_fpn, or of their V2, for `things` classes (spec 01, column TV)."""
+    rpn = RPN(
+        in_channels,
+        strides=None,
+        rounded_anchors=True,
+        conv_depth=2 if v2 else 1,
+        post_nms=(2000, 1000),
+        min_size=1e-3,
+        beta=1 / 9,
+        loss_per_budget=False,
+    )
+    pool = RoIPooler(7, aligned=False, eps_after_log=1e-6, eps_in_ratio=0.0)
+    box_head = ConvLinear(in_channels) if v2 else TwoLinear(in_channels)
     return RCNN(
-        RPN(channels, anchors, pre_nms=(2 * proposals, proposals), post_nms=(proposals, proposals)),
-        RoIPooler(op=roi_op, canonical_size=224.0 * anchors.sizes[2] / 128.0),
-        BoxHead(channels, features=box_features),
-        BoxPredictor(box_features, num_classes),
-        mask_head,
-        samples=roi_samples,
+        rpn,
+        pool,
+        box_head,
+        BoxPredictor(box_head.features, things + 1, things + 1),
+        pool._replace(size=14) if masks else None,
+        MaskHead(in_channels, things + 1, norm="bn" if v2 else None) if masks else None,
+        background_first=True,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         detections=detections,
-    )
-
-
-def detectron2_rcnn(num_classes: int, mask: bool = True) -> RCNN:
-    """The branch of detectron2's R-CNN and Panoptic FPN models (spec 01): adaptive sampling, background last, L1."""
-    return RCNN(
-        RPN(256, Anchors(), pre_nms=(2000, 1000), post_nms=(1000, 1000)),
-        RoIPooler(sampling=0),
-        BoxHead(256),
-        BoxPredictor(1024, num_classes),
-        MaskHead(256, num_classes) if mask else None,
-    )
-
-
-def torchvision_rcnn(num_classes: int, mask: bool = True, v2: bool = False) -> RCNN:
-    """The branch of torchvision's R-CNN models (spec 01): background first, rounded anchors, unaligned RoIAlign."""
-    return RCNN(
-        RPN(
-            256,
-            Anchors(rounded=True, stride_from_image=True),
-            conv_depth=2 if v2 else 1,
-            pre_nms=(2000, 1000),
-            post_nms=(2000, 1000),
-            min_size=1e-3,
-            beta=1 / 9,
-            normalize_by_samples=True,
-        ),
-        RoIPooler(aligned=False, log_eps=1e-6, ratio_eps=0.0),
-        ConvBoxHead(256) if v2 else BoxHead(256),
-        BoxPredictor(1024, num_classes, background_first=True),
-        MaskHead(256, num_classes, norm=v2, background_first=True) if mask else None,
-        beta=1 / 9,
-        soft_mask_targets=True,
-        integer_paste=True,
         min_size=1e-2,
+        box_beta=1 / 9,
+        mask_threshold=None,
+    )
+
+
+def detectron2_rcnn(
+    things: int,
+    in_channels: int = 256,
+    masks: bool = True,
+    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+    anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    roi_op: str = "align",
+    sampling_ratio: int = 0,
+    box_features: int = 1024,
+    mask_convs: int = 4,
+    mask_channels: int = 256,
+    roi_samples: int = 512,
+    proposals: int = 1000,
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
+    detections: int = 100,
+) -> RCNN:
+    """The heads of detectron2's *_FPN for `things` classes (spec 01, column D2): our own models' too.
+
+    sampling_ratio: 0 is detectron2's (adaptive); 2 is faster. proposals: kept per image after suppression.
+    """
+    strides = [4 * 2**level for level in range(len(anchor_sizes))]
+    rpn = RPN(in_channels, anchor_sizes, anchor_ratios, strides, post_nms=(proposals, proposals))
+    pool = RoIPooler(7, roi_op, sampling_ratio)
+    return RCNN(
+        rpn,
+        pool,
+        TwoLinear(in_channels, 7, box_features),
+        BoxPredictor(box_features, things + 1, things),
+        pool._replace(size=14) if masks else None,
+        MaskHead(in_channels, things, mask_convs, mask_channels) if masks else None,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        detections=detections,
+        samples=roi_samples,
     )

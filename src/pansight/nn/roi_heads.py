@@ -1,148 +1,180 @@
-"""The second stage of the R-CNN family: features of each proposal, its class, its box, its mask."""
+"""What looks at one region: pooling it from the pyramid, the box head and the mask head.
+
+He et al., Mask R-CNN, ICCV 2017, figure 4 (right); Li et al., Benchmarking Detection Transfer Learning with Vision
+Transformers, 2021 (four convolutions in the box head, BatchNorm in both: torchvision's V2).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import choice_error
-from pansight.ops.roi import AlignRule, multilevel_roi_align, multilevel_roi_pool, pyramid_levels
+from pansight.nn.fpn import conv_norm
+from pansight.ops.roi import AlignRule, Pyramid, multilevel_roi_align, pyramid_levels, roi_by_kernel
 
 ROI_OPS = ("align", "pool")
 
+MASK_CHUNK = 128
+"""Regions whose masks are predicted at a time at inference: bounds the memory whatever the number of detections."""
 
-class RoIPooler:
-    """Cuts a fixed grid of features out of the pyramid level that fits a box (Lin et al., eq. 1).
 
-    strides: of the levels used. op: "align" (Mask R-CNN) or "pool" (Fast R-CNN). sampling: points per cell and axis,
-    0 = one per map pixel. aligned: shift by half a pixel. canonical_size: the box side that belongs to stride 16.
-    torchvision adds 1e-6 to the logarithm of eq. 1, detectron2 1e-8 to the ratio inside.
+class RoIPooler(NamedTuple):
+    """Boxes to grids of features, each box from the level that suits its size (FPN, eq. 1).
+
+    op: "align" or "pool". sampling_ratio, aligned: see `AlignRule`. eps_after_log, eps_in_ratio: see `pyramid_levels`.
     """
 
-    def __init__(
-        self,
-        strides: Sequence[int] = (4, 8, 16, 32),
-        op: str = "align",
-        sampling: int = 2,
-        aligned: bool = True,
-        canonical_size: float = 224.0,
-        log_eps: float = 0.0,
-        ratio_eps: float = 1e-8,
-    ):
-        if op not in ROI_OPS:
-            raise choice_error("roi_op", op, ROI_OPS)
-        self.strides, self.op, self.rule = tuple(strides), op, AlignRule(sampling, aligned)
-        self.canonical_size, self.log_eps, self.ratio_eps = canonical_size, log_eps, ratio_eps
+    size: int
+    op: str = "align"
+    sampling_ratio: int = 2
+    aligned: bool = True
+    eps_after_log: float = 0.0
+    eps_in_ratio: float = 1e-8
 
-    def __call__(self, features: Sequence[Tensor], boxes_xyxy: Tensor, image_index: Tensor, size: int) -> Tensor:
-        """features (B, C, h, w) for at least each stride; boxes float32 (R, 4) in input pixels, image_index int64 (R,)
-        → (R, C, size, size)."""
-        levels = features[: len(self.strides)]
-        level = pyramid_levels(boxes_xyxy, len(levels), self.log_eps, self.ratio_eps, self.canonical_size)
+    def __call__(self, pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor) -> Tensor:
+        """boxes (N, 4) in network pixels, image_index int64 (N,) → (N, C, size, size)."""
+        level = pyramid_levels(boxes_xyxy, len(pyramid.strides), self.eps_after_log, self.eps_in_ratio)
         if self.op == "pool":
-            return multilevel_roi_pool(levels, self.strides, boxes_xyxy, image_index, level, size)
-        return multilevel_roi_align(levels, self.strides, boxes_xyxy, image_index, level, size, self.rule)
+            return roi_by_kernel(pyramid, boxes_xyxy, image_index, level, self.size, None)
+        if self.op != "align":
+            raise choice_error("roi_op", self.op, ROI_OPS)
+        rule = AlignRule(self.sampling_ratio, self.aligned)
+        return multilevel_roi_align(pyramid, boxes_xyxy, image_index, level, self.size, rule)
 
 
-class BoxHead(nn.Module):
-    """The classic two fully connected layers (Lin et al.). (R, C, pool, pool) → (R, features)."""
+def fc_over_grid(x: Tensor, layer: nn.Linear) -> Tensor:
+    """``layer(x.flatten(1))`` for x (N, C, S, S) → (N, out), without turning channels_last features around.
 
-    def __init__(self, channels: int, pool: int = 7, features: int = 1024):
+    On a CPU in float32 a convolution over the whole grid, which oneDNN computes twice as fast as MKL the product;
+    in lower precision the weight is turned to the order of the features instead. Both only pay for many regions.
+    """
+    count, channels, size, _ = x.shape
+    weight = layer.weight
+    few = 2 * count < layer.out_features
+    if few or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return layer(x.flatten(1))
+    grid = weight.view(-1, channels, size, size)  # (out, C, S, S)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return F.conv2d(x, grid, layer.bias).flatten(1)
+    turned = grid.to(x.dtype).permute(0, 2, 3, 1).reshape(layer.out_features, -1)  # (out, S · S · C)
+    return F.linear(x.permute(0, 2, 3, 1).flatten(1), turned, layer.bias)
+
+
+class TwoLinear(nn.Module):
+    """The box head of the papers: two fully connected layers."""
+
+    def __init__(self, in_channels: int, size: int = 7, features: int = 1024):
         super().__init__()
-        self.pool, self.features = pool, features
-        self.fc6 = nn.Linear(channels * pool * pool, features)
+        self.features = features
+        self.fc6 = nn.Linear(in_channels * size * size, features)
         self.fc7 = nn.Linear(features, features)
-        for layer in (self.fc6, self.fc7):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+        _xavier(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(1)))))
+        """(N, C, size, size) → (N, features)."""
+        x = F.relu(fc_over_grid(x, self.fc6), inplace=True)
+        return F.relu(self.fc7(x), inplace=True)
 
 
-class ConvBoxHead(nn.Module):
-    """torchvision V2: 3×3 convolutions with BatchNorm, then one fully connected layer."""
+class ConvLinear(nn.Module):
+    """Convolutions with BatchNorm, then one fully connected layer (torchvision's V2)."""
 
-    def __init__(self, channels: int, convs: int = 4, pool: int = 7, features: int = 1024):
+    def __init__(self, in_channels: int, size: int = 7, convs: int = 4, channels: int = 256, features: int = 1024):
         super().__init__()
-        self.pool, self.features = pool, features
-        self.conv = nn.ModuleList(_conv(channels, channels, norm=True) for _ in range(convs))
-        self.fc = nn.Linear(channels * pool * pool, features)
-        nn.init.kaiming_normal_(self.fc.weight, mode="fan_in", nonlinearity="relu")
-        nn.init.zeros_(self.fc.bias)
+        self.features = features
+        widths = [in_channels] + [channels] * convs
+        self.conv = nn.ModuleList(conv_norm(a, b, 3, "bn") for a, b in zip(widths, widths[1:], strict=False))
+        self.fc = nn.Linear(widths[-1] * size * size, features)
+        _msra(self.conv)
+        _xavier(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.conv:
-            x = F.relu(layer(x))
-        return F.relu(self.fc(x.flatten(1)))
+        """(N, C, size, size) → (N, features)."""
+        for conv in self.conv:
+            x = F.relu(conv(x), inplace=True)
+        return F.relu(fc_over_grid(x, self.fc), inplace=True)
 
 
 class BoxPredictor(nn.Module):
-    """Class logits and box deltas, with the background row first (torchvision, whose deltas have a row for it too)
-    or last (detectron2). What it returns always has the background last."""
+    """Class logits (rows: classes with background) and one box code for each of `regressed` classes."""
 
-    def __init__(self, features: int, num_classes: int, background_first: bool = False):
+    def __init__(self, features: int, classes: int, regressed: int):
         super().__init__()
-        self.num_classes, self.background_first = num_classes, background_first
-        self.cls_score = nn.Linear(features, num_classes + 1)
-        self.bbox_pred = nn.Linear(features, 4 * (num_classes + background_first))
+        self.cls_score = nn.Linear(features, classes)
+        self.bbox_pred = nn.Linear(features, 4 * regressed)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
         nn.init.zeros_(self.bbox_pred.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, features) → logits float32 (R, K + 1) with the background last, deltas float32 (R, K, 4)."""
-        logits = self.cls_score(x).float()
-        deltas = (
-            self.bbox_pred(x).float().view(x.shape[0], self.bbox_pred.out_features // 4, 4)
-        )  # (R, 4·K) -> (R, K, 4)
-        return (logits.roll(-1, 1), deltas[:, 1:]) if self.background_first else (logits, deltas)
+        """(N, features) → logits (N, classes), codes (N, regressed, 4)."""
+        return self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4))
 
 
 class MaskHead(nn.Module):
-    """3×3 convolutions, a ×2 deconvolution, one logit map per class (He et al., figure 4, right)."""
+    """Convolutions, a transposed convolution that doubles the grid, and one mask per class.
 
-    def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        width: int = 256,
-        convs: int = 4,
-        pool: int = 14,
-        norm: bool = False,
-        background_first: bool = False,
-    ):
+    Only the mask of the class asked for is computed. The transposed convolution (2×2, stride 2, nothing overlaps) is
+    a 1×1 convolution to four times the channels; the predictor meets its output where it lies, pixel by pixel.
+    """
+
+    def __init__(self, in_channels: int, classes: int, convs: int = 4, channels: int = 256, norm: str | None = None):
         super().__init__()
-        self.pool, self.background_first = pool, background_first
-        self.conv = nn.ModuleList(_conv(channels if k == 0 else width, width, norm) for k in range(convs))
-        self.deconv = nn.ConvTranspose2d(width, width, 2, 2)
-        self.predictor = nn.Conv2d(width, num_classes + background_first, 1)
+        widths = [in_channels] + [channels] * convs
+        self.conv = nn.ModuleList(conv_norm(a, b, 3, norm) for a, b in zip(widths, widths[1:], strict=False))
+        self.deconv = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
+        self.predictor = nn.Conv2d(channels, classes, 1)
+        _msra(self.conv)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.predictor.weight, std=0.001)
-        for layer in (self.deconv, self.predictor):
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        for module in (self.deconv, self.predictor):
+            nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """(R, C, pool, pool), labels int64 (R,) → logits float32 (R, 2·pool, 2·pool), each of its own class only."""
-        for layer in self.conv:
-            x = F.relu(layer(x))
-        x = F.relu(self.deconv(x))
-        rows = labels + self.background_first
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        """(N, C, S, S), classes int64 (N,) → logits float32 (N, 2 S, 2 S) of each region's class."""
+        for conv in self.conv:
+            x = F.relu(conv(x), inplace=True)
+        count, size = x.shape[0], x.shape[2]
+        weight = self.deconv.weight  # (C, D, 2, 2)
+        channels = weight.shape[1]
+        spread = weight.permute(2, 3, 1, 0).reshape(4 * channels, -1, 1, 1)
+        bias = self.deconv.bias
+        assert bias is not None
+        x = F.relu(F.conv2d(x, spread, bias.repeat(4)), inplace=True)  # (N, 4 D, S, S)
+        x = x.permute(0, 2, 3, 1).reshape(count, -1, channels)  # (N, S · S · 2 · 2, D)
+        row = self.predictor.weight.flatten(1)[classes]  # (N, D)
+        logits = torch.bmm(x, row.unsqueeze(2).to(x.dtype)).float()  # (N, S · S · 2 · 2, 1)
         assert self.predictor.bias is not None
-        weight, bias = self.predictor.weight.flatten(1)[rows], self.predictor.bias[rows]  # (R, C), (R,)
-        cells = x.permute(0, 2, 3, 1).flatten(1, 2)  # (R, C, M, M) -> (R, M·M, C)
-        logits = torch.bmm(cells, weight[:, :, None].to(cells.dtype))  # (R, M·M, 1)
-        return logits.view(-1, *x.shape[2:]).float() + bias[:, None, None].float()
+        logits = logits.squeeze(2) + self.predictor.bias.float()[classes][:, None]
+        return logits.view(count, size, size, 2, 2).transpose(2, 3).reshape(count, 2 * size, 2 * size)
 
 
-def _conv(in_channels: int, channels: int, norm: bool) -> nn.Module:
-    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=not norm)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if norm:
-        return nn.Sequential(conv, nn.BatchNorm2d(channels))
-    nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
-    return conv
+def _xavier(module: nn.Module) -> None:
+    """Caffe2's: uniform in ±√(3 / fan_in)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+
+def _msra(modules: nn.Module) -> None:
+    for layer in modules.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def zero_of(modules: Sequence[nn.Module]) -> Tensor:
+    """A zero that depends on every parameter: the loss of a head that had nothing to look at.
+
+    So that all parameters receive gradients in every step, which DDP demands and the optimiser's state expects.
+    """
+    terms = [p.sum() for module in modules for p in module.parameters() if p.requires_grad]
+    return 0.0 * torch.stack(terms).sum() if terms else torch.zeros(())

@@ -4,6 +4,8 @@ Boxes are float32 (N, 4) as x1, y1, x2, y2 in pixels; x2 and y2 are exclusive ed
 Girshick et al., CVPR 2014 (appendix C: the code); Ren et al., NeurIPS 2015 (matching, sampling).
 """
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math

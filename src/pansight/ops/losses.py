@@ -1,5 +1,7 @@
 """Losses of the region-based models, as functions of tensors. All are computed in float32, whatever came in."""
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import torch.nn.functional as F

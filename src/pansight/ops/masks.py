@@ -5,6 +5,8 @@ Both ways are bilinear, thus separable: a grid of M × M and an image part of h 
 interpolate and grid_sample to rounding (tested).
 """
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
@@ -35,15 +37,16 @@ def mask_targets(
         side = side.clamp(min=1)
     order = match.argsort(stable=True)
     rows, counts = torch.unique_consecutive(match[order], return_counts=True)
-    for row, part in zip(rows.tolist(), order.split(counts.tolist()), strict=True):
-        x1, y1, x2, y2 = targets.boxes_xyxy[row].tolist()
-        left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
-        # the object is zero outside its box: only the pixels inside are read
-        region = targets.mask_stack[targets.mask_index[row], top : math.ceil(y2), left : math.ceil(x2)]
-        mask = (region == targets.mask_value[row]).float()  # (h, w)
-        across = align_matrix(start[part, 0], side[part, 0], size, width, left, mask.shape[1])  # (n, size, w)
-        down = align_matrix(start[part, 1], side[part, 1], size, height, top, mask.shape[0])  # (n, size, h)
-        result[part] = down @ (mask @ across.transpose(1, 2))
+    with torch.autocast(result.device.type, enabled=False):  # the products are exact sums of a few weights
+        for row, part in zip(rows.tolist(), order.split(counts.tolist()), strict=True):
+            x1, y1, x2, y2 = targets.boxes_xyxy[row].tolist()
+            # the object is zero outside its box; two pixels more, for boxes that were annotated apart from the mask
+            left, top = max(0, math.floor(x1) - 2), max(0, math.floor(y1) - 2)
+            region = targets.mask_stack[targets.mask_index[row], top : math.ceil(y2) + 2, left : math.ceil(x2) + 2]
+            mask = (region == targets.mask_value[row]).float()  # (h, w)
+            across = align_matrix(start[part, 0], side[part, 0], size, width, left, mask.shape[1])  # (n, size, w)
+            down = align_matrix(start[part, 1], side[part, 1], size, height, top, mask.shape[0])  # (n, size, h)
+            result[part] = down @ (mask @ across.transpose(1, 2))
     return result if threshold is None else (result >= threshold).float()
 
 
@@ -73,9 +76,7 @@ def align_matrix(start: Tensor, side: Tensor, size: int, extent: int, first: int
     return matrix[..., :count]
 
 
-def paste_sampled(
-    probabilities: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float = 0.5
-) -> Tensor:
+def paste_sampled(probabilities: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """detectron2's paste: the grid stretched over the box as it is (grid_sample, corners not aligned, zero outside).
 
     probabilities float (N, M, M), boxes float32 (N, 4) in pixels of the image, size (H, W) → bool (N, H, W), True
@@ -96,7 +97,7 @@ def paste_sampled(
         y = _cell_at(top, bottom, box[1], box[3], cells)  # (h, 1)
         across = (1 - (x - cells).abs()).clamp_(min=0)  # (w, M) bilinear weights
         down = (1 - (y - cells).abs()).clamp_(min=0)  # (h, M)
-        torch.ge(down @ probabilities[index] @ across.T, threshold, out=masks[index, top:bottom, left:right])
+        masks[index, top:bottom, left:right] = _product(down, probabilities[index], across) >= threshold
     return masks
 
 
@@ -110,9 +111,7 @@ def _cell_at(first: int, stop: int, low: float, high: float, cells: Tensor) -> T
     return (centers - low) * (len(cells) / max(high - low, 1e-12)) - 0.5
 
 
-def paste_integer(
-    probabilities: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float = 0.5
-) -> Tensor:
+def paste_integer(probabilities: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """torchvision's paste: one cell of zeros around the grid, the box grown alike, cut to integers, then resized.
 
     Arguments as `paste_sampled`; True where the probability is > threshold, as torchvision's evaluation has it.
@@ -132,7 +131,7 @@ def paste_integer(
         y = _cell_of_resize(top - y1, bottom - y1, max(y2 - y1 + 1, 1), cells)  # (h, 1)
         across = (1 - (x - cells).abs()).clamp_(min=0)  # (w, M + 2)
         down = (1 - (y - cells).abs()).clamp_(min=0)  # (h, M + 2)
-        torch.gt(down @ padded[index] @ across.T, threshold, out=masks[index, top:bottom, left:right])
+        masks[index, top:bottom, left:right] = _product(down, padded[index], across) > threshold
     return masks
 
 
@@ -140,6 +139,12 @@ def _cell_of_resize(first: int, stop: int, length: int, cells: Tensor) -> Tensor
     """interpolate's coordinate (corners not aligned) of the pixels first … stop of `length`: (stop − first, 1)."""
     pixels = torch.arange(first, stop, device=cells.device).unsqueeze(1)
     return ((pixels + 0.5) * (len(cells) / length) - 0.5).clamp_(min=0, max=len(cells) - 1)
+
+
+def _product(down: Tensor, grid: Tensor, across: Tensor) -> Tensor:
+    """(h, M), (M, M), (w, M) → (h, w), in float32 also under autocast."""
+    with torch.autocast(grid.device.type, enabled=False):
+        return down @ grid @ across.T
 
 
 def empty_masks(count: int, size: tuple[int, int], device: torch.device) -> Tensor:

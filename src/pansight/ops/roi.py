@@ -9,6 +9,8 @@ takes 3 to 18 ms (bfloat16, float32) where the kernel takes 156, its gradient 20
 exists in bfloat16, which the kernel does not. Both agree to rounding (tested).
 """
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -50,56 +52,54 @@ def pyramid_levels(
     return level.floor().clamp(min=2, max=levels + 1).to(torch.int64) - 2
 
 
+class Pyramid(NamedTuple):
+    """Feature maps to read regions from. features [(B, C, H_l, W_l)]; table: see `pixel_table`, None off the CPU."""
+
+    features: list[Tensor]
+    strides: tuple[int, ...]
+    table: Tensor | None
+
+
+def make_pyramid(features: Sequence[Tensor], strides: Sequence[int]) -> Pyramid:
+    """Features with whatever serves all reads of them, made once."""
+    as_bags = features[0].device.type == "cpu" and not torch.compiler.is_exporting()
+    return Pyramid(list(features), tuple(strides), pixel_table(features) if as_bags else None)
+
+
 def multilevel_roi_align(
-    features: Sequence[Tensor],
-    strides: Sequence[int],
+    pyramid: Pyramid,
     boxes_xyxy: Tensor,
     image_index: Tensor,
     level: Tensor,
     size: int,
     rule: AlignRule,
 ) -> Tensor:
-    """RoIAlign of each box on its level: features [(B, C, H_l, W_l)], boxes (N, 4) in pixels → (N, C, size, size).
+    """RoIAlign of each box on its level: boxes (N, 4) in image pixels → (N, C, size, size).
 
     image_index, level int64 (N,). The result has the dtype of the features and, on the
     CPU, channels_last memory.
     """
-    if features[0].device.type != "cpu" or torch.compiler.is_exporting():
-        return _by_kernel(features, strides, boxes_xyxy, image_index, level, size, "align", rule)
-    return roi_align_as_bags(features, strides, boxes_xyxy, image_index, level, size, rule)
+    if pyramid.table is None:
+        return roi_by_kernel(pyramid, boxes_xyxy, image_index, level, size, rule)
+    return roi_align_as_bags(pyramid, boxes_xyxy, image_index, level, size, rule)
 
 
-def multilevel_roi_pool(
-    features: Sequence[Tensor],
-    strides: Sequence[int],
-    boxes_xyxy: Tensor,
-    image_index: Tensor,
-    level: Tensor,
-    size: int,
+def roi_by_kernel(
+    pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, level: Tensor, size: int, rule: AlignRule | None
 ) -> Tensor:
-    """RoIPool (maximum over rounded bins) of each box on its level; shapes as `multilevel_roi_align`."""
-    return _by_kernel(features, strides, boxes_xyxy, image_index, level, size, "pool", AlignRule(0, False))
+    """torchvision's kernels, level by level, in float32: they know no bfloat16. rule None: RoIPool (maximum of bins).
 
-
-def _by_kernel(
-    features: Sequence[Tensor],
-    strides: Sequence[int],
-    boxes_xyxy: Tensor,
-    image_index: Tensor,
-    level: Tensor,
-    size: int,
-    op: str,
-    rule: AlignRule,
-) -> Tensor:
-    """torchvision's kernels, level by level, in float32: they know no bfloat16."""
+    Shapes as `multilevel_roi_align`.
+    """
+    features = pyramid.features
     rois = torch.cat((image_index[:, None].float(), boxes_xyxy.float()), dim=1)  # (N, 5)
     with torch.autocast(features[0].device.type, enabled=False):
         parts: list[Tensor] = []
         places: list[Tensor] = []
-        for index, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        for index, (feature, stride) in enumerate(zip(features, pyramid.strides, strict=True)):
             place = (level == index).nonzero().flatten()  # (n,)
             places.append(place)
-            if op == "pool":
+            if rule is None:
                 part = torchvision.ops.roi_pool(feature.float(), rois[place], size, 1 / stride)
             else:
                 part = torchvision.ops.roi_align(
@@ -111,23 +111,18 @@ def _by_kernel(
 
 
 def roi_align_as_bags(
-    features: Sequence[Tensor],
-    strides: Sequence[int],
-    boxes_xyxy: Tensor,
-    image_index: Tensor,
-    level: Tensor,
-    size: int,
-    rule: AlignRule,
+    pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, level: Tensor, size: int, rule: AlignRule
 ) -> Tensor:
     """`multilevel_roi_align` by embedding bags over the pixels of all levels and images, as one table of rows."""
-    table = pixel_table(features)  # (Σ B H W, C)
+    features = pyramid.features
+    table = pixel_table(features) if pyramid.table is None else pyramid.table  # (Σ B H W, C)
     count = len(boxes_xyxy)
     if count == 0:
         return table[:0].view(0, size, size, table.shape[1]).permute(0, 3, 1, 2)
     heights = torch.tensor([f.shape[2] for f in features])
     widths = torch.tensor([f.shape[3] for f in features])
     pixels = heights * widths * features[0].shape[0]
-    scale = 1 / torch.tensor(strides, dtype=torch.float32)
+    scale = 1 / torch.tensor(pyramid.strides, dtype=torch.float32)
     height, width = heights[level], widths[level]  # (N,)
     first_row = (pixels.cumsum(0) - pixels)[level] + image_index * height * width  # (N,)
 
