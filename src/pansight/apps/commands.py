@@ -64,6 +64,8 @@ def train(
     given = {k: v for k, v in (short | {"train.max_minutes": max_minutes}).items() if v is not None}
     given |= flatten(settings or {})
     folder = Path(out) if out else Path("runs") / (str(recipe).replace("/", "-") if recipe else str(model or "run"))
+    if weights and not recipe and not resume and "model.name" not in given:
+        given["model.name"] = load_model(weights)[1]
     if resume:
         last_checkpoint(folder)
         config = override(read_config(folder / CONFIG), given)

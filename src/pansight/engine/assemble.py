@@ -26,7 +26,7 @@ from pansight.data.transforms import (
     resize_sample,
 )
 from pansight.errors import PansightError
-from pansight.models import build
+from pansight.models import build, builder_options
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
@@ -188,11 +188,14 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
     source, name, saved = load_model(config.weights)
     if name != config.name:
         raise PansightError(f"{config.weights}: expected weights of {config.name}, found {name} (--model {name})")
-    # the weights bring their own backbone: nothing needs to be downloaded first
-    options = {**saved, **options, "pretrained": "none"}
+    options = {**saved, **options}
+    if "pretrained" in builder_options(name):
+        options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
     model = build(name, labels, **options)
     report = transfer(model, source.state_dict(), source.labels, labels)
     model.backbone.normalize = source.backbone.normalize
+    if not {"short", "long"} & set(config.options):
+        model.resize = source.resize
     return model, name, options, str(report).splitlines()
 
 

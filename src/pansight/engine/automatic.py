@@ -81,7 +81,7 @@ def choose(config: Config, dataset: Dataset, device: torch.device, world: int = 
 
     if config.model.name not in MODELS:
         raise choice_error("model", config.model.name, MODELS)
-    if not config.model.weights:  # those bring their backbone and their sizes
+    if not config.model.weights:  # those bring their backbone
         for choice in _backbone(config, device):
             take(*choice)
     for choice in _sizes(config, stats, device):
@@ -134,7 +134,9 @@ def _sizes(config: Config, stats: Statistics, device: torch.device) -> list[Choi
     """Crop, resizing rule and anchors, as far as they are open."""
     choices: list[Choice] = []
     cap = 512 if device.type == "cpu" else 1024
-    known, given = builder_options(config.model.name), config.model.options
+    # weights to start from bring their own sizes
+    known = {} if config.model.weights else builder_options(config.model.name)
+    given = config.model.options
     scale = 1.0  # of the network's image to the file
     shape = f"images of about {stats.short:.0f}×{stats.long:.0f}"
     if config.augment.crop == -1:

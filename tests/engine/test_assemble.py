@@ -1,0 +1,237 @@
+"""Settings to objects: data parts, augmentation, fine-tuning, and what is chosen when nothing is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pansight
+from pansight import models
+from pansight.apps.cli import main
+from pansight.config import AugmentConfig, Config, DataConfig, ModelConfig, override
+from pansight.data import Shapes
+from pansight.data.loader import collate
+from pansight.engine import automatic
+from pansight.engine.assemble import make_model, make_transform, open_data, relabel
+from pansight.errors import PansightError
+from pansight.ops.resize import ResizeRule
+from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
+
+TINY = {"backbone": "resnet18", "short": 0, "fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_width": 16}
+TINY |= {"proposals": 20, "roi_samples": 8, "detections": 5, "frozen_bn": False, "anchor_sizes": [8, 16, 32, 64, 128]}
+CPU = torch.device("cpu")
+
+
+class Squares:
+    """Images of given sizes, each with `count` squares of `side` pixels in a row."""
+
+    def __init__(self, sizes: list[tuple[int, int]], side: int = 10, count: int = 1):
+        self.sizes, self.side, self.count = sizes, side, count
+        self.labels = LabelSpace.from_names(["square"])
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image_id(self, index: int) -> int:
+        return index
+
+    def file_name(self, index: int) -> str:
+        return f"{index}.png"
+
+    def __getitem__(self, index: int) -> Sample:
+        height, width = self.sizes[index]
+        ids = torch.zeros((height, width), dtype=torch.int32)
+        for n in range(self.count):
+            ids[: self.side, n * self.side : (n + 1) * self.side] = n + 1
+        truth = PanopticSegmentation(ids, tuple(Segment(n + 1, 0) for n in range(self.count)))
+        return Sample(torch.zeros((3, height, width), dtype=torch.uint8), truth, index, (height, width))
+
+
+def chosen(config: Config, dataset, **more) -> tuple[Config, dict]:
+    result, choices = automatic.choose(config, dataset, CPU, **more)
+    return result, {c.key: c.value for c in choices}
+
+
+def test_small_images_of_one_size_are_used_whole():
+    config, found = chosen(override(Config(), {"model.pretrained": "none"}), Squares([(64, 64)] * 100))
+    assert (config.augment.crop, config.model.options["short"]) == (0, 0)
+    assert config.model.options["anchor_sizes"] == [8, 16, 32, 64, 128]  # squares of 10 pixels
+    assert config.train.batch_size == found["train.batch_size"] == 8
+    assert config.train.steps == 1000
+    assert config.train.lr == 5e-4
+    assert config.train.warmup_steps == 50
+    assert config.train.evaluate_every == 200
+    assert config.train.precision == config.evaluate.precision != "auto"
+
+
+def test_images_of_many_sizes_are_cropped_and_large_ones_shrunk():
+    none = override(Config(), {"model.pretrained": "none"})
+    config, _ = chosen(none, Squares([(200, 250), (300, 300), (100, 130)]))
+    assert (config.augment.crop, config.augment.fit, config.model.options["short"]) == (256, False, 0)
+    assert config.train.batch_size <= 8
+    config, _ = chosen(none, Squares([(1500, 2000), (1500, 2001)], side=80))
+    assert (config.augment.crop, config.augment.fit) == (512, True)
+    assert (config.model.options["short"], config.model.options["long"]) == (384, 512)
+    assert config.model.options["anchor_sizes"][0] == 16  # 80 pixels, shrunk to 20
+
+
+def test_crowded_images_get_more_detections():
+    config, _ = chosen(override(Config(), {"model.pretrained": "none"}), Squares([(16, 900)] * 2, side=8, count=100))
+    assert config.model.options["detections"] == config.evaluate.max_detections == 200
+
+
+def test_explicit_values_stand():
+    given = {"train": {"steps": 7, "batch_size": 3, "lr": 0.5, "warmup_steps": 0, "evaluate_every": 0}}
+    given |= {"model": {"pretrained": "none", "options": {"short": 100, "anchor_sizes": [1, 2, 3, 4, 5]}}}
+    given |= {"augment": {"crop": 64}, "train.precision": "fp32", "data.workers": 0, "evaluate.precision": "fp32"}
+    config, found = chosen(override(Config(), given), Squares([(64, 64)] * 4))
+    assert set(found) == {"model.backbone", "model.options.min_stuff_area"} or set(found) == {
+        "model.options.min_stuff_area"
+    }
+    assert override(config, given) == config
+
+
+def test_limited_time_means_as_many_steps_as_fit():
+    config, _ = chosen(override(Config(), {"model.pretrained": "none", "train.max_minutes": 1}), Squares([(64, 64)]))
+    assert config.train.steps == automatic.STEPS_BY_THE_CLOCK
+    assert config.train.evaluate_every == 0
+
+
+def test_batch_is_a_multiple_of_the_processes():
+    config, _ = chosen(override(Config(), {"model.pretrained": "none"}), Squares([(64, 64)] * 9), world=3)
+    assert config.train.batch_size == 6
+
+
+def test_without_a_network_the_backbone_starts_from_nothing(monkeypatch):
+    def offline(name, pretrained):
+        raise PansightError(f"backbone {name}: timm's weights cannot be downloaded (no route); use …")
+
+    monkeypatch.setattr(automatic, "timm_backbone", offline)
+    config, _ = chosen(override(Config(), {"model.backbone": "resnet18"}), Squares([(64, 64)]))
+    assert config.model.pretrained == "none"
+    assert config.model.options["frozen_bn"] is False
+
+
+def test_parts_of_the_data():
+    config = DataConfig(source="shapes", options={"count": 5, "height": 32, "width": 32})
+    training, validation, note = open_data(config)
+    assert (len(training), len(validation)) == (5, 5)
+    assert note == "5 images of shapes, part val"
+    assert not torch.equal(training[0].image, validation[0].image)
+    assert len(open_data(replace(config, validation_options={"count": 2}))[1]) == 2
+    with pytest.raises(PansightError, match=r"data.source: expected a folder or file"):
+        open_data(DataConfig())
+
+
+def test_relabelling_goes_by_name():
+    dataset = Shapes(3, 32, 32)
+    other = LabelSpace.from_names(["circle", "extra", "triangle", "square"], ["background"])
+    moved = relabel(dataset, other, "here")
+    for index in range(3):
+        before, after = dataset[index], moved[index]
+        names = [
+            [space[s.category].name for s in x.truth.segments]
+            for space, x in ((dataset.labels, before), (other, after))
+        ]
+        assert names[0] == names[1]
+    assert relabel(dataset, dataset.labels, "here") is dataset
+    with pytest.raises(
+        PansightError, match=r"here: expected classes among the 1 of the model \(square\), found 'circle'"
+    ):
+        relabel(dataset, LabelSpace.from_names(["square"]), "here")
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({"crop": 48}, (48, 48)),
+        ({"crop": 48, "scale": (0.3, 0.4)}, (48, 48)),
+        ({"crop": 48, "fit": True, "scale": (0.1, 2.0)}, (48, 48)),
+        ({"crop": 0}, (32, 64)),
+        ({"crop": 0, "short_sides": (24, 24)}, (32, 48)),
+        ({"crop": 32, "vflip": 0.5, "rot90": True, "elastic": 1.0, "photometric": 1.0}, (32, 32)),
+    ],
+)
+def test_augmentation(settings, shape):
+    sample = Shapes(1, 32, 64)[0]
+    transform, divisor = make_transform(AugmentConfig(**settings), ResizeRule(0, 0, 16))
+    for seed in range(4):
+        batch = collate([transform(sample, np.random.default_rng(seed))], divisor)
+        assert tuple(batch.images.shape[2:]) == shape
+        assert tuple(batch.truths[0].ids.shape) == (int(batch.valid.any(2).sum()), int(batch.valid.any(1).sum()))
+
+
+def test_fine_tuning_keeps_classes_by_name(tmp_path, capsys):
+    """A model of (square, circle | background) becomes one of (circle, star | background)."""
+    torch.manual_seed(0)
+    old = LabelSpace.from_names(["square", "circle"], ["background"])
+    new = LabelSpace.from_names(["circle", "star"], ["background"])
+    model, name, options, _ = make_model(ModelConfig(options=TINY, pretrained="none"), old)
+    predictor = pansight.Predictor(model, name, options, device="cpu")
+    predictor.save(tmp_path / "old")
+    tuned, _, tuned_options, lines = make_model(ModelConfig(weights=str(tmp_path / "old")), new)
+    assert tuned_options == options
+    assert tuned.labels == new
+    before, after = model.state_dict(), tuned.state_dict()
+    assert torch.equal(before["backbone.features.conv1.weight"], after["backbone.features.conv1.weight"])
+    head = "rcnn.mask_head.predictor.weight"
+    assert torch.equal(after[head][0], before[head][1])  # circle
+    assert not torch.equal(after[head][1], before[head][0])  # a star is no square
+    assert any(head in line and "circle" in line for line in lines)
+    with pytest.raises(PansightError, match=r"expected weights of mask_rcnn, found panoptic_fpn"):
+        make_model(ModelConfig(name="mask_rcnn", weights=str(tmp_path / "old")), new)
+    out = tmp_path / "run"
+    command = ["train", "--weights", str(tmp_path / "old"), "--data", "shapes", "--data.options.count", "4"]
+    command += ["--data.options.height", "64", "--data.options.width", "64", "--train.steps", "1"]
+    command += ["--train.batch-size", "2", "--train.evaluate-every", "0", "--train.trackers", "", "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "weights    " in said
+    assert "[square, circle" in said
+    assert json.loads((out / "evaluation.json").read_text())["All"]["n"] > 0
+
+
+@pytest.mark.parametrize("name", ["panoptic_fpn", "mask_rcnn", "faster_rcnn"])
+def test_real_models_resume_to_the_same_bits(tmp_path, name):
+    options = {k: v for k, v in TINY.items() if k in models.builder_options(name)}
+    settings = {"model": {"pretrained": "none", "options": options}, "evaluate.limit": 1, "evaluate.precision": "fp32"}
+    settings |= {"data.options": {"count": 4, "height": 64, "width": 64}, "train.precision": "bf16"}
+    settings |= {"train": {"steps": 4, "batch_size": 2, "lr": 1e-3, "evaluate_every": 0, "trackers": [], "seed": 3}}
+    whole = pansight.train(model=name, data="shapes", out=tmp_path / "whole", settings=settings)
+    first = {**settings, "train.checkpoint_every": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        real = models.MODELS[name]
+
+        def crashing(labels, **given):
+            model = real(labels, **given)
+            loss, calls = model.loss, iter(range(3))
+
+            def crash(batch):
+                next(calls)  # the fourth raises StopIteration, which stands for a crash
+                return loss(batch)
+
+            model.loss = crash
+            return model
+
+        crashing.__signature__ = __import__("inspect").signature(real)
+        patch.setitem(models.MODELS, name, crashing)
+        with pytest.raises(StopIteration):
+            pansight.train(model=name, data="shapes", out=tmp_path / "broken", settings=first)
+    resumed = pansight.train(out=tmp_path / "broken", resume=True)
+    a, b = (pansight.load(run.folder).model.state_dict() for run in (whole, resumed))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    if name != "faster_rcnn":
+        assert whole.evaluation["All"] == resumed.evaluation["All"]
+
+
+def test_tensorboard_by_default_where_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    settings = {"model": {"pretrained": "none", "options": TINY}, "evaluate.limit": 1, "train.log_every": 1}
+    settings |= {"data.options": {"count": 2, "height": 64, "width": 64}, "train": {"steps": 1, "batch_size": 1}}
+    run = pansight.train(data="shapes", out=tmp_path / "run", settings=settings)
+    assert list(Path(run.folder).rglob("events.out.tfevents.*"))
