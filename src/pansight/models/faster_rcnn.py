@@ -21,7 +21,6 @@ from pansight.nn.rcnn import (
     Detections,
     detections_to_instances,
     detectron2_rcnn,
-    general_rcnn,
     torchvision_rcnn,
 )
 from pansight.ops.resize import ResizeRule
@@ -70,23 +69,33 @@ def faster_rcnn(
     proposals: int = 1000,
     roi_samples: int = 512,
     detections: int = 100,
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
     box_features: int = 1024,
     roi_op: str = "align",
     frozen_bn: bool = True,
     freeze_stages: int = 0,
 ) -> FasterRCNN:
-    """Faster R-CNN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size)."""
+    """Faster R-CNN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size).
+
+    detections: at most as many per image, of a score > score_threshold, of each class no two with an IoU above
+    nms_threshold. proposals: kept per image by the first stage. roi_samples: regions per image to learn from.
+    roi_op: "align" or "pool".
+    """
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
-    rcnn = general_rcnn(
-        fpn_channels,
+    rcnn = detectron2_rcnn(
         len(labels.things),
-        anchor_sizes,
-        proposals,
-        roi_samples,
-        detections,
-        box_features,
-        mask_convs=None,
+        fpn_channels,
+        masks=False,
+        anchor_sizes=anchor_sizes,
         roi_op=roi_op,
+        sampling_ratio=2,
+        box_features=box_features,
+        roi_samples=roi_samples,
+        proposals=proposals,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        detections=detections,
     )
     return FasterRCNN(net, FPN(net.channels, fpn_channels), rcnn, labels, ResizeRule(short, long))
 
@@ -96,21 +105,21 @@ def faster_rcnn_r50_tv(labels: LabelSpace, pretrained: str = "none", bn_eps: flo
     net = timm_backbone(
         "resnet50.tv_in1k", pretrained, frozen_bn=True, freeze_stages=2, bn_eps=bn_eps, normalize=imagenet_rgb()
     )
-    rcnn = torchvision_rcnn(len(labels.things), mask=False)
+    rcnn = torchvision_rcnn(len(labels.things), masks=False)
     return FasterRCNN(net, FPN(net.channels), rcnn, labels, ResizeRule(800, 1333, floor=True))
 
 
 def faster_rcnn_r50_tv_v2(labels: LabelSpace, pretrained: str = "none") -> FasterRCNN:
     """torchvision's fasterrcnn_resnet50_fpn_v2: BatchNorm everywhere, trained; 43,712,278 parameters for 90 ids."""
     net = timm_backbone("resnet50.tv_in1k", pretrained, normalize=imagenet_rgb())
-    rcnn = torchvision_rcnn(len(labels.things), mask=False, v2=True)
-    return FasterRCNN(net, FPN(net.channels, norm=True), rcnn, labels, ResizeRule(800, 1333, floor=True))
+    rcnn = torchvision_rcnn(len(labels.things), masks=False, v2=True)
+    return FasterRCNN(net, FPN(net.channels, norm="bn"), rcnn, labels, ResizeRule(800, 1333, floor=True))
 
 
 def faster_rcnn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> FasterRCNN:
     """detectron2's faster_rcnn_R_50_FPN: 41,699,936 parameters besides the frozen BatchNorm, for COCO's 80 things."""
     net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, normalize=caffe_bgr())
-    rcnn = detectron2_rcnn(len(labels.things), mask=False)
+    rcnn = detectron2_rcnn(len(labels.things), masks=False)
     return FasterRCNN(net, FPN(net.channels), rcnn, labels, ResizeRule(800, 1333))
 
 

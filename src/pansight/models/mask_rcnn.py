@@ -23,7 +23,6 @@ from pansight.nn.rcnn import (
     Detections,
     detections_to_instances,
     detectron2_rcnn,
-    general_rcnn,
     torchvision_rcnn,
 )
 from pansight.ops.fusion import merge_by_label_map
@@ -38,7 +37,10 @@ class MaskRCNNOutputs(NamedTuple):
 
 
 class MaskRCNN(nn.Module):
-    """score_threshold, max_overlap: of the merge into a panoptic map (spec 07); instances keep what `rcnn` keeps."""
+    """score_threshold, max_overlap: of the merge into a panoptic map (spec 07); instances keep what `rcnn` keeps.
+
+    integer_paste: masks are pasted into integer boxes, torchvision's way.
+    """
 
     def __init__(
         self,
@@ -49,11 +51,13 @@ class MaskRCNN(nn.Module):
         resize: ResizeRule,
         score_threshold: float = 0.5,
         max_overlap: float = 0.5,
+        integer_paste: bool = False,
     ):
         super().__init__()
         self.backbone, self.fpn, self.rcnn = backbone, fpn, rcnn
         self.labels, self.resize = labels, resize
         self.score_threshold, self.max_overlap = score_threshold, max_overlap
+        self.integer_paste = integer_paste
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskRCNNOutputs:
         """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
@@ -76,9 +80,10 @@ class MaskRCNN(nn.Module):
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own."""
         score_threshold = self.score_threshold if score_threshold is None else score_threshold
         max_overlap = self.max_overlap if max_overlap is None else max_overlap
-        integer_paste = self.rcnn.integer_paste
         predictions: list[Prediction] = []
-        for found in detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels, integer_paste):
+        for found in detections_to_instances(
+            outputs.detections, outputs.extents, sizes, self.labels, integer_paste=self.integer_paste
+        ):
             assert found.masks is not None  # the builders always give a mask head
             panoptic = merge_by_label_map(
                 found.masks, found.scores, found.labels, None, self.labels, score_threshold, max_overlap
@@ -98,28 +103,36 @@ def mask_rcnn(
     proposals: int = 1000,
     roi_samples: int = 512,
     detections: int = 100,
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
     box_features: int = 1024,
     mask_convs: int = 4,
-    mask_width: int = 256,
-    mask_pool: int = 14,
+    mask_channels: int = 256,
     roi_op: str = "align",
     frozen_bn: bool = True,
     freeze_stages: int = 0,
 ) -> MaskRCNN:
-    """Mask R-CNN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size)."""
+    """Mask R-CNN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size).
+
+    detections: at most as many per image, of a score > score_threshold, of each class no two with an IoU above
+    nms_threshold. proposals: kept per image by the first stage. roi_samples: regions per image to learn from.
+    roi_op: "align" or "pool".
+    """
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
-    rcnn = general_rcnn(
-        fpn_channels,
+    rcnn = detectron2_rcnn(
         len(labels.things),
-        anchor_sizes,
-        proposals,
-        roi_samples,
-        detections,
-        box_features,
-        mask_convs,
-        mask_width,
-        mask_pool,
-        roi_op,
+        fpn_channels,
+        anchor_sizes=anchor_sizes,
+        roi_op=roi_op,
+        sampling_ratio=2,
+        box_features=box_features,
+        mask_convs=mask_convs,
+        mask_channels=mask_channels,
+        roi_samples=roi_samples,
+        proposals=proposals,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        detections=detections,
     )
     return MaskRCNN(net, FPN(net.channels, fpn_channels), rcnn, labels, ResizeRule(short, long))
 
@@ -135,6 +148,7 @@ def mask_rcnn_r50_tv(labels: LabelSpace, pretrained: str = "none", bn_eps: float
         torchvision_rcnn(len(labels.things)),
         labels,
         ResizeRule(800, 1333, floor=True),
+        integer_paste=True,
     )
 
 
@@ -143,10 +157,11 @@ def mask_rcnn_r50_tv_v2(labels: LabelSpace, pretrained: str = "none") -> MaskRCN
     net = timm_backbone("resnet50.tv_in1k", pretrained, normalize=imagenet_rgb())
     return MaskRCNN(
         net,
-        FPN(net.channels, norm=True),
+        FPN(net.channels, norm="bn"),
         torchvision_rcnn(len(labels.things), v2=True),
         labels,
         ResizeRule(800, 1333, floor=True),
+        integer_paste=True,
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pansight.nn.backbones import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.normalize import caffe_bgr
-from pansight.nn.rcnn import RCNN, Detections, detections_to_instances, detectron2_rcnn, general_rcnn
+from pansight.nn.rcnn import RCNN, Detections, detections_to_instances, detectron2_rcnn
 from pansight.nn.semantic_head import SemanticFPNHead
 from pansight.ops.fusion import merge_by_label_map
 from pansight.ops.resize import ResizeRule
@@ -99,8 +99,7 @@ class PanopticFPN(nn.Module):
         min_stuff_area: int | None = None,
     ) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own."""
-        integer_paste = self.rcnn.integer_paste
-        instances = detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels, integer_paste)
+        instances = detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels)
         predictions: list[Prediction] = []
         extents: list[list[int]] = outputs.extents.tolist()
         for logits, extent, size, found in zip(outputs.semantic_logits, extents, sizes, instances, strict=True):
@@ -147,8 +146,7 @@ def panoptic_fpn(
     detections: int = 100,
     box_features: int = 1024,
     mask_convs: int = 4,
-    mask_width: int = 256,
-    mask_pool: int = 14,
+    mask_channels: int = 256,
     roi_op: str = "align",
     semantic_width: int = 128,
     semantic_weight: float = 0.5,
@@ -158,18 +156,18 @@ def panoptic_fpn(
 ) -> PanopticFPN:
     """Panoptic FPN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size)."""
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
-    rcnn = general_rcnn(
-        fpn_channels,
+    rcnn = detectron2_rcnn(
         len(labels.things),
-        anchor_sizes,
-        proposals,
-        roi_samples,
-        detections,
-        box_features,
-        mask_convs,
-        mask_width,
-        mask_pool,
-        roi_op,
+        fpn_channels,
+        anchor_sizes=anchor_sizes,
+        roi_op=roi_op,
+        sampling_ratio=2,
+        box_features=box_features,
+        mask_convs=mask_convs,
+        mask_channels=mask_channels,
+        roi_samples=roi_samples,
+        proposals=proposals,
+        detections=detections,
     )
     groups = math.gcd(32, semantic_width)
     semantic = SemanticFPNHead(fpn_channels, net.strides, 1 + len(labels.stuff), semantic_width, groups)

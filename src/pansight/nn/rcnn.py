@@ -13,7 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pansight.nn.roi_heads import MASK_CHUNK, BoxPredictor, ConvLinear, MaskHead, RoIPooler, TwoLinear, zero_of
+from pansight.errors import choice_error
+from pansight.nn.roi_heads import (
+    MASK_CHUNK,
+    ROI_OPS,
+    BoxPredictor,
+    ConvLinear,
+    MaskHead,
+    RoIPooler,
+    TwoLinear,
+    zero_of,
+)
 from pansight.nn.rpn import RPN, Proposals
 from pansight.ops import boxes as box_ops
 from pansight.ops.losses import box_loss, class_loss, mask_loss
@@ -214,9 +224,9 @@ def detections_to_instances(
 ) -> list[Instances]:
     """Network pixels to image files: boxes scaled, masks painted at the original size, labels into the LabelSpace.
 
-    extents int64 (B, 2): (height, width) of each valid image; sizes: (H, W) of the B files. integer_paste:
-    torchvision's convention (integer boxes, boxes not clipped again), else detectron2's (exact boxes, clipped, empty
-    ones dropped). Masks bool (N, H, W); None where the model has no mask head.
+    extents int64 (B, 2): (height, width) of each valid image; sizes: (H, W) of the B files. Boxes that become empty
+    are dropped. integer_paste: masks in torchvision's convention, else in detectron2's (`paste_integer`,
+    `paste_sampled`). Masks bool (N, H, W); None where the model has no mask head.
     """
     category = torch.tensor([c.id for c in labels.things], dtype=torch.int64, device=detections.labels.device)
     counts = detections.image_index.bincount(minlength=len(sizes)).tolist()
@@ -226,10 +236,9 @@ def detections_to_instances(
         boxes, thing, scores, mask_logits = (column[image] for column in columns[:4])
         scale = boxes.new_tensor(size) / extents[image].to(boxes)  # (2,) y, x
         boxes = boxes * scale[[1, 0, 1, 0]]
-        if not integer_paste:
-            boxes = box_ops.clip_boxes(boxes, extents.new_tensor(size))
-            keep = box_ops.usable_boxes(boxes, scores, 0.0)
-            boxes, thing, scores, mask_logits = boxes[keep], thing[keep], scores[keep], mask_logits[keep]
+        boxes = box_ops.clip_boxes(boxes, extents.new_tensor(size))  # scaling may round past the edge
+        keep = box_ops.usable_boxes(boxes, scores, 0.0)
+        boxes, thing, scores, mask_logits = boxes[keep], thing[keep], scores[keep], mask_logits[keep]
         masks = None
         if mask_logits.shape[1]:
             paste = paste_integer if integer_paste else paste_sampled
@@ -296,11 +305,22 @@ def detectron2_rcnn(
 ) -> RCNN:
     """The heads of detectron2's *_FPN for `things` classes (spec 01, column D2): our own models' too.
 
-    sampling_ratio: 0 is detectron2's (adaptive); 2 is faster. proposals: kept per image after suppression.
+    sampling_ratio: 0 is detectron2's (adaptive); 2 is faster. proposals: kept per image after suppression, twice as
+    many per level before it in training. Boxes go to the level whose anchors are of their size: 224 pixels belong to
+    that of the 128 pixel anchors, others in proportion.
     """
+    if roi_op not in ROI_OPS:
+        raise choice_error("roi_op", roi_op, ROI_OPS)
     strides = [4 * 2**level for level in range(len(anchor_sizes))]
-    rpn = RPN(in_channels, anchor_sizes, anchor_ratios, strides, post_nms=(proposals, proposals))
-    pool = RoIPooler(7, roi_op, sampling_ratio)
+    rpn = RPN(
+        in_channels,
+        anchor_sizes,
+        anchor_ratios,
+        strides,
+        pre_nms=(2 * proposals, proposals),
+        post_nms=(proposals, proposals),
+    )
+    pool = RoIPooler(7, roi_op, sampling_ratio, canonical_size=224.0 * anchor_sizes[2] / 128.0)
     return RCNN(
         rpn,
         pool,

@@ -6,7 +6,9 @@ Transformers, 2021 (four convolutions in the box head, BatchNorm in both: torchv
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ MASK_CHUNK = 128
 class RoIPooler(NamedTuple):
     """Boxes to grids of features, each box from the level that suits its size (FPN, eq. 1).
 
-    op: "align" or "pool". sampling_ratio, aligned: see `AlignRule`. eps_after_log, eps_in_ratio: see `pyramid_levels`.
+    op: "align" or "pool". sampling_ratio, aligned: see `AlignRule`. The rest: see `pyramid_levels`.
     """
 
     size: int
@@ -35,16 +37,18 @@ class RoIPooler(NamedTuple):
     aligned: bool = True
     eps_after_log: float = 0.0
     eps_in_ratio: float = 1e-8
+    canonical_size: float = 224.0
 
     def __call__(self, pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor) -> Tensor:
         """boxes (N, 4) in network pixels, image_index int64 (N,) → (N, C, size, size)."""
-        level = pyramid_levels(boxes_xyxy, len(pyramid.strides), self.eps_after_log, self.eps_in_ratio)
+        rule = (self.eps_after_log, self.eps_in_ratio, self.canonical_size)
+        level = pyramid_levels(boxes_xyxy, len(pyramid.strides), *rule)
         if self.op == "pool":
             return roi_by_kernel(pyramid, boxes_xyxy, image_index, level, self.size, None)
         if self.op != "align":
             raise choice_error("roi_op", self.op, ROI_OPS)
-        rule = AlignRule(self.sampling_ratio, self.aligned)
-        return multilevel_roi_align(pyramid, boxes_xyxy, image_index, level, self.size, rule)
+        align = AlignRule(self.sampling_ratio, self.aligned)
+        return multilevel_roi_align(pyramid, boxes_xyxy, image_index, level, self.size, align)
 
 
 def fc_over_grid(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -88,7 +92,7 @@ class ConvLinear(nn.Module):
         super().__init__()
         self.features = features
         widths = [in_channels] + [channels] * convs
-        self.conv = nn.ModuleList(conv_norm(a, b, 3, "bn") for a, b in zip(widths, widths[1:], strict=False))
+        self.conv = nn.ModuleList(conv_norm(a, b, 3, "bn") for a, b in itertools.pairwise(widths))
         self.fc = nn.Linear(widths[-1] * size * size, features)
         _msra(self.conv)
         _xavier(self.fc)
@@ -127,7 +131,7 @@ class MaskHead(nn.Module):
     def __init__(self, in_channels: int, classes: int, convs: int = 4, channels: int = 256, norm: str | None = None):
         super().__init__()
         widths = [in_channels] + [channels] * convs
-        self.conv = nn.ModuleList(conv_norm(a, b, 3, norm) for a, b in zip(widths, widths[1:], strict=False))
+        self.conv = nn.ModuleList(conv_norm(a, b, 3, norm) for a, b in itertools.pairwise(widths))
         self.deconv = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, classes, 1)
         _msra(self.conv)

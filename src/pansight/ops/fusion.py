@@ -5,6 +5,8 @@ left. Two published variants exist. They accept the same instances; they differ 
 one mask per class, which may overlap), in its order, and in the ids of the segments.
 """
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence

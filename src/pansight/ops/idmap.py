@@ -4,6 +4,8 @@ Coding [panopticapi]: id = R + 256·G + 65536·B, 0 = void. Everything here work
 a map of a photo has some thousands of runs and some hundred thousand pixels, so no pixel is ever sorted.
 """
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """The rule that turns the size of a photo into the size a network sees."""
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math

@@ -3,6 +3,8 @@
 Masks are never expanded to one map per object: an object is a value in a shared map.
 """
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
