@@ -29,7 +29,7 @@ RCNN: dict[str, Any] = {
     "detections": 20,
     "box_features": 16,
 }
-MASKS: dict[str, Any] = {"mask_convs": 1, "mask_width": 8}
+MASKS: dict[str, Any] = {"mask_convs": 1, "mask_channels": 8}
 
 SMALL: dict[str, dict[str, Any]] = {
     "faster_rcnn": RCNN,
