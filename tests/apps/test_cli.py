@@ -15,6 +15,7 @@ import torch
 import pansight
 from pansight import models
 from pansight.apps.cli import main
+from pansight.apps.photos import draw_boxes
 from pansight.config import override, read_config, recipes
 from pansight.data import Shapes
 from pansight.data.coco_panoptic import export_coco_panoptic
@@ -86,6 +87,7 @@ def test_train_leaves_a_whole_run(trained, clean):
         "metrics.jsonl",
         "predictions",
         "report.html",
+        "run.json",
     }
     config = read_config(trained / "config.toml")
     assert config.data.source == str(clean.resolve())
@@ -123,6 +125,8 @@ def test_evaluate_a_run_again_and_on_other_data(trained, data, tmp_path, capsys)
     assert [line[:10].strip() for line in said.splitlines()[2:5]] == ["All", "Things", "Stuff"]
     assert main(["evaluate", str(trained), "--data", str(data), "--split", "train", "--out", str(tmp_path / "b")]) == 0
     assert len(json.loads((tmp_path / "b" / "evaluation.json").read_text())["images"]) == 6
+    again = complaint(["evaluate", str(trained), "--out", str(tmp_path / "b")], capsys)
+    assert "expected no evaluation yet, found one; add --overwrite" in again
     assert main(["evaluate", str(trained), "--out", str(tmp_path / "c"), "--evaluate.limit", "1"]) == 0
     assert len(json.loads((tmp_path / "c" / "evaluation.json").read_text())["images"]) == 1
 
@@ -168,6 +172,28 @@ def test_predict_writes_overlays_and_coco_panoptic(trained, data, tmp_path, caps
     assert "predictions.json: expected no predictions yet" in line
     assert main(["predict", str(trained), str(image), "--out", str(out), "--overwrite"]) == 0
     assert len(json.loads((out / "predictions.json").read_text())["annotations"]) == 1
+
+
+def test_predict_of_a_model_that_only_gives_objects(trained, data, tmp_path):
+    rows = pansight.predict(trained, [data / "val"], tmp_path / "out", thresholds={"panoptic": False})
+    content = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    assert len(content["annotations"]) == sum(row.segments for row in rows)
+    assert {a["category_id"] for a in content["annotations"]} <= {1, 2, 3}
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 3
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_boxes_are_drawn_where_they_are():
+    labels = pansight.LabelSpace.from_names(["square"])
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0], [50.0, 50.0, 60.0, 60.0]])
+    found = pansight.Instances(boxes, torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.1]))
+    picture = draw_boxes(torch.zeros((3, 100, 100), dtype=torch.uint8), found, labels, 0.5)
+    color = torch.tensor(labels[0].color, dtype=torch.uint8)
+    assert torch.equal(picture[:, 30, 10], color)
+    assert torch.equal(picture[:, 39, 29], color)
+    assert picture[:, 30, 20].sum() == 0
+    assert picture[:, 45:].sum() == 0  # the second object is under the score
 
 
 def test_python_face(trained, data):

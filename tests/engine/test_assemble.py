@@ -22,7 +22,14 @@ from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
 
-TINY = {"backbone": "resnet18", "short": 0, "fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_width": 16}
+TINY = {
+    "backbone": "resnet18",
+    "short": 0,
+    "fpn_channels": 16,
+    "box_features": 16,
+    "mask_convs": 1,
+    "mask_channels": 16,
+}
 TINY |= {"proposals": 20, "roi_samples": 8, "detections": 5, "frozen_bn": False, "anchor_sizes": [8, 16, 32, 64, 128]}
 CPU = torch.device("cpu")
 
@@ -109,9 +116,11 @@ def test_batch_is_a_multiple_of_the_processes():
 
 def test_without_a_network_the_backbone_starts_from_nothing(monkeypatch):
     def offline(name, pretrained):
+        assert automatic.hub.HF_HUB_OFFLINE  # or the client would retry for a minute
         raise PansightError(f"backbone {name}: timm's weights cannot be downloaded (no route); use …")
 
     monkeypatch.setattr(automatic, "timm_backbone", offline)
+    monkeypatch.setattr(automatic, "_hub_has_an_address", lambda: False)
     config, _ = chosen(override(Config(), {"model.backbone": "resnet18"}), Squares([(64, 64)]))
     assert config.model.pretrained == "none"
     assert config.model.options["frozen_bn"] is False

@@ -26,9 +26,11 @@ from pansight.engine.checkpoint import CONFIG, LOG, RunLog, check_folder, last_c
 from pansight.engine.evaluate import EVALUATION, summary
 from pansight.engine.evaluate import evaluate as measure
 from pansight.engine.progress import clock
+from pansight.engine.session import evaluation_row
 from pansight.engine.train import Result
 from pansight.engine.train import train as run_loop
 from pansight.errors import PansightError, choice_error
+from pansight.files import write_json
 from pansight.models import MODELS, builder_options
 from pansight.weights import load_model
 from pansight.weights.native import write_model
@@ -77,6 +79,9 @@ def train(
     prepared = _prepare(config, folder, accelerator, resume, say)
     if accelerator.is_main_process:
         start_folder(folder, prepared.config, _heading(), resume)
+        write_json(
+            folder / "run.json", {"hardware": _hardware(accelerator), "started": time.strftime("%Y-%m-%d %H:%M")}
+        )
     accelerator.wait_for_everyone()
     try:
         result = _fit(prepared, folder, accelerator, resume)
@@ -166,7 +171,7 @@ def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerat
     record = measure(model, run.validation, config.evaluate, accelerator, folder, config.data.workers)
     if accelerator.is_main_process:
         if config.train.evaluate_every <= 0:
-            RunLog(folder / LOG).append({"step": result.step, "kind": "evaluation", "metrics": record})
+            RunLog(folder / LOG).append(evaluation_row(result.step, record))
         report = write_report(folder)
         say(summary(record))
         say(f"weights    {weights}")
@@ -279,6 +284,15 @@ def _heading() -> str:
         f"written by pansight {version('pansight')}, torch {torch.__version__}, python {platform.python_version()}\n"
         "everything needed to repeat the run: pansight train --recipe THIS --out FOLDER"
     )
+
+
+def _hardware(accelerator: Accelerator) -> str:
+    """What the run ran on, for the report: the device, and how many processes or threads."""
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes} × {torch.cuda.get_device_name(accelerator.device)}"
+    if accelerator.device.type != "cpu":
+        return f"{accelerator.num_processes} × {accelerator.device.type}"
+    return f"CPU ({platform.machine()}), {accelerator.num_processes} × {torch.get_num_threads()} threads"
 
 
 def _silent(*values: object) -> None:

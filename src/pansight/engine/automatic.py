@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub import constants as hub
 
 from pansight.config import Config, override
 from pansight.data import Dataset
@@ -119,7 +125,8 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
     if name == PACKAGED and packaged:
         return [*choices, Choice("model.pretrained", "packaged", "ImageNet weights that are installed")]
     try:
-        timm_backbone(name, "timm")
+        with _cache_only(not _hub_has_an_address()):
+            timm_backbone(name, "timm")
         return [*choices, Choice("model.pretrained", "timm", "timm's weights, downloaded")]
     except PansightError as error:
         if "cannot be downloaded" not in str(error):
@@ -128,6 +135,29 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
     if "frozen_bn" in known and "frozen_bn" not in config.model.options:
         choices.append(Choice("model.options.frozen_bn", False, "untrained statistics must be learnt"))
     return choices
+
+
+def _hub_has_an_address() -> bool:
+    """False where the host of the model hub cannot be looked up and no proxy is set: the client itself would retry
+    for the better part of a minute."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(hub.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _cache_only(only: bool) -> Iterator[None]:
+    """Inside, the hub's client looks into its cache alone, where `only` is true."""
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or only
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _sizes(config: Config, stats: Statistics, device: torch.device) -> list[Choice]:

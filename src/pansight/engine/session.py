@@ -133,7 +133,7 @@ class Session:
         with averaged(self.average):
             record = self._evaluate()
             name, figure = merit(record)
-            self.log.append({"step": self.state.step, "kind": "evaluation", "metrics": record})
+            self.log.append(evaluation_row(self.state.step, record))
             self.accelerator.log(scalars_of(record), step=self.state.step)
             self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
             if self.state.best is None or figure > self.state.best:
@@ -188,6 +188,11 @@ class Session:
         return PansightError(
             f"step {self.state.step + 1}: expected finite losses, found {terms}, for the images {ids}; {kept}"
         )
+
+
+def evaluation_row(step: int, record: dict[str, Any]) -> dict[str, Any]:
+    """The line of the log for an evaluation; the figures of each image stand in evaluation.json only."""
+    return {"step": step, "kind": "evaluation", "metrics": {k: v for k, v in record.items() if k != "images"}}
 
 
 def merit(record: dict[str, Any]) -> tuple[str, float]:
