@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torchvision
+import torchvision  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)
