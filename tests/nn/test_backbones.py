@@ -73,17 +73,17 @@ def test_packaged_weights_see_what_imagenet_taught():
 def test_packaged_weights_classify_a_real_photo(data_root):
     """The whole classifier, under the same renaming: its best classes on a COCO photo are ImageNet's right ones."""
     import timm
-    from pansight.data.images import read_image
 
+    from pansight.data.images import read_image
     from pansight.nn.backbones import packaged_state_dict
 
     net = timm.create_model("tf_efficientnet_lite0").eval()
     net.load_state_dict(packaged_state_dict(set(net.state_dict())))
     image = read_image(data_root / "coco_panoptic_sample/input_images/000000439180.jpg")
-    pixels = (image[None].float() / 255 - 0.498) / 0.502
+    pixels = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 - 0.498) / 0.502
     pixels = torch.nn.functional.interpolate(pixels, size=(224, 224), mode="bilinear", antialias=True)
     probability = net(pixels).softmax(1)[0]
-    assert float(probability.max()) > 0.2  # random weights give 0.001
+    assert probability.max().item() > 0.2  # random weights give 0.001
 
 
 def test_errors_are_one_line_and_name_the_way_on(monkeypatch):

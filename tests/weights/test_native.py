@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
     "fpn_channels": 16,
     "box_features": 16,
     "mask_convs": 1,
-    "mask_width": 8,
+    "mask_channels": 8,
     "semantic_width": 16,
     "anchor_sizes": [16, 32, 64, 96, 128],
 }

@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "fpn_channels": 16,
     "box_features": 16,
     "mask_convs": 1,
-    "mask_width": 8,
+    "mask_channels": 8,
 }
 PANOPTIC = SMALL | {"semantic_width": 16}
 

@@ -150,7 +150,7 @@ class MaskHead(nn.Module):
         bias = self.deconv.bias
         assert bias is not None
         x = F.relu(F.conv2d(x, spread, bias.repeat(4)), inplace=True)  # (N, 4 D, S, S)
-        x = x.permute(0, 2, 3, 1).reshape(count, -1, channels)  # (N, S · S · 2 · 2, D)
+        x = x.permute(0, 2, 3, 1).reshape(count, 4 * size * size, channels)  # (N, S · S · 2 · 2, D); N may be 0
         row = self.predictor.weight.flatten(1)[classes]  # (N, D)
         logits = torch.bmm(x, row.unsqueeze(2).to(x.dtype)).float()  # (N, S · S · 2 · 2, 1)
         assert self.predictor.bias is not None
