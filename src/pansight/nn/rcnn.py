@@ -252,6 +252,9 @@ def torchvision_rcnn(
     in_channels: int = 256,
     masks: bool = True,
     v2: bool = False,
+    box_features: int = 1024,
+    mask_convs: int = 4,
+    mask_channels: int = 256,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     detections: int = 100,
@@ -268,14 +271,14 @@ def torchvision_rcnn(
         loss_per_budget=False,
     )
     pool = RoIPooler(7, aligned=False, eps_after_log=1e-6, eps_in_ratio=0.0)
-    box_head = ConvLinear(in_channels) if v2 else TwoLinear(in_channels)
+    box_head = ConvLinear(in_channels, features=box_features) if v2 else TwoLinear(in_channels, features=box_features)
     return RCNN(
         rpn,
         pool,
         box_head,
         BoxPredictor(box_head.features, things + 1, things + 1),
         pool._replace(size=14) if masks else None,
-        MaskHead(in_channels, things + 1, norm="bn" if v2 else None) if masks else None,
+        MaskHead(in_channels, things + 1, mask_convs, mask_channels, "bn" if v2 else None) if masks else None,
         background_first=True,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
