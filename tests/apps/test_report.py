@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from run_folder import make_run
 
-from pansight.apps.report import class_table, curves, write_report
+from pansight.apps.report import class_table, curves, write_overview, write_report
+from pansight.data.images import read_image
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
 
@@ -221,3 +222,16 @@ def test_an_unknown_class_in_the_sheet_is_named(tmp_path):
 def test_templates_are_part_of_the_package():
     names = {entry.name for entry in files("pansight.apps").joinpath("templates").iterdir()}
     assert {"report.html.j2", "report.js"} <= names
+
+
+def test_the_overview_shows_the_best_the_middle_and_the_worst_image(tmp_path):
+    make_run(tmp_path / "run")
+    path = write_overview(tmp_path / "run", rows=3)
+    assert path == tmp_path / "run" / "overview.png"
+    picture = read_image(path)
+    entries = read_json(tmp_path / "run/predictions/sheet/sheet.json")
+    sizes = [read_image(tmp_path / "run/predictions/sheet" / entries[k]["image"]).shape[:2] for k in (0, -1)]
+    assert picture.shape[1] == 3 * max(round(w * 320 / max(h, w)) for h, w in sizes) + 2 * 4
+    assert (picture == 255).all(axis=(1, 2)).sum() >= 2 * 8  # white rows between three images
+    (tmp_path / "run/predictions/sheet/sheet.json").unlink()
+    assert write_overview(tmp_path / "run") is None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from pansight.apps.report import write_report
+from pansight.apps.report import write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream
@@ -229,7 +229,7 @@ def _config_of(weights: str | Path) -> Config | None:
 
 
 def demo(
-    minutes: float = 3.0,
+    minutes: float = 3.2,
     out: str | Path = "runs/demo",
     steps: int | None = None,
     seed: int = 0,
@@ -244,6 +244,7 @@ def demo(
         limit = {"train.max_minutes": minutes}
     start = time.monotonic()
     run = train(recipe="shapes/panoptic_fpn", out=out, overwrite=overwrite, settings=limit | {"train.seed": seed})
+    print(f"picture    {write_overview(run.folder)}")
     print(f"all told   {clock(time.monotonic() - start)}; open {run.folder / 'report.html'}")
     return run
 

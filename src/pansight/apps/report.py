@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pansight.apps.draw import ERROR_COLORS, panels
+from pansight.apps.draw import ERROR_COLORS, panels, sheet
 from pansight.config import read_toml
-from pansight.data.images import read_image, read_rgb_ids
+from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.errors import PansightError
 from pansight.files import read_json, write_text
 from pansight.types import Category, LabelSpace, PanopticSegmentation, Segment, palette_color
 
 REPORT = "report.html"
+OVERVIEW = "overview.png"
 PICTURE_SIDE = 560
 """Longer side of an embedded picture, pixels."""
 PICTURE_QUALITY = 80
@@ -69,6 +70,28 @@ def write_report(run_folder: str | Path) -> Path:
     run = read_run(Path(run_folder))
     path = Path(run_folder) / REPORT
     write_text(path, render(run))
+    return path
+
+
+def write_overview(run_folder: str | Path, rows: int = 3) -> Path | None:
+    """overview.png beside the report: `rows` images from best to worst as truth | prediction | errors; its path.
+
+    None where the run kept no images.
+    """
+    run = read_run(Path(run_folder))
+    if not run.sheet or run.labels is None:
+        return None
+    count = min(rows, len(run.sheet))
+    chosen = [run.sheet[round(k * (len(run.sheet) - 1) / max(1, count - 1))] for k in range(count)]
+    pictures = [sheet(*_maps(entry, run), run.labels, long_side=320) for entry in chosen]  # (3, h, w) each
+    height, width = sum(p.shape[1] + 8 for p in pictures) - 8, max(p.shape[2] for p in pictures)
+    canvas = torch.full((3, height, width), 255, dtype=torch.uint8)
+    top = 0
+    for picture in pictures:
+        canvas[:, top : top + picture.shape[1], : picture.shape[2]] = picture
+        top += picture.shape[1] + 8
+    path = Path(run_folder) / OVERVIEW
+    write_png(path, canvas.permute(1, 2, 0).numpy())
     return path
 
 
@@ -305,12 +328,8 @@ def _labels(folder: Path, evaluation: Mapping[str, Any]) -> LabelSpace | None:
 
 def _pictures(entry: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """One image of the sheet: its id, PQ, and truth | prediction | errors as data URLs."""
-    folder = run.sheet_folder
-    if run.labels is None:
-        raise PansightError(f"{folder}: expected the classes of the run, found none")
-    image = torch.from_numpy(read_image(folder / entry["image"])).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
-    truth = _segmentation(folder / entry["truth"], entry["truth_segments"], run.labels)
-    prediction = _segmentation(folder / entry["prediction"], entry["prediction_segments"], run.labels)
+    image, truth, prediction = _maps(entry, run)
+    assert run.labels is not None  # `render` asks for pictures only then
     height, width = truth.size
     shown = panels(image, truth, prediction, run.labels, PICTURE_SIDE)
     titles = ("Truth", "Prediction", "Errors")
@@ -321,6 +340,16 @@ def _pictures(entry: Mapping[str, Any], run: Run) -> dict[str, Any]:
         "counts": f"{len(truth.segments)} segments, {len(prediction.segments)} predicted",
         "panels": [(title, _data_url(picture)) for title, picture in zip(titles, shown)],
     }
+
+
+def _maps(entry: Mapping[str, Any], run: Run) -> tuple[Tensor, PanopticSegmentation, PanopticSegmentation]:
+    """image uint8 (3, H, W), truth and prediction of one image of the sheet."""
+    folder = run.sheet_folder
+    if run.labels is None:
+        raise PansightError(f"{folder}: expected the classes of the run, found none")
+    image = torch.from_numpy(read_image(folder / entry["image"])).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
+    truth = _segmentation(folder / entry["truth"], entry["truth_segments"], run.labels)
+    return image, truth, _segmentation(folder / entry["prediction"], entry["prediction_segments"], run.labels)
 
 
 def _segmentation(png: Path, rows: Iterable[Mapping[str, Any]], labels: LabelSpace) -> PanopticSegmentation:
