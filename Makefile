@@ -17,7 +17,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv || python3 -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=.venv $(UV) pip install --quiet --constraint constraints.txt --editable '.[test]'
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
 
 install: $(READY)

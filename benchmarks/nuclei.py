@@ -1,8 +1,7 @@
-"""Nuclei (dsb2018): Mask R-CNN and Panoptic FPN, trained by their recipes and measured on `val` → results/nuclei.json.
+"""Nuclei (dsb2018): Mask R-CNN and Panoptic FPN, trained by their recipes, measured on `val` → results/nuclei_MODEL.json.
 
-Each training stops after --minutes of wall-clock time, loading and in-training evaluation included; the final
-evaluation of the 81 whole images comes on top and is reported apart. `--name nuclei_gpu --minutes 8 --set ...` is how
-the longer run on an accelerator is made.
+Each training stops after --minutes of wall-clock time, loading included; the final evaluation of the 81 whole images
+comes on top and is reported apart. `--suffix _gpu --minutes 8 --set …` makes a longer run on an accelerator.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA / "dsb2018")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--name", default="nuclei")
+    parser.add_argument("--suffix", default="", help="of the name of the result, e.g. _gpu")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further options of pansight train")
     args = parser.parse_args()
-    runs = [
-        train_and_measure(model, args.data, args.minutes, seed, args.set) for model in args.models for seed in args.seeds
-    ]
-    save(args.name, {"what": "dsb2018 train (473) -> val (81 whole images)", "minutes": args.minutes, "runs": runs})
+    for model in args.models:
+        runs = [train_and_measure(model, args.data, args.minutes, seed, args.set) for seed in args.seeds]
+        what = "dsb2018 train (473) -> val (81 whole images)"
+        save(f"nuclei_{model}{args.suffix}", {"what": what, "minutes": args.minutes, "runs": runs})
 
 
 if __name__ == "__main__":

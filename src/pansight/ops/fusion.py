@@ -31,11 +31,12 @@ def accept_instances(
     canvas = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[scores[order] >= score_threshold]
-    masks = masks[order]
-    columns, rows = masks.any(1), masks.any(2)  # (N, W), (N, H)
+    bytes_of_masks = masks.view(torch.uint8)  # amax of bytes is ten times faster than any of bools
+    columns, rows = bytes_of_masks.amax(1), bytes_of_masks.amax(2)  # (N, W), (N, H)
     accepted: list[int] = []
-    for mask, column, row, index in zip(masks, columns, rows, order.tolist(), strict=True):
-        x, y = column.nonzero().flatten().tolist(), row.nonzero().flatten().tolist()
+    for index in order.tolist():
+        mask = masks[index]
+        x, y = columns[index].nonzero().flatten().tolist(), rows[index].nonzero().flatten().tolist()
         if not x:
             continue
         box = (slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))  # nothing of the mask lies outside
