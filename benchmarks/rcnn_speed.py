@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import alternate, save
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from common import alternate, save
 from pansight.models import build
 from pansight.ops.targets import boxes_of_ids
 from pansight.types import Batch, PanopticSegmentation, Segment
@@ -79,9 +79,8 @@ def torchvision_model(side: int) -> Any:
             return output
         factor = wanted.pop(layer) / output.std()
         layer.weight.mul_(factor)
-        return (
-            output * factor if layer.bias is None else (output - _bias(layer, output)) * factor + _bias(layer, output)
-        )
+        bias = 0 if layer.bias is None else layer.bias.view(1, -1, *[1] * (output.ndim - 2))
+        return (output - bias) * factor + bias
 
     hooks = [layer.register_forward_hook(rescale) for layer, _ in layers]
     with torch.no_grad():
@@ -92,8 +91,15 @@ def torchvision_model(side: int) -> Any:
     return model
 
 
-def _bias(layer: Any, output: Tensor) -> Tensor:
-    return layer.bias.view(1, -1, *[1] * (output.ndim - 2))
+def contender_model(contender: str, what: str, weights: Path) -> Any:
+    """The network with the weights of WEIGHTS/WHAT.pt, the only thing that the contenders share."""
+    state = torch.load(weights / f"{what}.pt", mmap=True, weights_only=True)
+    if contender == "ours":
+        return our_model(state)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    model: Any = TorchvisionMaskRCNN(backbone, 91, min_size=SIDES[what], max_size=SIDES[what])
+    model.load_state_dict(state)
+    return model
 
 
 def our_model(state: dict[str, Tensor]) -> Any:
@@ -108,16 +114,12 @@ def precision(setting: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16) if setting == "fast" else contextlib.nullcontext()
 
 
-def inference(contender: str, setting: str) -> Callable[[], Any]:
+def inference(contender: str, setting: str, weights: Path) -> Callable[[], Any]:
     side = SIDES["inference"]
     image = photo(side, 1)
-    model = torchvision_model(side)
-    if contender == "ours":
-        model = our_model(model.state_dict())
-    model.eval()
+    model = contender_model(contender, "inference", weights).eval()
     if setting == "fast":
         model.to(memory_format=torch.channels_last)
-    gc.collect()
 
     @torch.inference_mode()
     def run() -> int:
@@ -131,14 +133,11 @@ def inference(contender: str, setting: str) -> Callable[[], Any]:
     return run
 
 
-def training(contender: str, setting: str) -> Callable[[], Any]:
+def training(contender: str, setting: str, weights: Path) -> Callable[[], Any]:
     side = SIDES["training"]
     images = torch.stack([photo(side, k).permute(1, 2, 0) for k in range(2)]).permute(0, 3, 1, 2)
     truths = tuple(truth(side, k) for k in range(2))
-    model = torchvision_model(side)
-    if contender == "ours":
-        model = our_model(model.state_dict())
-    model.train()
+    model = contender_model(contender, "training", weights).train()
     if setting == "fast":
         model.to(memory_format=torch.channels_last)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -172,14 +171,14 @@ def torchvision_target(truth: PanopticSegmentation) -> dict[str, Tensor]:
 JOBS = {"inference": inference, "training": training}
 
 
-def peak_mib(what: str, contender: str, setting: str) -> float:
+def peak_mib(what: str, contender: str, setting: str, weights: Path) -> float:
     """Peak resident memory of a process that does this job three times and nothing else."""
-    command = [sys.executable, __file__, "--memory", what, contender, setting]
+    command = [sys.executable, __file__, "--memory", what, contender, setting, str(weights)]
     return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
-def measure_memory(what: str, contender: str, setting: str) -> None:
-    run = JOBS[what](contender, setting)
+def measure_memory(what: str, contender: str, setting: str, weights: str) -> None:
+    run = JOBS[what](contender, setting, Path(weights))
     for _ in range(3):
         run()
     # VmHWM, not getrusage: the latter starts at what the parent process had when it forked
@@ -188,10 +187,14 @@ def measure_memory(what: str, contender: str, setting: str) -> None:
 
 
 def rows_of(what: str, repeats: int) -> list[dict[str, Any]]:
-    runs = {(c, s): JOBS[what](c, s) for s in SETTINGS for c in CONTENDERS}
-    names = {f"{c} {s}": run for (c, s), run in runs.items()}
-    ms = {name: 1000 * seconds for name, seconds in alternate(names, repeats, warmup=2).items()}
-    mib = {f"{c} {s}": peak_mib(what, c, s) for c, s in runs}
+    pairs = [(c, s) for s in SETTINGS for c in CONTENDERS]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder)
+        torch.save(torchvision_model(SIDES[what]).state_dict(), weights / f"{what}.pt")
+        runs = {f"{c} {s}": JOBS[what](c, s, weights) for c, s in pairs}
+        ms = {name: 1000 * seconds for name, seconds in alternate(runs, repeats, warmup=2).items()}
+        runs.clear()
+        mib = {f"{c} {s}": peak_mib(what, c, s, weights) for c, s in pairs}
     rows: list[dict[str, Any]] = []
     for our_setting, their_setting in (("float32", "float32"), ("fast", "float32"), ("fast", "fast")):
         ours, theirs = f"ours {our_setting}", f"torchvision {their_setting}"
@@ -216,7 +219,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=JOBS, help="print the rows of one job, save nothing")
-    parser.add_argument("--memory", nargs=3, metavar=("WHAT", "CONTENDER", "SETTING"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory:

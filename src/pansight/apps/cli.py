@@ -81,7 +81,7 @@ EvaluateSettings = Annotated[EvaluationSettings | None, Parameter(name="*", grou
 @app.command(help_epilogue="Example: pansight demo --minutes 3")
 def demo(
     *,
-    minutes: float = 3.2,
+    minutes: float = 3.5,
     out: Path = Path("runs/demo"),
     steps: int | None = None,
     seed: int = 0,

@@ -229,7 +229,7 @@ def _config_of(weights: str | Path) -> Config | None:
 
 
 def demo(
-    minutes: float = 3.2,
+    minutes: float = 3.5,
     out: str | Path = "runs/demo",
     steps: int | None = None,
     seed: int = 0,
