@@ -31,7 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    save("demo", {"what": "pansight demo: 200 held-out shapes images, 2 threads, all told", "runs": [run(s) for s in seeds]})
+    save(
+        "demo",
+        {"what": "pansight demo: 200 held-out shapes images, 2 threads, all told", "runs": [run(s) for s in seeds]},
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Nuclei (dsb2018): Mask R-CNN and Panoptic FPN, trained by their recipes, measured on `val` → results/nuclei_MODEL.json.
+"""Nuclei (dsb2018): Mask R-CNN and Panoptic FPN, trained by their recipes, measured on `val`.
 
-Each training stops after --minutes of wall-clock time, loading included; the final evaluation of the 81 whole images
+Writes results/nuclei_MODEL.json. Each training stops after --minutes of wall-clock time, loading included; the final evaluation of the 81 whole images
 comes on top and is reported apart. `--suffix _gpu --minutes 8 --set …` makes a longer run on an accelerator.
 """
 
@@ -19,7 +19,16 @@ from common import DATA, save
 def train_and_measure(model: str, data: Path, minutes: float, seed: int, extra: list[str]) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / model
-        command = [sys.executable, "-m", "pansight.apps.cli", "train", "--recipe", f"nuclei/{model}", "--data", str(data)]
+        command = [
+            sys.executable,
+            "-m",
+            "pansight.apps.cli",
+            "train",
+            "--recipe",
+            f"nuclei/{model}",
+            "--data",
+            str(data),
+        ]
         command += ["--out", str(out), "--train.max-minutes", str(minutes), "--train.seed", str(seed), *extra]
         subprocess.run(command, check=True)
         record = json.loads((out / "evaluation.json").read_text())

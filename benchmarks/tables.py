@@ -29,20 +29,35 @@ def demo(record: Record) -> str:
 
     def spread(key: str) -> str:
         values = [run[key] for run in runs]
-        return f"{statistics.median(values):.1f} ({min(values):.1f} … {max(values):.1f})"
+        median = f"{statistics.median(values):.1f}"
+        return median if len(values) == 1 else f"{median} ({min(values):.1f} … {max(values):.1f})"
 
-    rows = [[name, spread(key)] for name, key in (
-        ("PQ, all classes", "pq"), ("SQ", "sq"), ("RQ", "rq"), ("PQ square", "square"), ("PQ circle", "circle"),
-        ("PQ triangle", "triangle"), ("PQ background (stuff)", "background"), ("steps", "steps"), ("seconds, all told", "seconds"),
-    )]  # fmt: skip
+    titles = {
+        "pq": "PQ, all classes",
+        "sq": "SQ",
+        "rq": "RQ",
+        "square": "PQ square",
+        "circle": "PQ circle",
+        "triangle": "PQ triangle",
+        "background": "PQ background (stuff)",
+        "steps": "steps",
+        "seconds": "seconds, all told",
+    }
+    rows = [[title, spread(key)] for key, title in titles.items()]
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    return table(["200 held-out images", f"median of seeds {seeds} (worst … best)"], rows) + f"\n\n{where(record)}"
+    return (
+        table(
+            ["200 held-out images", f"seed {seeds}" if len(runs) == 1 else f"median of seeds {seeds} (least … most)"],
+            rows,
+        )
+        + f"\n\n{where(record)}"
+    )
 
 
 def nuclei(record: Record) -> str:
     keys = ("pq_nucleus", "sq_nucleus", "rq_nucleus", "pq_background", "ap", "ap50", "ap75")
     header = ["", "seed", "minutes", "steps", "PQ nucleus", "SQ", "RQ", "PQ background", "mask AP", "AP50", "AP75"]
-    plain = "58.4 77.1 75.8 95.1 38.0 72.2 35.1".split()
+    plain = ["58.4", "77.1", "75.8", "95.1", "38.0", "72.2", "35.1"]
     rows = [["plain torchvision script¹", "0", "15.0", "833", *plain]]
     sources = ["nuclei_mask_rcnn", "nuclei_panoptic_fpn", "nuclei_mask_rcnn_gpu", "nuclei_panoptic_fpn_gpu"]
     found = [source for source in map(optional, sources) if source is not None]
@@ -50,7 +65,8 @@ def nuclei(record: Record) -> str:
         for run in source["runs"]:
             name = run["model"].replace("_", " ") + (", accelerator" if source["machine"]["accelerator"] else "")
             figures = [f"{run[key]:.1f}" for key in keys]
-            rows.append([name, str(run["seed"]), f"{run['training_seconds'] / 60:.1f}", str(run["steps"]), *figures])
+            minutes = f"{run['training_seconds'] / 60:.1f}"
+            rows.append([name, str(run["seed"]), minutes, str(run["steps"]), *figures])
     note = (
         "¹ Mask R-CNN from torchvision's parts with the same backbone, data and number of threads, on another machine of"
         " this kind; one seed (measured before this project began, its script is not part of it)."
@@ -59,11 +75,11 @@ def nuclei(record: Record) -> str:
 
 
 def rcnn_speed(record: Record) -> str:
+    keys = ("torchvision_ms", "ours_ms", "time_ratio", "torchvision_mib", "ours_mib", "memory_ratio")
     rows = [
-        [row["what"], row["settings"], f"{row['torchvision_ms']:.0f}", f"{row['ours_ms']:.0f}", f"{row['time_ratio']:.2f}",
-         f"{row['torchvision_mib']:.0f}", f"{row['ours_mib']:.0f}", f"{row['memory_ratio']:.2f}"]
+        [row["what"], row["settings"], *(f"{row[k]:.2f}" if k.endswith("ratio") else f"{row[k]:.0f}" for k in keys)]
         for row in record["rows"]
-    ]  # fmt: skip
+    ]
     header = ["", "settings (ours / torchvision)", "torchvision ms", "ours ms", "ratio", "MiB", "ours MiB", "ratio"]
     return table(header, rows) + f"\n\n{where(record)}"
 
@@ -73,7 +89,12 @@ def loader(record: Record) -> str:
     return table(["", "pairs/s", "ratio"], rows) + f"\n\n{where(record)}"
 
 
-TABLES: dict[str, Callable[[Record], str]] = {"demo": demo, "nuclei_mask_rcnn": nuclei, "rcnn_speed": rcnn_speed, "loader": loader}
+TABLES: dict[str, Callable[[Record], str]] = {
+    "demo": demo,
+    "nuclei_mask_rcnn": nuclei,
+    "rcnn_speed": rcnn_speed,
+    "loader": loader,
+}
 
 
 def optional(name: str) -> Record | None:

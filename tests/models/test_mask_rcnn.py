@@ -9,6 +9,8 @@ from torchvision.models import detection
 from twins import SIDE, calibrate, load, photo, small_twins
 
 from pansight.models import build
+from pansight.ops.boxes import box_iou_matrix
+from pansight.ops.roi import make_pyramid
 from pansight.ops.targets import instance_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Segment
 from pansight.weights.coco_labels import coco_91, coco_things
@@ -81,13 +83,17 @@ def drawn_batch() -> Batch:
     return Batch(images, valid, ((128, SIDE), (96, SIDE)), tuple(truths), (0, 1), (None, None))
 
 
+def everything_drawn(ours: Any) -> None:
+    """Budgets so large that every anchor and proposal is drawn: nothing is left to chance."""
+    ours.rcnn.rpn.samples = ours.rcnn.samples = 10**6
+    ours.rcnn.positive_fraction = 0.5
+
+
 def test_losses_and_gradients_are_torchvisions():
-    """With budgets so large that every anchor and proposal is drawn, nothing is left to chance."""
     theirs, ours = small_twins(masks=True)
     for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
         sampler.batch_size_per_image, sampler.positive_fraction = 10**6, 0.5
-    ours.rcnn.rpn.samples = ours.rcnn.samples = 10**6
-    ours.rcnn.positive_fraction = 0.5
+    everything_drawn(ours)
     batch = drawn_batch()
     wanted = [
         {
@@ -139,27 +145,37 @@ def test_parameter_counts(name: str, labels: LabelSpace, count: int):
     assert sum(p.numel() for p in ours.parameters()) == count
 
 
-def test_half_precision_finds_the_same_objects():
-    """The fast settings: bfloat16 autocast, channels_last. Boxes, scores and masks hold to its three digits."""
+def test_half_precision_changes_three_digits_and_no_more():
+    """The fast settings, bfloat16 autocast and channels_last: heads, detections and losses beside float32's.
+
+    Random masks are noise at the scale of their cells, so they are compared on the same boxes.
+    """
     _, ours = small_twins(masks=True)
-    image = photo(128, SIDE, seed=1)
-    batch = image[None].contiguous(memory_format=torch.channels_last)
+    image = photo(128, SIDE, seed=1)[None].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        (exact,) = ours.decode(ours(batch), [(128, SIDE)])
+        exact = ours(image).detections
+        pyramid = make_pyramid(ours.fpn(ours.backbone(image))[:4], (4, 8, 16, 32))
         ours.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = ours(batch)
-            (fast,) = ours.decode(outputs, [(128, SIDE)])
-    assert outputs.detections.boxes_xyxy.dtype == outputs.detections.mask_logits.dtype == torch.float32
-    matched = 0
-    for k in range(20):  # the best twenty; order and the last places may change
-        same = fast.instances.labels == exact.instances.labels[k]
-        near = (fast.instances.boxes_xyxy - exact.instances.boxes_xyxy[k]).abs().amax(1) < 3
-        close = (fast.instances.scores - exact.instances.scores[k]).abs() < 0.05
-        for row in (same & near & close).nonzero().flatten().tolist()[:1]:
-            differing = int((fast.instances.masks[row] ^ exact.instances.masks[k]).sum())
-            matched += differing <= 0.05 * int(exact.instances.masks[k].sum()) + 4
-    assert matched >= 18
+            fast = ours(image).detections
+            grids = ours.rcnn.mask_pooler(pyramid, exact.boxes_xyxy, exact.image_index)
+            masks = ours.rcnn.mask_head(grids, exact.labels + 1)
+    assert fast.boxes_xyxy.dtype == fast.scores.dtype == fast.mask_logits.dtype == torch.float32
+    assert (masks - exact.mask_logits).norm() < 0.03 * exact.mask_logits.norm()
+    same_class = exact.labels[:, None] == fast.labels
+    iou, partner = (box_iou_matrix(exact.boxes_xyxy, fast.boxes_xyxy) * same_class).max(1)
+    found_again = (iou > 0.8) & ((exact.scores - fast.scores[partner]).abs() < 0.05)
+    assert int(found_again[:20].sum()) >= 14  # suppression turns small differences into other choices
+
+    everything_drawn(ours)
+    ours.train()
+    batch = drawn_batch()
+    exact_losses = ours.loss(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast_losses = ours.loss(batch)
+    for name, loss in exact_losses.items():
+        assert fast_losses[name].dtype == torch.float32
+        torch.testing.assert_close(fast_losses[name], loss, rtol=0.05, atol=0.01, msg=name)
 
 
 def test_what_is_left_becomes_the_one_stuff_class():

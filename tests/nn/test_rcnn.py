@@ -245,9 +245,7 @@ def test_sampling_takes_the_truth_along_and_keeps_the_share():
 def test_background_first_and_last_say_the_same():
     """The same network in both conventions: rows moved, same detections."""
     last = small(score_threshold=0.1).eval()
-    first = torchvision_rcnn(
-        3, CHANNELS, box_features=24, mask_convs=1, mask_channels=8, score_threshold=0.1
-    ).eval()
+    first = torchvision_rcnn(3, CHANNELS, box_features=24, mask_convs=1, mask_channels=8, score_threshold=0.1).eval()
     assert first.box_predictor.cls_score.weight.shape == (4, 24)
     assert first.box_predictor.bbox_pred.weight.shape == (16, 24)
     assert last.box_predictor.bbox_pred.weight.shape == (12, 24)
