@@ -1,7 +1,8 @@
 """Nuclei (dsb2018): Mask R-CNN and Panoptic FPN, trained by their recipes, measured on `val`.
 
-Writes results/nuclei_MODEL.json. Each training stops after --minutes of wall-clock time, loading included; the final evaluation of the 81 whole images
-comes on top and is reported apart. `--suffix _gpu --minutes 8 --set …` makes a longer run on an accelerator.
+Writes results/nuclei_MODEL.json. Each training stops after --minutes of wall-clock time, loading included; the final
+evaluation of the 81 whole images comes on top and is reported apart. `--suffix _gpu --minutes 8 --set …` makes a
+longer run on an accelerator.
 """
 
 from __future__ import annotations

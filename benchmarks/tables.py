@@ -68,8 +68,8 @@ def nuclei(record: Record) -> str:
             minutes = f"{run['training_seconds'] / 60:.1f}"
             rows.append([name, str(run["seed"]), minutes, str(run["steps"]), *figures])
     note = (
-        "¹ Mask R-CNN from torchvision's parts with the same backbone, data and number of threads, on another machine of"
-        " this kind; one seed (measured before this project began, its script is not part of it)."
+        "¹ Mask R-CNN from torchvision's parts with the same backbone, data and number of threads, on another machine"
+        " of this kind; one seed (measured before this project began, its script is not part of it)."
     )
     return table(header, rows) + f"\n\n{where(record)}. {note}"
 
