@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -141,3 +142,13 @@ def test_samples_without_segments_are_batched():
 def test_impossible_settings_are_refused(options):
     with pytest.raises(PansightError, match="expected"):
         stream(**options)
+
+
+def test_workers_start_after_opencv_has_used_its_threads():
+    """A pool of threads does not survive a fork: a worker that touched it would hang."""
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (3000, 3000))
+    assert cv2.getNumThreads() == 4
+    batches = list(stream(workers=1))
+    assert len(batches) == len(list(stream()))
+    assert cv2.getNumThreads() == 4

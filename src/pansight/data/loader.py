@@ -196,19 +196,18 @@ def run_workers(make: Callable[[int], Item], keys: Sequence[int], workers: int) 
         _Guarded(make, keys),  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_one_thread,
         collate_fn=_as_it_is,
     )
-    for result in loader:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # before the fork: a child that ends a pool of threads it did not inherit waits for ever
+    try:
+        results = iter(loader)  # starts the workers; torch gives each one thread of its own
+    finally:
+        cv2.setNumThreads(threads)
+    for result in results:
         if isinstance(result, _Failure):
             raise PansightError(result.message)
         yield result
-
-
-def _one_thread(worker: int) -> None:
-    """Workers share the cores among them; a pool of threads in each would only fight."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 def _as_it_is(result: object) -> object:

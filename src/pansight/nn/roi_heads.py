@@ -61,10 +61,10 @@ def fc_over_grid(x: Tensor, layer: nn.Linear) -> Tensor:
     few = 2 * count < layer.out_features
     if few or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return layer(x.flatten(1))
-    grid = weight.view(-1, channels, size, size)  # (out, C, S, S)
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return F.conv2d(x, grid, layer.bias).flatten(1)
-    turned = grid.to(x.dtype).permute(0, 2, 3, 1).reshape(layer.out_features, -1)  # (out, S · S · C)
+        return F.conv2d(x, weight.view(-1, channels, size, size), layer.bias).flatten(1)
+    # cast before turning, so that the gradient is turned in half precision too
+    turned = weight.to(x.dtype).view(-1, channels, size * size).transpose(1, 2).flatten(1)  # (out, S · S · C)
     return F.linear(x.permute(0, 2, 3, 1).flatten(1), turned, layer.bias)
 
 
