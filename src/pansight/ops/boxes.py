@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torchvision  # pyright: ignore[reportMissingTypeStubs]
@@ -90,13 +89,10 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, threshold: f
         # quadratic in the group size: on the CPU many small problems beat one large one
         order = torch.argsort(groups, stable=True)  # (N,), group after group
         _, counts = torch.unique_consecutive(groups[order], return_counts=True)
-        parts = list(order.split(counts.tolist()))
-
-        def kept(part: Tensor) -> Tensor:
-            return part[torchvision.ops.nms(boxes_xyxy[part], scores[part], threshold)]
-
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the kernel itself uses one thread
-            parts = list(pool.map(kept, parts))
+        parts = [
+            part[torchvision.ops.nms(boxes_xyxy[part], scores[part], threshold)]
+            for part in order.split(counts.tolist())
+        ]
         keep = torch.cat(parts).sort().values
         return keep[scores[keep].argsort(descending=True, stable=True)]
     # groups are moved so far apart that boxes of two never meet
