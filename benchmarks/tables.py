@@ -43,7 +43,7 @@ def demo(record: Record) -> str:
         "steps": "steps",
         "seconds": "seconds, all told",
     }
-    rows = [[title, spread(key)] for key, title in titles.items()]
+    rows = [[title, spread(key).removesuffix(".0") if key == "steps" else spread(key)] for key, title in titles.items()]
     seeds = ", ".join(str(run["seed"]) for run in runs)
     return (
         table(
