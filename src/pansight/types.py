@@ -2,18 +2,20 @@
 
 Categories are contiguous from 0, things and stuff alike; the ids of a data set live in ``Category.source_id`` only.
 The truth and a prediction of an image are the same type, ``PanopticSegmentation``: one id map and a small table.
+
+torch is loaded with the first tensor, not with this file: figures are computed from files without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, overload
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from pansight.errors import PansightError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VOID = 0
 """The segment id of a pixel that belongs to no segment."""
@@ -149,6 +151,8 @@ class PanopticSegmentation:
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
+        import torch
+
         if self.ids.ndim != 2 or self.ids.dtype != torch.int32:
             found = f"{self.ids.dtype} {tuple(self.ids.shape)}"
             raise PansightError(f"PanopticSegmentation.ids: expected int32 (H, W), found {found}")

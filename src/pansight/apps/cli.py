@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, Parameter
 
+from pansight.apps import cli_data, cli_scores
 from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pansight.errors import PansightError
 
@@ -239,6 +240,10 @@ def datasets(name: str | None = None, /):
     from pansight.apps import commands
 
     print(commands.datasets(name))
+
+
+cli_scores.register(app)
+cli_data.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

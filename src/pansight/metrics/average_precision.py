@@ -8,16 +8,18 @@ of the mask (of the box, where there is no mask), since a Sample does not carry 
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from hotcoco import COCO, COCOeval
 from hotcoco import mask as rle
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pansight.errors import PansightError
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Prediction, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 

@@ -12,14 +12,16 @@ Tools disagree on classes that the truth lacks, so the convention has a name (sp
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from pansight.errors import PansightError, choice_error
 from pansight.metrics.overlap import IntArray, count_overlaps
 from pansight.types import IGNORE, VOID, LabelSpace, PanopticSegmentation, Prediction, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONVENTIONS = ("cityscapes", "detectron2", "semseg")
 

@@ -1,0 +1,1 @@
+"""Any annotations → COCO panoptic, and back."""
