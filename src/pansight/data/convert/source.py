@@ -4,6 +4,7 @@ whether they are things. `convert` turns it into COCO panoptic; no reader decide
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -65,3 +66,24 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Annotated: ...
+
+
+class ListSource:
+    """A Source whose images are functions, called as their turn comes: what a reader returns.
+
+    return ListSource(categories, [lambda: read_one(path) …], notes)
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[SourceCategory],
+        images: Sequence[Callable[[], Annotated]],
+        notes: Sequence[str] = (),
+    ):
+        self.categories, self.images, self.notes = tuple(categories), tuple(images), tuple(notes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Annotated:
+        return self.images[index]()

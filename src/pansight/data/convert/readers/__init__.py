@@ -27,11 +27,21 @@ from pansight.data.convert.readers.yolo import is_yolo_seg, open_yolo_seg
 from pansight.data.convert.source import Source
 
 
+def in_one_piece(source: Path) -> tuple[str, ...]:
+    """The splits of a format that has none."""
+    return ()
+
+
 class Reader(NamedTuple):
-    """How a format is opened, and how it is told from the others."""
+    """How a format is opened, how it is told from the others, and which parts a source of it has.
+
+    A reader whose sources may hold several splits gives `splits_NAME`; `convert` then opens each of them by its name
+    ("train", "val", "test" or the source's own), else once with split=None, for everything there is.
+    """
 
     open: Callable[..., Source]  # (source, split, **options)
     detect: Callable[[Path], bool]
+    splits: Callable[[Path], tuple[str, ...]] = in_one_piece  # cheap, never raises
 
 
 READERS: dict[str, Reader] = {
