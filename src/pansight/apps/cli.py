@@ -247,10 +247,13 @@ cli_data.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C.
+
+    A command may end with a code of its own: the integer it returns.
+    """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        result = app(tokens, exit_on_error=False, print_error=False)
     except (PansightError, cyclopts.CycloptsError) as error:
         return _complain(str(error), BAD_INPUT)
     except OSError as error:  # a full disk, a missing right: the file system's own words
@@ -258,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{name}{error.strerror or error}", BAD_INPUT)
     except KeyboardInterrupt as error:
         return _complain(str(error) or "interrupted", INTERRUPTED)
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def _complain(message: str, code: int) -> int:
