@@ -15,7 +15,7 @@ The unit of chance is the image: segments of one image share camera, light and s
   (1 + hits) / (1 + swaps). PQ is a mean of ratios of sums, not a mean over images, so a t-test or a sign test of
   per-image scores would test something else; swapping is exact for any figure.
 
-Sums over images are matrix products in float32: (3 · classes, images) @ (images, resamples). Counts are whole numbers
+Sums over images are matrix products in float32: (resamples, images) @ (images, 3 · classes). Counts are whole numbers
 far below 2²⁴ and so exact. Of ΣIoU only the part beyond 0.75 TP is summed in float32, at most 0.25 for each match: a
 PQ is off by at most 0.25 · 4096 · 2⁻²⁴ = 6e-5 however the product adds up, and by less than 1e-6 in practice.
 """
@@ -132,8 +132,7 @@ def paired_test(
     groups = _groups(things, np.float32)
     both = _totals(first, len(things)) + _totals(second, len(things))  # (3, C)
     middle = (both / 2).astype(np.float32)[..., None]  # (3, C, 1)
-    negated = ImageCounts(first.image, first.category, -first.tp, -first.fp, -first.fn, -first.iou)
-    change = ImageCounts(*(np.concatenate(columns) for columns in zip(second, negated)))
+    change = _minus(second, first)
     rng = np.random.default_rng(seed)
     hits = np.zeros(real.shape, np.int64)
     for start, stop in _blocks(swaps, images):
@@ -165,6 +164,18 @@ def _check(evaluations: Sequence[ImageCounts], things: BoolArray, images: int, r
             raise PansightError(f"bootstrap: expected at least one {name}, found {size}")
 
 
+def _minus(second: ImageCounts, first: ImageCounts) -> ImageCounts:
+    """Counts whose sums are those of the second minus those of the first."""
+    return ImageCounts(
+        np.concatenate([second.image, first.image]),
+        np.concatenate([second.category, first.category]),
+        np.concatenate([second.tp, -first.tp]),
+        np.concatenate([second.fp, -first.fp]),
+        np.concatenate([second.fn, -first.fn]),
+        np.concatenate([second.iou, -first.iou]),
+    )
+
+
 def _blocks(resamples: int, images: int) -> list[tuple[int, int]]:
     """(start, stop) of the resamples whose weights are in memory at a time."""
     size = max(1, min(1024, _WEIGHTS // images))
@@ -173,7 +184,8 @@ def _blocks(resamples: int, images: int) -> list[tuple[int, int]]:
 
 def _groups(things: BoolArray, dtype: type[np.floating[Any]]) -> FloatArray:
     """(3, C): 1 where a class belongs to All, Things, Stuff."""
-    return np.stack([np.ones_like(things), things, ~things]).astype(dtype)
+    members: FloatArray = np.stack([np.ones_like(things), things, ~things]).astype(dtype)
+    return members
 
 
 def _columns(evaluation: ImageCounts) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -184,13 +196,14 @@ def _columns(evaluation: ImageCounts) -> tuple[FloatArray, FloatArray, FloatArra
 
 def _totals(evaluation: ImageCounts, classes: int) -> FloatArray:
     """float64 (3, C): `_columns` summed over all images."""
-    return np.stack([np.bincount(evaluation.category, column, classes) for column in _columns(evaluation)])
+    sums = [np.bincount(evaluation.category, column, classes) for column in _columns(evaluation)]
+    return np.stack(sums).astype(np.float64)  # integers where there is no row at all
 
 
 def _sums(evaluation: ImageCounts, classes: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 (3, C, R): `_columns` summed over the images, each counted as often as the (R, images) weights say."""
     resamples, images = weights.shape
-    total = np.zeros((3 * classes, resamples), np.float32)
+    total = np.zeros((resamples, 3 * classes), np.float32)
     columns = _columns(evaluation)
     for start in range(0, images, _SLAB):
         length = min(_SLAB, images - start)
@@ -198,8 +211,8 @@ def _sums(evaluation: ImageCounts, classes: int, weights: NDArray[np.float32]) -
         cell = evaluation.category[inside] * length + evaluation.image[inside] - start
         dense = [np.bincount(cell, column[inside], classes * length) for column in columns]
         slab = np.concatenate(dense).astype(np.float32).reshape(3 * classes, length)  # (3 · C, length)
-        total += slab @ weights[:, start : start + length].T
-    return total.reshape(3, classes, resamples)  # (3 · C, R) → (3, C, R)
+        total += weights[:, start : start + length] @ slab.T
+    return np.ascontiguousarray(total.T).reshape(3, classes, resamples)  # (R, 3 · C) → (3, C, R)
 
 
 def _figures(sums: FloatArray, groups: FloatArray) -> FloatArray:
