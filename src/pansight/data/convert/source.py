@@ -50,6 +50,7 @@ class Annotated:
     regions: tuple[Region, ...] = ()  # in the order of the source
     ids: IdArray | None = None  # int32 (H, W), 0 = not annotated
     segments: dict[int, tuple[int, bool]] = field(default_factory=dict)  # id in `ids` → (category index, is_crowd)
+    empty: tuple[int, ...] = ()  # category indices of annotations that cover no pixel: told, not drawn
 
 
 class Source(Protocol):
