@@ -1,0 +1,65 @@
+"""Where the images of foreign annotations are, and how large they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pansight.data.dataset import SPLITS, part_names
+from pansight.data.images import IMAGE_SUFFIXES, read_bytes, read_header
+from pansight.errors import PansightError
+
+
+def image_size(path: Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(H, W) of an image file as annotation tools show it: turned by its EXIF tag, unless `stated`, the size that the
+    annotation gives, is that of the stored pixels. Only the header is decoded.
+
+    Raises PansightError where the file is missing or no image, or `stated` is neither.
+    """
+    header = read_header(read_bytes(path), path)
+    if stated is None or stated == header.turned_size:
+        return header.turned_size
+    if stated != (header.height, header.width):
+        (height, width), expected = header.turned_size, f"{stated[0]}×{stated[1]} (its annotation)"
+        raise PansightError(f"{path}: expected an image of {expected}, found {height}×{width} (height × width)")
+    return stated
+
+
+def walk_images(folder: Path) -> Iterator[Path]:
+    """All image files below `folder`, sorted within each folder; hidden ones and links to folders are left out."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in sorted(names):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield Path(place, name)
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Name below `folder` without its suffix, with "/" → file. Raises PansightError where two images share a name."""
+    found: dict[str, Path] = {}
+    for file in walk_images(folder):
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            raise PansightError(f"{file}: expected one image of this name, found {found[stem].name} beside it")
+        found[stem] = file
+    return found
+
+
+def choose_part(parts: Iterable[str], split: str | None, where: str | Path) -> tuple[str | None, str | None]:
+    """(the part to read, a note for the user) of the parts of a data set that exist, by name.
+
+    Without a split the training part is taken, else the first one, and the note says so where there are others.
+    Raises PansightError where the split is none of them.
+    """
+    names = list(dict.fromkeys(parts))
+    if split is not None:
+        found = next((name for name in (split, *part_names(split)) if name in names), None)
+        if found is None:
+            raise PansightError(f"{where}: expected a part {split!r}, found {', '.join(names) or 'none'}")
+        return found, None
+    if not names:
+        return None, None
+    chosen = next((name for name in SPLITS["train"] if name in names), names[0])
+    others = ", ".join(name for name in names if name != chosen)
+    return chosen, f"part {chosen!r} is read; there is also {others} (--split)" if others else None
