@@ -7,7 +7,7 @@ of one stuff class are one segment, and a crowd of stuff is plain stuff: only ob
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
 
@@ -16,13 +16,13 @@ import numpy as np
 from pansight.data.convert.source import Annotated, Region
 from pansight.errors import PansightError, choice_error
 from pansight.ops.idmap import IdArray, areas, relabel
-from pansight.types import Segment
+from pansight.types import LabelSpace, Segment
 
 DEFAULT_POLICY = "smaller-on-top"
 
 POLICIES: dict[str, Callable[[Region], float]] = {
-    "smaller-on-top": lambda region: -np.count_nonzero(region.mask),
-    "larger-on-top": lambda region: np.count_nonzero(region.mask),
+    "smaller-on-top": lambda region: -int(np.count_nonzero(region.mask)),
+    "larger-on-top": lambda region: int(np.count_nonzero(region.mask)),
     "later-on-top": lambda region: 0,
     "score": lambda region: region.score,
     "error": lambda region: 0,
@@ -60,17 +60,15 @@ class Resolved(NamedTuple):
     filled: int  # pixels without an owner that the filling class took
 
 
-def resolve(
-    image: Annotated, is_thing: Sequence[bool], policy: str = DEFAULT_POLICY, fill: int | None = None
-) -> Resolved:
-    """One owner per pixel. is_thing: of each category; fill: the stuff category that takes the pixels without an owner.
+def resolve(image: Annotated, labels: LabelSpace, policy: str = DEFAULT_POLICY, fill: int | None = None) -> Resolved:
+    """One owner per pixel. labels: the categories by index; fill: the stuff among them that takes what nobody owns.
 
     Ids of the source's own map stay as they are; regions get the smallest free ones. Raises PansightError for an
     unknown policy, where a region is not inside the image, and under the policy `error` where two regions overlap.
     """
     if policy not in POLICIES:
         raise choice_error("overlap policy", policy, POLICIES)
-    board = _Board(image, is_thing)
+    board = _Board(image, labels)
     height_of = POLICIES[policy]
     ranks = [(not board.is_crowd(region), height_of(region), n) for n, region in enumerate(image.regions)]
     numbers = [board.number_for(region) for region in image.regions]
@@ -85,8 +83,9 @@ def resolve(
 class _Board:
     """The map while it is painted."""
 
-    def __init__(self, image: Annotated, is_thing: Sequence[bool]):
-        self.image, self.is_thing = image, is_thing
+    def __init__(self, image: Annotated, labels: LabelSpace):
+        self.image, self.labels = image, labels
+        self.is_thing = [category.is_thing for category in labels]
         self.segments: dict[int, Segment] = {}  # by number, in the order of the source
         self.claimed: Counter[int] = Counter()  # pixels that each number was given, overlaps included
         self.decisions: Counter[Decision] = Counter()
@@ -147,7 +146,8 @@ class _Board:
         over, under = self.segments[number], self.segments[loser]
         rule = OVER_MAP if loser in self._map_numbers else OVER_CROWD if under.is_crowd > over.is_crowd else policy
         if rule == "error":
-            raise OverlapError(over.category, under.category, pixels, self.image.file_name)
+            found = f"{pixels} pixels of both {self.labels[over.category].name} and {self.labels[under.category].name}"
+            raise PansightError(f"{self.image.file_name}: expected no overlaps (policy error), found {found}")
         self.decisions[Decision(rule, over.category, under.category)] += pixels
 
     def fill(self, category: int) -> None:
@@ -161,13 +161,3 @@ class _Board:
         gone += [Vanished(category, 0) for category in self.image.empty]
         rest = tuple(segment for number, segment in self.segments.items() if number in present)
         return Resolved(self.ids, rest, self.decisions, tuple(gone), void, filled)
-
-
-class OverlapError(PansightError):
-    """Two regions overlap, and the user asked to be told."""
-
-    def __init__(self, winner: int, loser: int, pixels: int, file_name: str):
-        self.winner, self.loser, self.pixels, self.file_name = winner, loser, pixels, file_name
-        super().__init__(
-            f"{file_name}: expected no overlaps (--overlap error), found {pixels} pixels of both category {winner} and {loser}"
-        )
