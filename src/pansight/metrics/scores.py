@@ -1,0 +1,85 @@
+"""Counts by class and the scores they make: what panoptic quality and its relatives have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pansight.errors import PansightError
+from pansight.metrics.overlap import IntArray
+from pansight.types import LabelSpace
+
+IOU_UNIT = 2**53
+"""IoUs are added as whole multiples of 2⁻⁵³, which float64 values in (0.5, 1] are: the sum is exact in any order."""
+
+
+class ClassCounts:
+    """TP, FP, FN and ΣIoU of each class; scores by `rows` and `group_means`."""
+
+    def __init__(self, labels: LabelSpace):
+        self.labels = labels
+        self.tp = [0] * len(labels)
+        self.fp = [0] * len(labels)
+        self.fn = [0] * len(labels)
+        self.iou = [0] * len(labels)  # ΣIoU of the matches in units of 2⁻⁵³
+
+    def add(self, matched: IntArray, iou: NDArray[np.float64], phantom: IntArray, missed: IntArray) -> None:
+        """Count segments by their categories: of matches int64 (M,) with iou (M,), of phantoms and of missed ones."""
+        for category, units in zip(matched.tolist(), (iou * IOU_UNIT).tolist()):
+            self.tp[category] += 1
+            self.iou[category] += int(units)
+        for category in phantom.tolist():
+            self.fp[category] += 1
+        for category in missed.tolist():
+            self.fn[category] += 1
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """By source id → name isthing pq sq rq tp fp fn iou; scores of an absent class are 0.0."""
+        result: dict[str, dict[str, Any]] = {}
+        for c in self.labels:
+            tp, fp, fn, iou = self.tp[c.id], self.fp[c.id], self.fn[c.id], self.iou[c.id]
+            counts = {"tp": tp, "fp": fp, "fn": fn, "iou": iou / IOU_UNIT}
+            scores = class_scores(tp, fp, fn, iou)
+            result[str(c.source_id)] = {"name": c.name, "isthing": c.is_thing, **scores, **counts}
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"tp": list(self.tp), "fp": list(self.fp), "fn": list(self.fn), "iou": list(self.iou)}
+
+    def add_state(self, state: dict[str, Any]) -> None:
+        """Add a `state_dict`. Raises PansightError where it has another number of classes."""
+        if len(state["tp"]) != len(self.labels):
+            raise PansightError(f"counts by class: expected {len(self.labels)} classes, found {len(state['tp'])}")
+        self.tp = [a + int(b) for a, b in zip(self.tp, state["tp"])]
+        self.fp = [a + int(b) for a, b in zip(self.fp, state["fp"])]
+        self.fn = [a + int(b) for a, b in zip(self.fn, state["fn"])]
+        self.iou = [a + int(b) for a, b in zip(self.iou, state["iou"])]
+
+
+def class_scores(tp: int, fp: int, fn: int, iou: int) -> dict[str, float]:
+    """pq, sq, rq of one class; 0.0 where it is absent. iou: ΣIoU in units of 2⁻⁵³."""
+    total = iou / IOU_UNIT
+    weight = tp + 0.5 * fp + 0.5 * fn
+    if not weight:
+        return {"pq": 0.0, "sq": 0.0, "rq": 0.0}
+    return {"pq": total / weight, "sq": total / tp if tp else 0.0, "rq": tp / weight}
+
+
+def group_means(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
+    """All, Things, Stuff → pq sq rq n: plain means over the n classes of `ClassCounts.rows` that are present."""
+    present = [row for row in rows if row["tp"] + row["fp"] + row["fn"] > 0]
+    groups = {
+        "All": present,
+        "Things": [row for row in present if row["isthing"]],
+        "Stuff": [row for row in present if not row["isthing"]],
+    }
+    return {name: _mean(members) for name, members in groups.items()}
+
+
+def _mean(rows: list[dict[str, Any]]) -> dict[str, float | int]:
+    means: dict[str, float | int] = {k: sum(row[k] for row in rows) / max(len(rows), 1) for k in ("pq", "sq", "rq")}
+    return means | {"n": len(rows)}
