@@ -6,7 +6,6 @@ run folder lacks (no evaluation yet, no masks, no pictures, a log cut short) is 
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -16,34 +15,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cv2
-import jinja2
 import numpy as np
 import torch
 from torch import Tensor
 
-from pansight.apps.draw import ERROR_COLORS, panels, sheet
+from pansight.apps.draw import sheet
+from pansight.apps.figures import environment, figures_of, number, script_json
+from pansight.apps.viewer import ViewerImage, image_content, image_row, viewer_data
 from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.errors import PansightError
 from pansight.files import read_json, write_text
+from pansight.metrics.errors import classify_errors
+from pansight.metrics.matching import SegmentTable, match_tables
+from pansight.metrics.overlap import count_overlaps
 from pansight.types import Category, LabelSpace, PanopticSegmentation, Segment, palette_color
 
 REPORT = "report.html"
 OVERVIEW = "overview.png"
-PICTURE_SIDE = 560
-"""Longer side of an embedded picture, pixels."""
-PICTURE_QUALITY = 80
-"""Of WebP, 0..100: a dozen images with three pictures each stay near 2 MB."""
-
-ERROR_TEXTS = {
-    "correct": "found",
-    "missed": "missed: nobody found this object",
-    "phantom": "phantom: predicted, but not there",
-    "wrong": "wrong class or shape",
-    "border": "inexact outline",
-    "void": "void: not scored",
-}
 
 
 @dataclass
@@ -124,97 +113,19 @@ def read_run(folder: Path) -> Run:
 
 def render(run: Run) -> str:
     """The HTML text of a run."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pansight.apps"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            title=_title(run),
+            facts=facts(run),
+            charts=script_json(curves(run.log)),
+            viewer=_viewer(run),
+            version=version("pansight"),
+            **figures_of(run.evaluation, run.labels),
+        )
     )
-    environment.filters |= {"percent": percent, "number": number}
-    columns, rows = class_table(run.evaluation, run.labels)
-    pictures = [_pictures(entry, run) for entry in run.sheet] if run.labels else []
-    half = (len(pictures) + 1) // 2
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        title=_title(run),
-        facts=facts(run),
-        cards=score_cards(run.evaluation),
-        groups=[(name, run.evaluation[name]) for name in ("All", "Things", "Stuff") if name in run.evaluation],
-        columns=columns,
-        rows=[row for row in rows if row["present"]],
-        absent=[row["name"] for row in rows if not row["present"]],
-        charts=_script_json(curves(run.log)),
-        worst=sorted(pictures[half:], key=lambda p: p["pq"]),
-        best=pictures[:half],
-        legend=[(key, text, _hex(ERROR_COLORS[key])) for key, text in ERROR_TEXTS.items()],
-        version=version("pansight"),
-    )
-
-
-def percent(fraction: object) -> str:
-    """0.8734 → "87.3"; anything but a finite number → "–"."""
-    return f"{100 * fraction:.1f}" if isinstance(fraction, int | float) and math.isfinite(fraction) else "–"
-
-
-def number(value: object) -> str:
-    """12345 → "12 345" with a narrow space; anything but a number → "–"."""
-    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int | float) else "–"
-
-
-def score_cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The figures besides PQ: title, value (fraction), and a line of details."""
-    cards: list[dict[str, Any]] = []
-    instances = evaluation.get("instances", {})
-    for kind in ("mask", "box"):
-        figures = instances.get(kind)
-        if figures:
-            detail = f"AP50 {percent(figures.get('ap50'))} · AP75 {percent(figures.get('ap75'))}"
-            cards.append({"title": f"{kind.capitalize()} AP", "value": figures.get("ap"), "detail": detail})
-    semantic = evaluation.get("semantic")
-    if semantic:
-        detail = f"{percent(semantic.get('pixel_accuracy'))} % of pixels · {semantic.get('convention', '')} convention"
-        cards.append({"title": "mIoU", "value": semantic.get("miou"), "detail": detail})
-    return cards
-
-
-COLUMNS = {
-    "pq": ("PQ", "panoptic quality"),
-    "sq": ("SQ", "segmentation quality: mean IoU of the matches"),
-    "rq": ("RQ", "recognition quality: F1 of finding the segments"),
-    "tp": ("TP", "segments found"),
-    "fp": ("FP", "phantoms"),
-    "fn": ("FN", "segments missed"),
-    "mask": ("Mask AP", "average precision of masks"),
-    "box": ("Box AP", "average precision of boxes"),
-    "iou": ("IoU", "of the pixels of the class"),
-}
-
-
-def class_table(
-    evaluation: Mapping[str, Any], labels: LabelSpace | None
-) -> tuple[list[tuple[str, str, str]], list[dict[str, Any]]]:
-    """Columns (key, title, meaning) that have a figure, the main one first, and a row for each class, best first."""
-    panoptic = evaluation.get("per_class", {})
-    semantic = evaluation.get("semantic", {}).get("per_class", {})
-    instances = evaluation.get("instances", {}).get("per_class", {})
-    colors = {str(c.source_id): c.color for c in labels or ()}
-    things = {str(c.source_id): c.is_thing for c in labels or ()}
-    rows: list[dict[str, Any]] = []
-    for index, key in enumerate(dict.fromkeys([*panoptic, *semantic, *instances])):
-        row = {k: v for k, v in panoptic.get(key, {}).items() if k in ("name", "isthing", "pq", "sq", "rq")}
-        row |= {k: panoptic[key].get(k) for k in ("tp", "fp", "fn") if key in panoptic}
-        row |= {k: v for k, v in instances.get(key, {}).items() if k in ("name", "mask", "box")}
-        row |= {k: v for k, v in semantic.get(key, {}).items() if k in ("name", "iou")}
-        row.setdefault("isthing", things.get(key, key in instances))
-        counted = [row.get(k) for k in ("tp", "fp", "fn")]
-        seen = any(counted) if key in panoptic else any(row.get(k) is not None for k in ("mask", "box", "iou"))
-        color = _hex(colors.get(key) or palette_color(index))
-        rows.append({"name": key, **row, "color": color, "present": seen})
-    shown = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
-    if shown:
-        rows.sort(key=lambda row: (-(row.get(shown[0]) or 0.0), str(row["name"])))
-    return [(k, *COLUMNS[k]) for k in shown], rows
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -326,20 +237,29 @@ def _labels(folder: Path, evaluation: Mapping[str, Any]) -> LabelSpace | None:
     return LabelSpace(Category(i, r["name"], r["isthing"], palette_color(i), int(key)) for i, (key, r) in rows)
 
 
-def _pictures(entry: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """One image of the sheet: its id, PQ, and truth | prediction | errors as data URLs."""
-    image, truth, prediction = _maps(entry, run)
-    assert run.labels is not None  # `render` asks for pictures only then
-    height, width = truth.size
-    shown = panels(image, truth, prediction, run.labels, PICTURE_SIDE)
-    titles = ("Truth", "Prediction", "Errors")
-    return {
-        "image_id": entry["image_id"],
-        "pq": entry["pq"],
-        "size": f"{width} × {height}",
-        "counts": f"{len(truth.segments)} segments, {len(prediction.segments)} predicted",
-        "panels": [(title, _data_url(picture)) for title, picture in zip(titles, shown)],
-    }
+def _viewer(run: Run) -> dict[str, Any] | None:
+    """What the viewer's template takes of the images of the sheet; None where the run kept none."""
+    if not run.sheet or run.labels is None:
+        return None
+    images = [_viewer_image(entry, run, run.labels) for entry in run.sheet]
+    index = [script_json(image_row(image)) for image in images]
+    return {"data": viewer_data(run.labels, index), "contents": [image_content(image) for image in images]}
+
+
+def _viewer_image(entry: Mapping[str, Any], run: Run, labels: LabelSpace) -> ViewerImage:
+    """One image of the sheet, matched and classified anew as the evaluation did."""
+    photo, truth, prediction = _maps(entry, run)
+    tables = (SegmentTable.of(truth.segments), SegmentTable.of(prediction.segments))
+    match = match_tables(*tables, count_overlaps(truth.ids, prediction.ids))
+    return ViewerImage(
+        entry["image_id"],
+        photo.permute(1, 2, 0).numpy(),  # (H, W, 3)
+        truth.ids.numpy(),
+        prediction.ids.numpy(),
+        match,
+        classify_errors(match, np.array([c.is_thing for c in labels], bool)),
+        entry["pq"],
+    )
 
 
 def _maps(entry: Mapping[str, Any], run: Run) -> tuple[Tensor, PanopticSegmentation, PanopticSegmentation]:
@@ -364,27 +284,9 @@ def _segmentation(png: Path, rows: Iterable[Mapping[str, Any]], labels: LabelSpa
     return PanopticSegmentation(torch.from_numpy(read_rgb_ids(png)), tuple(segments))
 
 
-def _data_url(picture: Tensor) -> str:
-    """uint8 (3, H, W) → a WebP picture as a data URL."""
-    bgr = cv2.cvtColor(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2BGR)
-    ok, code = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, PICTURE_QUALITY])
-    if not ok:
-        raise PansightError("report: a picture could not be encoded as WebP")
-    return "data:image/webp;base64," + base64.b64encode(code.tobytes()).decode("ascii")
-
-
-def _script_json(value: Any) -> str:
-    """JSON that cannot end the <script> element it stands in."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _title(run: Run) -> str:
     model, source = run.config.get("model", {}).get("name"), run.config.get("data", {}).get("source")
     return " on ".join(str(part) for part in (model, Path(source).name if source else None) if part) or run.name
-
-
-def _hex(color: tuple[int, int, int]) -> str:
-    return "#" + bytes(color).hex()
 
 
 def _duration(seconds: object) -> str:

@@ -1,34 +1,4 @@
-// Sorting of the class table, enlarging of pictures, and line charts as SVG. No library, no network.
-
-for (const table of document.querySelectorAll("table")) {
-  const heads = [...table.tHead.rows[0].cells];
-  const sort = (column) => {
-    const head = heads[column];
-    const down = head.getAttribute("aria-sort") ? head.getAttribute("aria-sort") === "ascending" : column > 0;
-    const key = (row) => row.cells[column].dataset.value;
-    const rows = [...table.tBodies[0].rows].sort((a, b) =>
-      column ? key(a) - key(b) : key(a).localeCompare(key(b)));
-    heads.forEach((h) => h.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    table.tBodies[0].append(...(down ? rows.reverse() : rows));
-  };
-  heads.forEach((head, column) => {
-    head.addEventListener("click", () => sort(column));
-    head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(column); });
-  });
-}
-
-const dialog = document.querySelector("dialog");
-for (const picture of document.querySelectorAll("figure img")) {
-  picture.addEventListener("click", () => {
-    const large = dialog.querySelector("img");
-    large.src = picture.src;
-    large.alt = picture.alt;
-    large.style.setProperty("--ratio", picture.naturalWidth / picture.naturalHeight);
-    dialog.showModal();
-  });
-}
-dialog.addEventListener("click", () => dialog.close());
+// Line charts as SVG. No library, no network.
 
 const SVG = "http" + "://www.w3.org/2000/svg"; // a name space, not an address
 function svg(name, attributes, parent) {

@@ -1,0 +1,285 @@
+"""The viewer: truth | prediction | errors of every image, in a page that needs no server and no network.
+
+Each image becomes one line of JavaScript: the photo (JPEG), two small label maps (row numbers) and the rows of both
+segment tables. The page paints colours, errors and highlights from them. These lines are written to a folder as the
+images come, so memory stays flat; a page of up to INLINE_IMAGES takes them all in, a larger one loads them from
+`NAME_files/` as they are looked at, through <script> elements: pages opened from a disk may not read files otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pansight.apps.figures import environment, figures_of, hex_color, script_json
+from pansight.errors import PansightError
+from pansight.files import replacing
+from pansight.metrics.errors import ERRORS, SegmentErrors
+from pansight.metrics.matching import ImageMatch, SegmentTable
+from pansight.ops.idmap import IdArray, boxes_xyxy, relabel
+from pansight.types import LabelSpace
+
+INLINE_IMAGES = 300
+"""A page of more images keeps them in a folder beside it."""
+INLINE_BYTES = 48_000_000
+"""So does a page that would grow beyond this."""
+PICTURE_SIDE = 640
+"""Longer side of a photo and its label maps, pixels; smaller images keep their size."""
+PICTURE_QUALITY = 78
+"""Of JPEG, 0..100: a COCO photo takes 85 KB and 1 ms; WebP saves a tenth of the bytes for thirty times the time."""
+
+ERROR_STYLES: dict[str, tuple[str, str, tuple[int, int, int]]] = {
+    "found": ("found", "right class and IoU above 50", (198, 205, 211)),
+    "missed": ("missed", "in the truth, but nothing predicted fits it", (213, 94, 0)),
+    "phantom": ("phantom", "predicted, but nothing in the truth fits it", (0, 114, 178)),
+    "wrong_class": ("wrong class", "right region, other class", (240, 205, 40)),
+    "split": ("split", "one truth segment, predicted in pieces", (86, 190, 240)),
+    "merged": ("merged", "several truth segments, predicted as one", (0, 158, 115)),
+    "poor_boundary": ("poor boundary", "right class, but IoU of 50 or less", (204, 121, 167)),
+    "thing_stuff_swap": ("thing ↔ stuff", "a thing predicted as stuff, or stuff as a thing", (122, 62, 10)),
+    "duplicate": ("duplicate", "predicted again, though found already", (70, 40, 120)),
+    "ignored": ("ignored", "prediction mostly on void or crowd: costs nothing", (232, 235, 238)),
+    "crowd": ("crowd", "group in the truth, not outlined one by one: not scored", (232, 235, 238)),
+}
+"""Name in ERRORS → shown name, meaning, colour. Hues and lightnesses differ for colour-blind eyes (Okabe and Ito)."""
+
+
+class ViewerImage(NamedTuple):
+    """One image as the viewer takes it; ids as in the tables of `match`, 0 = void."""
+
+    image_id: str | int
+    photo: NDArray[np.uint8] | None  # (H, W, 3) RGB; None: drawn on plain grey
+    truth_ids: IdArray  # int32 (H, W)
+    prediction_ids: IdArray  # int32 (H, W)
+    match: ImageMatch
+    errors: SegmentErrors
+    pq: float | None  # fraction; None where nothing was there and nothing was predicted
+
+
+class ViewerWriter:
+    """Writes the page OUT.html, and OUT_files/ beside it where the images are too many; all of it or nothing.
+
+        with ViewerWriter(Path("out.html"), labels, "my model on my data") as writer:
+            for image in images:
+                writer.add(image)
+            writer.finish(record)  # the content of evaluation.json: its figures stand above the images
+
+    Raises PansightError where the page or its folder exists and `overwrite` is not set, or cannot be written.
+    """
+
+    def __init__(self, out: Path, labels: LabelSpace, title: str, overwrite: bool = False):
+        self.out, self.labels, self.title, self.overwrite = Path(out), labels, title, overwrite
+        self.folder = self.out.with_name(f"{self.out.stem}_files")
+        self._partial = self.out.with_name(f".{self.out.stem}_files.{os.getpid()}.tmp")
+        self._index: list[str] = []  # JSON of each image's row in the list
+        self._bytes = 0
+
+    def __enter__(self) -> ViewerWriter:
+        taken = [path for path in (self.out, self.folder) if path.exists()]
+        if taken and not self.overwrite:
+            raise PansightError(f"{taken[0]}: expected no such file or folder yet, found one; nothing was written")
+        if self.out.is_dir():
+            raise PansightError(f"{self.out}: expected a file to write the page to, found a folder")
+        foreign = [path for path in _entries(self.folder) if not re.fullmatch(r"\d+\.js", path.name)]
+        if foreign:
+            raise PansightError(f"{self.folder}: expected a viewer's folder to replace, found {foreign[0].name} in it")
+        try:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
+        except OSError as error:
+            raise PansightError(f"{self.out}: cannot be written: {error.strerror or error}") from error
+        return self
+
+    def add(self, image: ViewerImage) -> None:
+        """Raises PansightError where photo and maps differ in size."""
+        number = len(self._index)
+        line = _line(number, image_content(image))
+        try:
+            (self._partial / f"{number}.js").write_text(line, encoding="ascii")
+        except OSError as error:
+            raise PansightError(f"{self.out}: cannot be written: {error.strerror or error}") from error
+        self._bytes += len(line)
+        self._index.append(script_json(image_row(image)))
+
+    def finish(self, record: dict[str, Any]) -> Path:
+        """Put page and folder in their places and give the path of the page."""
+        count = len(self._index)
+        inside = count <= INLINE_IMAGES and self._bytes <= INLINE_BYTES
+        data = viewer_data(self.labels, self._index, "" if inside else self.folder.name)
+        contents = (_content(self._partial / f"{k}.js") for k in range(count)) if inside else iter(())
+        now = datetime.now()
+        page = environment().get_template("viewer.html.j2")
+        text = page.generate(
+            title=self.title,
+            date=f"{now.day} {now:%B %Y, %H:%M}",
+            count=count,
+            folder="" if inside else self.folder.name,
+            viewer={"data": data, "contents": contents},
+            version=version("pansight"),
+            **figures_of(record, self.labels),
+        )
+        with replacing(self.out) as temporary:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(text)
+            self._place_folder(None if inside else self._partial)
+        return self.out
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _place_folder(self, new: Path | None) -> None:
+        """Replace the folder of an earlier page by `new`, or by none; an OSError leaves it as it was."""
+        old = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old")
+        if self.folder.exists():
+            self.folder.rename(old)
+        try:
+            if new is not None:
+                new.rename(self.folder)
+        except OSError:
+            if old.exists():
+                old.rename(self.folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def viewer_data(labels: LabelSpace, index: Iterable[str], folder: str = "") -> str:
+    """What the page knows of all images, as JSON for a <script> element: classes, errors, and a row for each image.
+
+    index: the JSON of `image_row` of each image. folder: where their contents lie, "" for inside the page.
+    """
+    head = {
+        "folder": folder,
+        "classes": [{"name": c.name, "thing": c.is_thing, "color": list(c.color)} for c in labels],
+        "errors": [{"key": key, **_style(key)} for key in ERRORS],
+    }
+    return script_json(head)[:-1] + ', "images": [' + ",\n".join(index) + "]}"
+
+
+def image_row(image: ViewerImage) -> list[Any]:
+    """An image in the list: id, pq, width, height, and [category, error, segments, …] for the filters."""
+    keys = np.concatenate(
+        [
+            table.categories * len(ERRORS) + errors
+            for table, errors in (
+                (image.match.truth, image.errors.truth),
+                (image.match.prediction, image.errors.prediction),
+            )
+        ]
+    ).astype(np.int64)
+    found, counts = np.unique(keys, return_counts=True)
+    triples = np.stack([found // len(ERRORS), found % len(ERRORS), counts], 1)  # (pairs, 3)
+    height, width = image.truth_ids.shape
+    pq = None if image.pq is None else round(float(image.pq), 6)
+    return [image.image_id, pq, width, height, triples.ravel().tolist()]
+
+
+def image_content(image: ViewerImage) -> str:
+    """What is loaded when an image is looked at, as JSON: the photo and both sides.
+
+    A side is its label map and one row for each segment: id, category, area, box (x, y, width, height in pixels of the
+    file), error, row of the partner on the other side (−1: none), IoU with it, score, crowd (0 or 1).
+    Raises PansightError where photo and maps differ in size.
+    """
+    height, width = image.truth_ids.shape
+    for name, array in (("prediction", image.prediction_ids), ("photo", image.photo)):
+        if array is not None and array.shape[:2] != (height, width):
+            found = f"{array.shape[0]} × {array.shape[1]}"
+            raise PansightError(
+                f"image {image.image_id}: {name}: expected {height} × {width} as the truth, found {found}"
+            )
+    scale = min(1.0, PICTURE_SIDE / max(height, width, 1))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    match, errors = image.match, image.errors
+    truth = (match.truth, match.truth_area, errors.truth, errors.truth_partner, errors.truth_iou)
+    prediction = (
+        match.prediction,
+        match.prediction_area,
+        errors.prediction,
+        errors.prediction_partner,
+        errors.prediction_iou,
+    )
+    content = {
+        "size": size,
+        "photo": None if image.photo is None else _data_url(image.photo, size),
+        "truth": _side(image.truth_ids, size, *truth),
+        "prediction": _side(image.prediction_ids, size, *prediction),
+    }
+    return script_json(content)
+
+
+def _side(
+    ids: IdArray,
+    size: tuple[int, int],
+    table: SegmentTable,
+    area: NDArray[np.int64],
+    errors: NDArray[np.uint8],
+    partner: NDArray[np.int64],
+    iou: NDArray[np.float64],
+) -> dict[str, Any]:
+    boxes = boxes_xyxy(ids)
+    rows: list[list[Any]] = []
+    columns = (table.ids, table.categories, area, errors, partner, iou, table.scores, table.crowd)
+    for number, category, pixels, error, other, overlap, score, crowd in zip(*(c.tolist() for c in columns)):
+        x1, y1, x2, y2 = boxes.get(number, (0, 0, 0, 0))
+        box = (x1, y1, x2 - x1, y2 - y1)
+        rows.append([number, category, pixels, *box, error, other, round(overlap, 6), round(score, 6), int(crowd)])
+    return label_map(ids, table.ids.tolist(), size) | {"rows": rows}
+
+
+def label_map(ids: IdArray, numbers: list[int], size: tuple[int, int]) -> dict[str, Any]:
+    """int32 (H, W) ids → the map at `size` (h, w) as base64 text: places in `numbers` from 1, 0 = void.
+
+    Nearest pixels; each line is coded as its XOR with the line above, little-endian in `bits` bits, then deflated.
+    PNG would need the page to read pixels back from a canvas, which browsers may blur against tracking.
+    """
+    height, width = ids.shape
+    ys = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(np.int64)
+    xs = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(np.int64)
+    small = np.ascontiguousarray(ids[ys[:, None], xs])  # (h, w)
+    bits = 8 if len(numbers) < 256 else 16 if len(numbers) < 65536 else 32
+    rows = relabel(small, {number: place for place, number in enumerate(numbers, 1)}).astype(f"<u{bits // 8}")
+    coded = rows.copy()
+    coded[1:] ^= rows[:-1]
+    return {"bits": bits, "map": base64.b64encode(zlib.compress(coded.tobytes(), 6)).decode("ascii")}
+
+
+def _data_url(photo: NDArray[np.uint8], size: tuple[int, int]) -> str:
+    """uint8 (H, W, 3) RGB → a JPEG of (h, w) as a data URL."""
+    small = photo if photo.shape[:2] == size else cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA)
+    ok, code = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
+    if not ok:
+        raise PansightError("viewer: a photo could not be encoded as JPEG")
+    return "data:image/jpeg;base64," + base64.b64encode(code.tobytes()).decode("ascii")
+
+
+def _style(key: str) -> dict[str, str]:
+    name, meaning, color = ERROR_STYLES[key]
+    return {"name": name, "meaning": meaning, "color": hex_color(color)}
+
+
+def _line(number: int, content: str) -> str:
+    return f"viewerImage({number},\n{content}\n);\n"
+
+
+def _content(path: Path) -> str:
+    """The JSON of a file that `_line` wrote."""
+    return path.read_text(encoding="ascii").split("\n", 1)[1].removesuffix("\n);\n")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
