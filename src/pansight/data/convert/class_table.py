@@ -110,14 +110,13 @@ def _json_row(row: Any, value: int, path: Path) -> PixelClass:
     if isinstance(row, str):
         return PixelClass(row.strip(), value)
     expect(isinstance(row, dict) and isinstance(row.get("name"), str), path, "names, or objects with a name", row)
-    number: Any = row.get("id", row.get("value", value))
-    if isinstance(number, str) and number.isdecimal() and len(number) < 9:
-        number = int(number)
-    expect(type(number) is int, path, f"a whole number as id of {row['name']!r}", number)
+    number = row.get("id", row.get("value", value))
+    if not re.fullmatch("[0-9]{1,8}", str(number)):
+        raise PansightError(f"{path}: expected a whole number as id of {row['name']!r}, found {number!r:.60}")
     thing = row.get("isthing")
     expect(thing in (None, 0, 1), path, f"0 or 1 as isthing of {row['name']!r}", thing)
     color = None if row.get("color") is None else _color(row["color"], path)
-    return PixelClass(row["name"].strip(), number, color, None if thing is None else bool(thing))
+    return PixelClass(row["name"].strip(), int(number), color, None if thing is None else bool(thing))
 
 
 def _color(value: Any, path: Path) -> tuple[int, int, int]:

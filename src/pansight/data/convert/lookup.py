@@ -1,14 +1,22 @@
-"""Where the images of foreign annotations are, and how large they are."""
+"""Where the files of foreign annotations are, how large their images are, and what their JSON holds."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from pansight.data.dataset import SPLITS, part_names
 from pansight.data.images import IMAGE_SUFFIXES, read_bytes, read_header
 from pansight.errors import PansightError
+
+T = TypeVar("T")
+
+PARTS = tuple(name for names in SPLITS.values() for name in names)
+"""All names under which the parts of a data set are looked for."""
 
 
 def image_size(path: Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -46,6 +54,12 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
+def short_names(images: Sequence[Path]) -> list[str]:
+    """The name of each file below the deepest folder that holds all of them, with "/"; two files never share one."""
+    shared = os.path.commonpath([image.parent for image in images]) if images else ""
+    return [image.relative_to(shared).as_posix() for image in images]
+
+
 def choose_part(parts: Iterable[str], split: str | None, where: str | Path) -> tuple[str | None, str | None]:
     """(the part to read, a note for the user) of the parts of a data set that exist, by name.
 
@@ -63,3 +77,16 @@ def choose_part(parts: Iterable[str], split: str | None, where: str | Path) -> t
     chosen = next((name for name in SPLITS["train"] if name in names), names[0])
     others = ", ".join(name for name in names if name != chosen)
     return chosen, f"part {chosen!r} is read; there is also {others} (--split)" if others else None
+
+
+def decode_json(data: bytes, kind: type[T], source: str | Path) -> T:
+    """JSON as a msgspec type; keys that it does not name are skipped, and their values never built.
+
+    Raises PansightError, naming the place in the file, where it is no JSON or of another shape.
+    """
+    try:
+        return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=kind)  # Windows tools write that mark
+    except msgspec.ValidationError as error:
+        raise PansightError(f"{source}: {' '.join(str(error).split()):.200}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PansightError(f"{source}: expected JSON, found: {' '.join(str(error).split()):.200}") from error

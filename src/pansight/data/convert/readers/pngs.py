@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 from pansight.data.convert.class_table import CLASS_FILES, PixelClass, checked_classes, classes_of_names, read_classes
-from pansight.data.convert.lookup import choose_part, image_size, images_by_stem, walk_images
+from pansight.data.convert.lookup import PARTS, choose_part, image_size, images_by_stem, walk_images
 from pansight.data.convert.source import Annotated, Source, SourceCategory
-from pansight.data.dataset import SPLITS, part_names
+from pansight.data.dataset import part_names
 from pansight.data.images import read_bytes, read_header, read_index_png, read_rgb_ids
 from pansight.data.instance_png import LAYOUTS
 from pansight.errors import PansightError, choice_error
@@ -26,7 +26,6 @@ from pansight.ops.idmap import IdArray, boxes_xyxy, present_ids, relabel
 Pair = tuple[str, Path, Path]
 """(name below the image folder without suffix, image file, PNG)."""
 
-PARTS = tuple(part for names in SPLITS.values() for part in names)
 INSTANCE_FOLDERS = tuple((images, masks) for images, masks, _ in LAYOUTS)
 CLASS_FOLDERS = tuple(
     (images, masks)

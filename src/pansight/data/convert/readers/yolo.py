@@ -1,18 +1,308 @@
-"""YOLO segmentation: data.yaml, images/, labels/*.txt with polygons."""
+"""YOLO segmentation: data.yaml, images/, labels/*.txt with one polygon a line (docs.ultralytics.com/datasets/segment).
+
+A line is ``class x1 y1 x2 y2 …``, coordinates as shares of width and height; an odd number behind the last pair is a
+score. Parts of one object are joined by bridges of no width, which the even-odd rule of drawing leaves without pixels.
+An image without label file has no objects. Written by Ultralytics, Roboflow, CVAT and Label Studio, whose data.yaml
+differ in what their paths are relative to: of each path the longest tail that exists in the folder is taken.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pansight.data.convert.source import Source
+import numpy as np
+import yaml
+
+from pansight.data.convert.class_table import PixelClass, checked_classes, read_classes
+from pansight.data.convert.lookup import PARTS, choose_part, image_size, short_names, walk_images
+from pansight.data.convert.polygons import region_of_polygons
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.errors import PansightError, choice_error
+
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+MAX_YAML_BYTES = 200_000
+MARGIN = 0.1
+"""How far outside the image a coordinate may lie, as a share of its side: tools round; pixels instead of shares are
+found out by the first value above."""
 
 
-def open_yolo_seg(source: Path, split: str | None = None, **options: Any) -> Source:
-    """YOLO segmentation: data.yaml, images/, labels/*.txt with polygons."""
-    raise NotImplementedError
+class _YoloSeg:
+    def __init__(
+        self,
+        classes: list[PixelClass],
+        images: list[tuple[str, Path, Path]],
+        boxes: str,
+        notes: tuple[str, ...],
+    ):
+        self.categories = tuple(SourceCategory(c.name, c.value) for c in classes)
+        self.notes = notes
+        self._known = {c.value: index for index, c in enumerate(classes)}
+        self._images, self._boxes = images, boxes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Annotated:
+        name, image, label = self._images[index]
+        size = image_size(image)
+        regions = [
+            region
+            for number, line in enumerate(_lines(label), 1)
+            if (region := self._region(line.split(), size, f"{label}: line {number}")) is not None
+        ]
+        image_id = PurePosixPath(name).with_suffix("").as_posix()
+        return Annotated(image_id, name, image, size, tuple(regions))
+
+    def _region(self, words: list[str], size: tuple[int, int], where: str) -> Region | None:
+        if not words:
+            return None
+        try:
+            values = np.array([float(word) for word in words])
+        except ValueError as error:
+            raise PansightError(f"{where}: expected numbers, found {' '.join(words)!r:.60}") from error
+        category = self._known.get(int(values[0])) if np.isfinite(values[0]) and values[0] % 1 == 0 else None
+        if category is None:
+            known = f"{min(self._known)} … {max(self._known)}"
+            raise PansightError(f"{where}: expected a class {known} of the list of names, found {words[0]!r:.60}")
+        score = 1.0
+        if len(values) > 5 and len(values) % 2 == 0:
+            score, values = float(values[-1]), values[:-1]
+        if len(values) < 5 or not 0 <= score <= 1:
+            found = " ".join(words[:9])
+            raise PansightError(f"{where}: expected a class, x, y pairs and perhaps a score, found {found!r:.60}")
+        if not (np.abs(values[1:] - 0.5) <= 0.5 + MARGIN).all():
+            found = next(w for w, v in zip(words[1:], values[1:]) if not abs(v - 0.5) <= 0.5 + MARGIN)
+            raise PansightError(f"{where}: expected coordinates 0 … 1 (shares of the image), found {found:.60}")
+        if len(values) == 5:
+            if self._boxes == "error":
+                hint = "boxes=rectangle to fill it, boxes=skip to leave it out"
+                raise PansightError(f"{where}: expected a polygon, found a box (4 numbers; {hint})")
+            if self._boxes == "skip":
+                return None
+            x, y, w, h = values[1:] / (1, 1, 2, 2)
+            values = np.array([0, x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
+        points = values[1:].reshape(-1, 2) * (size[1], size[0])  # (2N,) → (N, 2)
+        return region_of_polygons([points], size, category, where, score=score)
+
+
+def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error") -> Source:
+    """YOLO segmentation: a folder with data.yaml (or classes.txt), images and labels, or the YAML file itself.
+
+    boxes: what to do with lines that give a box and no polygon: "error", "rectangle" (filled) or "skip".
+    Raises PansightError where names or images are not found, a path leaves the folder, or no image has labels; an image
+    raises it, naming file and line, for anything that is no polygon of a known class.
+    """
+    if boxes not in ("error", "rectangle", "skip"):
+        raise choice_error("boxes", boxes, ("error", "rectangle", "skip"))
+    source = Path(source)
+    root = source if source.is_dir() else source.parent
+    file = _yaml_of(source)
+    if file is not None:
+        content = _read_yaml(file)
+        if "kpt_shape" in content:
+            raise PansightError(f"{file}: expected polygons, found key points (kpt_shape)")
+        classes = _yaml_classes(content, file)
+        parts = {name: content[name] for name in PARTS if content.get(name)}
+        part, note = choose_part(parts, split, file)
+        if part is None:
+            raise PansightError(f"{file}: expected paths under train, val or test, found none")
+        images, notes = _listed_images(_texts(parts[part], part, file), _yaml_root(root, content), file)
+        notes += () if note is None else (note,)
+    else:
+        table = next((root / name for name in ("classes.txt", "labels/classes.txt") if (root / name).is_file()), None)
+        if table is None:
+            raise PansightError(f"{root}: expected data.yaml with names of classes (or classes.txt), found none")
+        classes = read_classes(table)
+        folders = dict(_image_folders(root))
+        part, note = choose_part([name for name in folders if name], split, root) if "" not in folders else ("", None)
+        folder = folders.get(part or "")
+        if folder is None or (split is not None and not part):
+            raise PansightError(f"{root}: expected images/ and labels/{f' of {split!r}' if split else ''}, found none")
+        images, notes = list(walk_images(folder)), () if note is None else (note,)
+    if not images:
+        raise PansightError(f"{root}: expected images, found none")
+    entries, more = _with_labels(images, root)
+    return _YoloSeg(classes, entries, boxes, notes + more)
 
 
 def is_yolo_seg(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return False
+    try:
+        if _yaml_of(source) is not None:
+            return True
+        return any(_any_text(_label_file(image, source)) for _, image in _first_images(source))
+    except (OSError, ValueError, PansightError):
+        return False
+
+
+# --- data.yaml -------------------------------------------------------------------------------------------------------
+
+
+class _PlainLoader(yaml.BaseLoader):
+    """Texts, lists and mappings only: a class may be called ``no``, and nothing repeats itself into gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name)")
+        return super().compose_node(parent, index)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_YAML_BYTES:
+            raise PansightError(f"{file}: expected a short YAML file, found {file.stat().st_size} bytes")
+        content = yaml.load(file.read_bytes(), _PlainLoader)
+    except OSError as error:
+        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise PansightError(f"{file}: expected plain YAML, found {' '.join(str(error).split()):.120}") from error
+    if not isinstance(content, dict):
+        raise PansightError(f"{file}: expected a YAML mapping with names, train, val; found {content!r:.60}")
+    return content
+
+
+def _yaml_of(source: Path) -> Path | None:
+    """The YAML file with names of classes; None where there is none."""
+    if source.is_file():
+        candidates = [source] if source.suffix.lower() in (".yaml", ".yml") else []
+    else:
+        usual = [source / name for name in YAML_NAMES]
+        candidates = [f for f in usual if f.is_file()] or sorted([*source.glob("*.yaml"), *source.glob("*.yml")])[:9]
+    for file in candidates:
+        content = _read_yaml(file)
+        if "names" in content and any(content.get(name) for name in PARTS):
+            return file
+    return None
+
+
+def _yaml_classes(content: dict[str, Any], file: Path) -> list[PixelClass]:
+    names = content.get("names")
+    rows = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(rows, dict) or not all(isinstance(name, str) for name in rows.values()):
+        raise PansightError(f"{file}: expected names as a list or a mapping number → name, found {names!r:.60}")
+    numbers = [str(number) for number in rows]
+    bad = next((n for n in numbers if not n.isdecimal() or len(n) > 6), None)
+    if bad is not None:
+        raise PansightError(f"{file}: expected names by class number, found {bad!r:.60}")
+    stated = content.get("nc", str(len(rows)))
+    if stated != str(len(rows)):
+        raise PansightError(f"{file}: expected as many names as nc says ({stated!r:.20}), found {len(rows)}")
+    return checked_classes([PixelClass(str(v).strip(), int(n)) for n, v in zip(numbers, rows.values())], file)
+
+
+def _texts(value: Any, part: str, file: Path) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) and text and "\0" not in text for text in texts):
+        raise PansightError(f"{file}: expected a path or a list of paths under {part!r}, found {value!r:.60}")
+    return texts
+
+
+# --- where images and labels are -------------------------------------------------------------------------------------
+
+
+def _yaml_root(root: Path, content: dict[str, Any]) -> Path:
+    """The folder that paths are relative to: `path` where it exists in the folder of the file, else that folder."""
+    text = content.get("path")
+    return _tail(root, text) or root if isinstance(text, str) and text and "\0" not in text else root
+
+
+def _tail(root: Path, text: str) -> Path | None:
+    """root / the longest tail of a path that exists there: ``../train/images`` and ``C:\\data\\train\\images`` are
+    ``train/images``. Nothing outside `root` is ever looked at."""
+    parts = [p for p in text.strip().replace("\\", "/").split("/") if p not in ("", ".", "..") and ":" not in p]
+    if not parts:
+        return root
+    tails = (root.joinpath(*parts[start:]) for start in range(max(0, len(parts) - 20), len(parts)))
+    try:
+        return next((path for path in tails if path.exists()), None)
+    except OSError:  # a name too long to be one
+        return None
+
+
+def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The images of folders and of file lists, and notes on paths that were not taken by the letter."""
+    images: list[Path] = []
+    notes: list[str] = []
+    for text in texts:
+        place = _tail(root, text)
+        if place is None:
+            raise PansightError(f"{file}: expected {text!r:.120} inside {root}, found no such folder or file")
+        if place != root / text:
+            notes.append(f"{file.name}: {text!r} is read as {place.relative_to(root).as_posix()!r}")
+        if place.is_dir():
+            images += walk_images(place)
+            continue
+        for number, line in enumerate(_lines(place), 1):
+            if line.strip():
+                image = _tail(place.parent, line) or _tail(root, line)
+                if image is None or not image.is_file():
+                    found = f"{line.strip()!r:.120}"
+                    raise PansightError(f"{place}: line {number}: expected an image in {root}, found {found}")
+                images.append(image)
+    return list(dict.fromkeys(images)), tuple(notes)
+
+
+def _lines(file: Path) -> list[str]:
+    """Of a text file; none where it does not exist."""
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PansightError(f"{file}: expected text in UTF-8, found other bytes") from error
+
+
+def _image_folders(root: Path) -> Iterator[tuple[str, Path]]:
+    """(part or "", folder of images) in a tree without data.yaml; folders by part first."""
+    found = [(p, f) for p in PARTS for f in (root / "images" / p, root / p / "images") if f.is_dir()]
+    yield from found
+    if not found and (root / "images").is_dir():
+        yield "", root / "images"
+
+
+def _first_images(root: Path) -> Iterator[tuple[str, Path]]:
+    for part, folder in _image_folders(root):
+        for count, image in enumerate(walk_images(folder)):
+            if count == 20:
+                break
+            yield part, image
+
+
+def _label_file(image: Path, root: Path) -> Path:
+    """``…/images/…/a.jpg`` → ``…/labels/…/a.txt``, by the last such folder below `root`; else beside the image."""
+    parts = list(image.relative_to(root).parts[:-1])
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return root.joinpath(*parts, image.stem + ".txt")
+
+
+def _any_text(label: Path) -> bool:
+    """Whether a label file begins like one: a line of numbers."""
+    try:
+        with label.open(encoding="ascii") as file:
+            words = file.readline(4096).split()[:5]
+        return len(words) == 5 and all(float(word) == float(word) for word in words)
+    except (OSError, ValueError):
+        return False
+
+
+def _with_labels(images: list[Path], root: Path) -> tuple[list[tuple[str, Path, Path]], tuple[str, ...]]:
+    """[(name in the output, image, label file)] and notes. Names begin below the folder that all images share."""
+    entries = [(name, image, _label_file(image, root)) for name, image in zip(short_names(images), images)]
+    labels = {label for _, _, label in entries}
+    if len(labels) < len(entries):
+        raise PansightError(f"{root}: expected one image a label file, found {len(entries)} for {len(labels)} of them")
+    present = {file for folder in {label.parent for label in labels} for file in folder.glob("*.txt")}
+    missing, lost = labels - present, {f for f in present - labels if f.name not in ("classes.txt", "notes.txt")}
+    if len(missing) == len(labels):
+        raise PansightError(f"{entries[0][2]}: expected label files like this one, found none for {len(labels)} images")
+    notes: list[str] = []
+    if missing:
+        notes.append(f"{len(missing)} of {len(images)} images have no label file: they have no objects")
+    if lost:
+        notes.append(f"{len(lost)} label files have no image among those read, the first is {min(lost).name}")
+    return entries, tuple(notes)
