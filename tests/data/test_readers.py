@@ -130,7 +130,7 @@ def test_what_cannot_be_found_is_listed(tmp_path, panoptic):
     bad(tmp_path / "nothing", "panoptic_.*json, .*instances.*PedMasks.*found none of them")
     bad(tmp_path / "gone", "expected a data folder, an annotation file or 'shapes', found none")
     bad(panoptic, "expected annotations/panoptic_val", split="val")
-    bad(panoptic, "unknown data format 'voc'; known: coco_instances, coco_panoptic", format="voc")
+    bad(panoptic, "unknown data format 'voc'; known: ade20k, cityscapes, coco_instances", format="voc")
     bad(panoptic, "unknown option of coco_panoptic 'colour'; known: images, json, panoptic", colour=1)
 
 
@@ -350,4 +350,5 @@ def test_real_data_is_whole(data_root, folder, options, count, classes):
 
 
 def test_every_format_is_tested_here():
-    assert set(DATASETS) == {"shapes", "coco_panoptic", "coco_instances", "instance_png"}
+    official = {"cityscapes", "ade20k", "vistas"}  # in test_official.py
+    assert set(DATASETS) == {"shapes", "coco_panoptic", "coco_instances", "instance_png"} | official

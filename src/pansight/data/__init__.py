@@ -17,6 +17,14 @@ from pansight.data.coco_instances import CocoInstances, open_coco_instances
 from pansight.data.coco_panoptic import CocoPanoptic, find_json, open_coco_panoptic
 from pansight.data.dataset import SPLITS, Dataset, Subset, split_dataset
 from pansight.data.instance_png import InstancePng, find_layout, open_instance_png
+from pansight.data.official import (
+    OFFICIAL,
+    official_format,
+    official_splits,
+    open_ade20k,
+    open_cityscapes,
+    open_vistas,
+)
 from pansight.data.shapes import Shapes
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_json
@@ -55,6 +63,9 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "coco_panoptic": open_coco_panoptic,
     "coco_instances": open_coco_instances,
     "instance_png": open_instance_png,
+    "cityscapes": open_cityscapes,
+    "ade20k": open_ade20k,
+    "vistas": open_vistas,
 }
 
 
@@ -85,6 +96,9 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
     path = Path(source)
     if str(source) == "shapes":
         return "shapes"
+    official = official_format(path, with_panoptic=True)
+    if official is not None:
+        return official
     if path.is_file():
         return _format_of_json(path)
     if not path.is_dir():
@@ -95,10 +109,14 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
             if file is not None:
                 named = file.stem.startswith(prefix)
                 return f"coco_{prefix}" if named else _format_of_json(file)
+        official = official_format(path, with_panoptic=False)  # its opener says which files are missing
+        if official is not None:
+            return official
         if find_layout(path, part) is not None:
             return "instance_png"
     looked = "annotations/panoptic_*.json, annotations/instances_*.json, images/ + instances/, PNGImages/ + PedMasks/"
-    raise PansightError(f"{source}: expected one of {looked} (also in train/, val/); found none of them")
+    sets = "a Cityscapes, ADE20K or Vistas root"
+    raise PansightError(f"{source}: expected one of {looked} (also in train/, val/), {sets}; found none of them")
 
 
 def _format_of_json(path: Path) -> str:
@@ -120,6 +138,8 @@ def find_splits(source: str | Path, format: str = "auto") -> tuple[str, ...]:
     if name == "shapes":
         return tuple(SPLITS)
     path = Path(source)
+    if name in OFFICIAL:
+        return official_splits(path, name)
     if path.is_file():
         return ()
     if name == "instance_png":

@@ -27,14 +27,20 @@ class CocoPanoptic:
     """Images with a panoptic PNG each.
 
     json: the annotation file. images, panoptic: folders of the images and of the PNGs. content: the parsed file, where
-    the caller has it already.
+    the caller has it already. absent_segments: listed segments without a pixel are left out, not an error (ADE20K).
     Raises PansightError, in one line, where the JSON has another shape than the format's; a sample raises it where its
     files are missing or damaged, differ in size, or disagree with the JSON about the ids.
     """
 
     def __init__(
-        self, json: str | Path, images: str | Path, panoptic: str | Path, content: dict[str, Any] | None = None
+        self,
+        json: str | Path,
+        images: str | Path,
+        panoptic: str | Path,
+        content: dict[str, Any] | None = None,
+        absent_segments: bool = False,
     ):
+        self.absent_segments = absent_segments
         self.json, self.images, self.panoptic = Path(json), Path(images), Path(panoptic)
         content = read_coco_json(self.json) if content is None else content
         self.labels = things_first(content["categories"], self.json)
@@ -79,6 +85,9 @@ class CocoPanoptic:
         segments = tuple(Segment(number, category, 1.0, bool(crowd)) for number, category, crowd in rows)
         png = self.panoptic / self._png_names[index]
         ids = read_rgb_ids(png)
+        if self.absent_segments:
+            present = set(present_ids(ids).tolist())
+            segments = tuple(s for s in segments if s.id in present)
         check_ids(ids, {s.id for s in segments}, png, self.json)
         size = ids.shape[0], ids.shape[1]
         image = read_image(self.images / self._image_names[index], mask_size=size)

@@ -1,18 +1,186 @@
-"""Cityscapes gtFine: instanceIds, labelIds or polygons."""
+"""Cityscapes as downloaded: gtFine or gtCoarse with instance ids, label ids or polygons, one folder per city.
+
+What comes out is what createPanopticImgs of cityscapesScripts makes, but for the images' names, which it gets wrong:
+segment id = value in instanceIds (label·1000 + number; the bare label where objects could not be told apart, which is
+a crowd of a thing and all there is of stuff); the 19 evaluated classes, all else void. Polygons are painted in the
+order of the file with the same library that the makers used, so they give the same map as instanceIds.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pansight.data.convert.source import Source
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pansight.data.categories import category_table
+from pansight.data.convert.lookup import choose_part, image_size
+from pansight.data.convert.source import Annotated, Source, SourceCategory
+from pansight.data.convert.values import read_values, segments_of, unannotated
+from pansight.data.dataset import expect
+from pansight.data.images import MAX_PIXELS
+from pansight.errors import PansightError, choice_error
+from pansight.files import read_json
+from pansight.ops.idmap import IdArray
+
+FOLDERS = ("gtFine", "gtCoarse")
+PARTS = ("train", "val", "test", "train_extra")
+SUFFIXES = {"instance_ids": "instanceIds.png", "polygons": "polygons.json", "label_ids": "labelIds.png"}
+"""Kind of annotation → end of its file names; where several are there, the first is read."""
+
+MAX_COORDINATE = 1_000_000
 
 
-def open_cityscapes(source: Path, split: str | None = None, **options: Any) -> Source:
-    """Cityscapes gtFine: instanceIds, labelIds or polygons."""
-    raise NotImplementedError
+class Label(NamedTuple):
+    """A row of the set's own table of labels."""
+
+    id: int
+    name: str
+    category: int | None  # index among the evaluated classes; None: left void
+    has_instances: bool
+
+
+class Cityscapes:
+    """The annotations of one kind in one part of the set."""
+
+    def __init__(self, root: Path, folder: str, part: str, kind: str, train_ids: bool, notes: list[str]):
+        self.folder, self.part, self.kind = root / folder / part, part, kind
+        images = root / "leftImg8bit" / part
+        self.images = images if images.is_dir() else None
+        every = category_table("cityscapes_all_labels")
+        evaluated = [row for row in every if not row["ignoreInEval"]]
+        number = "trainId" if train_ids else "id"
+        self.categories = tuple(
+            SourceCategory(row["name"], row[number], bool(row["isthing"]), tuple(row["color"])) for row in evaluated
+        )
+        index = {row["id"]: n for n, row in enumerate(evaluated)}
+        labels = [Label(row["id"], row["name"], index.get(row["id"]), row["hasInstances"]) for row in every]
+        self._by_id, self._by_name = {label.id: label for label in labels}, {label.name: label for label in labels}
+        self._end = f"_{folder}_{SUFFIXES[kind]}"
+        self._files = sorted(self.folder.glob(f"*/[!.]*{self._end}"))
+        if not self._files:
+            raise PansightError(f"{self.folder}: expected CITY/*{self._end}, found none")
+        self.notes = (*notes, *self._remarks())
+
+    def _remarks(self) -> list[str]:
+        crowds = "labelIds do not tell objects apart: the pixels of a thing class are one crowd"
+        remarks = [crowds] if self.kind == "label_ids" else []
+        if self.images is None:
+            return [*remarks, f"no images: leftImg8bit/{self.part} (leftImg8bit_trainvaltest.zip) is not there"]
+        stems = (file.name.removesuffix(self._end) for file in self._files)
+        return [*remarks, *unannotated(self.images, stems, "_leftImg8bit")]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Annotated:
+        file = self._files[index]
+        image_id = file.name.removesuffix(self._end)
+        values = self._values(file)
+        ids, segments = segments_of(values, lambda value: self._meaning(value, file))
+        size, name, image = (values.shape[0], values.shape[1]), f"{image_id}_leftImg8bit.png", None
+        if self.images is not None:
+            image = self.images / file.parent.name / name
+            image_size(image, size)
+        return Annotated(image_id, name, image, size, ids=ids, segments=segments)
+
+    def _meaning(self, value: int, file: Path) -> tuple[int, int, bool] | None:
+        """(segment id, category, is_crowd) of a pixel value; None for labels that are not evaluated."""
+        label = self._by_id.get(value if value < 1000 else value // 1000)
+        if label is None:
+            raise PansightError(f"{file}: expected labels 0 … 33 (times 1000 + number), found {value}")
+        if label.category is None:
+            return None
+        return value, label.category, value < 1000 and label.has_instances
+
+    def _values(self, file: Path) -> IdArray:
+        """int32 (H, W) as in instanceIds.png."""
+        if self.kind == "polygons":
+            return self._painted(file)
+        return read_values(file, 16 if self.kind == "instance_ids" else 8, f"{self.kind} of Cityscapes")
+
+    def _painted(self, file: Path) -> IdArray:
+        content = read_json(file)
+        expect(isinstance(content, dict), file, "an object with imgHeight, imgWidth, objects", content)
+        height, width, objects = (content.get(key) for key in ("imgHeight", "imgWidth", "objects"))
+        sides = all(isinstance(side, int) and side > 0 for side in (height, width))
+        expect(sides and height * width <= MAX_PIXELS, file, "imgHeight and imgWidth in pixels", (height, width))
+        expect(isinstance(objects, list), file, "a list under 'objects'", objects)
+        image = Image.new("I", (width, height), 0)
+        pen = ImageDraw.Draw(image)
+        seen: dict[int, int] = {}  # label → objects so far
+        for number, row in enumerate(objects):
+            where = f"{file}: object {number}"
+            expect(isinstance(row, dict), where, "an object with label and polygon", row)
+            if row.get("deleted"):
+                continue
+            label, is_group = self._label(row.get("label"), where)
+            points = _points(row.get("polygon"), where)
+            if label.id < 0:
+                continue  # license plates are part of their cars
+            value = label.id
+            if label.has_instances and not is_group:
+                value = label.id * 1000 + seen.get(label.id, 0)
+                seen[label.id] = seen.get(label.id, 0) + 1
+                expect(seen[label.id] <= 1000, where, f"at most 1000 objects {label.name!r}", seen[label.id])
+            pen.polygon(points, fill=value)
+        return np.array(image, np.int32)
+
+    def _label(self, name: Any, where: str) -> tuple[Label, bool]:
+        """(label, whether it is a group of objects). "cargroup" is a group of "car"; "polegroup" a label of its own."""
+        if isinstance(name, str):
+            if name in self._by_name:
+                return self._by_name[name], False
+            single = self._by_name.get(name.removesuffix("group"))
+            if single is not None:
+                return single, True
+        raise PansightError(f"{where}: expected a label of Cityscapes, found {name!r:.60}")
+
+
+def _points(polygon: Any, where: str) -> list[tuple[float, float]]:
+    good = isinstance(polygon, list) and len(polygon) >= 2
+    expect(good, where, "a polygon [[x, y], …]", polygon)
+    for point in polygon:
+        pair = isinstance(point, list) and len(point) == 2 and all(type(v) in (int, float) for v in point)
+        expect(pair and all(abs(v) < MAX_COORDINATE for v in point), where, "points [x, y] in pixels", point)
+    return [(x, y) for x, y in polygon]
+
+
+def open_cityscapes(
+    source: Path,
+    split: str | None = None,
+    annotations: str | None = None,
+    folder: str | None = None,
+    train_ids: bool = False,
+) -> Source:
+    """Cityscapes gtFine: instanceIds, labelIds or polygons.
+
+    annotations: "instance_ids", "polygons" or "label_ids"; without it the first of these that is there.
+    folder: "gtFine" or "gtCoarse". train_ids: category ids 0 … 18 instead of the label ids 7 … 33.
+    Raises PansightError listing what was looked for.
+    """
+    root = source.parent if source.name in FOLDERS else source
+    if folder is None:
+        folder = source.name if source.name in FOLDERS else next((f for f in FOLDERS if (root / f).is_dir()), "gtFine")
+    if folder not in FOLDERS:
+        raise choice_error("folder of Cityscapes", folder, FOLDERS)
+    if annotations is not None and annotations not in SUFFIXES:
+        raise choice_error("kind of annotation", annotations, SUFFIXES)
+    if not (root / folder).is_dir():
+        raise PansightError(f"{root}: expected {folder}/ ({folder}_trainvaltest.zip), found no such folder")
+    part, note = choose_part([name for name in PARTS if (root / folder / name).is_dir()], split, root / folder)
+    if part is None:
+        raise PansightError(f"{root / folder}: expected {', '.join(PARTS[:3])}, found none of these folders")
+    place = root / folder / part
+    kinds = [annotations] if annotations is not None else list(SUFFIXES)
+    kind = next((k for k in kinds if next(place.glob(f"*/[!.]*_{folder}_{SUFFIXES[k]}"), None)), None)
+    if kind is None:
+        names = ", ".join(f"*_{folder}_{SUFFIXES[k]}" for k in kinds)
+        raise PansightError(f"{place}: expected CITY/ with one of {names}, found none")
+    return Cityscapes(root, folder, part, kind, train_ids, [note] if note else [])
 
 
 def is_cityscapes(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return False
+    return source.is_dir() and (source.name in FOLDERS or any((source / folder).is_dir() for folder in FOLDERS))

@@ -1,0 +1,55 @@
+"""PNGs whose pixel values are labels: read with the depth that a format promises, and given to segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pansight.data.convert.lookup import walk_images
+from pansight.data.images import read_bytes, read_header, read_index_png
+from pansight.errors import PansightError
+from pansight.ops.idmap import IdArray, present_ids, relabel
+
+
+def read_values(path: Path, bits: int, what: str) -> IdArray:
+    """A one-channel PNG of `bits` bits, or of palette indices where `bits` is 8, as int32 (H, W).
+
+    Raises PansightError, naming `what` the file should be, where it is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise PansightError(f"{path}: expected {what}, found no such file")
+    header = read_header(read_bytes(path), path)
+    if header.kind == "png" and header.channels == 1 and header.bits != bits:
+        raise PansightError(f"{path}: expected {what} as a PNG of {bits} bits, found {header.bits} bits")
+    return read_index_png(path)
+
+
+def segments_of(
+    values: IdArray, meaning: Callable[[int], tuple[int, int, bool] | None]
+) -> tuple[IdArray, dict[int, tuple[int, bool]]]:
+    """A map of values → (its map of segment ids, {segment id: (category index, is_crowd)}) as `Annotated` wants them.
+
+    meaning: value → (segment id, category index, is_crowd), None where it stands for nothing; called once per value.
+    """
+    new_ids: dict[int, int] = {}
+    segments: dict[int, tuple[int, bool]] = {}
+    for value in present_ids(values).tolist():
+        found = meaning(value)
+        if found is not None:
+            new_ids[value] = found[0]
+            segments[found[0]] = (found[1], found[2])
+    return relabel(values, new_ids), segments
+
+
+def expect_size(path: Path, found: tuple[int, int], expected: tuple[int, int], other: str | Path) -> None:
+    """Raises PansightError unless two files of one image have the same size (H, W)."""
+    if found != expected:
+        sizes = f"{expected[0]}×{expected[1]} like {Path(other).name}, found {found[0]}×{found[1]}"
+        raise PansightError(f"{path}: expected a size of {sizes} (height × width)")
+
+
+def unannotated(images: Path, stems: Iterable[str], suffix: str = "") -> list[str]:
+    """A note where images of a folder (name: stem + `suffix`) have no annotation; nothing where all have one."""
+    known = {stem + suffix for stem in stems}
+    bare = sorted(file.stem for file in walk_images(images) if file.stem not in known)
+    return [f"{len(bare)} images of {images} have no annotation and are left out: {bare[0]}, …"] if bare else []
