@@ -161,6 +161,6 @@ def _import_parquet(path: Path) -> Any:
 def _schema() -> Any:
     import pyarrow
 
-    types = dict.fromkeys(("truth_id", "predicted_id", "truth_area", "predicted_area"), pyarrow.int64())
+    types: dict[str, Any] = dict.fromkeys(("truth_id", "predicted_id", "truth_area", "predicted_area"), pyarrow.int64())
     types |= dict.fromkeys(("iou", "score"), pyarrow.float64())
     return pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in COLUMNS])
