@@ -59,6 +59,11 @@ class ImageCounts(NamedTuple):
     fn: FloatArray  # (N,)
     iou: FloatArray  # (N,), ΣIoU of the matches
 
+    def where(self, rows: BoolArray) -> ImageCounts:
+        """The rows, (N,), that are True."""
+        image, category, tp, fp, fn, iou = self
+        return ImageCounts(image[rows], category[rows], tp[rows], fp[rows], fn[rows], iou[rows])
+
 
 class Bootstrap(NamedTuple):
     """Figures of E evaluations: rows GROUPS and then the C classes, columns SCORES. NaN where there is no figure."""

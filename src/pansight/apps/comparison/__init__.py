@@ -1,0 +1,210 @@
+"""Comparing evaluations: is the second model really better than the first, where, and on which images?
+
+An evaluation is the evaluation.json that `pansight evaluate` writes, or a folder with it. Evaluations are compared on
+the same images, classes (by name) and truth; intervals and p-values are those of `metrics.bootstrap`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pansight.apps.comparison.evaluations import align, read_evaluation
+from pansight.apps.comparison.show import ALPHA, p_text, page, signed, table
+from pansight.errors import PansightError
+from pansight.files import write_json, write_text
+from pansight.metrics.bootstrap import GROUPS, SCORES, Bootstrap, ImageCounts, adjust, bootstrap, paired_test
+
+EVALUATION = "evaluation.json"
+
+
+def compare(
+    evaluations: Sequence[str | Path],
+    out: str | Path | None = None,
+    names: Sequence[str] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    fail_below: float | None = None,
+    fail_worse: bool = False,
+    json: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Compare evaluations with the first of them; prints a table and returns everything as a JSON-able dict.
+
+    evaluations: evaluation.json files, or folders with one. out: an HTML page; json: the returned dict as a file.
+    names: one for each evaluation, by default its folder or file name. fail_below: the least PQ (All) of the last
+    evaluation, a fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails is listed
+    under `failures`.
+
+    Returned keys: evaluations → name, file and All, Things, Stuff, per_class → pq, sq, rq → value, low, high and, but
+    for the first evaluation, difference → value, low, high, p (of a class's pq also p_adjusted); per_image, the images
+    by falling difference; images, classes, resamples, seed, confidence, verdict, notes, failures. None: no such figure.
+    Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
+    """
+    _check_arguments(evaluations, names, resamples, seed, fail_below)
+    files = [_file_of(Path(e)) for e in evaluations]
+    for target in (out, json):
+        _check_target(target, files, overwrite)
+    given = list(names) if names else _names(files)
+    read = [read_evaluation(file, name) for file, name in zip(files, given)]
+    image_ids, counts, notes = align(read)
+    things = np.array(list(read[0].classes.values()), bool)
+    intervals = bootstrap(counts, things, len(image_ids), resamples, seed, 1 - ALPHA)
+    p = [paired_test(counts[0], each, things, len(image_ids), resamples, seed) for each in counts[1:]]
+    result: dict[str, Any] = {
+        "evaluations": [
+            {"name": e.name, "file": str(e.file), **_scored(read[0].classes, k, intervals, [None, *p][k], counts[k])}
+            for k, e in enumerate(read)
+        ],
+        "per_image": _per_image(image_ids, counts),
+        "images": len(image_ids),
+        "classes": len(things),
+        "resamples": resamples,
+        "seed": seed,
+        "confidence": 1 - ALPHA,
+        "notes": notes,
+    }
+    result["verdict"] = [_verdict(result, k) for k in range(1, len(read))]
+    result["failures"] = _failures(result, fail_below, fail_worse)
+    print(table(result))
+    if out:
+        write_text(out, page(result))
+        print(f"page: {out}")
+    if json:
+        write_json(json, result)
+        print(f"figures: {json}")
+    for failure in result["failures"]:
+        print(f"FAILED: {failure}")
+    return result
+
+
+def _check_arguments(
+    evaluations: Sequence[str | Path], names: Sequence[str] | None, resamples: int, seed: int, fail_below: float | None
+) -> None:
+    if not evaluations:
+        raise PansightError(f"compare: expected at least one {EVALUATION} or a folder with it, found none")
+    if names and len(names) != len(evaluations):
+        raise PansightError(f"--names: expected {len(evaluations)}, one for each evaluation, found {len(names)}")
+    if names and len(set(names)) < len(names):
+        raise PansightError(f"--names: expected different names, found {', '.join(names)}")
+    if not 100 <= resamples <= 1_000_000:
+        raise PansightError(f"--resamples: expected 100 … 1,000,000, found {resamples}")
+    if seed < 0:
+        raise PansightError(f"--seed: expected 0 or more, found {seed}")
+    if fail_below is not None and not 0 <= fail_below <= 1:
+        hint = f"; {fail_below:g} % is {fail_below / 100:g}" if 1 < fail_below <= 100 else ""
+        raise PansightError(f"--fail-below: expected a PQ as a fraction 0 … 1, found {fail_below:g}{hint}")
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (path / EVALUATION).is_file():
+        raise PansightError(f"{path}: expected {EVALUATION} in the folder, found none; pansight evaluate writes it")
+    return path / EVALUATION
+
+
+def _check_target(target: str | Path | None, sources: Sequence[Path], overwrite: bool) -> None:
+    if target is None:
+        return
+    if Path(target).resolve() in [source.resolve() for source in sources]:
+        raise PansightError(f"{target}: expected another file than the evaluations to write to")
+    if Path(target).exists() and not overwrite:
+        raise PansightError(f"{target}: expected no file yet, found one; add --overwrite or choose another name")
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """The shortest end of each path that tells them apart; a file given twice is numbered."""
+    parts = [f.resolve().parts[1:-1] if f.name == EVALUATION else (*f.resolve().parts[1:-1], f.stem) for f in files]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-length:]) or EVALUATION for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(p[-1:])} ({k})" for k, p in enumerate(parts, 1)]
+
+
+def _scored(
+    classes: Mapping[str, bool], k: int, intervals: Bootstrap, p: NDArray[Any] | None, counts: ImageCounts
+) -> dict[str, Any]:
+    """The figures of evaluation k: All, Things, Stuff and per_class by name."""
+
+    def figure(row: int, column: int) -> dict[str, Any]:
+        at = (k, row, column)
+        result: dict[str, Any] = _known(value=intervals.value[at], low=intervals.low[at], high=intervals.high[at])
+        if p is not None:
+            low, high = intervals.difference_low[at], intervals.difference_high[at]
+            result["difference"] = _known(value=intervals.difference[at], low=low, high=high, p=p[row, column])
+        return result
+
+    sums = {key: np.bincount(counts.category, getattr(counts, key), len(classes)) for key in ("tp", "fp", "fn")}
+    adjusted = None if p is None else adjust(p[len(GROUPS) :, 0])
+    per_class: dict[str, dict[str, Any]] = {}
+    for c, (name, thing) in enumerate(classes.items()):
+        row: dict[str, Any] = {"isthing": thing}
+        row |= {score: figure(len(GROUPS) + c, column) for column, score in enumerate(SCORES)}
+        row |= {key: int(total[c]) for key, total in sums.items()}
+        if adjusted is not None:
+            row["pq"]["difference"] |= _known(p_adjusted=adjusted[c])
+        per_class[name] = row
+    groups = {g: {score: figure(r, column) for column, score in enumerate(SCORES)} for r, g in enumerate(GROUPS)}
+    return groups | {"per_class": per_class}
+
+
+def _known(**values: float) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else float(value) for key, value in values.items()}
+
+
+def _per_image(image_ids: Sequence[str | int], counts: Sequence[ImageCounts]) -> list[dict[str, Any]]:
+    """PQ and counts of every image with a segment on any side, the largest difference to the first first."""
+    n = len(image_ids)
+    columns: dict[str, NDArray[np.float64]] = {}  # each (E, n)
+    for key in ("tp", "fp", "fn"):
+        columns[key] = np.stack([np.bincount(c.image, getattr(c, key), n) for c in counts], dtype=np.float64)
+    scores = [c.iou / (c.tp + 0.5 * c.fp + 0.5 * c.fn) for c in counts]  # of each image and class
+    present = np.stack([np.bincount(c.image, minlength=n) for c in counts])
+    sums = np.stack([np.bincount(c.image, score, n) for c, score in zip(counts, scores)])
+    pq = sums / np.where(present > 0, present, np.nan)  # (E, n)
+    difference = pq - pq[0]
+    size = np.abs(np.nan_to_num(difference)).max(axis=0)  # (n,)
+    return [
+        {
+            "image_id": image_ids[i],
+            "pq": [_known(v=v)["v"] for v in pq[:, i]],
+            "difference": [_known(v=v)["v"] for v in difference[:, i]],
+            **{key: column[:, i].astype(int).tolist() for key, column in columns.items()},
+        }
+        for i in np.argsort(-size, kind="stable").tolist()
+        if present[:, i].any()
+    ]
+
+
+def _verdict(result: Mapping[str, Any], k: int) -> str:
+    """One sentence about evaluation k against the first."""
+    first, other = result["evaluations"][0], result["evaluations"][k]
+    change = other["All"]["pq"]["difference"]
+    if change["p"] is None:
+        return f"{other['name']} and {first['name']} cannot be compared: nothing was to be found or was predicted."
+    if change["value"] == change["low"] == change["high"] == 0:
+        return f"{other['name']} scores exactly as {first['name']}."
+    figures = f"PQ {signed(change['value'])} [{signed(change['low'])}, {signed(change['high'])}], {p_text(change['p'])}"
+    if change["p"] >= ALPHA:
+        return f"{other['name']} and {first['name']} cannot be told apart: {figures}."
+    return f"{other['name']} is {'better' if change['value'] > 0 else 'worse'} than {first['name']}: {figures}."
+
+
+def _failures(result: Mapping[str, Any], fail_below: float | None, fail_worse: bool) -> list[str]:
+    """Why the last evaluation does not pass."""
+    last = result["evaluations"][-1]
+    pq, failures = last["All"]["pq"], list[str]()
+    if fail_below is not None and (pq["value"] is None or pq["value"] < fail_below):
+        found = "none" if pq["value"] is None else f"{pq['value']:.4f}"
+        failures.append(f"{last['name']}: expected a PQ of at least {fail_below:g}, found {found} (--fail-below)")
+    change = pq.get("difference", {})
+    if fail_worse and change.get("p") is not None and change["p"] < ALPHA and change["value"] < 0:
+        failures.append(f"{result['verdict'][-1].rstrip('.')} (--fail-worse)")
+    return failures
