@@ -1,0 +1,41 @@
+"""The formats that `convert` writes, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from pansight.data.convert.back_coco import CocoInstancesTarget, CocoPanopticTarget
+from pansight.data.convert.back_folders import CityscapesTarget, SemanticPngTarget, YoloSegTarget
+from pansight.data.convert.overlap import Resolved
+from pansight.data.convert.source import Annotated
+from pansight.types import LabelSpace
+
+
+class Target(Protocol):
+    """A data set that is written image by image into an empty folder. Raises PansightError for what it cannot hold."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user must know of what was left out, once all is added."""
+        ...
+
+    def image_file(self, split: str, file_name: str) -> Path:
+        """Where the image file goes; `convert` puts it there."""
+        ...
+
+    def add(self, split: str, image: Annotated, result: Resolved) -> None: ...
+
+    def close(self) -> None:
+        """Write what is known at the end only."""
+        ...
+
+
+TARGETS: dict[str, Callable[[Path, LabelSpace], Target]] = {
+    "coco_panoptic": CocoPanopticTarget,
+    "coco_instances": CocoInstancesTarget,
+    "semantic_png": SemanticPngTarget,
+    "yolo_seg": YoloSegTarget,
+    "cityscapes": CityscapesTarget,
+}

@@ -1,0 +1,131 @@
+"""What `convert` writes, I: COCO panoptic and COCO instances, row by row, so that memory does not grow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from hotcoco import mask as coco_mask
+
+from pansight.data.convert.overlap import Resolved
+from pansight.data.convert.source import Annotated
+from pansight.data.images import write_png
+from pansight.errors import PansightError
+from pansight.ops.idmap import areas, boxes_xyxy, ids_to_rgb
+from pansight.types import LabelSpace
+
+
+class CocoPanopticTarget:
+    """``annotations/panoptic_SPLIT.json``, its PNGs in ``annotations/panoptic_SPLIT/``, images in ``SPLIT/``."""
+
+    def __init__(self, folder: Path, labels: LabelSpace):
+        self.folder, self.labels, self.notes = folder, labels, ()
+        self._files: dict[str, _SplitFile] = {}
+        self._png_names: dict[str, set[str]] = {}
+
+    def image_file(self, split: str, file_name: str) -> Path:
+        return self.folder / split / file_name
+
+    def add(self, split: str, image: Annotated, result: Resolved) -> None:
+        name = f"panoptic_{split}"
+        file = self._files.setdefault(split, _SplitFile(self.folder / "annotations" / f"{name}.json"))
+        taken = self._png_names.setdefault(split, set())
+        png = Path(image.file_name).with_suffix(".png").as_posix().replace("/", "_")
+        if png in taken:  # a.jpg and a.png, or the like
+            png = f"{Path(png).stem}_{len(taken)}.png"
+        taken.add(png)
+        write_png(self.folder / "annotations" / name / png, ids_to_rgb(result.ids))
+        pixels, boxes = areas(result.ids), boxes_xyxy(result.ids)
+        rows: list[dict[str, Any]] = []
+        for segment in result.segments:
+            x1, y1, x2, y2 = boxes[segment.id]
+            row: dict[str, Any] = {"id": segment.id, "category_id": self.labels[segment.category].source_id}
+            row |= {"area": pixels[segment.id], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(segment.is_crowd)}
+            rows.append(row if segment.score == 1.0 else row | {"score": segment.score})
+        file.add("images", image_row(image))
+        file.add("annotations", {"image_id": image.image_id, "file_name": png, "segments_info": rows})
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close(self.labels.to_json())
+
+
+class CocoInstancesTarget:
+    """``annotations/instances_SPLIT.json`` with run-length masks, images in ``SPLIT/``. Things only."""
+
+    def __init__(self, folder: Path, labels: LabelSpace):
+        if not labels.things:
+            raise PansightError("coco_instances: expected classes that are things, found only stuff (see --things)")
+        self.folder, self.labels = folder, labels
+        self._files: dict[str, _SplitFile] = {}
+        self._count, self._stuff = 0, 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (f"{self._stuff} segments of stuff are left out: COCO instances lists objects",) if self._stuff else ()
+
+    def image_file(self, split: str, file_name: str) -> Path:
+        return self.folder / split / file_name
+
+    def add(self, split: str, image: Annotated, result: Resolved) -> None:
+        path = self.folder / "annotations" / f"instances_{split}.json"
+        file = self._files.setdefault(split, _SplitFile(path))
+        file.add("images", image_row(image))
+        pixels, boxes = areas(result.ids), boxes_xyxy(result.ids)
+        for segment in result.segments:
+            if not self.labels[segment.category].is_thing:
+                self._stuff += 1
+                continue
+            self._count += 1
+            x1, y1, x2, y2 = boxes[segment.id]
+            packed = coco_mask.encode(np.asfortranarray(result.ids == segment.id))
+            row: dict[str, Any] = {"id": self._count, "image_id": image.image_id}
+            row |= {"category_id": self.labels[segment.category].source_id, "iscrowd": int(segment.is_crowd)}
+            row |= {"area": pixels[segment.id], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            row["segmentation"] = {"size": list(image.size), "counts": packed["counts"].decode("ascii")}
+            file.add("annotations", row if segment.score == 1.0 else row | {"score": segment.score})
+
+    def close(self) -> None:
+        rows = [row for row in self.labels.to_json() if row["isthing"]]
+        for file in self._files.values():
+            file.close([{key: row[key] for key in ("id", "name", "color")} for row in rows])
+
+
+def image_row(image: Annotated) -> dict[str, Any]:
+    height, width = image.size
+    return {"id": image.image_id, "file_name": image.file_name, "height": height, "width": width}
+
+
+class _SplitFile:
+    """A COCO JSON that is written while its rows come: each list into a file of its own, joined at the end."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lists: dict[str, IO[str]] = {}
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        if name not in self._lists:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lists[name] = self._part(name).open("w+", encoding="utf-8")
+        file = self._lists[name]
+        file.write((",\n" if file.tell() else "\n") + json.dumps(row))
+
+    def _part(self, name: str) -> Path:
+        return self.path.with_suffix(f".{name}.part")
+
+    def close(self, categories: Iterable[dict[str, Any]]) -> None:
+        with self.path.open("w", encoding="utf-8") as whole:
+            for name in ("images", "annotations"):
+                whole.write(f'{"{" if name == "images" else ", "}"{name}": [')
+                file = self._lists.pop(name, None)
+                if file is not None:
+                    file.seek(0)
+                    while text := file.read(2**20):
+                        whole.write(text)
+                    file.close()
+                    self._part(name).unlink()
+                whole.write("]")
+            whole.write(f', "categories": {json.dumps(list(categories))}}}\n')
