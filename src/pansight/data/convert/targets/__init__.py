@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from pansight.data.convert.back_coco import CocoInstancesTarget, CocoPanopticTarget
-from pansight.data.convert.back_folders import CityscapesTarget, SemanticPngTarget, YoloSegTarget
 from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
+from pansight.data.convert.targets.coco import CocoInstancesTarget, CocoPanopticTarget
+from pansight.data.convert.targets.folders import CityscapesTarget, SemanticPngTarget, YoloSegTarget
 from pansight.types import LabelSpace
 
 

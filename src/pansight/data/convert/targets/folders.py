@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pansight.data.categories import category_table
-from pansight.data.convert.outlines import one_outline, outlines
 from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
+from pansight.data.convert.targets.outlines import one_outline, outlines
 from pansight.data.images import write_png
 from pansight.errors import PansightError
 from pansight.files import write_json, write_text
