@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pansight.data.convert.lookup import decode_json
 from pansight.data.dataset import expect
 from pansight.errors import PansightError
-from pansight.files import read_json
 
 CLASS_FILES = (
     *("classes.json", "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv"),
@@ -96,7 +96,7 @@ def _text_row(row: str, value: int, path: Path) -> PixelClass:
 
 
 def _json_rows(path: Path) -> list[PixelClass]:
-    content = read_json(path)
+    content: Any = decode_json(path.read_bytes(), object, path)
     if isinstance(content, dict):
         listed = next((content[key] for key in ("categories", "classes", "names") if key in content), None)
         if listed is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +19,8 @@ T = TypeVar("T")
 
 PARTS = tuple(name for names in SPLITS.values() for name in names)
 """All names under which the parts of a data set are looked for."""
+
+DRIVE = re.compile("[A-Za-z]:")
 
 
 def image_size(path: Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -54,10 +58,33 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
+def find_tail(places: Sequence[Path], text: str) -> Path | None:
+    """The longest tail of a path, as a foreign file writes it, that exists in one of `places`; None where none does.
+
+    ``../train/images`` and ``C:\\data\\train\\images`` are ``train/images``, or ``images``; nothing outside `places` is
+    ever looked at. A path of dots alone is the first place itself.
+    """
+    parts = [p for p in text.strip().replace("\\", "/").split("/") if p not in ("", ".", "..") and not DRIVE.match(p)]
+    if not parts:
+        return places[0]
+    tails = ([*parts[start:]] for start in range(max(0, len(parts) - 20), len(parts)))
+    try:
+        return next((path for tail in tails for place in places if (path := place.joinpath(*tail)).exists()), None)
+    except (OSError, ValueError):  # a name too long to be one, or with a zero byte
+        return None
+
+
 def short_names(images: Sequence[Path]) -> list[str]:
     """The name of each file below the deepest folder that holds all of them, with "/"; two files never share one."""
     shared = os.path.commonpath([image.parent for image in images]) if images else ""
     return [image.relative_to(shared).as_posix() for image in images]
+
+
+def stems(names: Sequence[str]) -> list[str]:
+    """Names without their suffixes; those that would be alike keep them."""
+    short = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
+    counts = Counter(short)
+    return [name if counts[stem] > 1 else stem for name, stem in zip(names, short)]
 
 
 def choose_part(parts: Iterable[str], split: str | None, where: str | Path) -> tuple[str | None, str | None]:

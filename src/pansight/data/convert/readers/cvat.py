@@ -1,18 +1,323 @@
-"""CVAT for images XML 1.1 (polygons, masks, boxes)."""
+"""CVAT for images 1.1: annotations.xml beside a folder images/ (docs.cvat.ai, "XML annotation format").
+
+Polygons, boxes, ellipses and masks are regions, in the order of z_order (a higher one lies above); shapes of one label
+and one group_id are one object. Points, polylines, cuboids, skeletons and tags have no pixels. A mask's run lengths go
+along the rows of its box, background first; boxes and ellipses turn clockwise about their centre.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from xml.parsers import expat
 
-from pansight.data.convert.source import Source
+import numpy as np
+
+from pansight.data.convert.lookup import choose_part, find_tail, image_size, short_names, stems
+from pansight.data.convert.polygons import region_of_polygons
+from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.images import MAX_PIXELS
+from pansight.errors import PansightError
+
+REGIONS = ("polygon", "box", "ellipse", "mask")
+LEFT_OUT = ("polyline", "points", "cuboid", "skeleton", "tag")
+MAX_TEXT = 1000  # of a label's name
 
 
-def open_cvat(source: Path, split: str | None = None, **options: Any) -> Source:
-    """CVAT for images XML 1.1 (polygons, masks, boxes)."""
-    raise NotImplementedError
+class _Shape(NamedTuple):
+    kind: str
+    attributes: dict[str, str]
+
+
+class _Image(NamedTuple):
+    name: str
+    size: tuple[int, int]  # (H, W)
+    subset: str
+    shapes: list[_Shape]
+
+
+class _Cvat:
+    def __init__(
+        self,
+        file: Path,
+        images: list[_Image],
+        paths: list[Path | None],
+        categories: tuple[SourceCategory, ...],
+        notes: tuple[str, ...],
+    ):
+        self.categories, self.notes = categories, notes
+        self._file, self._images, self._paths = file, images, paths
+        self._known = {category.name: index for index, category in enumerate(categories)}
+        found = [path for path in paths if path is not None]
+        self._names = short_names(found) if found else [image.name.replace("\\", "/") for image in images]
+        self._image_ids = stems(self._names)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Annotated:
+        image, path = self._images[index], self._paths[index]
+        size = image.size if path is None else image_size(path, image.size)
+        groups: dict[object, list[Region]] = {}
+        drawn = sorted(
+            enumerate(image.shapes, 1),
+            key=lambda row: _number(row[1].attributes, "z_order", f"{self._file}: {image.name}", "0"),
+        )
+        for number, shape in drawn:
+            where = f"{self._file}: {image.name}: {shape.kind} {number}"
+            category = self._known[shape.attributes["label"]]
+            region = _region(shape, size, category, where)
+            if region is not None:
+                group = shape.attributes.get("group_id", "0")
+                key = number if group == "0" else (category, group)
+                groups[key] = [*groups.pop(key, []), region]  # last: at the height of its highest part
+        regions = tuple(joined(parts) for parts in groups.values())
+        return Annotated(self._image_ids[index], self._names[index], path, size, regions)
+
+
+def open_cvat(source: Path, split: str | None = None, *, images: str | None = None) -> Source:
+    """CVAT for images 1.1: a folder with annotations.xml and images/, or the XML file itself. split: a subset's name.
+
+    images: the folder of the images where it is not the file's own or images/ in it. Where no image is found at all,
+    maps are made at the sizes that the XML gives. Raises PansightError, naming image and shape, where a file is damaged
+    or holds a DTD, some of the images are missing or of another size, or a shape is none.
+    """
+    source = Path(source)
+    file = _xml_of(source)
+    if file is None:
+        raise PansightError(f"{source}: expected annotations.xml (CVAT for images 1.1), found none, or several others")
+    parser = _Parser(file)
+    if not parser.images:
+        raise PansightError(f"{file}: expected images (CVAT for images 1.1), found none")
+    by_subset: dict[str, list[_Image]] = {}
+    for image in parser.images:
+        by_subset.setdefault(image.subset.lower(), []).append(image)
+    chosen, note = choose_part(by_subset, split.lower(), file) if split is not None else (None, None)
+    if split is None and len(by_subset) > 1:
+        chosen, note = choose_part(by_subset, None, file)
+    rows = parser.images if chosen is None else by_subset[chosen]
+    notes = [] if note is None else [note]
+    root = file.parent
+    if images is not None:
+        root = next((folder for folder in (root / images, Path(images)) if folder.is_dir()), root / images)
+        if not root.is_dir():
+            raise PansightError(f"{root}: expected a folder of images, found none")
+    paths = _paths(rows, root, file)
+    if all(path is None for path in paths):
+        notes.append(f"no image was found in {root.name}/images: sizes are those of the XML, and no image is copied")
+    if any(shape.attributes.get("z_order", "0") != "0" for image in rows for shape in image.shapes):
+        notes.append("where shapes overlap, CVAT shows the one of higher z_order: that is --overlap later-on-top")
+    if parser.left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(parser.left_out.items()))
+        notes.append(f"shapes that are no regions are left out: {kinds}")
+    return _Cvat(file, rows, paths, _categories(parser), tuple(notes))
 
 
 def is_cvat(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return False
+    try:
+        return _xml_of(source) is not None
+    except (OSError, ValueError):
+        return False
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def _xml_of(source: Path) -> Path | None:
+    """annotations.xml, else the only XML file whose root is <annotations>."""
+    if source.is_file():
+        found = [source]
+    else:
+        usual = source / "annotations.xml"
+        found = [usual] if usual.is_file() else sorted(source.glob("*.xml"))[:20]
+    found = [file for file in found if file.suffix.lower() == ".xml" and _begins_like_cvat(file)]
+    return found[0] if len(found) == 1 else None
+
+
+def _begins_like_cvat(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return re.search(rb"<annotations[\s>/]", opened.read(4096)) is not None
+
+
+class _Parser:
+    """One pass over the file without building a tree. DTDs are refused: only they can name files or multiply text."""
+
+    def __init__(self, file: Path):
+        self.images: list[_Image] = []
+        self.labels: dict[str, tuple[str, str]] = {}  # name → (color, type)
+        self.left_out: Counter[str] = Counter()
+        self._file, self._path, self._text = file, list[str](), ""
+        self._label: dict[str, str] = {}
+        parser = expat.ParserCreate()
+        parser.buffer_text = True
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._characters
+        parser.StartDoctypeDeclHandler = self._refuse
+        try:
+            with file.open("rb") as opened:
+                parser.ParseFile(opened)
+        except OSError as error:
+            raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+        except (expat.ExpatError, ValueError, LookupError) as error:
+            raise PansightError(f"{file}: expected XML, found: {error}") from error
+
+    def _refuse(self, name: str, *_: object) -> None:
+        raise PansightError(f"{self._file}: expected XML without a DTD, found <!DOCTYPE {name:.40}>")
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        depth, self._text = len(self._path), ""
+        self._path.append(name)
+        if depth == 0 and name != "annotations":
+            raise PansightError(f"{self._file}: expected <annotations> (CVAT for images 1.1), found <{name:.40}>")
+        if depth == 1 and name == "track":
+            raise PansightError(
+                f"{self._file}: expected images, found tracks of a video; export it from CVAT as 'CVAT for images 1.1'"
+            )
+        if depth == 1 and name == "image":
+            self.images.append(self._image(attributes))
+        if depth == 2 and self._path[1] == "image":
+            self._shape(name, attributes)
+        if name == "label":
+            self._label = {}
+
+    def _end(self, name: str) -> None:
+        self._path.pop()
+        if self._path[1:2] == ["meta"] and self._path[-1:] == ["label"] and name in ("name", "color", "type", "parent"):
+            self._label[name] = self._text.strip()
+        if (
+            self._path[1:2] == ["meta"]
+            and name == "label"
+            and self._label.get("name")
+            and not self._label.get("parent")
+        ):
+            self.labels[self._label["name"]] = self._label.get("color", ""), self._label.get("type", "any")
+        self._text = ""
+
+    def _characters(self, text: str) -> None:
+        if self._path[1:2] == ["meta"] and len(self._text) < MAX_TEXT:
+            self._text += text[:MAX_TEXT]
+
+    def _image(self, attributes: dict[str, str]) -> _Image:
+        name = attributes.get("name", "")
+        sides = [attributes.get(key, "") for key in ("height", "width")]
+        if not name or not all(re.fullmatch("[1-9][0-9]{0,8}", side) for side in sides):
+            found = f"name {name!r:.60}, height {sides[0]!r:.20}, width {sides[1]!r:.20}"
+            raise PansightError(f"{self._file}: expected a name and a size in pixels of every image, found {found}")
+        height, width = int(sides[0]), int(sides[1])
+        if height * width > MAX_PIXELS:
+            limit = MAX_PIXELS // 10**6
+            raise PansightError(
+                f"{self._file}: {name}: expected at most {limit} million pixels, found {height}×{width}"
+            )
+        return _Image(name, (height, width), attributes.get("subset", "default"), [])
+
+    def _shape(self, kind: str, attributes: dict[str, str]) -> None:
+        image = self.images[-1]
+        if kind in LEFT_OUT:
+            self.left_out[kind] += 1
+        elif kind not in REGIONS:
+            known = ", ".join(REGIONS + LEFT_OUT)
+            raise PansightError(f"{self._file}: {image.name}: expected shapes {known}; found <{kind:.40}>")
+        elif not attributes.get("label"):
+            where = f"{self._file}: {image.name}: {kind} {len(image.shapes) + 1}"
+            raise PansightError(f"{where}: expected a label, found none")
+        else:
+            image.shapes.append(_Shape(kind, attributes))
+
+
+def _categories(parser: _Parser) -> tuple[SourceCategory, ...]:
+    """The labels of the project in their order, without those of points and lines; behind them what else occurs."""
+    used = dict.fromkeys(shape.attributes["label"] for image in parser.images for shape in image.shapes)
+    named = [name for name, (_, kind) in parser.labels.items() if name in used or kind not in LEFT_OUT]
+    names = list(dict.fromkeys([*named, *used]))
+    colors = [parser.labels.get(name, ("", ""))[0] for name in names]
+    return tuple(
+        SourceCategory(name, index + 1, None, _color(color)) for index, (name, color) in enumerate(zip(names, colors))
+    )
+
+
+def _color(text: str) -> tuple[int, int, int] | None:
+    match = re.fullmatch("#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", text)
+    return None if match is None else (int(match[1], 16), int(match[2], 16), int(match[3], 16))
+
+
+def _paths(images: list[_Image], root: Path, file: Path) -> list[Path | None]:
+    """The file of each image; all None where there is none at all. Raises PansightError where some are missing."""
+    paths: list[Path | None] = []
+    for image in images:
+        inner = (root / "images" / image.subset, root / "images", root / image.subset, root)
+        path = find_tail([folder for folder in inner if folder.is_relative_to(root)], image.name)
+        paths.append(path if path is not None and path.is_file() else None)
+    if any(path is not None for path in paths):
+        for image, path in zip(images, paths):
+            if path is None:
+                raise PansightError(
+                    f"{file}: expected an image {image.name!r:.120} in {root} or its images/, found none"
+                )
+        twice = next((path for path, count in Counter(paths).items() if count > 1), None)
+        if twice is not None:
+            raise PansightError(f"{file}: expected a file for every image, found {twice} for several")
+    return paths
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _number(attributes: dict[str, str], key: str, where: str, default: str = "") -> float:
+    text = attributes.get(key, default)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise PansightError(f"{where}: expected a number {key}, found {text!r:.40}") from error
+
+
+def _numbers(text: str, separators: str, where: str, what: str) -> list[float]:
+    try:
+        return [float(word) for word in re.split(f"[{separators}]", text)]
+    except ValueError as error:
+        raise PansightError(f"{where}: expected {what}, found {text!r:.60}") from error
+
+
+def _region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> Region | None:
+    kind, attributes = shape
+    if kind == "mask":
+        return _mask_region(attributes, size, category, where)
+    if kind == "polygon":
+        text = attributes.get("points", "")
+        values = _numbers(text, ",;", where, "points x,y;x,y;…")
+        if len(values) % 2 or text.count(",") * 2 != len(values):
+            raise PansightError(f"{where}: expected points x,y;x,y;…, found {text!r:.60}")
+        outline = np.array(values).reshape(-1, 2)  # (2N,) → (N, 2)
+    elif kind == "box":
+        left, top, right, bottom = (_number(attributes, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
+        if right < left or bottom < top:
+            found = f"x {left:g} … {right:g}, y {top:g} … {bottom:g}"
+            raise PansightError(f"{where}: expected a box from its top left to its bottom right corner, found {found}")
+        degrees = _number(attributes, "rotation", where, "0")
+        outline = rectangle_points(
+            left, top, right - left, bottom - top, degrees, ((left + right) / 2, (top + bottom) / 2)
+        )
+    else:
+        x, y, radius_x, radius_y = (_number(attributes, key, where) for key in ("cx", "cy", "rx", "ry"))
+        outline = ellipse_points(x, y, radius_x, radius_y, _number(attributes, "rotation", where, "0"), where)
+    return region_of_polygons([outline], size, category, where)
+
+
+def _mask_region(attributes: dict[str, str], size: tuple[int, int], category: int, where: str) -> Region | None:
+    left, top, width, height = (_number(attributes, key, where) for key in ("left", "top", "width", "height"))
+    if not all(v % 1 == 0 and abs(v) < 2**31 for v in (left, top, width, height)) or min(width, height) < 1:
+        found = f"left {left:g}, top {top:g}, width {width:g}, height {height:g}"
+        raise PansightError(f"{where}: expected the box of a mask in whole pixels, found {found}")
+    lengths = _numbers(attributes.get("rle", ""), ",", where, "run lengths")
+    pixels = int(width) * int(height)
+    if not all(v >= 0 and v % 1 == 0 for v in lengths) or sum(lengths) != pixels or pixels > MAX_PIXELS:
+        found = f"{sum(lengths):g} in {len(lengths)} runs"
+        raise PansightError(f"{where}: expected run lengths of {pixels} pixels ({width:g}×{height:g}), found {found}")
+    values = np.arange(len(lengths)) % 2 == 1  # background first
+    mask = np.repeat(values, np.array(lengths, np.int64)).reshape(int(height), int(width))  # (h·w,) → (h, w)
+    return cut_to(mask, int(top), int(left), size, category)

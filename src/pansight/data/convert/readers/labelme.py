@@ -1,18 +1,327 @@
-"""LabelMe: one JSON beside each image."""
+"""LabelMe: one JSON beside each image, or in a folder of its own (github.com/wkentaro/labelme; X-AnyLabeling's too).
+
+Polygons, rectangles, circles and masks are regions; shapes of one label and one group_id are one object. Points, lines
+and strips have no pixels. The image is the file that imagePath names, wherever its folders went; where there is none,
+it is taken from imageData. Versions before 4 have no shape_type and no group_id: polygons, each an object.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
+import shutil
+import tempfile
+import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pansight.data.convert.source import Source
+import imagecodecs
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pansight.data.convert.class_table import read_classes
+from pansight.data.convert.lookup import (
+    PARTS,
+    choose_part,
+    decode_json,
+    find_tail,
+    image_size,
+    short_names,
+    walk_images,
+)
+from pansight.data.convert.polygons import region_of_polygons
+from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.images import IMAGE_SUFFIXES, read_header
+from pansight.errors import PansightError
+from pansight.files import replacing
+
+OUTLINES = ("polygon", "rotation", "oriented_rectangle")
+REGIONS = (*OUTLINES, "rectangle", "circle", "mask")
+LINES = ("point", "points", "line", "linestrip")
+IGNORED_LABEL = "__ignore__"  # of LabelMe's own examples: not to be learned from
 
 
-def open_labelme(source: Path, split: str | None = None, **options: Any) -> Source:
-    """LabelMe: one JSON beside each image."""
-    raise NotImplementedError
+class _Outline(msgspec.Struct):
+    """What is needed of every shape before any is drawn."""
+
+    label: str | int
+    shape_type: str | None = "polygon"
+
+
+class _Head(msgspec.Struct):
+    """A file without coordinates and pixels."""
+
+    shapes: list[_Outline] | None = None  # where it lacks, the file is another tool's
+    imagePath: str | None = None
+
+
+class _Shape(_Outline):
+    points: list[list[float]] = []
+    group_id: int | str | float | None = None
+    mask: str | None = None
+
+
+class _File(msgspec.Struct):
+    shapes: list[_Shape]
+    imageHeight: float | None = None
+    imageWidth: float | None = None
+
+
+class _ImageData(msgspec.Struct):
+    imageData: str | None = None
+
+
+class _LabelMe:
+    """Entries are (JSON, image file or None where it is in the JSON, name in the output)."""
+
+    def __init__(self, root: Path, entries: list[tuple[Path, Path | None, str]], labels: list[str], notes: list[str]):
+        self.categories = tuple(SourceCategory(label, index + 1) for index, label in enumerate(labels))
+        self.notes = tuple(notes)
+        self._root, self._entries = root, entries
+        self._known = {label: index for index, label in enumerate(labels)}
+        self._scratch: Path | None = None
+        if any(image is None for _, image, _ in entries):
+            self._scratch = Path(tempfile.mkdtemp(prefix="pansight-labelme-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Annotated:
+        file, image, name = self._entries[index]
+        data = _read(file)
+        content = decode_json(data, _File, file)
+        if image is None:
+            image = self._unpacked(data, file, name)
+        size = image_size(image, _stated_size(content, file))
+        groups: dict[Any, list[Region]] = {}
+        for number, shape in enumerate(content.shapes, 1):
+            if shape.shape_type in LINES or shape.label == IGNORED_LABEL:
+                continue
+            where = f"{file}: shape {number} ({shape.label!r:.40})"
+            region = _region(shape, size, self._known[str(shape.label)], where)
+            if region is not None:
+                alone = shape.group_id is None
+                groups.setdefault(number if alone else (region.category, shape.group_id), []).append(region)
+        regions = tuple(joined(parts) for parts in groups.values())
+        return Annotated(file.relative_to(self._root).with_suffix("").as_posix(), name, image, size, regions)
+
+    def _unpacked(self, data: bytes, file: Path, name: str) -> Path:
+        """The image within a JSON as a file that lives as long as this source."""
+        text = decode_json(data, _ImageData, file).imageData or ""
+        assert self._scratch is not None
+        target = self._scratch / name
+        if not target.is_file():
+            image = _from_base64(text, f"{file}: imageData")
+            read_header(image, f"{file}: imageData")
+            with replacing(target) as temporary:
+                temporary.write_bytes(image)
+        return target
+
+
+def open_labelme(source: Path, split: str | None = None) -> Source:
+    """LabelMe: a folder with JSON files beside the images, or in another folder of the same tree, or one JSON file.
+
+    Classes are the labels that occur, by name, or as labels.txt lists them. Raises PansightError, naming file and
+    shape, where a file is damaged, an image is missing, or a shape is none.
+    """
+    source = Path(source)
+    notes: list[str] = []
+    if source.is_file():
+        root, files = source.parent, [source]
+    else:
+        parts = [part for part in PARTS if next((source / part).rglob("*.json"), None) is not None]
+        root = source
+        if split is not None or (parts and next(source.glob("*.json"), None) is None):
+            part, note = choose_part(parts, split, source)
+            root = source / str(part)
+            notes += [] if note is None else [note]
+        files = sorted(file for file in root.rglob("*.json") if not file.name.startswith("."))
+    entries: list[tuple[Path, Path | None, Path]] = []
+    left_out: Counter[str] = Counter()
+    labels: set[str] = set()
+    strangers: list[Path] = []
+    for file in files:
+        data = _read(file)
+        head = _head(data, file)
+        if head is None:
+            strangers.append(file)
+            continue
+        outlines = head.shapes or []
+        labels.update(str(shape.label) for shape in outlines if shape.shape_type not in LINES)
+        left_out.update(_left_out(outlines, file))
+        image = _image_of(file, head.imagePath, root, source if source.is_dir() else root)
+        entries.append((file, image, image or _virtual_image(data, head.imagePath, file)))
+    if not entries:
+        raise PansightError(f"{root}: expected LabelMe's JSON files (shapes, imagePath), found none")
+    notes += _notes(root, entries, strangers, left_out)
+    names = short_names([place for _, _, place in entries])
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise PansightError(f"{root}: expected one JSON an image, found several of {twice}")
+    ordered = _ordered(labels - {IGNORED_LABEL}, source)
+    return _LabelMe(root, [(f, image, name) for (f, image, _), name in zip(entries, names)], ordered, notes)
 
 
 def is_labelme(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return False
+    try:
+        files = [source] if source.suffix.lower() == ".json" and source.is_file() else _first_jsons(source)
+        return any(_head(_read(file), file) is not None for file in files)
+    except (OSError, PansightError):
+        return False
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _first_jsons(root: Path) -> list[Path]:
+    """A JSON or two of the places where LabelMe's lie."""
+    folders = [root, *sorted(f for f in root.glob("*") if f.is_dir())[:20]] if root.is_dir() else []
+    found = [next(folder.glob("*.json"), None) for folder in folders]
+    return [file for file in found if file is not None and file.stat().st_size < 2**26][:3]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _head(data: bytes, file: Path) -> _Head | None:
+    """None where the file is JSON, but not LabelMe's."""
+    kind: Any = _Head | list[msgspec.Raw]
+    head = decode_json(data, kind, file)
+    return None if isinstance(head, list) or head.shapes is None else head
+
+
+def _left_out(shapes: list[_Outline], file: Path) -> list[str]:
+    """The kinds of shapes that are not read. Raises PansightError for kinds that are not known."""
+    bad = next((shape.shape_type for shape in shapes if shape.shape_type not in (*REGIONS, *LINES, None)), None)
+    if bad is not None:
+        raise PansightError(f"{file}: expected shapes of type {', '.join(REGIONS + LINES)}, found {bad!r:.40}")
+    kinds = [str(shape.shape_type) for shape in shapes if shape.shape_type in LINES]
+    return kinds + [IGNORED_LABEL for shape in shapes if shape.label == IGNORED_LABEL]
+
+
+def _image_of(file: Path, stated: str | None, root: Path, source: Path) -> Path | None:
+    """The file that imagePath names, beside the JSON or in a folder above it within `source`; else one called like it."""
+    places = [folder for folder in file.parents if folder.is_relative_to(source)]
+    found = find_tail(places, stated) if stated else None
+    if found is not None and found.is_file():
+        return found
+    beside = (file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
+    return next((image for image in beside if image.is_file()), None)
+
+
+def _virtual_image(data: bytes, stated: str | None, file: Path) -> Path:
+    """Where the image within a JSON would lie. Raises PansightError where there is none in it either."""
+    text = decode_json(data, _ImageData, file).imageData
+    if not text:
+        raise PansightError(f"{file}: expected the image {stated!r:.120} in this folder, or imageData; found neither")
+    header = read_header(_from_base64(text, f"{file}: imageData"), f"{file}: imageData")
+    suffix = {"jpeg": ".jpg", "png": ".png"}.get(header.kind, Path(stated or "").suffix.lower())
+    if suffix not in IMAGE_SUFFIXES:
+        raise PansightError(f"{file}: expected imagePath with the suffix of an image, found {stated!r:.120}")
+    return file.with_suffix(suffix)
+
+
+def _notes(
+    root: Path, entries: list[tuple[Path, Path | None, Path]], strangers: list[Path], shapes: Counter[str]
+) -> list[str]:
+    notes: list[str] = []
+    if strangers:
+        notes.append(f"{len(strangers)} JSON files are not LabelMe's and are left out: {strangers[0].name}, …")
+    if shapes:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(shapes.items()))
+        notes.append(f"shapes that are no regions are left out: {kinds}")
+    packed = sum(image is None for _, image, _ in entries)
+    if packed:
+        notes.append(f"{packed} images are taken from imageData: their files are not there")
+    used = {image for _, image, _ in entries}
+    bare = [image for image in walk_images(root) if image not in used]
+    if bare:
+        notes.append(f"{len(bare)} images have no annotation file and are left out, the first is {bare[0].name}")
+    return notes
+
+
+def _ordered(labels: set[str], source: Path) -> list[str]:
+    """By labels.txt where there is one, what it lacks behind it; else by name."""
+    table = (source if source.is_dir() else source.parent) / "labels.txt"
+    listed = [row.name for row in read_classes(table)] if table.is_file() else []
+    listed = [name for name in listed if not (name.startswith("__") or (name == "_background_" and name not in labels))]
+    return listed + sorted(labels - set(listed))
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _stated_size(content: _File, file: Path) -> tuple[int, int] | None:
+    height, width = content.imageHeight, content.imageWidth
+    if height is None or width is None:
+        return None
+    if height % 1 or width % 1 or not (1 <= height < 2**31 and 1 <= width < 2**31):
+        raise PansightError(f"{file}: expected imageHeight and imageWidth in pixels, found {height:g} and {width:g}")
+    return int(height), int(width)
+
+
+def _region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> Region | None:
+    if any(len(point) != 2 for point in shape.points):
+        raise PansightError(f"{where}: expected points of two numbers, found {shape.points!r:.60}")
+    points, kind = shape.points, shape.shape_type
+    if kind == "rectangle" and len(points) == 4:  # turned ones, as some versions write them
+        kind = "polygon"
+    if kind in ("rectangle", "circle", "mask") and len(points) != 2:
+        raise PansightError(f"{where}: expected 2 points of a {kind}, found {len(points)}")
+    if kind == "mask":
+        return _mask_region(shape, size, category, where)
+    outline: Any = points
+    if kind == "rectangle":
+        (x1, y1), (x2, y2) = points
+        outline = rectangle_points(x1, y1, x2 - x1, y2 - y1)
+    elif kind == "circle":
+        (x, y), (edge_x, edge_y) = points
+        radius = math.hypot(edge_x - x, edge_y - y)
+        outline = ellipse_points(x, y, radius, radius, 0.0, where)
+    return region_of_polygons([outline], size, category, where)
+
+
+def _mask_region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> Region | None:
+    """A PNG in base64 and the box that it fills, last row and column included."""
+    box = np.array(shape.points, np.float64)
+    if not np.isfinite(box).all() or np.abs(box).max() > 2**31:
+        raise PansightError(f"{where}: expected the corners of the mask's box in pixels, found {shape.points!r:.60}")
+    (left, top), (right, bottom) = np.rint(box).astype(int).tolist()
+    mask = _png_mask(_from_base64(shape.mask or "", f"{where}: mask"), f"{where}: mask")
+    expected = abs(bottom - top) + 1, abs(right - left) + 1
+    if max(abs(a - b) for a, b in zip(mask.shape, expected)) > 1:  # tools round the corners either way
+        found = f"{mask.shape[0]}×{mask.shape[1]}"
+        raise PansightError(f"{where}: expected a mask of {expected[0]}×{expected[1]} as its box, found {found}")
+    return cut_to(mask, min(top, bottom), min(left, right), size, category)
+
+
+def _png_mask(data: bytes, where: str) -> NDArray[np.bool_]:
+    """bool (h, w): the pixels of a PNG that are not zero, in any of its colours."""
+    header = read_header(data, where)
+    try:
+        if header.kind != "png" or data.rfind(b"IEND") < 0:
+            raise ValueError("another kind of file" if header.kind != "png" else "a truncated PNG")
+        pixels: NDArray[Any] = imagecodecs.png_decode(data)
+    except (RuntimeError, ValueError) as error:
+        raise PansightError(f"{where}: expected a PNG, found {' '.join(str(error).split()):.80}") from error
+    if pixels.ndim == 2:
+        return pixels != 0
+    colors = pixels.shape[2] - (pixels.shape[2] in (2, 4))  # without alpha
+    return (pixels[..., :colors] != 0).any(axis=2)
+
+
+def _from_base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PansightError(f"{where}: expected base64, found {error} in {text[:20]!r}") from error

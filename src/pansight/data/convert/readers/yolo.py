@@ -9,14 +9,14 @@ differ in what their paths are relative to: of each path the longest tail that e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
 from pansight.data.convert.class_table import PixelClass, checked_classes, read_classes
-from pansight.data.convert.lookup import PARTS, choose_part, image_size, short_names, walk_images
+from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_size, short_names, stems, walk_images
 from pansight.data.convert.polygons import region_of_polygons
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.errors import PansightError, choice_error
@@ -40,6 +40,7 @@ class _YoloSeg:
         self.notes = notes
         self._known = {c.value: index for index, c in enumerate(classes)}
         self._images, self._boxes = images, boxes
+        self._image_ids = stems([name for name, _, _ in images])
 
     def __len__(self) -> int:
         return len(self._images)
@@ -52,8 +53,7 @@ class _YoloSeg:
             for number, line in enumerate(_lines(label), 1)
             if (region := self._region(line.split(), size, f"{label}: line {number}")) is not None
         ]
-        image_id = PurePosixPath(name).with_suffix("").as_posix()
-        return Annotated(image_id, name, image, size, tuple(regions))
+        return Annotated(self._image_ids[index], name, image, size, tuple(regions))
 
     def _region(self, words: list[str], size: tuple[int, int], where: str) -> Region | None:
         if not words:
@@ -194,7 +194,7 @@ def _yaml_classes(content: dict[str, Any], file: Path) -> list[PixelClass]:
 
 def _texts(value: Any, part: str, file: Path) -> list[str]:
     texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) and text and "\0" not in text for text in texts):
+    if not all(isinstance(text, str) and text for text in texts):
         raise PansightError(f"{file}: expected a path or a list of paths under {part!r}, found {value!r:.60}")
     return texts
 
@@ -205,20 +205,7 @@ def _texts(value: Any, part: str, file: Path) -> list[str]:
 def _yaml_root(root: Path, content: dict[str, Any]) -> Path:
     """The folder that paths are relative to: `path` where it exists in the folder of the file, else that folder."""
     text = content.get("path")
-    return _tail(root, text) or root if isinstance(text, str) and text and "\0" not in text else root
-
-
-def _tail(root: Path, text: str) -> Path | None:
-    """root / the longest tail of a path that exists there: ``../train/images`` and ``C:\\data\\train\\images`` are
-    ``train/images``. Nothing outside `root` is ever looked at."""
-    parts = [p for p in text.strip().replace("\\", "/").split("/") if p not in ("", ".", "..") and ":" not in p]
-    if not parts:
-        return root
-    tails = (root.joinpath(*parts[start:]) for start in range(max(0, len(parts) - 20), len(parts)))
-    try:
-        return next((path for path in tails if path.exists()), None)
-    except OSError:  # a name too long to be one
-        return None
+    return (find_tail([root], text) or root) if isinstance(text, str) and text else root
 
 
 def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -226,7 +213,7 @@ def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path]
     images: list[Path] = []
     notes: list[str] = []
     for text in texts:
-        place = _tail(root, text)
+        place = find_tail([root], text)
         if place is None:
             raise PansightError(f"{file}: expected {text!r:.120} inside {root}, found no such folder or file")
         if place != root / text:
@@ -236,7 +223,7 @@ def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path]
             continue
         for number, line in enumerate(_lines(place), 1):
             if line.strip():
-                image = _tail(place.parent, line) or _tail(root, line)
+                image = find_tail([place.parent, root], line)
                 if image is None or not image.is_file():
                     found = f"{line.strip()!r:.120}"
                     raise PansightError(f"{place}: line {number}: expected an image in {root}, found {found}")
