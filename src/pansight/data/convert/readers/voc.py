@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pansight.data.categories import category_table
+from pansight.data.convert.class_table import PixelClass, read_classes
 from pansight.data.convert.lookup import choose_part, image_size, images_by_stem
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_values, segments_of
@@ -19,28 +20,23 @@ from pansight.errors import PansightError, choice_error
 from pansight.ops.idmap import IdArray, present_ids, relabel
 
 BORDER = 255
+BORDER_COLOR = 224 + 256 * 224 + 65536 * 192  # as read_rgb_ids reads it: number 255 of the set's palette
 PARTS = ("train", "val", "trainval", "test")
 
 
 class Voc:
-    """The images of one list. Segment ids: the object's number; the background has the first number that is free.
+    """The images of one list. Segment ids: the object's number; the background has the first number that is free."""
 
-    colors: RGB as R + 256·G + 65536·B → class, for PNGs in colours.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        stems: list[str],
-        categories: tuple[SourceCategory, ...],
-        colors: dict[int, int],
-        background: str,
-        notes: list[str],
-    ):
-        self.root, self.background, self.notes = root, background, tuple(notes)
-        self.categories = categories if background == "stuff" else categories[1:]
-        self._offset = 0 if background == "stuff" else 1
-        self._colors, self._classes, self._stems = colors, len(categories), stems
+    def __init__(self, root: Path, stems: list[str], classes: list[PixelClass], background: str, notes: list[str]):
+        self.root, self.notes, self._stems, self._classes = root, tuple(notes), stems, classes
+        self._background = next(n for n, row in enumerate(classes) if row.name == "background")
+        kept = [n for n in range(len(classes)) if n != self._background or background == "stuff"]
+        self.categories = tuple(
+            SourceCategory(row.name, row.value, row.is_thing, row.color) for row in (classes[n] for n in kept)
+        )
+        self._index = {n: index for index, n in enumerate(kept)}  # class → category
+        self._by_color = {_coded(row.color): n for n, row in enumerate(classes) if row.color is not None}
+        self._by_color.setdefault(BORDER_COLOR, BORDER)
         folder = root / "JPEGImages"
         if not folder.is_dir():
             raise PansightError(f"{folder}: expected the images, found no such folder")
@@ -63,61 +59,56 @@ class Voc:
         image_size(image, size)
         values = classes * 65536 + objects
         values[(classes == BORDER) | (objects == BORDER)] = -1
-        owner = self._owners(present_ids(values).tolist(), object_file)
+        owner = self._owners([value for value in present_ids(values).tolist() if value >= 0], object_file)
         ids, segments = segments_of(values, lambda value: self._meaning(value, owner))
-        return Annotated(stem, image.name, image, size, ids=ids, segments=segments)
+        name = image.relative_to(self.root / "JPEGImages").as_posix()
+        return Annotated(stem, name, image, size, ids=ids, segments=segments)
 
     def _owners(self, values: list[int], file: Path) -> dict[int, int]:
         """Object → class. Raises PansightError where an object has several, or the background, or things no object."""
         owner: dict[int, int] = {}
         for value in values:
-            if value < 0:
-                continue
             number, label = value & 65535, value >> 16
-            if (number == 0) != (label == 0):
-                expected, found = ("no object", number) if label == 0 else ("an object", 0)
-                name = self._name(label)
-                raise PansightError(f"{file}: expected {expected} where the class is {name!r}, found {found}")
+            name = self._classes[label].name
+            if (number == 0) != (label == self._background):
+                expected = "an object" if number == 0 else "no object"
+                raise PansightError(f"{file}: expected {expected} where the class is {name!r}, found {number}")
             if owner.setdefault(number, label) != label:
-                names = f"{self._name(owner[number])} and {self._name(label)}"
+                names = f"{self._classes[owner[number]].name} and {name}"
                 raise PansightError(f"{file}: expected one class for object {number}, found {names}")
         return owner
 
     def _meaning(self, value: int, owner: dict[int, int]) -> tuple[int, int, bool] | None:
-        if value > 0:
-            return value & 65535, (value >> 16) - self._offset, False
-        if value == 0 and self.background == "stuff":
-            return max(owner, default=0) + 1, 0, False
-        return None
-
-    def _name(self, label: int) -> str:
-        return self.categories[label - self._offset].name if label >= self._offset else "background"
+        """(segment id, category, is_crowd) of class · 65536 + object; −1 is the border."""
+        category = self._index.get(value >> 16) if value >= 0 else None
+        if category is None:
+            return None
+        return (value & 65535) or max(owner) + 1, category, False
 
     def _read_classes(self, file: Path) -> IdArray:
         """int32 (H, W): index of the class, BORDER on borders."""
         if not _is_rgb(file):
             classes = read_values(file, 8, "classes of Pascal VOC")
-            unknown = [n for n in present_ids(classes).tolist() if n >= self._classes and n != BORDER]
+            unknown = [n for n in present_ids(classes).tolist() if n >= len(self._classes) and n != BORDER]
             if unknown:
-                raise PansightError(f"{file}: expected classes 0 … {self._classes - 1} or 255, found {unknown[0]}")
+                raise PansightError(f"{file}: expected classes 0 … {len(self._classes) - 1} or 255, found {unknown[0]}")
             return classes
         coded = read_rgb_ids(file)
-        unknown = [n for n in present_ids(coded).tolist() if n not in self._colors]
+        unknown = [n for n in present_ids(coded).tolist() if n not in self._by_color]
         if unknown:
             red, green, blue = unknown[0] & 255, (unknown[0] >> 8) & 255, unknown[0] >> 16
             raise PansightError(f"{file}: expected colours of labelmap.txt, found {red},{green},{blue}")
-        return relabel(coded, self._colors)
+        return relabel(coded, self._by_color)
 
     def _read_objects(self, file: Path) -> IdArray:
         """int32 (H, W): number of the object, 0 = background, BORDER on borders."""
         if not _is_rgb(file):
             return read_values(file, 8, "objects of Pascal VOC")
         coded = read_rgb_ids(file)
-        border = _coded((224, 224, 192))
-        colors = [n for n in present_ids(coded).tolist() if n not in (0, border)]
+        colors = [n for n in present_ids(coded).tolist() if n not in (0, BORDER_COLOR)]
         if len(colors) >= BORDER:
             raise PansightError(f"{file}: expected at most {BORDER - 1} objects, found {len(colors)}")
-        return relabel(coded, {border: BORDER} | {color: n for n, color in enumerate(colors, 1)})
+        return relabel(coded, {BORDER_COLOR: BORDER} | {color: n for n, color in enumerate(colors, 1)})
 
 
 def _is_rgb(file: Path) -> bool:
@@ -131,28 +122,16 @@ def _coded(color: tuple[int, int, int]) -> int:
     return color[0] + 256 * color[1] + 65536 * color[2]
 
 
-def _label_map(file: Path) -> tuple[tuple[SourceCategory, ...], dict[int, int]]:
-    """(classes, background first; colour → class) from lines ``name:r,g,b:parts:actions``; # begins a comment."""
-    rows: list[tuple[str, tuple[int, int, int]]] = []
-    for number, line in enumerate(_lines(file), 1):
-        name, _, rest = line.partition(":")
-        values = rest.partition(":")[0].split(",")
-        if not name or len(values) != 3 or not all(v.strip().isdecimal() and int(v) <= 255 for v in values):
-            raise PansightError(
-                f"{file}: line {number}: expected name:red,green,blue:parts:actions, found {line!r:.60}"
-            )
-        red, green, blue = (int(v) for v in values)
-        rows.append((name, (red, green, blue)))
-    rows.sort(key=lambda row: row[0] != "background")
-    if len(rows) > BORDER:
-        raise PansightError(f"{file}: expected at most {BORDER} classes, found {len(rows)}")
-    if not rows or rows[0][0] != "background":
-        raise PansightError(f"{file}: expected a class 'background', found {', '.join(n for n, _ in rows) or 'none'}")
-    colors = {_coded(color): index for index, (_, color) in enumerate(rows)}
-    if len(colors) != len(rows):
-        raise PansightError(f"{file}: expected each colour once, found one repeated")
-    categories = [SourceCategory(n, i, None if i else False, color) for i, (n, color) in enumerate(rows)]
-    return tuple(categories), {_coded((224, 224, 192)): BORDER} | colors
+def _classes(root: Path) -> list[PixelClass]:
+    """The 20 classes and the background, or those of labelmap.txt, whose things are not told from stuff."""
+    file = root / "labelmap.txt"
+    if not file.is_file():
+        rows = category_table("pascal_voc")
+        return [PixelClass(r["name"], r["id"], tuple(r["color"]), bool(r["isthing"])) for r in rows]
+    rows = read_classes(file)
+    if len(rows) > BORDER or all(row.name != "background" for row in rows):
+        raise PansightError(f"{file}: expected at most {BORDER} classes, one of them 'background', found {len(rows)}")
+    return [row._replace(is_thing=False) if row.name == "background" else row for row in rows]
 
 
 def _lines(file: Path) -> list[str]:
@@ -179,7 +158,10 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
     root = _root(source)
     for folder in ("SegmentationClass", "SegmentationObject"):
         if not (root / folder).is_dir():
-            raise PansightError(f"{root}: expected SegmentationClass/ and SegmentationObject/, found no {folder}/")
+            hint = "; classes alone are read by --from semantic_png" if folder == "SegmentationObject" else ""
+            raise PansightError(
+                f"{root}: expected SegmentationClass/ and SegmentationObject/, found no {folder}/{hint}"
+            )
     lists = root / "ImageSets" / "Segmentation"
     present = sorted(file.stem for file in lists.glob("[!.]*.txt"))
     parts = sorted(present, key=lambda name: PARTS.index(name) if name in PARTS else len(PARTS))
@@ -191,14 +173,7 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
         stems = [safe_join(Path(), name, lists / f"{part}.txt").as_posix() for name in names]
     if not stems:
         raise PansightError(f"{lists / f'{part}.txt' if part else root}: expected names of images, found none")
-    notes = [note] if note else []
-    if (root / "labelmap.txt").is_file():
-        categories, colors = _label_map(root / "labelmap.txt")
-    else:
-        rows = category_table("pascal_voc")
-        categories = tuple(SourceCategory(r["name"], r["id"], bool(r["isthing"]), tuple(r["color"])) for r in rows)
-        colors = {_coded((224, 224, 192)): BORDER} | {_coded(tuple(r["color"])): r["id"] for r in rows}
-    return Voc(root, stems, categories, colors, background, notes)
+    return Voc(root, stems, _classes(root), background, [note] if note else [])
 
 
 def is_voc(source: Path) -> bool:
