@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.comparison.evaluations import align, read_evaluation
+from pansight.apps.comparison.evaluations import align, other_figures, read_evaluation
 from pansight.apps.comparison.show import ALPHA, p_text, page, signed, table
 from pansight.errors import PansightError
 from pansight.files import write_json, write_text
@@ -41,9 +41,10 @@ def compare(
     evaluation, a fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails is listed
     under `failures`.
 
-    Returned keys: evaluations → name, file and All, Things, Stuff, per_class → pq, sq, rq → value, low, high and, but
-    for the first evaluation, difference → value, low, high, p (of a class's pq also p_adjusted); per_image, the images
-    by falling difference; images, classes, resamples, seed, confidence, verdict, notes, failures. None: no such figure.
+    Returned keys: evaluations → name, file and All, Things, Stuff, per_class (by name) → pq, sq, rq → value, low, high
+    and, but for the first evaluation, difference → value, low, high, p (of a class's pq also p_adjusted); others,
+    figures without interval by name; per_image, the images by falling difference; images, classes, resamples, seed,
+    confidence, verdict, notes, failures. None stands for a figure that does not exist.
     Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
     """
     _check_arguments(evaluations, names, resamples, seed, fail_below)
@@ -61,6 +62,7 @@ def compare(
             {"name": e.name, "file": str(e.file), **_scored(read[0].classes, k, intervals, [None, *p][k], counts[k])}
             for k, e in enumerate(read)
         ],
+        "others": {} if notes else other_figures(read),
         "per_image": _per_image(image_ids, counts),
         "images": len(image_ids),
         "classes": len(things),

@@ -65,6 +65,24 @@ def read_evaluation(file: Path, name: str) -> Evaluation:
     return Evaluation(name, file, record, image_ids, classes, counts)
 
 
+def other_figures(evaluations: Sequence[Evaluation]) -> dict[str, list[float]]:
+    """mIoU, mask AP and box AP where all have them: fractions that are known without an interval."""
+    paths = {"mIoU": ("semantic", "miou"), "Mask AP": ("instances", "mask", "ap"), "Box AP": ("instances", "box", "ap")}
+    figures = {name: [_at(e.record, path) for e in evaluations] for name, path in paths.items()}
+    conventions = {str(_at(e.record, ("semantic", "convention"))) for e in evaluations}
+    return {
+        name: values
+        for name, values in figures.items()
+        if all(isinstance(v, int | float) and 0 <= v <= 1 for v in values) and (name != "mIoU" or len(conventions) == 1)
+    }
+
+
+def _at(record: object, path: Sequence[str]) -> Any:
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
 def _read_counts(file: Path, table: object, images: int, index: Mapping[int, int]) -> ImageCounts:
     """The table `counts`; categories become indices. Rows of nothing are left out."""
     if not isinstance(table, dict):

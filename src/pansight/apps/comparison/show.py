@@ -36,6 +36,9 @@ def table(result: Mapping[str, Any]) -> str:
                 changes = [f["difference"] for f in figures]
                 lines.append(_row("    difference", [_interval(c, signed) for c in changes]))
                 lines.append(_row("    p", [_stars(c["p"]) for c in changes]))
+    if result["others"]:
+        pairs = (f"{name} {' -> '.join(map(_percent, values))}" for name, values in result["others"].items())
+        lines += ["", f"without interval: {'; '.join(pairs)}"]
     for k in range(1, len(evaluations)):
         lines += ["", *_class_lines(result, k), "", *_image_lines(result, k)]
     if len(evaluations) > 1:
@@ -129,6 +132,7 @@ def _stars(p: float | None) -> str:
 def page(result: Mapping[str, Any]) -> str:
     """The comparison as one HTML file that needs no other."""
     evaluations = result["evaluations"]
+    names = [evaluation["name"] for evaluation in evaluations]
     comparisons: list[dict[str, Any]] = []
     for k, evaluation in enumerate(evaluations[1:], 1):
         classes, images = class_changes(result, k), image_changes(result, k)
@@ -149,6 +153,7 @@ def page(result: Mapping[str, Any]) -> str:
     templates.filters |= {"points": _points, "p": lambda p: "–" if p is None else p_text(p)}
     return templates.get_template("compare.html.j2").render(
         result=result,
+        title=" against ".join(reversed(names)) if len(names) == 2 else " · ".join(names),
         scores=_strips(result, range(len(evaluations)), None),
         comparisons=comparisons,
         alpha=ALPHA,
@@ -176,7 +181,13 @@ def _strips(result: Mapping[str, Any], chosen: Iterable[int], part: str | None) 
                     {"k": k, "figure": f} | {key: at(100 * f[key]) for key in ("value", "low", "high")}
                     for k, f in known
                 ]
-                strips.append({"score": score, "dots": dots, "ticks": [(at(tick), f"{tick:g}") for tick in ticks]})
+                strips.append(
+                    {
+                        "score": score,
+                        "dots": dots,
+                        "ticks": [(at(tick), f"{tick:g}".replace("-", "−")) for tick in ticks],
+                    }
+                )
         groups.append({"name": group, "strips": strips})
     return groups
 
