@@ -115,8 +115,10 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
         if find_layout(path, part) is not None:
             return "instance_png"
     looked = "annotations/panoptic_*.json, annotations/instances_*.json, images/ + instances/, PNGImages/ + PedMasks/"
-    sets = "a Cityscapes, ADE20K or Vistas root"
-    raise PansightError(f"{source}: expected one of {looked} (also in train/, val/), {sets}; found none of them")
+    sets, hint = "a Cityscapes, ADE20K or Vistas root", f"other annotations: pansight convert {source} --to OUT"
+    raise PansightError(
+        f"{source}: expected one of {looked} (also in train/, val/), {sets}; found none of them; {hint}"
+    )
 
 
 def _format_of_json(path: Path) -> str:
