@@ -42,10 +42,13 @@ def ellipse_points(
 
 def turned(points: NDArray[np.float64], degrees: float, pivot: tuple[float, float]) -> NDArray[np.float64]:
     """(N, 2) points turned about `pivot`, clockwise as seen on a screen (y points down)."""
+    if not math.isfinite(degrees):
+        return np.full_like(points, np.nan)  # refused where it is drawn
     if not degrees % 360:
         return points
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    return (points - pivot) @ np.array([[cosine, sine], [-sine, cosine]]) + pivot
+    with np.errstate(invalid="ignore", over="ignore"):
+        return (points - pivot) @ np.array([[cosine, sine], [-sine, cosine]]) + pivot
 
 
 def cut_to(mask: NDArray[np.bool_], top: int, left: int, size: tuple[int, int], category: int) -> Region | None:

@@ -62,18 +62,19 @@ class _Cvat:
         image, path = self._images[index], self._paths[index]
         size = image.size if path is None else image_size(path, image.size)
         groups: dict[object, list[Region]] = {}
-        drawn = sorted(
-            enumerate(image.shapes, 1),
-            key=lambda row: _number(row[1].attributes, "z_order", f"{self._file}: {image.name}", "0"),
-        )
+        place = f"{self._file}: {image.name}"
+        heights = [_number(shape.attributes, "z_order", place, "0") for shape in image.shapes]
+        drawn = sorted(enumerate(image.shapes, 1), key=lambda row: heights[row[0] - 1])
         for number, shape in drawn:
-            where = f"{self._file}: {image.name}: {shape.kind} {number}"
+            where = f"{place}: {shape.kind} {number}"
             category = self._known[shape.attributes["label"]]
             region = _region(shape, size, category, where)
             if region is not None:
                 group = shape.attributes.get("group_id", "0")
                 key = number if group == "0" else (category, group)
-                groups[key] = [*groups.pop(key, []), region]  # last: at the height of its highest part
+                parts = groups.pop(key, [])
+                groups[key] = parts  # last: at the height of its highest part
+                parts.append(region)
         regions = tuple(joined(parts) for parts in groups.values())
         return Annotated(self._image_ids[index], self._names[index], path, size, regions)
 
@@ -187,15 +188,11 @@ class _Parser:
 
     def _end(self, name: str) -> None:
         self._path.pop()
-        if self._path[1:2] == ["meta"] and self._path[-1:] == ["label"] and name in ("name", "color", "type", "parent"):
-            self._label[name] = self._text.strip()
-        if (
-            self._path[1:2] == ["meta"]
-            and name == "label"
-            and self._label.get("name")
-            and not self._label.get("parent")
-        ):
-            self.labels[self._label["name"]] = self._label.get("color", ""), self._label.get("type", "any")
+        if self._path[1:2] == ["meta"]:
+            if self._path[-1] == "label":
+                self._label[name] = self._text.strip()
+            if name == "label" and self._label.get("name") and not self._label.get("parent"):  # no part of a skeleton
+                self.labels[self._label["name"]] = self._label.get("color", ""), self._label.get("type", "any")
         self._text = ""
 
     def _characters(self, text: str) -> None:
@@ -210,10 +207,8 @@ class _Parser:
             raise PansightError(f"{self._file}: expected a name and a size in pixels of every image, found {found}")
         height, width = int(sides[0]), int(sides[1])
         if height * width > MAX_PIXELS:
-            limit = MAX_PIXELS // 10**6
-            raise PansightError(
-                f"{self._file}: {name}: expected at most {limit} million pixels, found {height}×{width}"
-            )
+            expected, found = f"at most {MAX_PIXELS // 10**6} million pixels", f"{height}×{width}"
+            raise PansightError(f"{self._file}: {name}: expected {expected}, found {found}")
         return _Image(name, (height, width), attributes.get("subset", "default"), [])
 
     def _shape(self, kind: str, attributes: dict[str, str]) -> None:
@@ -250,15 +245,13 @@ def _paths(images: list[_Image], root: Path, file: Path) -> list[Path | None]:
     """The file of each image; all None where there is none at all. Raises PansightError where some are missing."""
     paths: list[Path | None] = []
     for image in images:
-        inner = (root / "images" / image.subset, root / "images", root / image.subset, root)
-        path = find_tail([folder for folder in inner if folder.is_relative_to(root)], image.name)
+        subset = image.subset if re.fullmatch(r"\w[\w .-]*", image.subset) else "default"
+        path = find_tail([root / "images" / subset, root / "images", root / subset, root], image.name)
         paths.append(path if path is not None and path.is_file() else None)
     if any(path is not None for path in paths):
         for image, path in zip(images, paths):
             if path is None:
-                raise PansightError(
-                    f"{file}: expected an image {image.name!r:.120} in {root} or its images/, found none"
-                )
+                raise PansightError(f"{file}: expected {image.name!r:.120} in {root} or its images/, found none")
         twice = next((path for path, count in Counter(paths).items() if count > 1), None)
         if twice is not None:
             raise PansightError(f"{file}: expected a file for every image, found {twice} for several")

@@ -210,7 +210,7 @@ def _left_out(shapes: list[_Outline], file: Path) -> list[str]:
 
 
 def _image_of(file: Path, stated: str | None, root: Path, source: Path) -> Path | None:
-    """The file that imagePath names, beside the JSON or in a folder above it within `source`; else one called like it."""
+    """The file that imagePath names, beside the JSON or above it within `source`; else one called as the JSON is."""
     places = [folder for folder in file.parents if folder.is_relative_to(source)]
     found = find_tail(places, stated) if stated else None
     if found is not None and found.is_file():
