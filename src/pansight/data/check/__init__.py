@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -85,7 +85,7 @@ def check(
     to be looked for. keep: how many defects of each code are kept; the counts are always complete.
     Raises PansightError where nothing is found or nothing can be read.
     """
-    root, parts, findings, skipped = _open(source, images, panoptic, keep)
+    root, parts, findings, skipped = open_parts(source, images, panoptic, keep)
     total, done = sum(len(part.records) for part in parts), 0
     results: list[Checked] = []
     places: dict[bytes, list[Place]] = {}
@@ -127,10 +127,10 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
             yield ahead.popleft().result()
 
 
-def _open(
-    source: str | Path, images: Path | None, panoptic: Path | None, keep: int | None
+def open_parts(
+    source: str | Path, images: Path | None = None, panoptic: Path | None = None, keep: int | None = None
 ) -> tuple[Path, list[Part], Findings, list[str]]:
-    """(root, parts, findings of the files, files of another kind)."""
+    """(root, parts, defects of the files and their lists, files of another kind)."""
     root, files = find_files(source)
     if len(files) > 1 and (images or panoptic):
         raise PansightError(f"{source}: expected one annotation file where folders are given, found {len(files)}")
@@ -149,13 +149,16 @@ def _open(
     kinds = {part.kind for part, _ in read if part is not None}
     wanted = "panoptic" if "panoptic" in kinds else min(kinds, default="panoptic")
     parts: list[Part] = []
+    names: set[str] = set()
     skipped: list[str] = []
     for part, defects in read:
         if part is not None and part.kind != wanted:
             skipped.append(part.show(part.json))
             continue
         findings.add(defects)
-        parts += [part] if part is not None else []
+        if part is not None:
+            parts.append(part if part.name not in names else replace(part, name=f"{part.name}_{len(names) + 1}"))
+            names.add(parts[-1].name)
     return root, parts, findings, skipped
 
 

@@ -113,20 +113,28 @@ def defect(
 
 @dataclass
 class Findings:
-    """Defects with their counts. keep: how many of each code are kept; None keeps all."""
+    """Defects with their counts. keep: how many of each code are kept; None keeps all. blocking: the first of each
+    code that only a person can settle."""
 
     keep: int | None = None
     defects: list[Defect] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    blocking: dict[str, Defect] = field(default_factory=dict)
 
     def add(self, defects: Iterable[Defect]) -> None:
         for found in defects:
             self.counts[found.code] += 1
+            if RULES[found.code].remedy.startswith(BY_HAND) or (found.image_id is None and not _settled(found)):
+                self.blocking.setdefault(found.code, found)
             if self.keep is None or self.counts[found.code] <= self.keep:
                 self.defects.append(found)
 
     def number(self, severity: Severity) -> int:
         return sum(count for code, count in self.counts.items() if RULES[code].severity == severity)
+
+
+def _settled(found: Defect) -> bool:
+    return found.fixable or found.severity != "error"
 
 
 # --- saying what was found, whatever it is ---------------------------------------------------------------------------

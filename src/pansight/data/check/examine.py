@@ -59,8 +59,7 @@ class Examined(NamedTuple):
 def examine(part: Part, record: Record, image: bool = True) -> Examined:
     """Image and PNG are decoded whole, the image only where `image` is set."""
     defects: list[Defect] = []
-    png, rows = _annotation(part, record, defects)
-    declared, named = _declared(part, record, rows, defects)
+    png, declared, named = read_record(part, record, defects)
     ids, as_stored = _read_map(part, record, png, named, defects)
     found, digest = read_image_file(part, record, defects) if image else (None, None)
     size = ids.shape[:2] if ids is not None else None
@@ -87,6 +86,14 @@ def _by(height: int, width: int) -> str:
 # --- the JSON's side -------------------------------------------------------------------------------------------------
 
 
+def read_record(
+    part: Part, record: Record, defects: list[Defect]
+) -> tuple[Path | None, tuple[Declared, ...], set[int]]:
+    """(PNG, segments that can be used, ids of all segments that have one), from the JSON alone."""
+    png, rows = _annotation(part, record, defects)
+    return png, *_declared(part, record, rows, defects)
+
+
 def _annotation(part: Part, record: Record, defects: list[Defect]) -> tuple[Path | None, list[Any]]:
     """(PNG, rows of its segments): of the first annotation, joined by others of the same PNG."""
     if not record.annotations:
@@ -96,11 +103,13 @@ def _annotation(part: Part, record: Record, defects: list[Defect]) -> tuple[Path
         found = f"{len(record.annotations)}"
         defects.append(defect("several-annotations", where, "one annotation per image", found, record.image_id))
     rows: list[Any] = []
+    has_rows = isinstance(first.get("segments_info"), list)
     for annotation in record.annotations:
         segments = annotation.get("segments_info")
         if not isinstance(segments, list):
             text = "a list 'segments_info'"
-            defects.append(defect("structure", where, text, shown(annotation, "segments_info"), record.image_id))
+            found = shown(annotation, "segments_info")
+            defects.append(defect("structure", where, text, found, record.image_id, fixable=annotation is not first))
         elif annotation.get("file_name") == first.get("file_name"):
             rows += segments
     name = first.get("file_name")
@@ -120,7 +129,7 @@ def _annotation(part: Part, record: Record, defects: list[Defect]) -> tuple[Path
     png = file_in(folder, name)
     if png is None:
         defects.append(defect("path", where, "a PNG inside the data folder", shown_value(name), record.image_id))
-    return png, rows
+    return png if has_rows else None, rows
 
 
 def _declared(

@@ -16,6 +16,9 @@ from pansight.data.images import MAX_PIXELS
 from pansight.errors import PansightError
 from pansight.ops.idmap import boxes_xyxy, present_ids
 
+MAX_MASK_PIXELS = 10**11
+"""Of all masks of an image together, some minutes of work: a file of some megabytes may ask for years."""
+
 
 def examine_masks(part: Part, record: Record) -> Examined:
     """Every mask is decoded, one at a time."""
@@ -25,6 +28,10 @@ def examine_masks(part: Part, record: Record) -> Examined:
     if header is not None:
         check_stated_size(part, record, header.turned_size, header, defects)
         size = size or header.turned_size
+    if size is not None and size[0] * size[1] * len(record.annotations) > MAX_MASK_PIXELS:
+        found = f"{len(record.annotations)} of {size[0]}×{size[1]}"
+        defects.append(defect("mask", part.show(part.json), "masks that can be decoded", found, record.image_id))
+        size = None
     if size is None:
         return Examined(tuple(defects), {}, None, digest)
     owner = np.zeros(size, np.int32)  # number of the last annotation on a pixel, counted from 1

@@ -259,6 +259,8 @@ def _categories(
         names.add(name)
         classes[number] = Class(name, None if thing is None else bool(thing))
         usable.append(row)
+    if rows and not usable:
+        defects.append(defect("empty", where, "at least one category with an id", "none"))
     _gap(classes, where, defects)
     return usable, classes
 
@@ -303,6 +305,8 @@ def _records(
             defects.append(defect("duplicate-image-id", where, "each image id once", found, image_id))
             continue
         rows[image_id] = row
+    if images and not rows:
+        defects.append(defect("empty", where, "at least one image with an id", "none"))
     own: dict[str | int, list[dict[str, Any]]] = {image_id: [] for image_id in rows}
     for n, annotation in enumerate(annotations):
         image_id, place = _image_id(annotation.get("image_id")), f"annotations[{n}]"

@@ -1,0 +1,249 @@
+"""What `pansight check` and `pansight split` print: a data set, all that is wrong with it, and what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pansight.data.check import QUERIES, RULES, Checked, Report, check
+from pansight.data.check.defects import Severity, one_line
+from pansight.data.check.fix import REPAIRS, Repaired, fix
+from pansight.data.check.split import Split, split
+from pansight.data.check.statistics import Statistics
+from pansight.engine.progress import ProgressBar
+from pansight.files import unpacked, write_json
+
+KINDS = {
+    "panoptic": "COCO panoptic",
+    "instances": "COCO instances",
+    "detection": "COCO panoptic in the detection format (run lengths)",
+}
+THINGNESS = {True: "thing", False: "stuff", None: "?"}
+
+
+@contextmanager
+def _bar(label: str, words: str = "image") -> Iterator[Callable[[int, int], None]]:
+    with ProgressBar(label) as bar:
+        yield lambda done, total: bar.update(done / max(1, total), f"{words} {done}/{total}")
+
+
+def check_command(
+    data: Path,
+    out: Path | None,
+    things: str | None,
+    json: Path | None,
+    images: Path | None,
+    panoptic: Path | None,
+    limit: int,
+    link: bool,
+    overwrite: bool,
+) -> int:
+    """1 where DATA has errors and no repaired copy was asked for, else 0."""
+    keep = None if json is not None or out is not None or limit < 1 else limit
+    with unpacked(data) as folder:
+        with _bar("check") as progress:
+            report = check(folder, images, panoptic, keep, progress)
+        print(describe(report, str(data), limit))
+        if json is not None:
+            write_json(json, report.to_json())
+            print(f"written: {json}")
+        if out is None:
+            return 1 if report.findings.number("error") else 0
+        with _bar("fix") as progress:
+            names = None if things is None else [n.strip() for n in things.split(",") if n.strip() not in ("", "none")]
+            repaired = fix(report, out, names, link and folder == data, overwrite, progress)
+    print(describe_repairs(repaired, limit))
+    return 0
+
+
+def split_command(
+    data: Path,
+    val: float,
+    seed: int,
+    group: str | None,
+    part: str | None,
+    out: Path | None,
+    link: bool,
+    overwrite: bool,
+) -> None:
+    """Print the table of classes and where the parts are."""
+    target = out if out is not None else data.with_name(f"{data.stem}_split")
+    with unpacked(data) as folder, _bar("split") as progress:
+        result = split(folder, target, val, seed, group, part, link and folder == data, overwrite, progress)
+    print(describe_split(result))
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def describe(report: Report, name: str, limit: int = 20) -> str:
+    """Statistics, then every defect under its code (at most `limit` of each, 0: all), then the verdict."""
+    kind = KINDS[report.parts[0].part.kind] if report.parts else "no annotations that can be read"
+    lines = [f"{name}: {kind}, {_count(report.images, 'image')}"]
+    for file in report.skipped:
+        lines.append(f"not checked: {file} (another kind of annotations; give the file itself to check it)")
+    for checked in report.parts:
+        lines += ["", *_describe_part(checked)]
+    lines += ["", *_class_table(report.parts, limit)] if report.parts else []
+    for severity in ("error", "warning", "note"):
+        lines += _describe_defects(report, severity, limit)
+    return "\n".join([*lines, "", _verdict(report, name)])
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _percent(part: int, total: int) -> str:
+    return f"{100 * part / total:.1f} %" if total else "–"
+
+
+def _describe_part(checked: Checked) -> list[str]:
+    part, counted = checked.part, checked.statistics
+    number = {kind: sum(c.is_thing is kind for c in part.classes.values()) for kind in (True, False, None)}
+    classes = ", ".join(
+        text
+        for kind, text in (
+            (True, _count(number[True], "thing")),
+            (False, f"{number[False]} stuff"),
+            (None, f"{number[None]} undecided"),
+        )
+        if number[kind]
+    )
+    lines = [
+        f"{one_line(part.name)} ({part.show(part.json)}): {_count(counted.images, 'image')}, "
+        f"{_count(len(part.classes), 'class').replace('classs', 'classes')} ({classes})"
+    ]
+    if not counted.per_image:
+        return lines
+    shares = [(k, counted.pixels(kind)) for k, kind in (("things", True), ("stuff", False), ("undecided", None))]
+    text = "   ".join(f"{key} {_percent(n, counted.total)}" for key, n in shares if n)
+    lines.append(f"  pixels       {text + '   ' if text else ''}void {_percent(counted.void, counted.total)}")
+    sizes = ", ".join(f"{counted.sizes[key]:,} {key}" for key in ("small", "medium", "large"))
+    things = counted.segments(True) + counted.segments(None)
+    crowds = f", {_count(counted.crowds, 'crowd')}" if counted.crowds else ""
+    lines.append(f"  segments     {things:,} things ({sizes}{crowds}), {counted.segments(False):,} stuff")
+    lines.append("               small < 32² ≤ medium < 96² ≤ large, in pixels")
+    return [*lines, *_describe_images(counted)]
+
+
+def _describe_images(counted: Statistics) -> list[str]:
+    objects = counted.objects()
+    lines = [f"  per image    {objects['median']} segments (median), {objects['p90']} (90th percentile), "]
+    lines[-1] += f"{objects['max']} (most)"
+    common = counted.image_sizes.most_common(3)
+    more = len(counted.image_sizes) - len(common)
+    text = ", ".join(f"{height}×{width} ({n:,} ×)" for (height, width), n in common)
+    lines.append(f"  height×width {text}{f' and {more:,} other sizes' if more else ''}")
+    beyond = objects[f"images_over_{QUERIES}"]
+    if beyond:
+        text = f"{_count(beyond, 'image')} with more than {QUERIES} segments; query-based models find at most as many"
+        lines.append(
+            f"  careful: {text} as they have queries, {QUERIES} as published: give yours {objects['max']} or more"
+        )
+    return lines
+
+
+def _class_table(parts: tuple[Checked, ...], limit: int) -> list[str]:
+    """Classes that occur, most pixels first: id, kind, and for each part images, segments and share of pixels."""
+    names: dict[int, tuple[str, str]] = {}
+    for checked in parts:
+        for number, row in checked.part.classes.items():
+            names.setdefault(number, (one_line(row.name, 30), THINGNESS[row.is_thing]))
+    counts = [{n: c for n, c in checked.statistics.counts.items() if c.segments} for checked in parts]
+    order = sorted(names, key=lambda n: (-sum(c[n].pixels for c in counts if n in c), n))
+    seen = [n for n in order if any(n in c for c in counts)]
+    shown = seen if limit < 1 else seen[:limit]
+    if not shown:
+        return ["no segments"]
+    width = max(5, *(len(names[n][0]) for n in shown))
+    titles = "".join(f"  {one_line(c.part.name, 27):>27}" for c in parts)
+    lines = [f"{'':{width}}  {'':>6}  {'':5}{titles}"] if len(parts) > 1 else []
+    columns = "".join(f"  {'images':>8} {'segments':>9} {'pixels':>8}" for _ in parts)
+    lines.append(f"{'class':{width}}  {'id':>6}  {'kind':5}{columns}")
+    for n in shown:
+        cells = ""
+        for checked, count in zip(parts, counts):
+            if n in count:
+                share = _percent(count[n].pixels, checked.statistics.total)
+                cells += f"  {count[n].images:8,} {count[n].segments:9,} {share:>8}"
+            else:
+                cells += f"  {'–':>8} {'–':>9} {'–':>8}"
+        lines.append(f"{names[n][0]:{width}}  {one_line(n, 12):>6}  {names[n][1]:5}{cells}")
+    if len(seen) > len(shown):
+        lines.append(f"… and {len(seen) - len(shown)} more classes (--limit 0 lists all)")
+    absent = [names[n][0] for n in sorted(names) if n not in seen]
+    if absent:
+        some = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        lines.append(f"without a segment: {some}")
+    return lines
+
+
+def _describe_defects(report: Report, severity: Severity, limit: int) -> list[str]:
+    codes = [c for c, rule in RULES.items() if rule.severity == severity and report.findings.counts[c]]
+    if not codes:
+        return []
+    lines = ["", f"{severity}s"]
+    limit = limit if severity != "note" else min(limit or 3, 3)
+    for code in codes:
+        count, rule = report.findings.counts[code], RULES[code]
+        remedy = f"  → {rule.remedy}" if rule.remedy else ""
+        lines.append(f"  {code}: {count:,} × {rule.meaning}{remedy}")
+        found = [d for d in report.findings.defects if d.code == code]
+        shown = found if limit < 1 else found[:limit]
+        lines += [f"    {d.line()}" for d in shown]
+        if count > len(shown):
+            lines.append(
+                f"    … and {count - len(shown):,} more" + (" (--limit 0 lists all)" if severity != "note" else "")
+            )
+    return lines
+
+
+def _verdict(report: Report, name: str) -> str:
+    numbers = {severity: report.findings.number(severity) for severity in ("error", "warning", "note")}
+    counts = ", ".join(_count(number, severity) for severity, number in numbers.items() if number)
+    text = f"{counts or 'nothing'} found in {_count(report.images, 'image')}"
+    if report.parts and report.parts[0].part.kind != "panoptic":
+        return f"{text}\nfor panoptic training and figures convert it first: pansight convert {name} --to OUT"
+    return f"{text}\na repaired copy: pansight check {name} --fix OUT" if numbers["error"] else f"{text}: ready to use"
+
+
+def describe_repairs(repaired: Repaired, limit: int = 20) -> str:
+    """What became of each kind of defect, and which images were left out."""
+    lines = ["", f"repaired copy: {repaired.folder}, {_count(repaired.images, 'image')}"]
+    lines += [f"  {code}: {count:,} × {RULES[code].remedy}" for code, count in repaired.done.items()]
+    if repaired.dropped:
+        lines.append(f"images left out: {len(repaired.dropped):,}")
+        shown = repaired.dropped if limit < 1 else repaired.dropped[:limit]
+        lines += [f"  {one_line(part)}: {name or 'no name'} (image {one_line(number)})" for part, number, name in shown]
+        if len(shown) < len(repaired.dropped):
+            lines.append(f"  … and {len(repaired.dropped) - len(shown):,} more")
+    return "\n".join([*lines, f"everything that was done, one by one: {repaired.folder / REPAIRS}"])
+
+
+# --- split -----------------------------------------------------------------------------------------------------------
+
+
+def describe_split(result: Split) -> str:
+    """A line for each class: images and segments on both sides, and the share that is in val."""
+    train, val = result.images
+    total = train + val
+    groups = f" in {result.groups:,} groups" if result.groups < total else ""
+    lines = [f"{result.folder}: {total:,} images{groups}: {train:,} train, {val:,} val ({_percent(val, total)})", ""]
+    width = max([5, *(len(one_line(row.name, 30)) for row in result.classes)])
+    lines.append(f"{'':{width}}  {'images':^24}  {'segments':^16}")
+    lines.append(f"{'class':{width}}  {'train':>7} {'val':>7} {'in val':>8}  {'train':>8} {'val':>7}")
+    for row in result.classes:
+        share = _percent(row.images[1], sum(row.images))
+        lines.append(
+            f"{one_line(row.name, 30):{width}}  {row.images[0]:7,} {row.images[1]:7,} {share:>8}"
+            f"  {row.segments[0]:8,} {row.segments[1]:7,}"
+        )
+    absent = [[one_line(r.name, 30) for r in result.classes if not r.images[side]] for side in (0, 1)]
+    for side, names in zip(("train", "val"), absent):
+        if names:
+            lines.append(
+                f"not in {side}: {', '.join(names[:10])}{f' and {len(names) - 10} more' if len(names) > 10 else ''}"
+            )
+    return "\n".join(lines)

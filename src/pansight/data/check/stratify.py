@@ -1,0 +1,137 @@
+"""Which images are for validation: every class with its share, and on both sides where that is possible.
+
+Iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data", ECML 2011), the
+rarest class first, for units of one or more images; then single moves while they bring the shares nearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pansight.errors import PansightError
+
+SIZE_WEIGHT = 4.0
+"""How much the number of images counts beside the share of one class."""
+
+MOVES = 1000
+"""Of the refinement at most."""
+
+
+def stratify(images: Sequence[int], classes: Sequence[dict[int, int]], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """bool (U,), True for validation.
+
+    images: of each of U units. classes: of each unit {class: images of it that show the class}; classes are any ints.
+    A class of two or more units is on both sides unless other classes prevent it. Both sides have a unit.
+    Raises PansightError for a fraction outside (0, 1) and for fewer than two units.
+    """
+    if not 0 < fraction < 1:
+        raise PansightError(f"split: expected a share for validation between 0 and 1, found {fraction}")
+    if len(images) < 2:
+        raise PansightError(f"split: expected at least 2 images or groups, found {len(images)}")
+    state = _State(images, classes, fraction)
+    _iterate(state, np.random.default_rng(seed))
+    _represent(state)
+    _refine(state)
+    return state.in_val
+
+
+class _State:
+    """Units, what is wanted, and who is where. The last column of every row stands for the images themselves."""
+
+    def __init__(self, images: Sequence[int], classes: Sequence[dict[int, int]], fraction: float):
+        index = {number: n for n, number in enumerate(sorted({c for row in classes for c in row}))}
+        rows = [u for u, row in enumerate(classes) for _ in row] + list(range(len(images)))
+        columns = [index[c] for row in classes for c in row] + [len(index)] * len(images)
+        values = [n for row in classes for n in row.values()] + list(images)
+        shape = len(images), len(index) + 1
+        self.table = sparse.csr_array((np.array(values, np.float64), (rows, columns)), shape=shape)  # (U, C + 1)
+        self.table.sort_indices()
+        self.rows = np.repeat(np.arange(shape[0]), np.diff(self.table.indptr))  # (nnz,)
+        self.squares = self.table.power(2)
+        self.total = np.asarray(self.table.sum(0)).reshape(-1)  # (C + 1,)
+        self.units = np.bincount(self.table.indices, minlength=shape[1])  # (C + 1,) units that have the class
+        wanted = self.total * fraction
+        floor = np.where(self.units >= 2, np.minimum(1.0, self.total / 2), 0.0)
+        self.wanted = np.clip(wanted, floor, self.total - floor)
+        self.weight = 1.0 / np.maximum(self.wanted, 1.0)
+        self.weight[-1] *= SIZE_WEIGHT
+        self.in_val = np.zeros(shape[0], bool)
+        self.val = np.zeros(shape[1])  # images of each class in validation
+
+    def row(self, unit: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.float64]]:
+        """(columns, values) of a unit."""
+        part = slice(self.table.indptr[unit], self.table.indptr[unit + 1])
+        return cast(NDArray[np.integer[Any]], self.table.indices[part]), cast(
+            NDArray[np.float64], self.table.data[part]
+        )
+
+    def move(self, unit: int) -> None:
+        columns, values = self.row(unit)
+        self.val[columns] += -values if self.in_val[unit] else values
+        self.in_val[unit] = not self.in_val[unit]
+
+    def costs(self) -> NDArray[np.float64]:
+        """float (U,): what a unit's move adds to Σ weight · (val − wanted)²; inf where its side would lose a class."""
+        linear = self.table @ (2 * self.weight * (self.val - self.wanted))
+        cost = np.where(self.in_val, -linear, linear) + self.squares @ self.weight
+        here = np.where(
+            self.in_val[self.rows], self.val[self.table.indices], (self.total - self.val)[self.table.indices]
+        )
+        last = (self.table.data >= here) & (self.units[self.table.indices] >= 2)
+        cost[np.bincount(self.rows, last, minlength=len(cost)) > 0] = np.inf
+        return cost
+
+
+def _iterate(state: _State, rng: np.random.Generator) -> None:
+    """Every unit to the side that lacks most of its rarest class."""
+    lacks = np.stack([state.total - state.wanted, state.wanted])  # (2, C + 1): train, val
+    left = state.units.copy()  # units that are not yet placed, by class
+    left[-1] = np.iinfo(left.dtype).max - 1  # units without any class come last
+    columns, order = state.table.tocsc(), rng.permutation(len(state.in_val))
+    place = np.argsort(order)
+    open_units = np.ones(len(state.in_val), bool)
+    while open_units.any():
+        rarest = int(np.argmin(np.where(left > 0, left, np.iinfo(left.dtype).max)))
+        mine = columns.indices[columns.indptr[rarest] : columns.indptr[rarest + 1]]
+        for unit in sorted(mine[open_units[mine]].tolist(), key=place.__getitem__):
+            own, values = state.row(unit)
+            difference = lacks[1, rarest] - lacks[0, rarest] or lacks[1, -1] - lacks[0, -1]
+            to_val = difference > 0
+            lacks[int(to_val), own] -= values
+            left[own[:-1]] -= 1
+            open_units[unit] = False
+            if to_val:
+                state.move(unit)
+        left[rarest] = 0
+
+
+def _represent(state: _State) -> None:
+    """Classes that one side lacks get a unit there, the one whose move costs least, if no other class suffers."""
+    for column in np.argsort(state.units, kind="stable").tolist():
+        if state.units[column] < 2:
+            continue
+        for side in (True, False):
+            there = state.val[column] if side else state.total[column] - state.val[column]
+            if there > 0:
+                continue
+            costs = state.costs()
+            has = np.zeros(len(costs), bool)
+            has[state.rows[state.table.indices == column]] = True
+            costs[~has] = np.inf
+            best = int(np.argmin(costs))
+            if np.isfinite(costs[best]):
+                state.move(best)
+
+
+def _refine(state: _State) -> None:
+    for _ in range(MOVES):
+        costs = state.costs()
+        best = int(np.argmin(costs))
+        if costs[best] >= -1e-9:
+            return
+        state.move(best)
