@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pansight.data.coco_panoptic import CocoPanoptic, read_coco_json
-from pansight.data.convert.lookup import choose_part
-from pansight.data.dataset import SPLITS, expect
+from pansight.data.dataset import SPLITS, expect, part_names
 from pansight.errors import PansightError, choice_error
 
 VISTAS_JSON = {"2.0": "panoptic_2020.json", "1.2": "panoptic_2018.json"}
@@ -203,8 +202,10 @@ def _panoptic_file(
     if not known:
         hint = f"{how}, or convert the raw annotations: pansight convert {root} --from {name} --to OUT"
         raise PansightError(f"{root}: expected {looked} (panoptic annotations), found none; {hint}")
-    part, _ = choose_part(known, split, root)
-    assert part is not None  # known is not empty
+    wanted = part_names(split or "train")
+    part = next((part for part in known if part in wanted), next(iter(known)) if split is None else None)
+    if part is None:
+        raise PansightError(f"{root}: expected a part {split!r}, found {', '.join(known)}")
     return part, known[part]
 
 
