@@ -1,0 +1,269 @@
+"""Foreign annotations → COCO panoptic or another format, whole or not at all.
+
+    summary = convert("export.zip", "mydata", things=["car", "person"])
+    dataset = open_dataset("mydata")
+
+A reader gives images with regions that may overlap; here their classes become one label space over all parts of the
+source, `overlap` gives every pixel one owner, and a target writes what comes out. Memory holds one image at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pansight.data.convert.labels import Ask, Classes, decide_things, join_classes
+from pansight.data.convert.overlap import DEFAULT_POLICY, POLICIES, resolve
+from pansight.data.convert.readers import READERS, Reader
+from pansight.data.convert.source import Annotated, Source
+from pansight.data.convert.summary import Summary, Tally
+from pansight.data.convert.targets import TARGETS, Target
+from pansight.data.dataset import SPLITS, part_names, safe_join
+from pansight.data.images import read_bytes, read_header
+from pansight.errors import PansightError, choice_error
+from pansight.files import unpacked, write_json
+
+IMAGE_MODES = ("copy", "hardlink", "symlink", "none")
+
+RECEIPT = "convert.json"
+"""Lies in every folder that `convert` wrote: what was done. Only a folder that has one is ever replaced."""
+
+
+def convert(
+    source: str | Path,
+    to: str | Path,
+    format: str = "auto",
+    target: str = "coco_panoptic",
+    split: str | None = None,
+    overlap: str = DEFAULT_POLICY,
+    things: Sequence[str] | None = None,
+    fill: str | None = None,
+    images: str = "copy",
+    overwrite: bool = False,
+    ask: Ask | None = None,
+    progress: Callable[[float, str], None] | None = None,
+    **options: Any,
+) -> Summary:
+    """Write the annotations at `source`, a folder, a file or a ZIP, into the new folder `to`.
+
+    format: a key of READERS, or "auto". target: a key of TARGETS. split: only this part; else all that are found.
+    overlap: a key of POLICIES. things: the names of all classes that are things ("all" and "none" are understood), over
+    what the source says. fill: the stuff class, new or known, that takes the pixels without annotation; else they are
+    void. images: a mode of IMAGE_MODES. ask: answers where neither source nor `things` does. progress: called with the
+    share that is done, 0 … 1, and a line. options: those of the reader.
+    Raises PansightError, in one line, for bad input of any kind; then `to` is as it was before.
+    """
+    to = Path(to)
+    for kind, name, known in (
+        ("target format", target, TARGETS),
+        ("overlap policy", overlap, POLICIES),
+        ("image mode", images, IMAGE_MODES),
+    ):
+        if name not in known:
+            raise choice_error(kind, name, known)
+    with unpacked(source) as root:
+        if root != Path(source) and images == "symlink":
+            raise PansightError(f"{source}: expected a folder to link images to, found an archive (--images copy)")
+        _check_place(Path(source), to, overwrite)
+        name = detect(root) if format == "auto" else format
+        if name not in READERS:
+            raise choice_error("source format", name, READERS)
+        opened = _open(READERS[name], name, root, split, things, ask, options)
+        classes = join_classes([part.source for part in opened], fill)
+        classes = decide_things(classes, things, ask)
+        tally = Tally(str(source), name, target, overlap, str(to), classes.labels)
+        tally.note(note for part in opened for note in part.source.notes)
+        with _Folder(to) as partial:
+            writer = TARGETS[target](partial, classes.labels)
+            _write(opened, classes, writer, tally, overlap, images, progress)
+            writer.close()
+            tally.note(writer.notes)
+            summary = tally.summary()
+            write_json(partial / RECEIPT, summary.to_json())
+        return summary
+
+
+def detect(source: Path) -> str:
+    """The key in READERS of what lies at `source`. Raises PansightError where no reader knows it."""
+    found = next((name for name, reader in READERS.items() if reader.detect(source)), None)
+    if found is None:
+        names = ", ".join(READERS)
+        raise PansightError(f"{source}: expected annotations in a known format, recognised none; name one: {names}")
+    return found
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    name: str  # of the split in the output
+    source: Source
+
+
+def _open(
+    reader: Reader,
+    name: str,
+    root: Path,
+    split: str | None,
+    things: Sequence[str] | None,
+    ask: Ask | None,
+    options: dict[str, Any],
+) -> list[_Part]:
+    """The parts of the source, at least one, each with at least one image."""
+    parameters = inspect.signature(reader.open).parameters
+    known = [option for option in list(parameters)[2:] if option != "things"]
+    for option in options:
+        if option not in known:
+            raise choice_error(f"option of {name}", option, known)
+    parts = (split,) if split is not None else reader.splits(root) or (None,)
+    opened = [_Part(_output_name(part), reader.open(root, part, **options)) for part in parts]
+    if "things" in parameters:  # it cuts things into components, and must know which those are
+        classes = decide_things(join_classes([part.source for part in opened], None), things, ask)
+        names = tuple(category.name for category in classes.labels.things)
+        opened = [
+            _Part(part.name, reader.open(root, split, **options, things=names)) for part, split in zip(opened, parts)
+        ]
+    opened = [part for part in opened if len(part.source)]
+    if not opened:
+        raise PansightError(f"{root}: expected images ({name}), found an empty data set")
+    twice = [name for name, count in Counter(part.name for part in opened).items() if count > 1]
+    if twice:
+        raise PansightError(f"{root}: expected one part called {twice[0]!r}, found several; name one (--split)")
+    return opened
+
+
+def _output_name(part: str | None) -> str:
+    """ "validation" → "val"; a part without a name is to be trained on."""
+    if part is None:
+        return "train"
+    usual = next((name for name in SPLITS if part in part_names(name)), part)
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in usual)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    opened: list[_Part],
+    classes: Classes,
+    writer: Target,
+    tally: Tally,
+    overlap: str,
+    images: str,
+    progress: Callable[[float, str], None] | None,
+) -> None:
+    total, done = sum(len(part.source) for part in opened), 0
+    for n, part in enumerate(opened):
+        seen: set[tuple[str, str | int]] = set()
+        for index in range(len(part.source)):
+            image = _with_classes(part.source[index], classes.of_source[n])
+            for key in (("id", image.image_id), ("file", image.file_name)):
+                if key in seen:
+                    raise PansightError(f"{part.name}: expected each image {key[0]} once, found {key[1]!r} twice")
+                seen.add(key)
+            safe_join(Path(), image.file_name, tally.source)
+            _place_image(image, writer.image_file(part.name, image.file_name), images, tally)
+            result = resolve(image, classes.labels, overlap, classes.fill)
+            writer.add(part.name, image, result)
+            tally.add(part.name, image, result)
+            done += 1
+            if progress is not None:
+                progress(done / total, f"{part.name} {index + 1}/{len(part.source)}")
+
+
+def _with_classes(image: Annotated, index: Sequence[int]) -> Annotated:
+    """The categories of a source → those of the output."""
+    if all(old == new for old, new in enumerate(index)):
+        return image
+    return replace(
+        image,
+        regions=tuple(region._replace(category=index[region.category]) for region in image.regions),
+        segments={number: (index[category], crowd) for number, (category, crowd) in image.segments.items()},
+        empty=tuple(index[category] for category in image.empty),
+    )
+
+
+def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
+    """The file as it is, byte for byte. Raises PansightError where its size is not that of the annotation."""
+    if mode == "none":
+        return
+    if image.image is None:
+        raise PansightError(f"{image.file_name}: expected an image file, found none (--images none does without)")
+    data = read_bytes(image.image)
+    header = read_header(data, image.image)
+    fits_turned, fits_stored = image.size == header.turned_size, image.size == (header.height, header.width)
+    if not fits_turned and not fits_stored:
+        expected, (height, width) = f"{image.size[0]}×{image.size[1]} (its annotation)", header.turned_size
+        raise PansightError(f"{image.image}: expected an image of {expected}, found {height}×{width} (height × width)")
+    if header.orientation != 1:
+        tally.turned(fits_turned, fits_stored)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if mode == "copy":
+        to.write_bytes(data)
+    elif mode == "symlink":
+        to.symlink_to(image.image.resolve())
+    else:
+        try:
+            os.link(image.image.resolve(), to)
+        except OSError as error:
+            reason = error.strerror or error
+            raise PansightError(f"{image.image}: cannot be hard-linked: {reason} (--images copy)") from error
+
+
+def _check_place(source: Path, to: Path, overwrite: bool) -> None:
+    """Raises PansightError where `to` is taken, or where writing it could touch the source."""
+    inside, outside = to.resolve(), source.resolve()
+    if inside == outside or inside in outside.parents:
+        raise PansightError(f"{to}: expected a folder apart from the source, found the source in it")
+    if not to.exists() or (to.is_dir() and not any(to.iterdir())):
+        return
+    if not overwrite:
+        raise PansightError(f"{to}: expected no such folder yet, found one; nothing was written (--overwrite)")
+    if not (to / RECEIPT).is_file():
+        raise PansightError(f"{to}: expected to replace only what convert wrote (with {RECEIPT}), found something else")
+
+
+class _Folder:
+    """A folder that appears when the block succeeds; what stood there goes then, and not before."""
+
+    def __init__(self, path: Path):
+        path = self.path = Path(os.path.abspath(path))
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._old = path.with_name(f".{path.name}.{os.getpid()}.old")
+
+    def __enter__(self) -> Path:
+        try:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
+        except OSError as error:
+            raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        return self._partial
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._publish()
+            elif isinstance(error, OSError):  # a full disk
+                raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _publish(self) -> None:
+        try:
+            if self.path.exists():
+                self.path.rename(self._old)
+            try:
+                self._partial.rename(self.path)
+            except OSError:
+                if self._old.exists():
+                    self._old.rename(self.path)
+                raise
+        except OSError as error:
+            raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        shutil.rmtree(self._old, ignore_errors=True)
