@@ -59,8 +59,8 @@ class ImageCounts(NamedTuple):
     fn: FloatArray  # (N,)
     iou: FloatArray  # (N,), ΣIoU of the matches
 
-    def where(self, rows: BoolArray) -> ImageCounts:
-        """The rows, (N,), that are True."""
+    def where(self, rows: BoolArray | IntArray) -> ImageCounts:
+        """Some rows: where bool (N,) is True, or int (M,) in that order."""
         image, category, tp, fp, fn, iou = self
         return ImageCounts(image[rows], category[rows], tp[rows], fp[rows], fn[rows], iou[rows])
 

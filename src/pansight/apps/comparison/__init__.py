@@ -48,6 +48,10 @@ def compare(
     Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
     """
     _check_arguments(evaluations, names, resamples, seed, fail_below)
+    if fail_worse and len(evaluations) < 2:
+        raise PansightError("--fail-worse: expected a second evaluation, found one alone")
+    if out and json and Path(out).resolve() == Path(json).resolve():
+        raise PansightError(f"--json: expected another file than the page, found {json} for both")
     files = [_file_of(Path(e)) for e in evaluations]
     for target in (out, json):
         _check_target(target, files, overwrite)

@@ -5,6 +5,8 @@ The file may come from anywhere, so every value is checked before it is counted 
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +49,7 @@ def read_evaluation(file: Path, name: str) -> Evaluation:
     for key, row in record["per_class"].items():
         if not isinstance(row, dict) or not isinstance(row.get("name"), str) or "isthing" not in row:
             raise PansightError(f"{file}: per_class {key!r}: expected name and isthing, found {str(row)[:60]}")
+        _check_text(file, row["name"])
         if row["name"] in classes:
             raise PansightError(f"{file}: per_class: expected each name once, found {row['name']!r} more than once")
         try:
@@ -58,11 +61,19 @@ def read_evaluation(file: Path, name: str) -> Evaluation:
     if not isinstance(image_ids, list) or not image_ids or not all(type(i) in (int, str) for i in image_ids):
         raise PansightError(f"{file}: image_ids: expected a list of numbers or names, found {str(image_ids)[:60]}")
     if len(set(image_ids)) < len(image_ids):
-        twice = next(i for i in image_ids if image_ids.count(i) > 1)
+        twice = Counter(image_ids).most_common(1)[0][0]
         raise PansightError(f"{file}: image_ids: expected each image once, found {twice!r} more than once")
+    for image_id in image_ids:
+        _check_text(file, str(image_id))
     counts = _read_counts(file, record["counts"], len(image_ids), index)
     _check_sums(file, record["per_class"], counts)
     return Evaluation(name, file, record, image_ids, classes, counts)
+
+
+def _check_text(file: Path, text: str) -> None:
+    """Names are printed: control characters could command the terminal, and half characters cannot be written."""
+    if not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise PansightError(f"{file}: expected a name without control characters, found {ascii(text)[:80]}")
 
 
 def other_figures(evaluations: Sequence[Evaluation]) -> dict[str, list[float]]:
@@ -171,13 +182,17 @@ def align(evaluations: Sequence[Evaluation]) -> tuple[list[str | int], list[Imag
 
 
 def _on(evaluation: Evaluation, image_ids: Sequence[str | int], names: Sequence[str]) -> ImageCounts:
-    """The counts on some images, with their indices and those of the classes as listed."""
+    """The counts on some images, with their indices and those of the classes as listed, and sorted by them.
+
+    Sums then do not depend on the order in a file, not even in the last digit.
+    """
     place = {image_id: k for k, image_id in enumerate(image_ids)}
     image_of = np.array([place.get(i, -1) for i in evaluation.image_ids], np.int64)
     class_of = np.array([names.index(n) for n in evaluation.classes], np.int64)
     counts = evaluation.counts
     moved = counts._replace(image=image_of[counts.image], category=class_of[counts.category])
-    return moved.where(moved.image >= 0)
+    order = np.lexsort((moved.category, moved.image))
+    return moved.where(order[moved.image[order] >= 0])
 
 
 def _check_truth(
