@@ -6,8 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pansight.data.convert.readers.ade20k import is_ade20k, is_ade20k_full, open_ade20k, open_ade20k_full
-from pansight.data.convert.readers.cityscapes import is_cityscapes, open_cityscapes
+from pansight.data.convert.readers.ade20k import (
+    is_ade20k,
+    is_ade20k_full,
+    open_ade20k,
+    open_ade20k_full,
+    splits_ade20k,
+    splits_ade20k_full,
+)
+from pansight.data.convert.readers.cityscapes import is_cityscapes, open_cityscapes, splits_cityscapes
 from pansight.data.convert.readers.coco import (
     is_coco_detection_panoptic,
     is_coco_instances,
@@ -21,8 +28,8 @@ from pansight.data.convert.readers.id_maps import is_id_maps, open_id_maps
 from pansight.data.convert.readers.label_studio import is_label_studio, open_label_studio
 from pansight.data.convert.readers.labelme import is_labelme, open_labelme
 from pansight.data.convert.readers.pngs import is_instance_png, is_semantic_png, open_instance_png, open_semantic_png
-from pansight.data.convert.readers.vistas import is_vistas, open_vistas
-from pansight.data.convert.readers.voc import is_voc, open_voc
+from pansight.data.convert.readers.vistas import is_vistas, open_vistas, splits_vistas
+from pansight.data.convert.readers.voc import is_voc, open_voc, splits_voc
 from pansight.data.convert.readers.yolo import is_yolo_seg, open_yolo_seg
 from pansight.data.convert.source import Source
 
@@ -48,11 +55,11 @@ READERS: dict[str, Reader] = {
     "coco_instances": Reader(open_coco_instances, is_coco_instances),
     "coco_detection_panoptic": Reader(open_coco_detection_panoptic, is_coco_detection_panoptic),
     "coco_panoptic": Reader(open_coco_panoptic, is_coco_panoptic),
-    "cityscapes": Reader(open_cityscapes, is_cityscapes),
-    "ade20k": Reader(open_ade20k, is_ade20k),
-    "ade20k_full": Reader(open_ade20k_full, is_ade20k_full),
-    "vistas": Reader(open_vistas, is_vistas),
-    "voc": Reader(open_voc, is_voc),
+    "cityscapes": Reader(open_cityscapes, is_cityscapes, splits_cityscapes),
+    "ade20k": Reader(open_ade20k, is_ade20k, splits_ade20k),
+    "ade20k_full": Reader(open_ade20k_full, is_ade20k_full, splits_ade20k_full),
+    "vistas": Reader(open_vistas, is_vistas, splits_vistas),
+    "voc": Reader(open_voc, is_voc, splits_voc),
     "yolo_seg": Reader(open_yolo_seg, is_yolo_seg),
     "labelme": Reader(open_labelme, is_labelme),
     "cvat": Reader(open_cvat, is_cvat),

@@ -90,24 +90,32 @@ def open_ade20k(source: Path, split: str | None = None) -> Source:
 
     Raises PansightError listing what was looked for.
     """
-    root = source / "ADEChallengeData2016" if (source / "ADEChallengeData2016").is_dir() else source
+    root = _root(source)
     for folder, archive in (("annotations", "ADEChallengeData2016.zip"), ("annotations_instance", "a tar of its own")):
         if not (root / folder).is_dir():
             raise PansightError(f"{root}: expected {folder}/ ({archive}), found no such folder")
-    parts = [part for part in PARTS if (root / "annotations" / part).is_dir()]
-    part, note = choose_part(parts, split, root / "annotations")
+    part, note = choose_part(_parts(root / "annotations"), split, root / "annotations")
     if part is None:
         raise PansightError(f"{root / 'annotations'}: expected {' or '.join(PARTS)}, found neither")
     return Ade20k(root, part, [note] if note else [])
 
 
+def splits_ade20k(source: Path) -> tuple[str, ...]:
+    return _parts(_root(source) / "annotations")
+
+
+def _root(source: Path) -> Path:
+    return source / "ADEChallengeData2016" if (source / "ADEChallengeData2016").is_dir() else source
+
+
+def _parts(folder: Path) -> tuple[str, ...]:
+    return tuple(part for part in PARTS if (folder / part).is_dir())
+
+
 def is_ade20k(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return any(
-        (root / "annotations").is_dir() and ((root / name).exists())
-        for root in (source, source / "ADEChallengeData2016")
-        for name in ("annotations_instance", "objectInfo150.txt")
-    )
+    marks = [_root(source) / name for name in ("annotations_instance", "objectInfo150.txt")]
+    return (_root(source) / "annotations").is_dir() and any(mark.exists() for mark in marks)
 
 
 # --- the full release of 2021 ----------------------------------------------------------------------------------------
@@ -209,7 +217,7 @@ def open_ade20k_full(source: Path, split: str | None = None) -> Source:
     images = _full_images(source)
     if images is None:
         raise PansightError(f"{source}: expected images/ADE/training (ADE20K_2021_17_01), found no such folder")
-    part, note = choose_part([part for part in PARTS if (images / part).is_dir()], split, images)
+    part, note = choose_part(_parts(images), split, images)
     assert part is not None  # _full_images found one
     return Ade20kFull(images / part, [note] if note else [])
 
@@ -217,7 +225,12 @@ def open_ade20k_full(source: Path, split: str | None = None) -> Source:
 def _full_images(source: Path) -> Path | None:
     """The folder that holds training/ and validation/ by scene."""
     places = (source / "images" / "ADE", source / "ADE20K_2021_17_01" / "images" / "ADE")
-    return next((place for place in places if any((place / part).is_dir() for part in PARTS)), None)
+    return next((place for place in places if _parts(place)), None)
+
+
+def splits_ade20k_full(source: Path) -> tuple[str, ...]:
+    images = _full_images(source)
+    return () if images is None else _parts(images)
 
 
 def is_ade20k_full(source: Path) -> bool:

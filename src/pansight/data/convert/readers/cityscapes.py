@@ -160,16 +160,15 @@ def open_cityscapes(
     folder: "gtFine" or "gtCoarse". train_ids: category ids 0 … 18 instead of the label ids 7 … 33.
     Raises PansightError listing what was looked for.
     """
-    root = source.parent if source.name in FOLDERS else source
-    if folder is None:
-        folder = source.name if source.name in FOLDERS else next((f for f in FOLDERS if (root / f).is_dir()), "gtFine")
+    root, found = _root_and_folder(source)
+    folder = folder or found
     if folder not in FOLDERS:
         raise choice_error("folder of Cityscapes", folder, FOLDERS)
     if annotations is not None and annotations not in SUFFIXES:
         raise choice_error("kind of annotation", annotations, SUFFIXES)
     if not (root / folder).is_dir():
         raise PansightError(f"{root}: expected {folder}/ ({folder}_trainvaltest.zip), found no such folder")
-    part, note = choose_part([name for name in PARTS if (root / folder / name).is_dir()], split, root / folder)
+    part, note = choose_part(_parts(root / folder), split, root / folder)
     if part is None:
         raise PansightError(f"{root / folder}: expected {', '.join(PARTS[:3])}, found none of these folders")
     place = root / folder / part
@@ -179,6 +178,23 @@ def open_cityscapes(
         names = ", ".join(f"*_{folder}_{SUFFIXES[k]}" for k in kinds)
         raise PansightError(f"{place}: expected CITY/ with one of {names}, found none")
     return Cityscapes(root, folder, part, kind, train_ids, [note] if note else [])
+
+
+def splits_cityscapes(source: Path) -> tuple[str, ...]:
+    """The parts that are annotated: in those of the test part all is void, to be read by its name only."""
+    root, folder = _root_and_folder(source)
+    return tuple(part for part in _parts(root / folder) if part != "test")
+
+
+def _root_and_folder(source: Path) -> tuple[Path, str]:
+    """(folder above gtFine and leftImg8bit, name of the annotation folder in it)."""
+    if source.name in FOLDERS:
+        return source.parent, source.name
+    return source, next((folder for folder in FOLDERS if (source / folder).is_dir()), FOLDERS[0])
+
+
+def _parts(folder: Path) -> list[str]:
+    return [part for part in PARTS if (folder / part).is_dir()]
 
 
 def is_cityscapes(source: Path) -> bool:

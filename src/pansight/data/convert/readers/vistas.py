@@ -173,7 +173,7 @@ def open_vistas(source: Path, split: str | None = None, version: str | None = No
     if version is not None and version not in VISTAS_JSON:
         raise choice_error("version of Vistas", version, VISTAS_JSON)
     places = {number: _instances(source, number) for number in (VISTAS_JSON if version is None else (version,))}
-    number = next((number for number, parts in places.items() if parts), None)
+    number = next((number for number, folders in places.items() if folders), None)
     if number is None:
         raise PansightError(f"{source}: expected training/[v{version or '2.0'}/]instances, found no such folder")
     part, note = choose_part(places[number], split, source)
@@ -193,6 +193,10 @@ def _instances(root: Path, version: str) -> dict[str, Path]:
         if folder is not None:
             found[part] = folder
     return found
+
+
+def splits_vistas(source: Path) -> tuple[str, ...]:
+    return next((tuple(folders) for folders in (_instances(source, v) for v in VISTAS_JSON) if folders), ())
 
 
 def is_vistas(source: Path) -> bool:

@@ -21,6 +21,7 @@ from pansight.ops.idmap import IdArray, present_ids, relabel
 
 BORDER = 255
 BORDER_COLOR = 224 + 256 * 224 + 65536 * 192  # as read_rgb_ids reads it: number 255 of the set's palette
+LISTS = Path("ImageSets", "Segmentation")
 PARTS = ("train", "val", "trainval", "test")
 
 
@@ -162,10 +163,8 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
             raise PansightError(
                 f"{root}: expected SegmentationClass/ and SegmentationObject/, found no {folder}/{hint}"
             )
-    lists = root / "ImageSets" / "Segmentation"
-    present = sorted(file.stem for file in lists.glob("[!.]*.txt"))
-    parts = sorted(present, key=lambda name: PARTS.index(name) if name in PARTS else len(PARTS))
-    part, note = choose_part(parts, split, lists)
+    lists = root / LISTS
+    part, note = choose_part(_parts(lists), split, lists)
     if part is None:
         stems = sorted(file.stem for file in (root / "SegmentationObject").glob("[!.]*.png"))
     else:
@@ -174,6 +173,18 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
     if not stems:
         raise PansightError(f"{lists / f'{part}.txt' if part else root}: expected names of images, found none")
     return Voc(root, stems, _classes(root), background, [note] if note else [])
+
+
+def splits_voc(source: Path) -> tuple[str, ...]:
+    """train, val and test, which have no image in common; else whatever lists there are."""
+    present = _parts(_root(source) / LISTS)
+    return tuple(part for part in present if part in ("train", "val", "test")) or present
+
+
+def _parts(lists: Path) -> tuple[str, ...]:
+    """The names of the lists, the usual ones first."""
+    present = sorted(file.stem for file in lists.glob("[!.]*.txt"))
+    return tuple(sorted(present, key=lambda name: PARTS.index(name) if name in PARTS else len(PARTS)))
 
 
 def is_voc(source: Path) -> bool:
