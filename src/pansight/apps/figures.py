@@ -11,6 +11,29 @@ import jinja2
 
 from pansight.types import LabelSpace, palette_color
 
+ERROR_STYLES: dict[str, tuple[str, str, tuple[int, int, int]]] = {
+    "found": ("found", "right class and IoU above 50", (198, 205, 211)),
+    "missed": ("missed", "in the truth, but nothing predicted fits it", (213, 94, 0)),
+    "phantom": ("phantom", "predicted, but nothing in the truth fits it", (0, 114, 178)),
+    "wrong_class": ("wrong class", "right region, other class", (240, 205, 40)),
+    "split": ("split", "one truth segment, predicted in pieces", (86, 190, 240)),
+    "merged": ("merged", "several truth segments, predicted as one", (0, 158, 115)),
+    "poor_boundary": ("poor boundary", "right class, but IoU of 50 or less", (204, 121, 167)),
+    "thing_stuff_swap": ("thing ↔ stuff", "a thing predicted as stuff, or stuff as a thing", (122, 62, 10)),
+    "duplicate": ("duplicate", "predicted again, though found already", (70, 40, 120)),
+    "ignored": ("ignored", "prediction mostly on void or crowd: costs nothing", (232, 235, 238)),
+    "outline": ("outline", "found, but with an IoU below 100", (112, 120, 128)),
+    "crowd": ("crowd", "group in the truth, not outlined one by one: not scored", (232, 235, 238)),
+}
+"""Name in ERRORS, or `outline` → shown name, meaning, colour.
+
+Hues and lightnesses differ for colour-blind eyes (Okabe and Ito).
+"""
+
+MOST_CONFUSED = 14
+"""Classes in the confusion matrix: of the others only the sum would be legible."""
+MOST_PAIRS = 12
+
 
 def environment() -> jinja2.Environment:
     """The templates of the pages; whatever comes from files is escaped."""
@@ -31,8 +54,11 @@ def figures_of(evaluation: Mapping[str, Any], labels: LabelSpace | None) -> dict
     return {
         "cards": score_cards(evaluation),
         "groups": [(name, evaluation[name]) for name in ("All", "Things", "Stuff") if name in evaluation],
+        "intervals": evaluation.get("intervals", {}),
         "columns": columns,
         "rows": [row for row in rows if row["present"]],
+        "errors": error_rows(evaluation.get("errors", {})),
+        "confusion": confusion_matrix(evaluation, labels),
         "absent": [row["name"] for row in rows if not row["present"]],
     }
 
@@ -60,6 +86,14 @@ def score_cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     if semantic:
         detail = f"{percent(semantic.get('pixel_accuracy'))} % of pixels · {semantic.get('convention', '')} convention"
         cards.append({"title": "mIoU", "value": semantic.get("miou"), "detail": detail})
+    boundary = evaluation.get("boundary")
+    if boundary:
+        detail = f"Boundary IoU {percent(boundary.get('boundary_iou'))} of the segments found"
+        cards.append({"title": "Boundary PQ", "value": boundary["All"]["pq"], "detail": detail})
+    dagger = evaluation.get("pq_dagger")
+    if dagger:
+        detail = f"Things {percent(dagger['Things']['pq_dagger'])} · Stuff {percent(dagger['Stuff']['pq_dagger'])}"
+        cards.append({"title": "PQ†", "value": dagger["All"]["pq_dagger"], "detail": detail})
     return cards
 
 
@@ -70,6 +104,7 @@ COLUMNS = {
     "tp": ("TP", "segments found"),
     "fp": ("FP", "phantoms"),
     "fn": ("FN", "segments missed"),
+    "boundary": ("Boundary PQ", "panoptic quality by IoU near the outlines"),
     "mask": ("Mask AP", "average precision of masks"),
     "box": ("Box AP", "average precision of boxes"),
     "iou": ("IoU", "of the pixels of the class"),
@@ -82,6 +117,8 @@ def class_table(
     """Columns (key, title, meaning) that have a figure, the main one first, and a row for each class, best first."""
     panoptic = evaluation.get("per_class", {})
     semantic = evaluation.get("semantic", {}).get("per_class", {})
+    boundary = evaluation.get("boundary", {}).get("per_class", {})
+    intervals = evaluation.get("intervals", {}).get("per_class", {})
     instances = evaluation.get("instances", {}).get("per_class", {})
     colors = {str(c.source_id): c.color for c in labels or ()}
     things = {str(c.source_id): c.is_thing for c in labels or ()}
@@ -89,12 +126,15 @@ def class_table(
     for index, key in enumerate(dict.fromkeys([*panoptic, *semantic, *instances])):
         row = {k: v for k, v in panoptic.get(key, {}).items() if k in ("name", "isthing", "pq", "sq", "rq")}
         row |= {k: panoptic[key].get(k) for k in ("tp", "fp", "fn") if key in panoptic}
+        if key in boundary:
+            row["boundary"] = boundary[key]["pq"]
         row |= {k: v for k, v in instances.get(key, {}).items() if k in ("name", "mask", "box")}
         row |= {k: v for k, v in semantic.get(key, {}).items() if k in ("name", "iou")}
         row.setdefault("isthing", things.get(key, key in instances))
         counted = [row.get(k) for k in ("tp", "fp", "fn")]
         seen = any(counted) if key in panoptic else any(row.get(k) is not None for k in ("mask", "box", "iou"))
         color = hex_color(colors.get(key) or palette_color(index))
+        row["interval"] = intervals.get(key, {}).get("pq")
         rows.append({"name": key, **row, "color": color, "present": seen})
     shown = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
     if shown:
@@ -105,6 +145,64 @@ def class_table(
 def script_json(value: Any) -> str:
     """JSON that cannot end the <script> element it stands in."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def error_style(key: str) -> dict[str, str]:
+    """key, name, meaning and colour of an error class."""
+    name, meaning, color = ERROR_STYLES[key]
+    return {"key": key, "name": name, "meaning": meaning, "color": hex_color(color)}
+
+
+def error_rows(errors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The error classes that cost something, the costliest first: style, truth, prediction, pq_gain, width (percent).
+
+    errors: as of `ErrorAnalysis.compute`.
+    """
+    gains = {key: float(row["pq_gain"]) for key, row in errors.items() if row["truth"] or row["prediction"]}
+    shown = [k for k in ERROR_STYLES if k in gains and k not in ("found", "ignored", "crowd")]
+    most = max((gains[k] for k in shown), default=0.0) or 1.0
+    return [
+        error_style(k)
+        | {name: errors[k][name] for name in ("truth", "prediction", "pq_gain")}
+        | {"width": max(0.0, 100 * gains[k] / most)}
+        for k in sorted(shown, key=lambda k: -gains[k])
+    ]
+
+
+def confusion_matrix(evaluation: Mapping[str, Any], labels: LabelSpace | None) -> dict[str, Any] | None:
+    """Which class was taken for which, of the classes most confused; None where the record does not say.
+
+    names: of the K classes shown. rows: (name, cells) of each, then of "nothing", which holds the phantoms; cells: K
+    predicted classes, then nothing (missed): count and share of the row in 0..1. hidden: classes left out.
+    pairs: (truth, prediction, count), the commonest confusions of one class with another.
+    """
+    counts = {(t, p): n for t, p, n in evaluation.get("confusion", [])}
+    if not counts:
+        return None
+    names: dict[int | None, str] = {int(k): row["name"] for k, row in evaluation.get("per_class", {}).items()}
+    names |= {c.source_id: c.name for c in labels or ()}
+    wrong = [(n, t, p) for (t, p), n in counts.items() if t != p]
+    weight = dict.fromkeys(names, 0.0)
+    for n, t, p in wrong:
+        for key in (t, p):
+            if key in weight:  # being taken for another class says more than being missed
+                weight[key] += n if t is not None and p is not None else n / 1e6
+    in_truth = {t for t, _ in counts}
+    shown = sorted((k for k in weight if k in in_truth or weight[k] >= 1), key=lambda k: -weight[k])[:MOST_CONFUSED]
+    shown = [k for k in names if k in shown]
+    rows: list[tuple[str, list[tuple[int, float]]]] = []
+    for t in [*shown, None]:
+        total = sum(n for (a, _), n in counts.items() if a == t) or 1
+        cells = [counts.get((t, p), 0) for p in [*shown, None]]
+        rows.append((names.get(t, "nothing"), [(n, n / total) for n in cells]))
+    between = sorted((w for w in wrong if None not in w), key=lambda w: -w[0])[:MOST_PAIRS]
+    present = {k for pair in counts for k in pair if k is not None}
+    return {
+        "names": [names[k] for k in shown],
+        "rows": rows,
+        "pairs": [(names.get(t, str(t)), names.get(p, str(p)), n) for n, t, p in between],
+        "hidden": len(present - set(shown)),
+    }
 
 
 def hex_color(color: tuple[int, int, int]) -> str:

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.figures import environment, figures_of, hex_color, script_json
+from pansight.apps.figures import environment, error_style, figures_of, script_json
 from pansight.errors import PansightError
 from pansight.files import replacing
 from pansight.metrics.errors import ERRORS, SegmentErrors
@@ -40,21 +40,6 @@ PICTURE_SIDE = 640
 """Longer side of a photo and its label maps, pixels; smaller images keep their size."""
 PICTURE_QUALITY = 78
 """Of JPEG, 0..100: a COCO photo takes 85 KB and 1 ms; WebP saves a tenth of the bytes for thirty times the time."""
-
-ERROR_STYLES: dict[str, tuple[str, str, tuple[int, int, int]]] = {
-    "found": ("found", "right class and IoU above 50", (198, 205, 211)),
-    "missed": ("missed", "in the truth, but nothing predicted fits it", (213, 94, 0)),
-    "phantom": ("phantom", "predicted, but nothing in the truth fits it", (0, 114, 178)),
-    "wrong_class": ("wrong class", "right region, other class", (240, 205, 40)),
-    "split": ("split", "one truth segment, predicted in pieces", (86, 190, 240)),
-    "merged": ("merged", "several truth segments, predicted as one", (0, 158, 115)),
-    "poor_boundary": ("poor boundary", "right class, but IoU of 50 or less", (204, 121, 167)),
-    "thing_stuff_swap": ("thing ↔ stuff", "a thing predicted as stuff, or stuff as a thing", (122, 62, 10)),
-    "duplicate": ("duplicate", "predicted again, though found already", (70, 40, 120)),
-    "ignored": ("ignored", "prediction mostly on void or crowd: costs nothing", (232, 235, 238)),
-    "crowd": ("crowd", "group in the truth, not outlined one by one: not scored", (232, 235, 238)),
-}
-"""Name in ERRORS → shown name, meaning, colour. Hues and lightnesses differ for colour-blind eyes (Okabe and Ito)."""
 
 
 class ViewerImage(NamedTuple):
@@ -165,7 +150,7 @@ def viewer_data(labels: LabelSpace, index: Iterable[str], folder: str = "") -> s
     head = {
         "folder": folder,
         "classes": [{"name": c.name, "thing": c.is_thing, "color": list(c.color)} for c in labels],
-        "errors": [{"key": key, **_style(key)} for key in ERRORS],
+        "errors": [error_style(key) for key in ERRORS],
     }
     return script_json(head)[:-1] + ', "images": [' + ",\n".join(index) + "]}"
 
@@ -265,11 +250,6 @@ def _data_url(photo: NDArray[np.uint8], size: tuple[int, int]) -> str:
     if not ok:
         raise PansightError("viewer: a photo could not be encoded as JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(code.tobytes()).decode("ascii")
-
-
-def _style(key: str) -> dict[str, str]:
-    name, meaning, color = ERROR_STYLES[key]
-    return {"name": name, "meaning": meaning, "color": hex_color(color)}
 
 
 def _line(number: int, content: str) -> str:

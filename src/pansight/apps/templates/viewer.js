@@ -178,7 +178,7 @@ function paintErrors(canvas, image, rows) {
   const { truth, prediction } = image;
   const width = prediction.rows.length + 1;
   const first = new Uint32Array((truth.rows.length + 1) * width), second = new Uint32Array(first.length);
-  const paintOf = (segment) => packed(colorOfError[segment[ERROR]], chosen(segment) ? 0.88 : 0.12);
+  const paintOf = (segment) => packed(colorOfError[segment[ERROR]], chosen(segment) ? 0.75 : 0.1);
   const wrong = (segment) => segment && !["found", "ignored", "crowd"].includes(data.errors[segment[ERROR]].key);
   for (let t = 0; t <= truth.rows.length; t++) {
     for (let p = 0; p < width; p++) {
@@ -247,7 +247,7 @@ function segmentWords(side, row) {
     ["class", `${data.classes[segment[CLASS]].name} (${data.classes[segment[CLASS]].thing ? "thing" : "stuff"})`],
     ["error", segment[ERROR] === FOUND ? "none: found" : error.name],
     ["IoU", partner ? percent(segment[IOU]) : "–"],
-    [segment[ERROR] === FOUND ? "match" : "best overlap",
+    [segment[ERROR] === FOUND ? "match" : "partner",
       partner ? `${other(side)} ${partner[ID]}, ${data.classes[partner[CLASS]].name}` : "none"],
     ["area", `${count(area)} px (${(100 * area / whole).toPrecision(2)} %)`],
   ];
@@ -315,7 +315,7 @@ const COLUMNS = [
   ["id", "Id", (s) => s.segment[ID]],
   ["error", "Error", (s) => (s.segment[ERROR] === FOUND ? data.errors.length : s.segment[ERROR])],
   ["iou", "IoU", (s) => (s.segment[PARTNER] < 0 ? -1 : s.segment[IOU])],
-  ["match", "Match or best overlap", (s) => s.segment[PARTNER]],
+  ["match", "Match or partner", (s) => s.segment[PARTNER]],
   ["area", "Area, px", (s) => s.segment[AREA]],
   ["score", "Score", (s) => s.segment[SCORE]],
 ];
