@@ -211,7 +211,7 @@ def test_nothing_on_either_side():
 
 
 def test_inputs_stay_as_they_are():
-    image = match_drawing("aaaaabbbbb", "AAAAAAABBB")
+    image = match_drawing("aaaaaaccbb", "AAABBBCCBB", C=DOG)
     before = [np.array(a, copy=True) for a in (*image.truth, *image.prediction, *image[2:])]
     ErrorAnalysis(LABELS).update(image)
     assert all(np.array_equal(a, b) for a, b in zip(before, (*image.truth, *image.prediction, *image[2:])))
@@ -462,7 +462,7 @@ def test_a_perfect_prediction_gains_nothing():
 def test_without_truth_there_is_no_perfect_prediction():
     analysis = ErrorAnalysis(LABELS)
     assert analysis.compute() == {}
-    analysis.update(match_drawing("aaaa", "AAAA", crowds="a", A=DOG))
+    analysis.update(match_drawing("aaaa....", "AAAABBBB", crowds="a", A=DOG))
     result = analysis.compute()
     assert result["all_repaired_pq"] is None
     assert {row["pq_gain"] for row in result["errors"].values()} == {0.0}

@@ -33,9 +33,8 @@ class PanopticQualityDagger:
 
     def __init__(self, labels: LabelSpace):
         self.labels = labels
-        self._is_thing = np.array([c.is_thing for c in labels], bool)
-        self._counts = ClassCounts(labels)  # things
-        self._present = [0] * len(labels)  # images with the stuff class in the truth
+        self._counts = ClassCounts(labels)
+        self._present = [0] * len(labels)  # images with the class in the truth
         self._iou = [0] * len(labels)  # their ΣIoU in units of 2⁻⁵³, each rounded down
         self._updates = 0
 
@@ -46,7 +45,7 @@ class PanopticQualityDagger:
         phantom = predicted_class[image.state == PHANTOM]
         self._counts.add(truth_class[found], image.iou[found], phantom, truth_class[image.missed])
         present, iou = class_iou(image, len(self.labels))
-        for category in np.flatnonzero(present & ~self._is_thing).tolist():
+        for category in np.flatnonzero(present).tolist():
             self._present[category] += 1
             self._iou[category] += int(float(iou[category]) * IOU_UNIT)
         self._updates += 1
