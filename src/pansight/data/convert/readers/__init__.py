@@ -23,14 +23,21 @@ from pansight.data.convert.readers.coco import (
     open_coco_instances,
     open_coco_panoptic,
 )
-from pansight.data.convert.readers.cvat import is_cvat, open_cvat
+from pansight.data.convert.readers.cvat import is_cvat, open_cvat, splits_cvat
 from pansight.data.convert.readers.id_maps import is_id_maps, open_id_maps
 from pansight.data.convert.readers.label_studio import is_label_studio, open_label_studio
-from pansight.data.convert.readers.labelme import is_labelme, open_labelme
-from pansight.data.convert.readers.pngs import is_instance_png, is_semantic_png, open_instance_png, open_semantic_png
+from pansight.data.convert.readers.labelme import is_labelme, open_labelme, splits_labelme
+from pansight.data.convert.readers.pngs import (
+    is_instance_png,
+    is_semantic_png,
+    open_instance_png,
+    open_semantic_png,
+    splits_instance_png,
+    splits_semantic_png,
+)
 from pansight.data.convert.readers.vistas import is_vistas, open_vistas, splits_vistas
 from pansight.data.convert.readers.voc import is_voc, open_voc, splits_voc
-from pansight.data.convert.readers.yolo import is_yolo_seg, open_yolo_seg
+from pansight.data.convert.readers.yolo import is_yolo_seg, open_yolo_seg, splits_yolo_seg
 from pansight.data.convert.source import Source
 
 
@@ -60,12 +67,12 @@ READERS: dict[str, Reader] = {
     "ade20k_full": Reader(open_ade20k_full, is_ade20k_full, splits_ade20k_full),
     "vistas": Reader(open_vistas, is_vistas, splits_vistas),
     "voc": Reader(open_voc, is_voc, splits_voc),
-    "yolo_seg": Reader(open_yolo_seg, is_yolo_seg),
-    "labelme": Reader(open_labelme, is_labelme),
-    "cvat": Reader(open_cvat, is_cvat),
+    "yolo_seg": Reader(open_yolo_seg, is_yolo_seg, splits_yolo_seg),
+    "labelme": Reader(open_labelme, is_labelme, splits_labelme),
+    "cvat": Reader(open_cvat, is_cvat, splits_cvat),
     "label_studio": Reader(open_label_studio, is_label_studio),
-    "instance_png": Reader(open_instance_png, is_instance_png),
-    "semantic_png": Reader(open_semantic_png, is_semantic_png),
+    "instance_png": Reader(open_instance_png, is_instance_png, splits_instance_png),
+    "semantic_png": Reader(open_semantic_png, is_semantic_png, splits_semantic_png),
     "id_maps": Reader(open_id_maps, is_id_maps),
 }
 """Name → reader; where several recognise a source, the first one here is taken: special layouts before general ones."""

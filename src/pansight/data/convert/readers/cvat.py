@@ -15,7 +15,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from pansight.data.convert.lookup import choose_part, find_tail, image_size, short_names, stems
+from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_size, short_names, stems
 from pansight.data.convert.polygons import region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
@@ -62,6 +62,7 @@ class _Cvat:
         image, path = self._images[index], self._paths[index]
         size = image.size if path is None else image_size(path, image.size)
         groups: dict[object, list[Region]] = {}
+        empty: list[int] = []
         place = f"{self._file}: {image.name}"
         heights = [_number(shape.attributes, "z_order", place, "0") for shape in image.shapes]
         drawn = sorted(enumerate(image.shapes, 1), key=lambda row: heights[row[0] - 1])
@@ -69,14 +70,16 @@ class _Cvat:
             where = f"{place}: {shape.kind} {number}"
             category = self._known[shape.attributes["label"]]
             region = _region(shape, size, category, where)
-            if region is not None:
+            if region is None:
+                empty.append(category)
+            else:
                 group = shape.attributes.get("group_id", "0")
                 key = number if group == "0" else (category, group)
                 parts = groups.pop(key, [])
                 groups[key] = parts  # last: at the height of its highest part
                 parts.append(region)
         regions = tuple(joined(parts) for parts in groups.values())
-        return Annotated(self._image_ids[index], self._names[index], path, size, regions)
+        return Annotated(self._image_ids[index], self._names[index], path, size, regions, empty=tuple(empty))
 
 
 def open_cvat(source: Path, split: str | None = None, *, images: str | None = None) -> Source:
@@ -93,13 +96,9 @@ def open_cvat(source: Path, split: str | None = None, *, images: str | None = No
     parser = _Parser(file)
     if not parser.images:
         raise PansightError(f"{file}: expected images (CVAT for images 1.1), found none")
-    by_subset: dict[str, list[_Image]] = {}
-    for image in parser.images:
-        by_subset.setdefault(image.subset.lower(), []).append(image)
-    chosen, note = choose_part(by_subset, split.lower(), file) if split is not None else (None, None)
-    if split is None and len(by_subset) > 1:
-        chosen, note = choose_part(by_subset, None, file)
-    rows = parser.images if chosen is None else by_subset[chosen]
+    by_subset = _by_subset(parser.images)
+    chosen, note = choose_part(by_subset, None if split is None else split.lower(), file)
+    rows = by_subset[str(chosen)]
     notes = [] if note is None else [note]
     root = file.parent
     if images is not None:
@@ -108,7 +107,7 @@ def open_cvat(source: Path, split: str | None = None, *, images: str | None = No
             raise PansightError(f"{root}: expected a folder of images, found none")
     paths = _paths(rows, root, file)
     if all(path is None for path in paths):
-        notes.append(f"no image was found in {root.name}/images: sizes are those of the XML, and no image is copied")
+        notes.append(f"no image was found in {root.name} or its images/: sizes are those of the XML")
     if any(shape.attributes.get("z_order", "0") != "0" for image in rows for shape in image.shapes):
         notes.append("where shapes overlap, CVAT shows the one of higher z_order: that is --overlap later-on-top")
     if parser.left_out:
@@ -123,6 +122,16 @@ def is_cvat(source: Path) -> bool:
         return _xml_of(source) is not None
     except (OSError, ValueError):
         return False
+
+
+def splits_cvat(source: Path) -> tuple[str, ...]:
+    """The subsets, in small letters, where there are several or the only one has the name of a split."""
+    try:
+        file = _xml_of(source)
+        subsets = tuple(_by_subset(_Parser(file).images)) if file is not None else ()
+    except (OSError, ValueError, PansightError):
+        return ()
+    return subsets if len(subsets) > 1 or subsets[:1] in {(part,) for part in PARTS} else ()
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -223,6 +232,13 @@ class _Parser:
             raise PansightError(f"{where}: expected a label, found none")
         else:
             image.shapes.append(_Shape(kind, attributes))
+
+
+def _by_subset(images: list[_Image]) -> dict[str, list[_Image]]:
+    found: dict[str, list[_Image]] = {}
+    for image in images:
+        found.setdefault(image.subset.lower(), []).append(image)
+    return found
 
 
 def _categories(parser: _Parser) -> tuple[SourceCategory, ...]:

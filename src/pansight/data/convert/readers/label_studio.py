@@ -1,18 +1,408 @@
-"""Label Studio JSON: brush and polygon labels."""
+"""Label Studio's JSON export: polygons, brush masks, rectangles and ellipses (labelstud.io/guide/export).
+
+Coordinates are per cent of width and height; rectangles turn clockwise about their first corner, ellipses about their
+centre. Images are found by the end of their URL or path; an upload is ``<8 hex digits>-<name>`` in Label Studio and
+may be called ``<name>`` beside the export. Of several annotations of a task the one marked ground truth is read, else
+the first; cancelled ones and predictions are not.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from pansight.data.convert.source import Source
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pansight.data.convert.lookup import PARTS, choose_part, decode_json, find_tail, image_size, short_names, stems
+from pansight.data.convert.polygons import region_of_mask, region_of_polygons
+from pansight.data.convert.shapes import ellipse_points, rectangle_points
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.images import IMAGE_SUFFIXES, MAX_PIXELS
+from pansight.errors import PansightError
+
+KINDS = ("polygon", "brush", "rectangle", "ellipse")
+UPLOAD = re.compile("[0-9a-f]{8}-")
+MAX_DETECTED_BYTES = 2**28
 
 
-def open_label_studio(source: Path, split: str | None = None, **options: Any) -> Source:
-    """Label Studio JSON: brush and polygon labels."""
-    raise NotImplementedError
+class _Labels(msgspec.Struct):
+    """Of a result's value, what tells its class."""
+
+    polygonlabels: list[str] | None = None
+    brushlabels: list[str] | None = None
+    rectanglelabels: list[str] | None = None
+    ellipselabels: list[str] | None = None
+    labels: list[str] | None = None
+    closed: bool = True
+
+
+class _Shape(msgspec.Struct):
+    """Of a result's value, what is drawn."""
+
+    points: list[list[float]] = []
+    x: float = 0.0
+    y: float = 0.0
+    width: float = 0.0
+    height: float = 0.0
+    radiusX: float = 0.0
+    radiusY: float = 0.0
+    rotation: float = 0.0
+    format: str = "rle"
+    rle: list[int] = []
+
+
+class _Result(msgspec.Struct):
+    type: str = ""
+    id: str | int | None = None
+    value: msgspec.Raw = msgspec.Raw(b"{}")
+    original_width: float | None = None
+    original_height: float | None = None
+    image_rotation: float | None = None
+
+
+class _Annotation(msgspec.Struct):
+    result: list[_Result] = []
+    was_cancelled: bool | None = None
+    ground_truth: bool | None = None
+
+
+class _Task(msgspec.Struct):
+    id: int | str | None = None
+    data: dict[str, Any] | None = None
+    annotations: list[_Annotation] | None = None
+    completions: list[_Annotation] | None = None  # before version 1.0
+    predictions: list[msgspec.Raw] | None = None
+    file_upload: str | None = None
+
+
+class _Head(msgspec.Struct):
+    data: msgspec.Raw | None = None
+    annotations: list[msgspec.Raw] | None = None
+    completions: list[msgspec.Raw] | None = None
+
+
+class _Drawing(NamedTuple):
+    """A result that is a region."""
+
+    number: int
+    kind: str
+    label: str
+    result: _Result
+
+
+class _Row(NamedTuple):
+    where: str  # file and task
+    image: Path | None
+    text: str  # how the task names its image
+    size: tuple[int, int] | None  # as the annotation gives it
+    drawings: list[_Drawing]
+
+
+class _LabelStudio:
+    def __init__(self, rows: list[_Row], notes: tuple[str, ...]):
+        labels = sorted({drawing.label for row in rows for drawing in row.drawings})
+        self.categories = tuple(SourceCategory(label, index + 1) for index, label in enumerate(labels))
+        self.notes = notes
+        self._rows = rows
+        self._known = {label: index for index, label in enumerate(labels)}
+        found = [row.image for row in rows if row.image is not None]
+        self._names = short_names(found) if found else [_output_name(row.text, row.where) for row in rows]
+        self._image_ids = stems(self._names)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Annotated:
+        row = self._rows[index]
+        size = row.size if row.image is None else image_size(row.image, row.size)
+        if size is None:
+            raise PansightError(f"{row.where}: expected an image file or original_width and _height, found neither")
+        drawn = [(d, _region(d, size, self._known[d.label], row.where)) for d in row.drawings]
+        regions = tuple(region for _, region in drawn if region is not None)
+        empty = tuple(self._known[d.label] for d, region in drawn if region is None)
+        return Annotated(self._image_ids[index], self._names[index], row.image, size, regions, empty=empty)
+
+
+def open_label_studio(source: Path, split: str | None = None, *, images: str | None = None) -> Source:
+    """Label Studio's JSON export (not JSON-MIN): the file, or a folder with it and the images beside it or in images/.
+
+    images: the folder of the images where it is another. Where no image is found at all, maps are made at the sizes
+    that the annotations give. Raises PansightError, naming task and result, where the file is damaged, some of the
+    images are missing or of another size, or a shape is none.
+    """
+    source = Path(source)
+    if split is not None:
+        part, _ = choose_part([part for part in PARTS if (source / part).is_dir()], split, source)
+        source = source / str(part)
+    file = _json_of(source)
+    root = file.parent
+    if images is not None:
+        root = next((folder for folder in (root / images, Path(images)) if folder.is_dir()), root / images)
+        if not root.is_dir():
+            raise PansightError(f"{root}: expected a folder of images, found none")
+    counts: Counter[str] = Counter()
+    rows = list(_rows(_tasks(file), root, file, counts))
+    if not rows:
+        raise PansightError(f"{file}: expected annotated tasks, found none")
+    _check_images(rows, root)
+    return _LabelStudio(rows, tuple(_notes(rows, counts)))
 
 
 def is_label_studio(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return False
+    try:
+        return len(_exports(source)) > 0
+    except (OSError, PansightError):
+        return False
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def _exports(source: Path) -> list[Path]:
+    """The JSON files that begin as a list and hold tasks with annotations."""
+    files = [source] if source.is_file() else sorted(source.glob("*.json"))[:20]
+    found: list[Path] = []
+    for file in files:
+        if file.suffix.lower() != ".json" or file.stat().st_size > MAX_DETECTED_BYTES:
+            continue
+        with file.open("rb") as opened:
+            if not opened.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+                continue
+        try:
+            heads = decode_json(file.read_bytes(), list[_Head], file)
+        except PansightError:
+            continue
+        if any(head.data is not None and (head.annotations or head.completions) is not None for head in heads):
+            found.append(file)
+    return found
+
+
+def _json_of(source: Path) -> Path:
+    if source.is_file():
+        return source
+    found = _exports(source) or sorted(source.glob("*.json"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found[:3]) or "none"
+        raise PansightError(f"{source}: expected one JSON export of Label Studio, found {names}; name the file")
+    return found[0]
+
+
+def _tasks(file: Path) -> list[_Task]:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+    tasks = decode_json(data, list[_Task], file)
+    if tasks and all(task.data is None for task in tasks):
+        raise PansightError(
+            f"{file}: expected tasks with data and annotations, found none; JSON-MIN lacks them: export as JSON"
+        )
+    return tasks
+
+
+def _rows(tasks: list[_Task], root: Path, file: Path, counts: Counter[str]) -> Iterator[_Row]:
+    for number, task in enumerate(tasks, 1):
+        where = f"{file}: task {number if task.id is None else task.id}"
+        given = [a for a in task.annotations or task.completions or [] if not a.was_cancelled]
+        counts["predictions"] += len(task.predictions or [])
+        if not given:
+            counts["unannotated"] += 1
+            continue
+        counts["several"] += len(given) > 1
+        chosen = next((a for a in given if a.ground_truth), given[0])
+        text = _image_text(task, where)
+        drawings = list(_drawings(chosen.result, where, counts))
+        sizes = {_stated_size(d.result, where) for d in drawings} or {_stated_size(r, where) for r in chosen.result}
+        sizes.discard(None)
+        if len(sizes) > 1:
+            raise PansightError(f"{where}: expected results of one image size, found {sorted(sizes, key=str)}")
+        yield _Row(where, _find_image(task, text, root), text, next(iter(sizes), None), drawings)
+
+
+def _drawings(results: list[_Result], where: str, counts: Counter[str]) -> Iterator[_Drawing]:
+    """The results that are regions, each with its class; what is left out is counted by kind."""
+    values = [decode_json(bytes(r.value), _Labels, f"{where}: result {n}") for n, r in enumerate(results, 1)]
+    by_id = {r.id: v.labels for r, v in zip(results, values) if r.type == "labels" and r.id is not None and v.labels}
+    for number, (result, value) in enumerate(zip(results, values), 1):
+        kind = result.type.removesuffix("labels")
+        if kind not in KINDS:
+            if result.type != "labels":
+                counts[f"kind {result.type or 'without type'}"] += 1
+            continue
+        own = {"polygon": value.polygonlabels, "brush": value.brushlabels, "rectangle": value.rectanglelabels}
+        names = own.get(kind, value.ellipselabels) or value.labels or by_id.get(result.id or "") or []
+        if not names or not value.closed:
+            counts["kind " + (f"{kind} without a label" if value.closed else f"open {kind}")] += 1
+            continue
+        counts["ambiguous"] += len(names) > 1
+        yield _Drawing(number, kind, names[0], result)
+
+
+def _stated_size(result: _Result, where: str) -> tuple[int, int] | None:
+    height, width = result.original_height, result.original_width
+    if height is None or width is None:
+        return None
+    if not (height % 1 == 0 and width % 1 == 0 and min(height, width) >= 1 and height * width <= MAX_PIXELS):
+        raise PansightError(f"{where}: expected original_width and _height in pixels, found {width:g} and {height:g}")
+    return int(height), int(width)
+
+
+def _notes(rows: list[_Row], counts: Counter[str]) -> Iterator[str]:
+    if counts["unannotated"]:
+        yield f"{counts['unannotated']} tasks have no annotation that was not cancelled and are left out"
+    if counts["several"]:
+        yield f"{counts['several']} tasks have several annotations: the ground truth is read, else the first"
+    if counts["predictions"]:
+        yield f"{counts['predictions']} predictions are left out"
+    if counts["ambiguous"]:
+        yield f"{counts['ambiguous']} regions have several labels: the first is read"
+    kinds = [f"{count} {kind[5:]}" for kind, count in sorted(counts.items()) if kind.startswith("kind ")]
+    if kinds:
+        yield f"results that are no regions are left out: {', '.join(kinds)}"
+    if all(row.image is None for row in rows):
+        yield "no image was found: sizes are those of the annotations"
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def _image_text(task: _Task, where: str) -> str:
+    """How the task names its image: under "image", else the first text that ends like one."""
+    data = task.data or {}
+    texts = [v for v in (data.get("image"), *data.values()) if isinstance(v, str) and not v.startswith("data:")]
+    found = next((text for text in texts if _path_of(text).lower().endswith(IMAGE_SUFFIXES)), None)
+    if found is None:
+        raise PansightError(f"{where}: expected an image file or URL in data, found {sorted(data)!r:.120}")
+    return found
+
+
+def _path_of(text: str) -> str:
+    """The path within a URL, a storage link or a path: what may be a file's name here."""
+    try:
+        parts = urlsplit(text)
+        query = parse_qs(parts.query)
+        if "d" in query:  # /data/local-files/?d=folder/name.jpg
+            return query["d"][0]
+        if "fileuri" in query:  # /tasks/1/resolve/?fileuri=<base64 of s3://…>
+            return urlsplit(base64.b64decode(query["fileuri"][0], validate=True).decode()).path
+        return unquote(parts.path) if parts.scheme or parts.query or text.startswith("/") else text
+    except (ValueError, binascii.Error):
+        return text
+
+
+def _find_image(task: _Task, text: str, root: Path) -> Path | None:
+    path = _path_of(text).replace("\\", "/")
+    folder, _, name = path.rpartition("/")
+    names = [path, f"{folder}/{UPLOAD.sub('', name, count=1)}" if UPLOAD.match(name) else ""]
+    if task.file_upload:
+        names += [task.file_upload, UPLOAD.sub("", task.file_upload, count=1)]
+    for candidate in filter(None, names):
+        found = find_tail([root, root / "images"], candidate)
+        if found is not None and found.is_file():
+            return found
+    return None
+
+
+def _check_images(rows: list[_Row], root: Path) -> None:
+    """Raises PansightError where some images are missing, or several tasks have the same one."""
+    if all(row.image is None for row in rows):
+        return
+    for row in rows:
+        if row.image is None:
+            raise PansightError(f"{row.where}: expected {row.text!r:.120} in {root} or its images/, found none")
+    twice = next((image for image, count in Counter(row.image for row in rows).items() if count > 1), None)
+    if twice is not None:
+        raise PansightError(f"{twice}: expected an image for every task, found several tasks with this one")
+
+
+def _output_name(text: str, where: str) -> str:
+    name = _path_of(text).replace("\\", "/").rpartition("/")[2]
+    if name in ("", ".", "..") or "\0" in name or ":" in name:
+        raise PansightError(f"{where}: expected the name of an image file, found {text!r:.120}")
+    return name
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _region(drawing: _Drawing, size: tuple[int, int], category: int, where: str) -> Region | None:
+    where = f"{where}: result {drawing.number} ({drawing.kind})"
+    if drawing.result.image_rotation:
+        found = f"image_rotation {drawing.result.image_rotation:g}"
+        raise PansightError(f"{where}: expected an image that was not turned in Label Studio, found {found}")
+    shape = decode_json(bytes(drawing.result.value), _Shape, where)
+    if drawing.kind == "brush":
+        if shape.format != "rle":
+            raise PansightError(f"{where}: expected a brush mask of format 'rle', found {shape.format!r:.40}")
+        return region_of_mask(decode_brush(shape.rle, size, where), category)
+    if any(len(point) != 2 for point in shape.points):
+        raise PansightError(f"{where}: expected points of two numbers, found {shape.points!r:.60}")
+    if any(not -100 <= v <= 200 for point in (*shape.points, (shape.x, shape.y)) for v in point):
+        raise PansightError(f"{where}: expected coordinates in per cent of the image, found others")
+    height, width = size
+    percent = np.array((width, height)) / 100
+    if drawing.kind == "polygon":
+        outline = np.array(shape.points, np.float64).reshape(-1, 2) * percent  # (N, 2)
+    elif drawing.kind == "rectangle":
+        if shape.width < 0 or shape.height < 0:
+            raise PansightError(f"{where}: expected a width and height, found {shape.width:g} and {shape.height:g}")
+        (x, y), (w, h) = (shape.x, shape.y) * percent, (shape.width, shape.height) * percent
+        outline = rectangle_points(x, y, w, h, shape.rotation)
+    else:
+        (x, y), (radius_x, radius_y) = (shape.x, shape.y) * percent, (shape.radiusX, shape.radiusY) * percent
+        outline = ellipse_points(x, y, radius_x, radius_y, shape.rotation, where)
+    return region_of_polygons([outline], size, category, where)
+
+
+def decode_brush(rle: list[int], size: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """Label Studio's run lengths of RGBA pixels → bool (H, W): where alpha is above half of its largest value.
+
+    A stream of bits: 32 the number of values (4·H·W), 5 the bits of a value less 1, four times 4 the bits of a length
+    less 1; then runs: 1 whether it repeats, 2 which length, the length less 1, and one value or that many values.
+    Raises PansightError, beginning with `where`, where it is damaged or for another size.
+    """
+    try:
+        data = bytes(rle)
+    except ValueError as error:
+        raise PansightError(f"{where}: expected run lengths as bytes 0 … 255, found {error}") from error
+    bits, pixels = 8 * len(data), size[0] * size[1]
+    alpha = np.zeros(pixels, np.uint8)
+    at = 0
+
+    def take(count: int) -> int:
+        nonlocal at
+        first, at = at, at + count
+        if at > bits:
+            raise PansightError(f"{where}: expected run lengths of {pixels} pixels, found an early end")
+        return int.from_bytes(data[first >> 3 : (at + 7) >> 3], "big") >> (-at % 8) & ((1 << count) - 1)
+
+    total, word, lengths = take(32), take(5) + 1, [take(4) + 1 for _ in range(4)]
+    if total != 4 * pixels or word != 8:
+        found = f"{total} of {word} bits"
+        raise PansightError(f"{where}: expected run lengths of {4 * pixels} values of 8 bits (RGBA), found {found}")
+    begin = 0
+    while begin < total:
+        repeats, length = take(1), take(lengths[take(2)]) + 1
+        end = begin + length
+        if end > total:
+            raise PansightError(f"{where}: expected run lengths of {total} values, found {end}")
+        if repeats:
+            alpha[begin >> 2 : end >> 2] = take(8)
+        else:
+            first, at = at, at + 8 * length
+            if at > bits:
+                raise PansightError(f"{where}: expected run lengths of {pixels} pixels, found an early end")
+            values = np.unpackbits(np.frombuffer(data[first >> 3 : (at + 7) >> 3], np.uint8))
+            values = np.packbits(values[first & 7 :][: 8 * length])
+            alpha[begin >> 2 : end >> 2] = values[(3 - begin) % 4 :: 4]
+        begin = end
+    return (2 * alpha.astype(np.int16) > int(alpha.max())).reshape(size)  # (H·W,) → (H, W)

@@ -99,16 +99,21 @@ class _LabelMe:
             image = self._unpacked(data, file, name)
         size = image_size(image, _stated_size(content, file))
         groups: dict[Any, list[Region]] = {}
+        empty: list[int] = []
         for number, shape in enumerate(content.shapes, 1):
             if shape.shape_type in LINES or shape.label == IGNORED_LABEL:
                 continue
             where = f"{file}: shape {number} ({shape.label!r:.40})"
-            region = _region(shape, size, self._known[str(shape.label)], where)
-            if region is not None:
+            category = self._known[str(shape.label)]
+            region = _region(shape, size, category, where)
+            if region is None:
+                empty.append(category)
+            else:
                 alone = shape.group_id is None
-                groups.setdefault(number if alone else (region.category, shape.group_id), []).append(region)
+                groups.setdefault(number if alone else (category, shape.group_id), []).append(region)
         regions = tuple(joined(parts) for parts in groups.values())
-        return Annotated(file.relative_to(self._root).with_suffix("").as_posix(), name, image, size, regions)
+        image_id = file.relative_to(self._root).with_suffix("").as_posix()
+        return Annotated(image_id, name, image, size, regions, empty=tuple(empty))
 
     def _unpacked(self, data: bytes, file: Path, name: str) -> Path:
         """The image within a JSON as a file that lives as long as this source."""
@@ -134,12 +139,9 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
     if source.is_file():
         root, files = source.parent, [source]
     else:
-        parts = [part for part in PARTS if next((source / part).rglob("*.json"), None) is not None]
-        root = source
-        if split is not None or (parts and next(source.glob("*.json"), None) is None):
-            part, note = choose_part(parts, split, source)
-            root = source / str(part)
-            notes += [] if note is None else [note]
+        part, note = choose_part(splits_labelme(source), split, source)
+        root = source if part is None else source / part
+        notes += [] if note is None else [note]
         files = sorted(file for file in root.rglob("*.json") if not file.name.startswith("."))
     entries: list[tuple[Path, Path | None, Path]] = []
     left_out: Counter[str] = Counter()
@@ -165,6 +167,13 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
         raise PansightError(f"{root}: expected one JSON an image, found several of {twice}")
     ordered = _ordered(labels - {IGNORED_LABEL}, source)
     return _LabelMe(root, [(f, image, name) for (f, image, _), name in zip(entries, names)], ordered, notes)
+
+
+def splits_labelme(source: Path) -> tuple[str, ...]:
+    """The parts that have folders of their own, where no JSON lies outside of them."""
+    if next(source.glob("*.json"), None) is not None:
+        return ()
+    return tuple(part for part in PARTS if next((source / part).rglob("*.json"), None) is not None)
 
 
 def is_labelme(source: Path) -> bool:

@@ -96,6 +96,11 @@ def is_instance_png(source: Path) -> bool:
     return _is_layout(source, INSTANCE_FOLDERS)
 
 
+def splits_instance_png(source: Path) -> tuple[str, ...]:
+    """The parts that have folders of their own."""
+    return tuple(part for part in _parts(source, INSTANCE_FOLDERS, PARTS) if part)
+
+
 # --- classes ---------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +188,7 @@ def open_semantic_png(
 
     images, masks: names of the two folders where they are called otherwise. classes: a table (see class_table), or the
     names in the order of their values, from 0; else a table in the folder, else class_0 … of the values that occur.
-    things: names of the classes that are cut into connected components; without it those the table calls things.
+    things: names of the classes that are cut into connected components; without it those that the table calls things.
     ignore: values, or names of classes, that are void. min_area: components of fewer pixels become void.
     connectivity: 8 (pixels that touch at a corner are together) or 4.
     Raises PansightError listing what was looked for; naming the file where a PNG has no image or no such class.
@@ -196,8 +201,8 @@ def open_semantic_png(
     ignored = [ignore] if isinstance(ignore, int) else ignore.split(",") if isinstance(ignore, str) else list(ignore)
     table, told = _class_table(root, mask_folder, pairs, classes, {int(v) for v in ignored if str(v).isdecimal()})
     by_name = {c.name: c.value for c in table}
-    for name in [v for v in ignored if not str(v).isdecimal()] + list(things or ()):
-        if name not in by_name:
+    for name in ignored:
+        if not str(name).isdecimal() and name not in by_name:
             raise choice_error("class", str(name), by_name)
     values = frozenset(int(v) if str(v).isdecimal() else by_name[str(v)] for v in ignored)
     if things is not None:
@@ -215,6 +220,11 @@ def open_semantic_png(
 def is_semantic_png(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
     return _is_layout(source, CLASS_FOLDERS)
+
+
+def splits_semantic_png(source: Path) -> tuple[str, ...]:
+    """The parts that have folders of their own."""
+    return tuple(part for part in _parts(source, CLASS_FOLDERS, PARTS) if part)
 
 
 def _class_table(
@@ -271,28 +281,36 @@ def _places(root: Path, folders: Sequence[tuple[str, str]]) -> Iterator[tuple[st
             yield part, root / part, root / part  # a.jpg and a_mask.png side by side
 
 
+def _parts(root: Path, folders: Sequence[tuple[str, str]], names: Sequence[str]) -> dict[str, tuple[Path, Path]]:
+    """part → (images, PNGs); "" alone where the images lie in no folders of parts, or in such and elsewhere too."""
+    found: dict[str, tuple[Path, Path]] = {}
+    try:
+        for part, images, masks in _places(root, folders):
+            if part in ("", *names) and part not in found and _has_pair(images, masks):
+                found[part] = images, masks
+    except (OSError, ValueError):
+        return {}
+    whole = found.pop("", None)
+    if whole is None or any(images.is_relative_to(whole[0]) for images, _ in found.values()):
+        return found
+    return {"": whole}
+
+
 def _folders(
     root: Path, split: str | None, images: str | None, masks: str | None, folders: Sequence[tuple[str, str]]
 ) -> tuple[Path, Path, tuple[str, ...]]:
-    """(images, PNGs, notes); folders by part are preferred to the one that holds them. Raises PansightError."""
+    """(images, PNGs, notes). Raises PansightError listing what was looked for."""
     if (images is None) != (masks is None):
         raise PansightError(f"{root}: expected both images and masks to be named, or neither; found one")
     if images is not None and masks is not None:
         folders = ((images, masks),)
-    found: dict[str, tuple[Path, Path]] = {}
-    names = PARTS if split is None else part_names(split)
-    for part, image_folder, mask_folder in _places(root, folders):
-        if part in ("", *names) and part not in found and _has_pair(image_folder, mask_folder):
-            found[part] = image_folder, mask_folder
-    whole = found.pop("", None)
-    if split is None and whole is not None and not any(a.is_relative_to(whole[0]) for a, _ in found.values()):
-        return (*whole, ())
-    if not found:
+    found = _parts(root, folders, PARTS if split is None else part_names(split))
+    if not found or (split is not None and "" in found):
         looked = ", ".join(f"{a}/ + {b}/" for a, b in folders[:9]) + ("" if len(folders) < 9 else " …")
         where = root if split is None else f"{root}, part {split!r}"
         raise PansightError(f"{where}: expected images with PNGs of the same name in {looked}; found none")
     part, note = choose_part(found, split, root)
-    return (*found[str(part)], () if note is None else (note,))
+    return (*found[part or ""], () if note is None else (note,))
 
 
 def _is_layout(source: Path, folders: Sequence[tuple[str, str]]) -> bool:

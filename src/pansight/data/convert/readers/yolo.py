@@ -48,16 +48,21 @@ class _YoloSeg:
     def __getitem__(self, index: int) -> Annotated:
         name, image, label = self._images[index]
         size = image_size(image)
-        regions = [
-            region
-            for number, line in enumerate(_lines(label), 1)
-            if (region := self._region(line.split(), size, f"{label}: line {number}")) is not None
-        ]
-        return Annotated(self._image_ids[index], name, image, size, tuple(regions))
+        regions: list[Region] = []
+        empty: list[int] = []
+        for number, line in enumerate(_lines(label), 1):
+            words = line.split()
+            if not words or (len(words) in (5, 6) and self._boxes == "skip"):
+                continue
+            category, region = self._region(words, size, f"{label}: line {number}")
+            if region is None:
+                empty.append(category)
+            else:
+                regions.append(region)
+        return Annotated(self._image_ids[index], name, image, size, tuple(regions), empty=tuple(empty))
 
-    def _region(self, words: list[str], size: tuple[int, int], where: str) -> Region | None:
-        if not words:
-            return None
+    def _region(self, words: list[str], size: tuple[int, int], where: str) -> tuple[int, Region | None]:
+        """(index of the class, what is drawn) of a line."""
         try:
             values = np.array([float(word) for word in words])
         except ValueError as error:
@@ -79,12 +84,10 @@ class _YoloSeg:
             if self._boxes == "error":
                 hint = "boxes=rectangle to fill it, boxes=skip to leave it out"
                 raise PansightError(f"{where}: expected a polygon, found a box (4 numbers; {hint})")
-            if self._boxes == "skip":
-                return None
             x, y, w, h = values[1:] / (1, 1, 2, 2)
             values = np.array([0, x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
         points = values[1:].reshape(-1, 2) * (size[1], size[0])  # (2N,) → (N, 2)
-        return region_of_polygons([points], size, category, where, score=score)
+        return category, region_of_polygons([points], size, category, where, score=score)
 
 
 def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error") -> Source:
@@ -104,12 +107,13 @@ def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error
         if "kpt_shape" in content:
             raise PansightError(f"{file}: expected polygons, found key points (kpt_shape)")
         classes = _yaml_classes(content, file)
-        parts = {name: content[name] for name in PARTS if content.get(name)}
-        part, note = choose_part(parts, split, file)
+        there, missing = _yaml_parts(content, root, file)
+        part, note = choose_part(there or missing, split, file)
         if part is None:
             raise PansightError(f"{file}: expected paths under train, val or test, found none")
-        images, notes = _listed_images(_texts(parts[part], part, file), _yaml_root(root, content), file)
+        images, notes = _listed_images((there | missing)[part], _yaml_root(root, content), file)
         notes += () if note is None else (note,)
+        notes += tuple(f"{file.name}: the part {name!r} is not there and is left out" for name in missing)
     else:
         table = next((root / name for name in ("classes.txt", "labels/classes.txt") if (root / name).is_file()), None)
         if table is None:
@@ -135,6 +139,17 @@ def is_yolo_seg(source: Path) -> bool:
         return any(_any_text(_label_file(image, source)) for _, image in _first_images(source))
     except (OSError, ValueError, PansightError):
         return False
+
+
+def splits_yolo_seg(source: Path) -> tuple[str, ...]:
+    """The parts of data.yaml that are there; without it those that have folders of images."""
+    try:
+        file = _yaml_of(source)
+        if file is None:
+            return tuple(part for part, _ in _image_folders(source) if part)
+        return tuple(_yaml_parts(_read_yaml(file), file.parent, file)[0])
+    except (OSError, ValueError, PansightError):
+        return ()
 
 
 # --- data.yaml -------------------------------------------------------------------------------------------------------
@@ -192,11 +207,19 @@ def _yaml_classes(content: dict[str, Any], file: Path) -> list[PixelClass]:
     return checked_classes([PixelClass(str(v).strip(), int(n)) for n, v in zip(numbers, rows.values())], file)
 
 
-def _texts(value: Any, part: str, file: Path) -> list[str]:
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise PansightError(f"{file}: expected a path or a list of paths under {part!r}, found {value!r:.60}")
-    return texts
+def _yaml_parts(content: dict[str, Any], root: Path, file: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """{part: paths} of the parts of which something is there, and of those of which nothing is."""
+    there: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
+    base = _yaml_root(root, content)
+    for part in PARTS:
+        value = content.get(part)
+        texts = value if isinstance(value, list) else [value] if value else []
+        if not all(isinstance(text, str) and text for text in texts):
+            raise PansightError(f"{file}: expected a path or a list of paths under {part!r}, found {value!r:.60}")
+        if texts:
+            (there if any(find_tail([base], text) for text in texts) else missing)[part] = texts
+    return there, missing
 
 
 # --- where images and labels are -------------------------------------------------------------------------------------
