@@ -33,7 +33,7 @@ Repairs, for the PQ gained (`ErrorAnalysis`); what is not named keeps its score:
 |---|---|
 | wrong_class, thing_stuff_swap | p gets the class of t: a match of their IoU |
 | split | the p are joined: a match of the joint IoU |
-| merged | p is cut along the truth: a match of I / |t| for each t; p itself goes unless it stands for another t |
+| merged | p is cut along the truth: a match of I / (area of t) for each t; p goes unless it stands for another t |
 | duplicate, phantom | p goes |
 | missed, poor_boundary | t is drawn as it is, a match of IoU 1; a badly matched p goes |
 | outline | every match gets the outline of its truth: IoU 1 |
@@ -52,6 +52,7 @@ from numpy.typing import NDArray
 from pansight.errors import PansightError
 from pansight.metrics.matching import IGNORED, MATCHED, ImageMatch
 from pansight.metrics.overlap import IntArray
+from pansight.metrics.scores import IOU_UNIT
 from pansight.types import LabelSpace
 
 ERRORS = (
@@ -75,9 +76,6 @@ _FOUND, _MISSED, _PHANTOM, _WRONG_CLASS, _SPLIT, _MERGED, _POOR, _SWAP, _DUPLICA
 
 POOR_IOU = 0.1
 """Above this IoU a truth segment and a prediction of its class are at least a bad match."""
-
-_IOU_UNIT = 2**53
-"""IoUs are added as whole multiples of 2⁻⁵³, which float64 values in (0.5, 1] are: the sum is exact in any order."""
 
 
 class SegmentErrors(NamedTuple):
@@ -301,7 +299,7 @@ class ErrorAnalysis:
         if errors is None:
             errors = classify_errors(image, self._is_thing)
         k = len(self.labels)
-        units = (repaired_iou(image, errors) * _IOU_UNIT).tolist()
+        units = (repaired_iou(image, errors) * IOU_UNIT).tolist()
         partner_class = np.append(image.prediction.categories, k)[errors.truth_partner]
         named = np.isin(errors.truth, (_FOUND, _WRONG_CLASS, _SWAP))
         seen_as = np.where(named, partner_class, k).tolist()
@@ -420,12 +418,12 @@ class _Counts(NamedTuple):
 
 def _mean_pq(counts: list[_Counts]) -> float | None:
     """None without any segment. Divides exact whole numbers, so that more IoU never rounds to less PQ."""
-    scores = [2 * c.iou / (_IOU_UNIT * (2 * c.tp + c.fp + c.fn)) for c in counts if c.tp + c.fp + c.fn]
+    scores = [2 * c.iou / (IOU_UNIT * (2 * c.tp + c.fp + c.fn)) for c in counts if c.tp + c.fp + c.fn]
     return sum(scores) / len(scores) if scores else None
 
 
 def _draw_outlines(counts: list[_Counts]) -> list[_Counts]:
-    return [c._replace(iou=c.tp * _IOU_UNIT) for c in counts]
+    return [c._replace(iou=c.tp * IOU_UNIT) for c in counts]
 
 
 def _sum_tables(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
