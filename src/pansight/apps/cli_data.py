@@ -3,14 +3,86 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 
 def register(app: App) -> None:
     """Add the commands to the command line."""
+    app.command(
+        convert,
+        help_epilogue="Examples: pansight convert export.zip --to mydata; "
+        "pansight convert labelme/ --to mydata --things car,person --fill background; "
+        "pansight convert mydata --as yolo_seg --to mydata_yolo",
+    )
     app.command(check, help_epilogue="Examples: pansight check DATA; pansight check DATA --fix DATA_fixed")
     app.command(split, help_epilogue="Examples: pansight split DATA --val 0.2 --seed 0; pansight split DATA --group _")
+
+
+def convert(
+    source: Path,
+    /,
+    *,
+    to: Path,
+    from_: Annotated[str, Parameter(name="--from")] = "auto",
+    as_: Annotated[str, Parameter(name="--as")] = "coco_panoptic",
+    split: str | None = None,
+    overlap: str = "smaller-on-top",
+    things: tuple[str, ...] | None = None,
+    fill: str | None = None,
+    images: str = "copy",
+    option: dict[str, str] | None = None,
+    overwrite: bool = False,
+):
+    """Convert any annotations to COCO panoptic, or to another format.
+
+    Reads coco_instances, coco_detection_panoptic, coco_panoptic, cityscapes, ade20k, ade20k_full, vistas, voc,
+    yolo_seg, labelme, cvat, label_studio, instance_png, semantic_png, id_maps.
+    Writes coco_panoptic, coco_instances, semantic_png, yolo_seg, cityscapes.
+
+    Parameters
+    ----------
+    source
+        A folder, an annotation file or a ZIP.
+    to
+        The new folder: images, annotations, and convert.json, which says what was done. Appears whole or not at all.
+    from_
+        The format of the source; auto: found out by looking.
+    as_
+        The format to write.
+    split
+        Convert this part only. [default: all that are found]
+    overlap
+        Which annotation keeps a pixel that several claim: smaller-on-top, larger-on-top, later-on-top, score; or error,
+        to be told of the first one. Crowds lie under all.
+    things
+        All classes that are things (objects that are counted): A,B,C, or all, or none. The others are stuff.
+        [default: as the source says; where it does not, you are asked]
+    fill
+        The stuff class, new or known, that takes the pixels without annotation. [default: they are void]
+    images
+        copy, hardlink, symlink or none.
+    option
+        Options of the reader, as --option.NAME VALUE; pansight datasets FORMAT lists them.
+    overwrite
+        Replace what an earlier conversion wrote there.
+    """
+    from pansight.apps import converting
+
+    converting.convert_command(
+        source,
+        to,
+        format=from_,
+        target=as_,
+        split=split,
+        overlap=overlap,
+        things=things,
+        fill=fill,
+        images=images,
+        overwrite=overwrite,
+        options=option or {},
+    )
 
 
 def check(

@@ -22,6 +22,9 @@ from pansight.data.convert.readers.coco import (
     open_coco_detection_panoptic,
     open_coco_instances,
     open_coco_panoptic,
+    splits_coco_detection_panoptic,
+    splits_coco_instances,
+    splits_coco_panoptic,
 )
 from pansight.data.convert.readers.cvat import is_cvat, open_cvat, splits_cvat
 from pansight.data.convert.readers.id_maps import is_id_maps, open_id_maps
@@ -59,9 +62,11 @@ class Reader(NamedTuple):
 
 
 READERS: dict[str, Reader] = {
-    "coco_instances": Reader(open_coco_instances, is_coco_instances),
-    "coco_detection_panoptic": Reader(open_coco_detection_panoptic, is_coco_detection_panoptic),
-    "coco_panoptic": Reader(open_coco_panoptic, is_coco_panoptic),
+    "coco_instances": Reader(open_coco_instances, is_coco_instances, splits_coco_instances),
+    "coco_detection_panoptic": Reader(
+        open_coco_detection_panoptic, is_coco_detection_panoptic, splits_coco_detection_panoptic
+    ),
+    "coco_panoptic": Reader(open_coco_panoptic, is_coco_panoptic, splits_coco_panoptic),
     "cityscapes": Reader(open_cityscapes, is_cityscapes, splits_cityscapes),
     "ade20k": Reader(open_ade20k, is_ade20k, splits_ade20k),
     "ade20k_full": Reader(open_ade20k_full, is_ade20k_full, splits_ade20k_full),

@@ -1,0 +1,56 @@
+"""`pansight convert`: the progress bar, the question about things, the summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pansight.data.convert import convert
+from pansight.engine.progress import ProgressBar
+from pansight.errors import PansightError
+
+
+def convert_command(
+    source: Path,
+    to: Path,
+    *,
+    format: str,
+    target: str,
+    split: str | None,
+    overlap: str,
+    things: tuple[str, ...] | None,
+    fill: str | None,
+    images: str,
+    overwrite: bool,
+    options: dict[str, str],
+) -> None:
+    """Convert, then print what was done."""
+    with ProgressBar("convert") as bar:
+        summary = convert(
+            source,
+            to,
+            format,
+            target,
+            split,
+            overlap,
+            things,
+            fill,
+            images,
+            overwrite,
+            ask=ask_things if sys.stdin.isatty() and sys.stderr.isatty() else None,
+            progress=bar.update,
+            **options,
+        )
+    print(summary.text())
+
+
+def ask_things(names: Sequence[str]) -> Iterable[str]:
+    """The user's answer, on the terminal, for the classes that the source leaves open."""
+    print("Which of these classes are things (objects that are counted)? The others are stuff.", file=sys.stderr)
+    print("  " + ", ".join(names), file=sys.stderr)
+    print("Names with commas between them, or all, or none: ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline().strip()
+    if not answer:
+        raise PansightError(f"things: expected names among {', '.join(names)}, or all, or none; found no answer")
+    return list(names) if answer == "all" and "all" not in names else [answer]
