@@ -138,9 +138,11 @@ def _describe_images(counted: Statistics) -> list[str]:
     lines.append(f"  height×width {text}{f' and {more:,} other sizes' if more else ''}")
     beyond = objects[f"images_over_{QUERIES}"]
     if beyond:
-        text = f"{_count(beyond, 'image')} with more than {QUERIES} segments; query-based models find at most as many"
         lines.append(
-            f"  careful: {text} as they have queries, {QUERIES} as published: give yours {objects['max']} or more"
+            f"  careful      {_count(beyond, 'image')} with more than {QUERIES} segments: query-based models find at"
+        )
+        lines.append(
+            f"               most as many as their queries, {QUERIES} as published; give yours {objects['max']}"
         )
     return lines
 
