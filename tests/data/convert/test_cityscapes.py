@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from trees import CITY_CROWDS, CITY_PANOPTIC, CITY_VALUES, cityscapes_tree, photo, write, write_json
 
-from pansight.data.convert.readers.cityscapes import is_cityscapes, open_cityscapes
+from pansight.data import open_dataset
+from pansight.data.convert import convert
+from pansight.data.convert.readers.cityscapes import is_cityscapes, open_cityscapes, splits_cityscapes
 from pansight.errors import PansightError
 
 TRAIN = "gtFine/train/aachen/aachen_000000_000019_gtFine"
@@ -132,17 +135,23 @@ def test_wrong_depth_label_or_size_is_one_line(tmp_path):
     ("change", "message"),
     [
         (lambda c: c["objects"][2].update(label="lorry"), "object 2: expected a label of Cityscapes, found 'lorry'"),
-        (lambda c: c["objects"][2].update(label=7), "object 2: expected a label of Cityscapes, found 7"),
-        (lambda c: c["objects"][2].pop("polygon"), "object 2: expected a polygon"),
+        (lambda c: c["objects"][2].update(label=7), r"Expected `str`, got `int` - at `\$\.objects\[2\]\.label`"),
+        (lambda c: c["objects"][2].pop("polygon"), r"missing required field `polygon` - at `\$\.objects\[2\]`"),
         (lambda c: c["objects"][2].update(polygon=[[1, 2]]), "object 2: expected a polygon"),
-        (lambda c: c["objects"][2].update(polygon=[[1, 2], [3, "4"]]), "object 2: expected points"),
-        (lambda c: c["objects"][2].update(polygon=[[1, 2], [3, 1e99]]), "object 2: expected points"),
-        (lambda c: c["objects"][2].update(polygon=[[1, 2], [3, float("nan")]]), "object 2: expected points"),
-        (lambda c: c.update(objects={}), "expected a list under 'objects'"),
-        (lambda c: c["objects"].append(3), "expected an object with label and polygon, found 3"),
+        (
+            lambda c: c["objects"][2].update(polygon=[[1, 2], [3, "4"]]),
+            r"Expected `float`, got `str` - at .*polygon\[1\]",
+        ),
+        (lambda c: c["objects"][2].update(polygon=[[1, 2], [3, 1e99]]), "object 2: expected a polygon"),
+        (
+            lambda c: c["objects"][2].update(polygon=[[1, 2], [3, float("nan")]]),
+            "expected JSON, found: JSON is malformed",
+        ),
+        (lambda c: c.update(objects={}), r"Expected `array`, got `object` - at `\$\.objects`"),
+        (lambda c: c["objects"].append(3), "Expected `object`, got `int` - at `.*objects"),
         (lambda c: c.update(imgWidth=10**9), "expected imgHeight and imgWidth in pixels"),
-        (lambda c: c.pop("imgHeight"), "expected imgHeight and imgWidth"),
-        (lambda c: c["objects"].extend([c["objects"][2]] * 1000), "at most 1000 objects 'car', found 1001"),
+        (lambda c: c.pop("imgHeight"), "missing required field `imgHeight`"),
+        (lambda c: c["objects"].extend([c["objects"][2]] * 1000), "at most 1000 objects 'car', found more"),
     ],
 )
 def test_bad_polygons_are_one_line(tmp_path, change, message):
@@ -152,3 +161,38 @@ def test_bad_polygons_are_one_line(tmp_path, change, message):
     change(content)
     file.write_text(json.dumps(content))
     fails(root, message)
+
+
+def test_nothing_is_painted_larger_than_the_photo(tmp_path):
+    root = cityscapes_tree(tmp_path, kinds=("polygons",))
+    square = [[0, 0], [9999, 0], [9999, 9999], [0, 9999]]
+    content = {"imgHeight": 10_000, "imgWidth": 10_000, "objects": [{"label": "car", "polygon": square}] * 1000}
+    write_json(root / f"{TRAIN}_polygons.json", content)
+    fails(root, r"expected an image of 10000×10000 \(its annotation\), found 6×8")
+    (root / f"{TRAIN}_polygons.json").write_text("[" * 100_000)
+    fails(root, "polygons.json: ")
+
+
+def test_conversion_gives_the_official_annotations(tmp_path):
+    root = cityscapes_tree(tmp_path / "city", panoptic=True)
+    convert(root, tmp_path / "out")
+    for part in ("train", "val"):
+        ours = json.loads((tmp_path / f"out/annotations/panoptic_{part}.json").read_text())
+        theirs = json.loads((root / f"gtFine/cityscapes_panoptic_{part}.json").read_text())
+        (mine,), (official,) = ours["annotations"], theirs["annotations"]
+        by_id = {row["id"]: row for row in mine["segments_info"]}
+        assert by_id == {row["id"]: row for row in official["segments_info"]}
+        assert mine["image_id"] == official["image_id"]
+        assert {c["id"]: c["name"] for c in ours["categories"]} == {c["id"]: c["name"] for c in theirs["categories"]}
+        converted, read = open_dataset(tmp_path / "out", split=part), open_dataset(root, split=part)
+        assert converted.labels == read.labels
+        assert torch.equal(converted[0].truth.ids, read[0].truth.ids)
+        assert torch.equal(converted[0].image, read[0].image)
+
+
+def test_the_test_part_is_read_by_name_only(tmp_path):
+    root = cityscapes_tree(tmp_path)
+    write(root / "gtFine/test/berlin/berlin_000000_000019_gtFine_instanceIds.png", np.zeros((6, 8), np.uint16))
+    write(root / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png", photo(6, 8))
+    assert splits_cityscapes(root) == ("train", "val")
+    assert open_cityscapes(root, "test")[0].segments == {}

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from trees import VISTAS_LABELS, vistas_tree, vistas_values, write, write_jpeg, write_palette
 
-from pansight.data.convert.readers.vistas import is_vistas, open_vistas
+from pansight.data import open_dataset
+from pansight.data.convert import convert
+from pansight.data.convert.readers.vistas import is_vistas, open_vistas, splits_vistas
 from pansight.errors import PansightError
 
 IMAGE = "M2kh294N9c72sICO990Uew"
@@ -115,6 +117,24 @@ def test_wrong_files_are_one_line(tmp_path):
     write_palette(png, np.zeros((3, 3), np.uint8), [(0, 0, 0)])
     fails(root, "expected instances of Vistas as a PNG of 16 bits, found 8 bits")
     (root / "config_v2.0.json").write_text('{"labels": [{"name": 3}]}')
-    fails(root, r"config_v2\.0\.json: expected labels or categories of Vistas; found: Expected `str`, got `int`")
+    fails(root, r"config_v2\.0\.json: Expected `str`, got `int` - at")
     (root / "config_v2.0.json").write_text("[" * 100_000)
-    fails(root, r"config_v2\.0\.json: expected labels or categories of Vistas")
+    fails(root, r"config_v2\.0\.json: ")
+
+
+def test_conversion_takes_both_parts_of_the_newest_version(tmp_path):
+    root = vistas_tree(tmp_path / "vistas")
+    assert splits_vistas(root) == ("training", "validation")
+    summary = convert(root, tmp_path / "out")
+    assert summary.images == {"train": 1, "val": 1}
+    assert summary.things == ("animal--bird",)
+    sample = open_dataset(tmp_path / "out", split="val")[0]
+    assert sample.truth.ids.tolist() == [[256, 256, 257], [1280, 1280, 0], [1280, 257, 0]]
+    assert sample.image_id == "_1Gn_xkw7sa_i9GU4mkxxQ"
+
+
+def test_conversion_of_v2_without_config_asks_what_is_a_thing(tmp_path):
+    root = vistas_tree(tmp_path / "vistas", ("2.0",), config=False)
+    with pytest.raises(PansightError, match=r"expected to know which are things .*found no answer for animal--bird"):
+        convert(root, tmp_path / "out")
+    assert convert(root, tmp_path / "out", things=["animal--bird"]).things == ("animal--bird",)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from trees import VOC_CLASSES, VOC_OBJECTS, photo, voc_palette, voc_tree, write, write_palette
 
+from pansight.data import open_dataset
 from pansight.data.categories import category_table
-from pansight.data.convert.readers.voc import is_voc, open_voc
+from pansight.data.convert import convert
+from pansight.data.convert.readers.voc import is_voc, open_voc, splits_voc
 from pansight.errors import PansightError
 
 IDS = [[4, 0, 0, 0], [0, 1, 2, 0], [0, 1, 2, 2], [4, 0, 0, 3]]
@@ -129,3 +131,16 @@ def test_wrong_depth_is_one_line(tmp_path):
     root = voc_tree(tmp_path, devkit=False)
     write(root / "SegmentationClass/2007_000032.png", VOC_CLASSES.astype(np.uint16))
     fails(root, "expected classes of Pascal VOC as a PNG of 8 bits, found 16 bits")
+
+
+def test_conversion_takes_each_image_once(tmp_path):
+    root = voc_tree(tmp_path / "VOCdevkit")
+    assert splits_voc(root) == ("train", "val")  # trainval is both
+    summary = convert(root, tmp_path / "out")
+    assert summary.images == {"train": 1, "val": 1}
+    sample = open_dataset(tmp_path / "out", split="val")[0]
+    assert sample.truth.ids.tolist() == IDS
+    assert sample.image_id == "2007_000033"
+    (root / "VOC2012/ImageSets/Segmentation/train.txt").unlink()
+    (root / "VOC2012/ImageSets/Segmentation/val.txt").unlink()
+    assert splits_voc(root) == ("trainval",)

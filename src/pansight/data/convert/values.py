@@ -1,4 +1,4 @@
-"""PNGs whose pixel values are labels: read with the depth that a format promises, and given to segments."""
+"""Annotation files: PNGs whose pixel values are labels, read with the depth that their format promises."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def read_values(path: Path, bits: int, what: str) -> IdArray:
     if header.kind == "png" and header.channels == 1 and header.bits != bits:
         raise PansightError(f"{path}: expected {what} as a PNG of {bits} bits, found {header.bits} bits")
     return read_index_png(path)
+
+
+def read_annotation(path: Path, what: str) -> bytes:
+    """A file that is no image. Raises PansightError, naming `what` it should be, where it is missing or unreadable."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise PansightError(f"{path}: expected {what}, found no such file") from error
+    except OSError as error:
+        raise PansightError(f"{path}: expected {what}, found it unreadable: {error.strerror or error}") from error
 
 
 def segments_of(

@@ -62,16 +62,16 @@ class Reader(NamedTuple):
 
 
 READERS: dict[str, Reader] = {
-    "coco_instances": Reader(open_coco_instances, is_coco_instances, splits_coco_instances),
-    "coco_detection_panoptic": Reader(
-        open_coco_detection_panoptic, is_coco_detection_panoptic, splits_coco_detection_panoptic
-    ),
-    "coco_panoptic": Reader(open_coco_panoptic, is_coco_panoptic, splits_coco_panoptic),
     "cityscapes": Reader(open_cityscapes, is_cityscapes, splits_cityscapes),
     "ade20k": Reader(open_ade20k, is_ade20k, splits_ade20k),
     "ade20k_full": Reader(open_ade20k_full, is_ade20k_full, splits_ade20k_full),
     "vistas": Reader(open_vistas, is_vistas, splits_vistas),
     "voc": Reader(open_voc, is_voc, splits_voc),
+    "coco_instances": Reader(open_coco_instances, is_coco_instances, splits_coco_instances),
+    "coco_detection_panoptic": Reader(
+        open_coco_detection_panoptic, is_coco_detection_panoptic, splits_coco_detection_panoptic
+    ),
+    "coco_panoptic": Reader(open_coco_panoptic, is_coco_panoptic, splits_coco_panoptic),
     "yolo_seg": Reader(open_yolo_seg, is_yolo_seg, splits_yolo_seg),
     "labelme": Reader(open_labelme, is_labelme, splits_labelme),
     "cvat": Reader(open_cvat, is_cvat, splits_cvat),

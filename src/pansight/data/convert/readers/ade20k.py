@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 
 from pansight.data.categories import category_table
-from pansight.data.convert.lookup import choose_part, image_size
+from pansight.data.convert.lookup import choose_part, decode_json, image_size
 from pansight.data.convert.source import Annotated, Source, SourceCategory
-from pansight.data.convert.values import expect_size, read_values, segments_of, unannotated
+from pansight.data.convert.values import expect_size, read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import read_rgb_ids
 from pansight.errors import PansightError
 from pansight.ops.idmap import IdArray
@@ -122,12 +122,14 @@ def is_ade20k(source: Path) -> bool:
 
 
 class _Parts(msgspec.Struct):
-    part_level: int | str = 0
+    part_level: int | str | list[int] = 0
 
 
 class _Object(msgspec.Struct):
-    name: str
-    name_ndx: int
+    """MATLAB wrote these files: what is not known is an empty list, a list of one object is the object."""
+
+    name: str | list[str]
+    name_ndx: int | list[int]
     parts: _Parts = msgspec.field(default_factory=_Parts)
 
 
@@ -190,23 +192,19 @@ def _beside(file: Path, suffix: str) -> Path:
 
 def _names(file: Path) -> dict[int, str]:
     """Class number → name of the objects in one annotation file; parts of objects are left out."""
+    if file.with_name(f"{file.stem}_atr.txt").is_file() and not file.is_file():
+        raise PansightError(f"{file}: expected the names of its objects, found none; this is the release of 2017")
+    data = read_annotation(file, "the names of the objects")
     try:
-        data = file.read_bytes()
-    except FileNotFoundError as error:
-        hint = "; this is the release of 2017" if file.with_name(f"{file.stem}_atr.txt").is_file() else ""
-        raise PansightError(f"{file}: expected the names of its objects, found no such file{hint}") from error
-    except OSError as error:
-        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
-    try:
-        text = data.decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError:
-        text = data.decode("latin-1")  # some free-text fields of the release are in it
-    try:
-        objects = msgspec.json.decode(text, type=_File, strict=False).annotation.object
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise PansightError(f"{file}: expected annotation.object with name, name_ndx, parts; found: {error}") from error
-    rows = objects if isinstance(objects, list) else [objects]
-    return {row.name_ndx: row.name.strip() for row in rows if int(row.parts.part_level) == 0}
+        data = data.decode("latin-1").encode()  # some free-text fields of the release are in it
+    objects = decode_json(data, _File, file).annotation.object
+    names: dict[int, str] = {}
+    for row in objects if isinstance(objects, list) else [objects]:
+        if isinstance(row.name, str) and isinstance(row.name_ndx, int) and row.parts.part_level in (0, "0"):
+            names[row.name_ndx] = row.name.strip()
+    return names
 
 
 def open_ade20k_full(source: Path, split: str | None = None) -> Source:

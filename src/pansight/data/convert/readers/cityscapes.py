@@ -9,19 +9,18 @@ order of the file with the same library that the makers used, so they give the s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from PIL import Image, ImageDraw
 
 from pansight.data.categories import category_table
-from pansight.data.convert.lookup import choose_part, image_size
+from pansight.data.convert.lookup import choose_part, decode_json, image_size
 from pansight.data.convert.source import Annotated, Source, SourceCategory
-from pansight.data.convert.values import read_values, segments_of, unannotated
-from pansight.data.dataset import expect
+from pansight.data.convert.values import read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import MAX_PIXELS
 from pansight.errors import PansightError, choice_error
-from pansight.files import read_json
 from pansight.ops.idmap import IdArray
 
 FOLDERS = ("gtFine", "gtCoarse")
@@ -30,6 +29,18 @@ SUFFIXES = {"instance_ids": "instanceIds.png", "polygons": "polygons.json", "lab
 """Kind of annotation → end of its file names; where several are there, the first is read."""
 
 MAX_COORDINATE = 1_000_000
+
+
+class _Object(msgspec.Struct):
+    label: str
+    polygon: list[tuple[float, float]]  # x, y
+    deleted: int | bool = 0
+
+
+class _Polygons(msgspec.Struct):
+    imgHeight: int
+    imgWidth: int
+    objects: list[_Object]
 
 
 class Label(NamedTuple):
@@ -77,13 +88,11 @@ class Cityscapes:
     def __getitem__(self, index: int) -> Annotated:
         file = self._files[index]
         image_id = file.name.removesuffix(self._end)
-        values = self._values(file)
+        name = f"{image_id}_leftImg8bit.png"
+        image = None if self.images is None else self.images / file.parent.name / name
+        values = self._painted(file, image) if self.kind == "polygons" else self._read(file, image)
         ids, segments = segments_of(values, lambda value: self._meaning(value, file))
-        size, name, image = (values.shape[0], values.shape[1]), f"{image_id}_leftImg8bit.png", None
-        if self.images is not None:
-            image = self.images / file.parent.name / name
-            image_size(image, size)
-        return Annotated(image_id, name, image, size, ids=ids, segments=segments)
+        return Annotated(image_id, name, image, (ids.shape[0], ids.shape[1]), ids=ids, segments=segments)
 
     def _meaning(self, value: int, file: Path) -> tuple[int, int, bool] | None:
         """(segment id, category, is_crowd) of a pixel value; None for labels that are not evaluated."""
@@ -94,57 +103,48 @@ class Cityscapes:
             return None
         return value, label.category, value < 1000 and label.has_instances
 
-    def _values(self, file: Path) -> IdArray:
-        """int32 (H, W) as in instanceIds.png."""
-        if self.kind == "polygons":
-            return self._painted(file)
-        return read_values(file, 16 if self.kind == "instance_ids" else 8, f"{self.kind} of Cityscapes")
+    def _read(self, file: Path, image: Path | None) -> IdArray:
+        """int32 (H, W), the values of a PNG."""
+        values = read_values(file, 16 if self.kind == "instance_ids" else 8, f"{self.kind} of Cityscapes")
+        if image is not None:
+            image_size(image, (values.shape[0], values.shape[1]))
+        return values
 
-    def _painted(self, file: Path) -> IdArray:
-        content = read_json(file)
-        expect(isinstance(content, dict), file, "an object with imgHeight, imgWidth, objects", content)
-        height, width, objects = (content.get(key) for key in ("imgHeight", "imgWidth", "objects"))
-        sides = all(isinstance(side, int) and side > 0 for side in (height, width))
-        expect(sides and height * width <= MAX_PIXELS, file, "imgHeight and imgWidth in pixels", (height, width))
-        expect(isinstance(objects, list), file, "a list under 'objects'", objects)
-        image = Image.new("I", (width, height), 0)
-        pen = ImageDraw.Draw(image)
+    def _painted(self, file: Path, image: Path | None) -> IdArray:
+        """int32 (H, W) as in instanceIds.png."""
+        content = decode_json(read_annotation(file, "polygons of Cityscapes"), _Polygons, file)
+        height, width = content.imgHeight, content.imgWidth
+        if min(height, width) < 1 or height * width > MAX_PIXELS:
+            raise PansightError(f"{file}: expected imgHeight and imgWidth in pixels, found {height} and {width}")
+        if image is not None:
+            image_size(image, (height, width))  # before anything is painted: the file may promise any size
+        canvas = Image.new("I", (width, height), 0)
+        pen = ImageDraw.Draw(canvas)
         seen: dict[int, int] = {}  # label → objects so far
-        for number, row in enumerate(objects):
-            where = f"{file}: object {number}"
-            expect(isinstance(row, dict), where, "an object with label and polygon", row)
-            if row.get("deleted"):
+        for number, row in enumerate(content.objects):
+            if row.deleted:
                 continue
-            label, is_group = self._label(row.get("label"), where)
-            points = _points(row.get("polygon"), where)
+            where = f"{file}: object {number}"
+            label, is_group = self._label(row.label, where)
+            if len(row.polygon) < 2 or any(max(abs(x), abs(y)) > MAX_COORDINATE for x, y in row.polygon):
+                raise PansightError(f"{where}: expected a polygon [[x, y], …] in pixels, found {row.polygon!r:.60}")
             if label.id < 0:
                 continue  # license plates are part of their cars
             value = label.id
             if label.has_instances and not is_group:
                 value = label.id * 1000 + seen.get(label.id, 0)
                 seen[label.id] = seen.get(label.id, 0) + 1
-                expect(seen[label.id] <= 1000, where, f"at most 1000 objects {label.name!r}", seen[label.id])
-            pen.polygon(points, fill=value)
-        return np.array(image, np.int32)
+                if seen[label.id] > 1000:
+                    raise PansightError(f"{where}: expected at most 1000 objects {label.name!r}, found more")
+            pen.polygon(row.polygon, fill=value)
+        return np.array(canvas, np.int32)
 
-    def _label(self, name: Any, where: str) -> tuple[Label, bool]:
+    def _label(self, name: str, where: str) -> tuple[Label, bool]:
         """(label, whether it is a group of objects). "cargroup" is a group of "car"; "polegroup" a label of its own."""
-        if isinstance(name, str):
-            if name in self._by_name:
-                return self._by_name[name], False
-            single = self._by_name.get(name.removesuffix("group"))
-            if single is not None:
-                return single, True
-        raise PansightError(f"{where}: expected a label of Cityscapes, found {name!r:.60}")
-
-
-def _points(polygon: Any, where: str) -> list[tuple[float, float]]:
-    good = isinstance(polygon, list) and len(polygon) >= 2
-    expect(good, where, "a polygon [[x, y], …]", polygon)
-    for point in polygon:
-        pair = isinstance(point, list) and len(point) == 2 and all(type(v) in (int, float) for v in point)
-        expect(pair and all(abs(v) < MAX_COORDINATE for v in point), where, "points [x, y] in pixels", point)
-    return [(x, y) for x, y in polygon]
+        label = self._by_name.get(name) or self._by_name.get(name.removesuffix("group"))
+        if label is None:
+            raise PansightError(f"{where}: expected a label of Cityscapes, found {name!r:.60}")
+        return label, name not in self._by_name
 
 
 def open_cityscapes(

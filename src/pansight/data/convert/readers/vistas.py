@@ -9,14 +9,14 @@ marked in the panoptic files only; `pansight train --data` reads those without c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
 from pansight.data.categories import category_table
-from pansight.data.convert.lookup import choose_part, image_size
+from pansight.data.convert.lookup import choose_part, decode_json, image_size
 from pansight.data.convert.source import Annotated, Source, SourceCategory
-from pansight.data.convert.values import read_values, segments_of, unannotated
+from pansight.data.convert.values import read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import IMAGE_SUFFIXES
 from pansight.data.official import VISTAS_JSON, vistas_jsons
 from pansight.errors import PansightError, choice_error
@@ -24,7 +24,6 @@ from pansight.errors import PansightError, choice_error
 PARTS = ("training", "validation")
 
 Color = tuple[int, int, int]
-T = TypeVar("T", bound=msgspec.Struct)
 
 
 class _Label(msgspec.Struct):
@@ -44,7 +43,7 @@ class _Config(msgspec.Struct):
 class _Category(msgspec.Struct):
     id: int
     name: str
-    isthing: bool
+    isthing: int | bool
     supercategory: str = ""
     color: Color | None = None
 
@@ -98,12 +97,18 @@ class Vistas:
 
 def _classes(root: Path, version: str, split: str) -> _Classes:
     config_file = next((f for f in (root / f"config_v{version}.json", root / "config.json") if f.is_file()), None)
-    labels = _decode(config_file, _Config).labels if config_file is not None else None
+    labels = (
+        None
+        if config_file is None
+        else decode_json(read_annotation(config_file, "the config of Vistas"), _Config, config_file).labels
+    )
     jsons = vistas_jsons(root, version)
     if jsons and (labels is not None or version == "2.0"):
         file = jsons.get(split) or next(iter(jsons.values()))
         names = labels if labels is not None else [_Label(row["name"]) for row in category_table("vistas_v2_0_labels")]
-        return _from_panoptic(names, _decode(file, _Panoptic).categories, file)
+        return _from_panoptic(
+            names, decode_json(read_annotation(file, "panoptic annotations"), _Panoptic, file).categories, file
+        )
     if labels is not None and config_file is not None:
         return _from_config(labels, config_file)
     if version == "1.2":
@@ -134,7 +139,7 @@ def _from_panoptic(labels: list[_Label], rows: list[_Category], file: Path) -> _
         raise PansightError(
             f"{file}: expected categories that are labels of the config, found {rows[min(lost)].name!r}"
         )
-    categories = tuple(SourceCategory(row.name, row.id, row.isthing, row.color) for row in rows)
+    categories = tuple(SourceCategory(row.name, row.id, bool(row.isthing), row.color) for row in rows)
     return _Classes(categories, found, f"things and stuff as in {file.name}; {_left_out(labels, found)}")
 
 
@@ -154,15 +159,6 @@ def _from_config(labels: list[_Label], file: Path) -> _Classes:
 def _left_out(labels: list[_Label], found: dict[int, int | None]) -> str:
     names = [labels[n].readable or labels[n].name for n, category in found.items() if category is None]
     return f"left void: {', '.join(names) or 'nothing'}"
-
-
-def _decode(file: Path, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=kind, strict=False)
-    except OSError as error:
-        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PansightError(f"{file}: expected labels or categories of Vistas; found: {error}") from error
 
 
 def open_vistas(source: Path, split: str | None = None, version: str | None = None) -> Source:
