@@ -29,7 +29,7 @@ def convert(
     as_: Annotated[str, Parameter(name="--as")] = "coco_panoptic",
     split: str | None = None,
     overlap: str = "smaller-on-top",
-    things: tuple[str, ...] | None = None,
+    things: Annotated[tuple[str, ...] | None, Parameter(negative=())] = None,
     fill: str | None = None,
     images: str = "copy",
     option: dict[str, str] | None = None,
@@ -64,7 +64,7 @@ def convert(
     images
         copy, hardlink, symlink or none.
     option
-        Options of the reader, as --option.NAME VALUE; pansight datasets FORMAT lists them.
+        Options of the reader, as --option.NAME VALUE (a wrong NAME is answered with those there are).
     overwrite
         Replace what an earlier conversion wrote there.
     """
