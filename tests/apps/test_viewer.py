@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import subprocess
 import sys
@@ -46,8 +45,8 @@ def test_a_smaller_map_takes_the_pixel_in_the_middle():
 
 def test_rows_are_those_of_the_match_and_its_errors():
     image = drawn()
-    content = json.loads(image_content(image))
-    assert content["size"] == [20, 40]
+    content = image_content(image)
+    assert content["size"] == (20, 40)
     assert content["photo"].startswith("data:image/jpeg;base64,")
     name = ERRORS.index
     # id, class, area, x, y, width, height, error, partner, IoU, score, crowd
@@ -69,8 +68,8 @@ def test_rows_are_those_of_the_match_and_its_errors():
 def test_large_photos_are_made_smaller_and_tiny_segments_stay_in_the_table():
     ids = np.zeros((700, 1400), np.int32)
     ids[100, 101] = 5
-    content = json.loads(image_content(drawn(truth_ids=ids, truth=[(5, 0)], photo=np.zeros((700, 1400, 3), np.uint8))))
-    assert content["size"] == [320, 640]
+    content = image_content(drawn(truth_ids=ids, truth=[(5, 0)], photo=np.zeros((700, 1400, 3), np.uint8)))
+    assert content["size"] == (320, 640)
     assert content["truth"]["rows"][0][:7] == [5, 0, 1, 101, 100, 1, 1]
     assert not decoded(content["truth"], (320, 640)).any()
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pansight.apps.draw import sheet
 from pansight.apps.figures import environment, figures_of, number, script_json
-from pansight.apps.viewer import ViewerImage, image_content, image_row, viewer_data
+from pansight.apps.viewer import ViewerImage, encode, viewer_data
 from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.errors import PansightError
@@ -241,9 +241,9 @@ def _viewer(run: Run) -> dict[str, Any] | None:
     """What the viewer's template takes of the images of the sheet; None where the run kept none."""
     if not run.sheet or run.labels is None:
         return None
-    images = [_viewer_image(entry, run, run.labels) for entry in run.sheet]
-    index = [script_json(image_row(image)) for image in images]
-    return {"data": viewer_data(run.labels, index), "contents": [image_content(image) for image in images]}
+    images = [encode(_viewer_image(entry, run, run.labels)) for entry in run.sheet]
+    data = viewer_data(run.labels, [image.row for image in images])
+    return {"data": data, "contents": [image.content for image in images]}
 
 
 def _viewer_image(entry: Mapping[str, Any], run: Run, labels: LabelSpace) -> ViewerImage:

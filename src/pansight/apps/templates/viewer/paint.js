@@ -1,0 +1,91 @@
+// Painting of an image: segments over the photo, errors, what is pointed out, and the enlarged part.
+
+const chosen = (segment) => (state.classOf < 0 || segment[CLASS] === state.classOf)
+  && (!state.errors.size || state.errors.has(segment[ERROR]));
+
+// The segments to point out: the one under the mouse (else the pinned one) and its partner, by side.
+function focus() {
+  const at = state.hover || state.pin;
+  const result = { truth: -1, prediction: -1 };
+  if (!at) return result;
+  result[at.side] = at.row;
+  if (at.row >= 0) result[other(at.side)] = at.partner ?? state.image[at.side].rows[at.row][PARTNER];
+  return result;
+}
+
+function paintSide(canvas, image, side, row) {
+  const { rows, map, edges } = image[side];
+  const fill = new Uint32Array(rows.length + 1), line = new Uint32Array(rows.length + 1);
+  rows.forEach((segment, k) => {
+    const color = image.colors[side][k], plain = chosen(segment);
+    fill[k + 1] = packed(color, k === row ? Math.max(state.opacity, 0.7) : plain ? state.opacity : 0.07);
+    line[k + 1] = k === row ? 0xffffffff : packed(color, plain ? Math.min(1, 0.15 + 2 * state.opacity) : 0.15);
+  });
+  put(canvas, image, (pixels) => {
+    for (let i = 0; i < pixels.length; i++) pixels[i] = (edges[i] ? line : fill)[map[i]];
+  });
+  ring(canvas, image, side, row);
+}
+
+// Colour of every pair (truth row, predicted row): the error of either side, striped where both have one.
+function paintErrors(canvas, image, rows) {
+  const { truth, prediction } = image;
+  const width = prediction.rows.length + 1;
+  const first = new Uint32Array((truth.rows.length + 1) * width), second = new Uint32Array(first.length);
+  const paintOf = (segment) => packed(colorOfError[segment[ERROR]], chosen(segment) ? 0.75 : 0.1);
+  const wrong = (segment) => segment && !["found", "ignored", "crowd"].includes(data.errors[segment[ERROR]].key);
+  for (let t = 0; t <= truth.rows.length; t++) {
+    for (let p = 0; p < width; p++) {
+      const a = truth.rows[t - 1], b = prediction.rows[p - 1];
+      const at = t * width + p;
+      const paints = [a, b].filter(wrong).map(paintOf);
+      if (!a || data.errors[a[ERROR]].key === "crowd") paints.splice(0, 2, packed([255, 255, 255], 0.75));
+      else if (!paints.length && b && a[PARTNER] === p - 1) paints.push(packed(GREY.found, 0.5));
+      else if (!paints.length) paints.push(packed(GREY.outline, 0.8));
+      first[at] = paints[0];
+      second[at] = paints[paints.length - 1];
+    }
+  }
+  const stripe = Math.max(3, Math.round(image.width / 110));
+  put(canvas, image, (pixels) => {
+    for (let i = 0, y = 0; y < image.height; y++) {
+      for (let x = 0; x < image.width; x++, i++) {
+        const t = truth.map[i], p = prediction.map[i], at = t * width + p;
+        const on = (truth.edges[i] && t && t - 1 === rows.truth) || (prediction.edges[i] && p && p - 1 === rows.prediction);
+        pixels[i] = on ? 0xffffffff : truth.edges[i] && t ? 0xb0282018
+          : Math.floor((x + y) / stripe) % 2 ? second[at] : first[at];
+      }
+    }
+  });
+  for (const side of SIDES) ring(canvas, image, side, rows[side]);
+}
+
+function put(canvas, image, paint) {
+  if (canvas.width !== image.width || canvas.height !== image.height) {
+    Object.assign(canvas, { width: image.width, height: image.height });
+  }
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(image.width, image.height);
+  paint(new Uint32Array(picture.data.buffer));
+  context.putImageData(picture, 0, 0);
+}
+
+function ring(canvas, image, side, row) { // around a segment too small to be seen, or that vanished in the small map
+  if (row < 0) return;
+  const [x, y, width, height] = image[side].rows[row].slice(BOX, BOX + 4).map((v) => v * image.scale);
+  if (!width || Math.max(width, height) > image.width / 14) return;
+  const context = canvas.getContext("2d");
+  for (const [size, color] of [[6, "#000000b0"], [2.5, "#ffffff"]]) {
+    context.beginPath();
+    context.arc(x + width / 2, y + height / 2, Math.max(image.width / 40, width), 0, 7);
+    Object.assign(context, { lineWidth: size * image.width / 640, strokeStyle: color });
+    context.stroke();
+  }
+}
+
+function paint() {
+  if (!state.image) return;
+  const rows = focus();
+  for (const side of SIDES) paintSide(part(side).querySelector("canvas"), state.image, side, rows[side]);
+  paintErrors(part("errors").querySelector("canvas"), state.image, rows);
+}
