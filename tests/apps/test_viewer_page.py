@@ -172,6 +172,30 @@ def test_sorting_and_moving(visit, tmp_path):
     assert text_of(page, "position") == "4 of 4"
 
 
+def test_all_three_pictures_are_enlarged_and_moved_together(visit, tmp_path):
+    page = visit(write_page(tmp_path / "out.html", [drawn()]))
+    frame = page.locator("[data-part=truth] .picture").bounding_box()
+    x, y = at(page, "truth", 10, 5)
+    page.mouse.move(x, y)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -120)
+    page.keyboard.up("Control")
+    assert text_of(page, "zoom") == "200 %"
+    assert at(page, "truth", 10, 5) == pytest.approx((x, y), abs=1)  # what was under the mouse stays there
+    boxes = [page.locator(f"[data-part={p}] canvas").bounding_box() for p in ("truth", "prediction", "errors")]
+    assert [b["width"] for b in boxes] == pytest.approx([2 * frame["width"]] * 3, abs=2)
+    page.mouse.move(*at(page, "truth", 8, 8))
+    assert text_of(page, "tip").startswith("Truth 7 ·")
+    page.mouse.down()
+    page.mouse.move(x - 60, y - 20, steps=3)
+    page.mouse.up()
+    assert text_of(page, "pinned").startswith("Point at a segment")  # a drag is no click
+    assert page.locator("[data-part=errors] canvas").bounding_box()["x"] < boxes[2]["x"] - 20
+    page.mouse.move(2000, 2000)
+    page.keyboard.press("0")
+    assert page.locator("[data-part=errors] canvas").bounding_box()["width"] == pytest.approx(frame["width"], abs=1)
+
+
 def test_bars_of_the_errors_choose_images(visit, tmp_path):
     page = visit(write_page(tmp_path / "out.html", gallery()))
     page.locator("#errors button", has_text="wrong class").click()

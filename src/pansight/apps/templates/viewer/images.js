@@ -21,6 +21,7 @@ const state = {
   errors: new Set(), classOf: -1, words: "", sort: "worst",
   hover: null, pin: null, // {side, row}
   opacity: 0.55, column: "error", down: false,
+  at: { zoom: 1, x: 0.5, y: 0.5 }, // the part of the picture that is seen
 };
 
 function element(name, properties = {}, ...children) {

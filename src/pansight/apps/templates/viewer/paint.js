@@ -89,3 +89,27 @@ function paint() {
   for (const side of SIDES) paintSide(part(side).querySelector("canvas"), state.image, side, rows[side]);
   paintErrors(part("errors").querySelector("canvas"), state.image, rows);
 }
+
+// ---- the enlarged part: the same of all three pictures
+
+const LARGEST = 12;
+
+// zoom: 1 … LARGEST; x, y: what stands in the middle, 0 … 1 of the picture. Never shows anything beyond the rim.
+function look(zoom, x = state.at.x, y = state.at.y) {
+  zoom = Math.min(LARGEST, Math.max(1, zoom));
+  const inside = (v) => Math.min(1 - 0.5 / zoom, Math.max(0.5 / zoom, v));
+  state.at = { zoom, x: inside(x), y: inside(y) };
+  const style = part("panels").style;
+  style.setProperty("--zoom", zoom);
+  style.setProperty("--left", `${100 * (0.5 - state.at.x * zoom)}%`);
+  style.setProperty("--top", `${100 * (0.5 - state.at.y * zoom)}%`);
+  part("panels").classList.toggle("enlarged", zoom > 1);
+  part("zoom").textContent = `${Math.round(100 * zoom)} %`;
+}
+
+// Enlarge so that the point (u, v), 0 … 1 of the frame, keeps showing what it shows.
+function lookInto(factor, u = 0.5, v = 0.5) {
+  const { zoom, x, y } = state.at;
+  const next = Math.min(LARGEST, Math.max(1, zoom * factor));
+  look(next, x + (u - 0.5) * (1 / zoom - 1 / next), y + (v - 0.5) * (1 / zoom - 1 / next));
+}

@@ -44,7 +44,7 @@ function showTip(event, at) {
 function showPin() {
   const place = part("pinned");
   if (!state.pin) {
-    place.replaceChildren(element("p", { textContent: "Point at a segment to read it; click it to keep it here. ← and → change the image." }));
+    place.replaceChildren(element("p", { textContent: "Point at a segment to read it; click it to keep it here. Keys: ← → other images, + − 0 size." }));
     return;
   }
   const blocks = SIDES.map((side) => [side, focusOfPin()[side]]).filter(([, row]) => row >= 0);
@@ -167,6 +167,7 @@ async function show(place, reveal = true) {
   }
   if (state.shown !== place) return; // a faster click came in between
   state.image = image;
+  look(1, 0.5, 0.5);
   part("failure").hidden = true;
   part("panels").hidden = false;
   for (const panel of part("panels").querySelectorAll(".picture")) {
@@ -285,9 +286,17 @@ function under(event, kind) { // what lies under the mouse: {side, row, partner,
 
 for (const kind of [...SIDES, "errors"]) {
   const picture = part(kind).querySelector(".picture");
-  let before = "";
+  let before = "", drag = null;
+  picture.addEventListener("pointerdown", (event) => { drag = { x: event.clientX, y: event.clientY, from: state.at, moved: false }; });
   picture.addEventListener("pointermove", (event) => {
-    if (!state.image || event.pointerType === "touch") return;
+    if (!state.image) return;
+    if (drag && event.buttons === 1 && state.at.zoom > 1) {
+      const box = picture.getBoundingClientRect();
+      const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
+      if (Math.hypot(dx, dy) > 4) { drag.moved = true; picture.setPointerCapture(event.pointerId); }
+      if (drag.moved) look(state.at.zoom, drag.from.x - dx / box.width / state.at.zoom, drag.from.y - dy / box.height / state.at.zoom);
+    }
+    if (event.pointerType === "touch") return;
     const at = under(event, kind);
     const key = at ? JSON.stringify(at.sides) : "";
     state.hover = at && at.sides.some((s) => s.row >= 0) ? at : null;
@@ -296,7 +305,13 @@ for (const kind of [...SIDES, "errors"]) {
     before = key;
   });
   picture.addEventListener("pointerleave", () => { before = ""; state.hover = null; part("tip").hidden = true; paint(); });
-  picture.addEventListener("click", (event) => { if (state.image) pin(under(event, kind)); });
+  picture.addEventListener("click", (event) => { if (state.image && !drag?.moved) pin(under(event, kind)); });
+  picture.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
+    event.preventDefault();
+    const box = picture.getBoundingClientRect();
+    lookInto(2 ** (-event.deltaY / 120), (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+  }, { passive: false });
 }
 
 part("segments").addEventListener("pointerover", (event) => {
@@ -322,6 +337,9 @@ function onKey(event) {
   const typing = event.target.matches("input, select, textarea");
   if (event.key === "Escape") pin(null);
   else if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  else if (event.key === "+") lookInto(1.5);
+  else if (event.key === "-") lookInto(1 / 1.5);
+  else if (event.key === "0") look(1);
   else if (event.key === "ArrowRight") step(1);
   else if (event.key === "ArrowLeft") step(-1);
   else if (["ArrowDown", "ArrowUp"].includes(event.key) && event.target === part("list")) step(event.key === "ArrowDown" ? 1 : -1);
@@ -332,6 +350,9 @@ function onKey(event) {
 root.addEventListener("keydown", onKey);
 document.addEventListener("keydown", (event) => { if (event.target === document.body) onKey(event); });
 
+part("larger").addEventListener("click", () => lookInto(1.5));
+part("smaller").addEventListener("click", () => lookInto(1 / 1.5));
+part("zoom").addEventListener("click", () => look(1));
 part("previous").addEventListener("click", () => step(-1));
 part("next").addEventListener("click", () => step(1));
 part("search").addEventListener("input", (event) => { state.words = event.target.value.trim().toLowerCase(); update(); });
