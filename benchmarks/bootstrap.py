@@ -12,6 +12,7 @@ results/bootstrap.json.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -68,6 +69,17 @@ def _resident(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
+def seconds_on_one_core() -> float:
+    """Median seconds of the intervals of one evaluation: for a process whose BLAS was told to use one thread."""
+    model = evaluation(0.6, 0)
+    times: list[float] = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        bootstrap([model], IS_THING, IMAGES, RESAMPLES)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
 def write_evaluation(path: Path, counts: ImageCounts) -> None:
     """An evaluation.json for `pansight compare`."""
     sums = [np.bincount(counts.category, c, CLASSES) for c in (counts.tp, counts.fp, counts.fn, counts.iou)]
@@ -112,6 +124,10 @@ def main() -> None:
         REPEATS,
     )
     rows = [{"what": key, "seconds": round(value, 2)} for key, value in seconds.items()]
+    script = str(Path(__file__).resolve())
+    one_core = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    alone = float(subprocess.check_output([sys.executable, script, "--seconds"], env=one_core))
+    rows.append({"what": "intervals of one evaluation, one core", "seconds": round(alone, 2)})
     start = time.perf_counter()
     loop = plain_loop(one, 100)
     plain = (time.perf_counter() - start) * RESAMPLES / 100
@@ -119,7 +135,6 @@ def main() -> None:
     rows.append({"what": "pansight compare of two files, whole command", "seconds": round(seconds_of_command(), 2)})
     same = bootstrap([one], IS_THING, IMAGES, 100)
     tails = np.quantile(loop, (0.025, 0.975))  # the very same draws
-    script = str(Path(__file__).resolve())
     memory = [float(subprocess.check_output([sys.executable, script, "--peak", str(k)])) for k in (1, 2)]
     record = {
         "what": f"{RESAMPLES} resamples of {IMAGES} images, {CLASSES} classes, {len(one.image)} rows of counts",
@@ -137,5 +152,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--peak"]:
         print(peak(int(sys.argv[2])))
+    elif sys.argv[1:2] == ["--seconds"]:
+        print(seconds_on_one_core())
     else:
         main()
