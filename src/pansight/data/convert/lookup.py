@@ -113,7 +113,9 @@ def decode_json(data: bytes, kind: type[T], source: str | Path) -> T:
     """
     try:
         return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=kind)  # Windows tools write that mark
-    except msgspec.ValidationError as error:
-        raise PansightError(f"{source}: {' '.join(str(error).split()):.200}") from error
+    except msgspec.ValidationError as error:  # "Expected `str`, got `int` - at `$.shapes[3].label`"
+        text = " ".join(str(error).split()).replace("Expected ", "expected ", 1).replace(", got ", ", found ", 1)
+        expected = "" if text.startswith("expected ") else "expected another content, found: "
+        raise PansightError(f"{source}: {expected}{text:.200}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PansightError(f"{source}: expected JSON, found: {' '.join(str(error).split()):.200}") from error
