@@ -27,8 +27,14 @@ def test_stuff_needs_no_match():
         match_drawing("ssssssssssaaaa", "sss.......aaa.", s=SKY),
         match_drawing("ssssssssssaaaa", "ssssssssss.aaa", s=SKY),
     )
-    assert result["per_class"]["187"] == {"name": "sky", "isthing": False, "pq_dagger": pytest.approx(0.65), "n": 2}
-    assert result["per_class"]["17"] == {"name": "cat", "isthing": True, "pq_dagger": 0.75, "n": 2.0}
+    assert result["per_class"]["187"] == {
+        "name": "sky",
+        "isthing": False,
+        "pq_dagger": pytest.approx(0.65),
+        "images": 2,
+    }
+    assert result["per_class"]["17"] == {"name": "cat", "isthing": True, "pq_dagger": 0.75, "images": 2}
+    assert result["per_class"]["18"] == {"name": "dog", "isthing": True, "pq_dagger": None, "images": 0}
     assert result["Stuff"] == {"pq_dagger": pytest.approx(0.65), "n": 1}
     assert result["Things"] == {"pq_dagger": 0.75, "n": 1}
     assert result["All"] == {"pq_dagger": pytest.approx(0.7), "n": 2}
@@ -41,19 +47,19 @@ def test_stuff_missed_counts_and_stuff_imagined_does_not():
         match_drawing("ssssss", "......", s=SKY),
     )
     assert result["per_class"]["187"]["pq_dagger"] == pytest.approx(4 / 6 / 2)
-    assert result["per_class"]["193"] == {"name": "grass", "isthing": False, "pq_dagger": 0.0, "n": 0}
+    assert result["per_class"]["193"] == {"name": "grass", "isthing": False, "pq_dagger": None, "images": 0}
     assert result["All"]["n"] == 1
 
 
 def test_void_is_left_out_and_crowds_are_no_truth():
     result = score(match_drawing("ssss....gg", "ssssss..gg", s=SKY, g=GRASS, crowds="g"))
     assert result["per_class"]["187"]["pq_dagger"] == 1.0
-    assert result["per_class"]["193"]["n"] == 0
+    assert result["per_class"]["193"]["pq_dagger"] is None
 
 
 def test_stuff_in_several_segments_is_one_region():
     result = score(match_drawing("sssstttt", "ss..SSS.", s=SKY, t=SKY, S=SKY))
-    assert result["per_class"]["187"] == {"name": "sky", "isthing": False, "pq_dagger": 5 / 8, "n": 1}
+    assert result["per_class"]["187"] == {"name": "sky", "isthing": False, "pq_dagger": 5 / 8, "images": 1}
 
 
 def test_equals_the_definition_on_random_maps():
@@ -76,7 +82,7 @@ def test_equals_the_definition_on_random_maps():
             if mine.any():
                 ious.append((mine & found).sum() / (mine | found).sum())
         row = result["per_class"][str(c.source_id)]
-        assert row["n"] == len(ious) > 20
+        assert row["images"] == len(ious) > 20
         assert row["pq_dagger"] == pytest.approx(np.mean(ious), abs=1e-12)
 
 

@@ -51,24 +51,29 @@ class PanopticQualityDagger:
         self._updates += 1
 
     def compute(self) -> dict[str, Any]:
-        """All, Things, Stuff → pq_dagger, n; per_class by source id → name isthing pq_dagger n.
+        """All, Things, Stuff → pq_dagger, n; per_class by source id → name isthing pq_dagger images.
 
-        Fractions 0..1. n of a class: the things that count (TP + ½FP + ½FN), the images with the stuff; of a group:
-        its classes with n > 0, of which it is the plain mean, 0.0 without any. Without any image: {}.
+        Fractions 0..1; a group is the plain mean over its n classes that count, 0.0 without any; pq_dagger of a class
+        that does not count is None. images: those with the class in the truth. Without any image: {}.
         """
         if not self._updates:
             return {}
         things = self._counts.rows()
         per_class: dict[str, dict[str, Any]] = {}
         for c in self.labels:
-            row = things[str(c.source_id)]
-            if c.is_thing:
-                n, score = row["tp"] + 0.5 * row["fp"] + 0.5 * row["fn"], row["pq"]
-            else:
-                n = self._present[c.id]
-                score = self._iou[c.id] / IOU_UNIT / n if n else 0.0
-            per_class[str(c.source_id)] = {"name": c.name, "isthing": c.is_thing, "pq_dagger": score, "n": n}
-        rows = [row for row in per_class.values() if row["n"]]
+            row, images = things[str(c.source_id)], self._present[c.id]
+            score: float | None = None
+            if c.is_thing and row["tp"] + row["fp"] + row["fn"]:
+                score = row["pq"]
+            elif not c.is_thing and images:
+                score = self._iou[c.id] / IOU_UNIT / images
+            per_class[str(c.source_id)] = {
+                "name": c.name,
+                "isthing": c.is_thing,
+                "pq_dagger": score,
+                "images": images,
+            }
+        rows = [row for row in per_class.values() if row["pq_dagger"] is not None]
         return {
             "All": _mean(rows),
             "Things": _mean([row for row in rows if row["isthing"]]),
