@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import cv2
 import numpy as np
 
 from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
 from pansight.metrics.overlap import Overlaps
+from pansight.ops.idmap import rgb_to_ids
 from pansight.types import Category, LabelSpace
 
 CAT, DOG, SKY, GRASS = range(4)
@@ -54,6 +59,21 @@ def match_drawing(truth: str, prediction: str, crowds: str = "", **classes: int)
     sides = ids_of(truth), ids_of(prediction)
     category_of = {ord(letter): classes.get(letter, CAT) for letter in sorted({*truth, *prediction} - {*". \n"})}
     return match_maps(*sides, category_of, category_of, {ord(letter) for letter in crowds})
+
+
+def coco_sample(data_root: Path) -> tuple[LabelSpace, list[tuple[np.ndarray, dict[int, int], set[int]]]]:
+    """The label space and (ids, classes, crowds) of the images of panopticapi's sample."""
+    root = data_root / "coco_panoptic_sample"
+    content = json.loads((root / "panoptic_examples.json").read_text(encoding="utf-8"))
+    labels = LabelSpace.from_json(content["categories"])
+    category = labels.by_source_id()
+    images = []
+    for row in content["annotations"]:
+        rgb = cv2.cvtColor(cv2.imread(str(root / "panoptic_examples" / row["file_name"])), cv2.COLOR_BGR2RGB)
+        segments = row["segments_info"]
+        crowds = {s["id"] for s in segments if s["iscrowd"]}
+        images.append((rgb_to_ids(rgb), {s["id"]: category[s["category_id"]].id for s in segments}, crowds))
+    return labels, images
 
 
 def random_maps(rng: np.random.Generator, size: int = 16):

@@ -8,7 +8,7 @@ import math
 import cv2
 import numpy as np
 import pytest
-from drawing import CAT, DOG, LABELS, ids_of, match_drawing, match_maps, random_maps
+from drawing import CAT, DOG, LABELS, coco_sample, ids_of, match_drawing, match_maps, random_maps
 
 from pansight.errors import PansightError
 from pansight.metrics import boundary
@@ -69,6 +69,23 @@ def test_equals_one_erosion_per_segment(ratio):
         found = boundary_ids(ids, ratio)
         assert found.dtype == np.int32
         assert np.array_equal(found, expected)
+
+
+def test_real_maps(data_root):
+    """Of all segments of a photo, and what a shift of three pixels costs."""
+    labels, images = coco_sample(data_root)
+    metric = BoundaryQuality(labels)
+    for ids, classes, crowds in images:
+        found = boundary_ids(ids)
+        for number in classes:
+            assert np.array_equal(found == number, eroded_boundary(ids == number, 0.02))
+        metric.update(ids, ids, match_maps(ids, ids, classes, classes, crowds))
+    assert metric.compute()["All"]["pq"] == metric.compute()["boundary_iou"] == 1.0
+    shifted = BoundaryQuality(labels)
+    for ids, classes, crowds in images:
+        moved = np.roll(ids, 3, axis=1)
+        shifted.update(ids, moved, match_maps(ids, moved, classes, classes, crowds))
+    assert 0.2 < shifted.compute()["All"]["pq"] < 0.9
 
 
 def reference(pairs: list[tuple], ratio: float) -> tuple[dict[int, dict], list[float]]:

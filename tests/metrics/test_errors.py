@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from drawing import CAT, DOG, GRASS, IS_THING, LABELS, SKY, match_drawing, match_maps, random_maps
+from drawing import CAT, DOG, GRASS, IS_THING, LABELS, SKY, coco_sample, match_drawing, match_maps, random_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -429,6 +429,28 @@ def test_merged_gain_equals_the_edit_where_no_other_prediction_is_cut():
         "truth": 2, "prediction": 1, "pq_gain": 1.0, "pq_gain_things": 1.0, "pq_gain_stuff": 0.0,
     }  # fmt: skip
     assert quality([edited(maps, image, errors, "merged")])["pq_gain"] == 1.0
+
+
+def test_real_maps(data_root):
+    """The truth itself is perfect; a coarse, shifted copy with some classes wrong makes errors of many kinds."""
+    labels, images = coco_sample(data_root)
+    is_thing = np.array([c.is_thing for c in labels])
+    perfect, coarse = ErrorAnalysis(labels), ErrorAnalysis(labels)
+    for ids, classes, crowds in images:
+        perfect.update(match_maps(ids, ids, classes, classes, crowds))
+        height, width = ids.shape
+        blocks = ids[::16, ::16].repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+        wrong = {i: c if i % 5 else (c + 40) % len(labels) for i, c in classes.items()}
+        image = match_maps(ids, np.roll(blocks, 9, axis=1), classes, wrong, crowds)
+        errors = coarse.update(image, classify_errors(image, is_thing))
+        assert int(image.missed.sum()) == sum(ERRORS[e] not in ("found", "crowd") for e in errors.truth)
+    assert len(images) == 2
+    assert perfect.compute()["all_repaired_pq"] == 1.0
+    assert {row["pq_gain"] for row in perfect.compute()["errors"].values()} == {0.0}
+    assert [row for row in perfect.compute()["confusion"] if row[0] != row[1]] == []
+    result = coarse.compute()
+    assert result["all_repaired_pq"] == 1.0
+    assert sum(row["pq_gain"] > 0 for row in result["errors"].values()) >= 5
 
 
 def test_figures_of_a_drawn_case():
