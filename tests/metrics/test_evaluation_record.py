@@ -26,7 +26,8 @@ def record(prediction: Prediction) -> dict:
 
 def test_keys_of_the_run_folder():
     result = json.loads(json.dumps(record(Prediction(panoptic=TRUTH, instances=CAT)), allow_nan=False))
-    assert list(result) == ["All", "Things", "Stuff", "per_class", "images", "semantic", "instances"]
+    groups = ["All", "Things", "Stuff", "per_class"]
+    assert list(result) == [*groups, "images", "image_ids", "counts", "semantic", "instances"]
     assert result["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 2}
     assert set(result["per_class"]["1"]) == {"name", "isthing", "pq", "sq", "rq", "tp", "fp", "fn", "iou"}
     assert result["images"] == [{"image_id": "one.png", "pq": 1.0}]

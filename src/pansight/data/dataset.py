@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pansight.errors import PansightError
+from pansight.files import safe_join
 from pansight.types import LabelSpace, Sample
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -93,21 +94,6 @@ def image_array(image: Tensor) -> NDArray[np.uint8]:
 def ids_tensor(ids: NDArray[Any]) -> Tensor:
     """int32 (H, W) array → tensor of the same memory."""
     return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int32))
-
-
-def safe_join(folder: Path, name: object, source: str | Path) -> Path:
-    """folder/name for a file name found in `source`. Raises PansightError where it is absolute or climbs out (``..``).
-
-    Both POSIX and Windows spellings are refused on every system, so that a file is as safe here as there.
-    """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise PansightError(f"{source}: expected a file name, found {name!r}")
-    if not any(mark in name for mark in "/\\:") and name not in (".", ".."):
-        return folder / name  # the common case, twenty times as fast
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
-        raise PansightError(f"{source}: expected a file name inside the data folder, found {name!r}")
-    return folder / name
 
 
 def part_names(split: str | None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ of the mask (of the box, where there is no mask), since a Sample does not carry 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from hotcoco import COCO, COCOeval
@@ -16,15 +16,13 @@ from hotcoco import mask as rle
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.types import Instances, LabelSpace, PanopticSegmentation, Prediction, Sample
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pansight.metrics.matching import SegmentTable
+from pansight.types import Instances, LabelSpace, Prediction, Sample
 
 _Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
 
-class _Objects(NamedTuple):
+class Objects(NamedTuple):
     """N objects of one image, lean: what a mask takes is its run-length code."""
 
     boxes_xywh: NDArray[np.float64]  # (N, 4), pixels
@@ -37,17 +35,17 @@ class _Objects(NamedTuple):
 class _Image(NamedTuple):
     image_id: str | int
     size: tuple[int, int]  # (H, W)
-    truth: _Objects
-    prediction: _Objects
+    truth: Objects
+    prediction: Objects
 
 
-def segment_codes(ids: Tensor) -> dict[int, str]:
+def segment_codes(ids: NDArray[Any]) -> dict[int, str]:
     """COCO's compressed run-length code of every non-zero id of a map: one pass, no mask is made.
 
     ids: integer (H, W).
     """
     height, width = ids.shape
-    flat = np.ascontiguousarray(ids.detach().cpu().numpy().T).ravel()  # (W·H,) column after column, as COCO counts
+    flat = np.ascontiguousarray(ids.T).ravel()  # (W·H,) column after column, as COCO counts
     starts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(flat[1:] != flat[:-1]) + 1])[: flat.size]
     ends = np.append(starts[1:], flat.size)[: starts.size]
     values = flat[starts]
@@ -94,11 +92,16 @@ class AveragePrecision:
         if truth.instances is not None:
             objects = _from_instances(truth.instances)
         else:
-            objects = _from_segments(truth.truth, self.labels)
+            ids = truth.truth.ids.detach().cpu().numpy()
+            objects = objects_of_map(ids, SegmentTable.of(truth.truth.segments), self.labels)
         found = self._strongest(_from_instances(prediction.instances))
         self._images.append(_Image(truth.image_id, size, objects, found))
 
-    def _strongest(self, objects: _Objects) -> _Objects:
+    def add(self, image_id: str | int, size: tuple[int, int], truth: Objects, prediction: Objects) -> None:
+        """Add one image of size (H, W) from its objects (`objects_of_map`)."""
+        self._images.append(_Image(image_id, size, truth, self._strongest(prediction)))
+
+    def _strongest(self, objects: Objects) -> Objects:
         """Only what can count is kept: the best max_detections of each class, in the order given."""
         keep = np.zeros(len(objects.labels), bool)
         for label in np.unique(objects.labels):
@@ -107,9 +110,7 @@ class AveragePrecision:
         if keep.all():
             return objects
         codes = None if objects.codes is None else tuple(c for c, k in zip(objects.codes, keep) if k)
-        return _Objects(
-            objects.boxes_xywh[keep], objects.labels[keep], objects.scores[keep], objects.crowd[keep], codes
-        )
+        return Objects(objects.boxes_xywh[keep], objects.labels[keep], objects.scores[keep], objects.crowd[keep], codes)
 
     def compute(self) -> dict[str, Any]:
         """`box` and (with masks) `mask` → ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium
@@ -147,9 +148,14 @@ class AveragePrecision:
         self._without += other._without
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was gathered, as plain values and numpy arrays."""
+        """All that was gathered, as plain JSON values."""
         images = [
-            {**image._asdict(), "truth": image.truth._asdict(), "prediction": image.prediction._asdict()}
+            {
+                "image_id": image.image_id,
+                "size": list(image.size),
+                "truth": _plain(image.truth),
+                "prediction": _plain(image.prediction),
+            }
             for image in self._images
         ]
         return {"images": images, "without": self._without}
@@ -157,13 +163,28 @@ class AveragePrecision:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what was gathered by a `state_dict`."""
         self._images = [
-            _Image(i["image_id"], tuple(i["size"]), _Objects(**i["truth"]), _Objects(**i["prediction"]))
+            _Image(i["image_id"], tuple(i["size"]), _objects(i["truth"]), _objects(i["prediction"]))
             for i in state["images"]
         ]
         self._without = int(state["without"])
 
 
-def _from_instances(instances: Instances) -> _Objects:
+def _plain(objects: Objects) -> dict[str, Any]:
+    lists = {key: value.tolist() for key, value in objects._asdict().items() if isinstance(value, np.ndarray)}
+    return lists | {"codes": None if objects.codes is None else list(objects.codes)}
+
+
+def _objects(plain: dict[str, Any]) -> Objects:
+    return Objects(
+        np.array(plain["boxes_xywh"], np.float64).reshape(-1, 4),
+        np.array(plain["labels"], np.int64),
+        np.array(plain["scores"], np.float64),
+        np.array(plain["crowd"], bool),
+        None if plain["codes"] is None else tuple(plain["codes"]),
+    )
+
+
+def _from_instances(instances: Instances) -> Objects:
     boxes_xyxy = instances.boxes_xyxy.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
     boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
     codes = None
@@ -175,21 +196,23 @@ def _from_instances(instances: Instances) -> _Objects:
         crowd = instances.is_crowd.detach().cpu().numpy().astype(bool)
     labels = instances.labels.detach().cpu().numpy().astype(np.int64)
     scores = instances.scores.detach().cpu().numpy().astype(np.float64)
-    return _Objects(boxes_xywh, labels, scores, crowd, codes)
+    return Objects(boxes_xywh, labels, scores, crowd, codes)
 
 
-def _from_segments(truth: PanopticSegmentation, labels: LabelSpace) -> _Objects:
-    """The thing segments of a map that have a pixel, with the boxes of their masks."""
-    codes = segment_codes(truth.ids)
-    things = [s for s in truth.segments if labels[s.category].is_thing and s.id in codes]
-    size = list(truth.size)
-    boxes = [rle.to_bbox({"size": size, "counts": codes[s.id]}) for s in things]
-    return _Objects(
+def objects_of_map(ids: NDArray[Any], table: SegmentTable, labels: LabelSpace) -> Objects:
+    """The thing segments of a map that have a pixel, with the boxes of their masks. ids: integer (H, W)."""
+    codes = segment_codes(ids)
+    is_thing = [c.is_thing for c in labels]
+    numbers, categories = table.ids.tolist(), table.categories.tolist()
+    rows = [n for n, (i, c) in enumerate(zip(numbers, categories)) if is_thing[c] and i in codes]
+    size = list(ids.shape)
+    boxes = [rle.to_bbox({"size": size, "counts": codes[numbers[n]]}) for n in rows]
+    return Objects(
         np.array(boxes, np.float64).reshape(-1, 4),
-        np.array([s.category for s in things], np.int64),
-        np.ones(len(things)),
-        np.array([s.is_crowd for s in things], bool),
-        tuple(codes[s.id] for s in things),
+        table.categories[rows],
+        table.scores[rows],
+        table.crowd[rows],
+        tuple(codes[numbers[n]] for n in rows),
     )
 
 
@@ -224,7 +247,7 @@ def _evaluate(
     return np.asarray(tables["precision"], np.float64), np.asarray(tables["recall"], np.float64)
 
 
-def _rows(objects: _Objects, number: int, size: tuple[int, int], masks: bool, truth: bool) -> list[dict[str, Any]]:
+def _rows(objects: Objects, number: int, size: tuple[int, int], masks: bool, truth: bool) -> list[dict[str, Any]]:
     """COCO annotations (truth) or results of one image.
 
     Results carry a mask or a box, never both: COCO takes a result's area from the box wherever there is one.

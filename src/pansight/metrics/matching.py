@@ -63,11 +63,16 @@ class ImageMatch(NamedTuple):
 
 
 def match_tables(
-    truth: SegmentTable, prediction: SegmentTable, overlaps: Overlaps, truth_area: IntArray | None = None
+    truth: SegmentTable,
+    prediction: SegmentTable,
+    overlaps: Overlaps,
+    truth_area: IntArray | None = None,
+    excuses: NDArray[np.bool_] | None = None,
 ) -> ImageMatch:
     """Match the segments of one image.
 
-    overlaps: (truth id, predicted id, pixels). truth_area: int64 (T,), to be trusted instead of the count.
+    overlaps: (truth id, predicted id, pixels). For strict compatibility only: truth_area int64 (T,), to be trusted
+    instead of the count; excuses bool (T,), the crowds that excuse phantoms, all of them unless given.
     Raises PansightError where a map holds an id that its table lacks, or a predicted segment has no pixel.
     A truth segment without a pixel counts as missed, as in the reference.
     """
@@ -87,7 +92,8 @@ def match_tables(
     t, p, inside = t_rows[both], p_rows[both], pixels[both]
     own_class = truth.categories[t] == prediction.categories[p]
     on_crowd = own_class & truth.crowd[t]
-    on_own_crowd = np.bincount(p[on_crowd], inside[on_crowd], n_prediction)[:n_prediction]
+    excused = on_crowd if excuses is None else on_crowd & excuses[t]
+    on_own_crowd = np.bincount(p[excused], inside[excused], n_prediction)[:n_prediction]
 
     t, p, inside = (each[own_class & ~on_crowd] for each in (t, p, inside))
     iou = inside / np.maximum(area[t] + predicted_area[p] - inside - on_void[p], 1)

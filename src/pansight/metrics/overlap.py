@@ -1,47 +1,17 @@
-"""Which values of two maps lie on each other, and on how many pixels: the one pass over the pixels that figures need.
-
-Label maps are long runs of one value, so runs are counted, not pixels: sorting a few thousand runs replaces sorting
-every pixel.
-"""
+"""Counting the pairs of two maps that are tensors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from pansight.ops.overlap import IntArray, Overlaps, overlaps_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IntArray = NDArray[np.int64]
-
-
-class Overlaps(NamedTuple):
-    """The pairs of values that meet at some pixel, in rising order of (first, second). All int64 (P,)."""
-
-    first: IntArray
-    second: IntArray
-    pixels: IntArray
+__all__ = ["IntArray", "Overlaps", "count_overlaps"]
 
 
 def count_overlaps(first: Tensor, second: Tensor) -> Overlaps:
-    """Count the pixels of every pair (first[y, x], second[y, x]).
-
-    first, second: integer (H, W), values 0 … 2³¹ − 1, equal sizes.
-    """
-    a = first.detach().cpu().contiguous().numpy().ravel()  # (H·W,)
-    b = second.detach().cpu().contiguous().numpy().ravel()
-    if a.size == 0:
-        nothing = np.zeros(0, np.int64)
-        return Overlaps(nothing, nothing, nothing)
-    changes = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    starts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(changes) + 1])  # (runs,) where a new pair begins
-    lengths = np.diff(starts, append=a.size)
-    keys = (a[starts].astype(np.int64) << 32) | b[starts].astype(np.int64)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    firsts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(keys[1:] != keys[:-1]) + 1])
-    pixels = np.add.reduceat(lengths[order], firsts)
-    unique = keys[firsts]
-    return Overlaps(unique >> 32, unique & 0xFFFFFFFF, pixels)
+    """`overlaps_of` for integer tensors (H, W) on any device."""
+    return overlaps_of(first.detach().cpu().numpy(), second.detach().cpu().numpy())

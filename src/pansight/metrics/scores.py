@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
+from pansight.metrics.matching import PHANTOM, ImageMatch
 from pansight.metrics.overlap import IntArray
 from pansight.types import LabelSpace
 
@@ -36,6 +37,17 @@ class ClassCounts:
         for category in missed.tolist():
             self.fn[category] += 1
 
+    def add_rows(self, rows: IntArray) -> None:
+        """Count rows of `image_rows` of any number of images."""
+        k = len(self.labels)
+        totals = np.zeros((k, 5), np.int64)
+        np.add.at(totals, rows[:, 1], rows[:, 2:])
+        for category, (tp, fp, fn, high, low) in enumerate(totals.tolist()):
+            self.tp[category] += tp
+            self.fp[category] += fp
+            self.fn[category] += fn
+            self.iou[category] += (high << _LOW_BITS) + low
+
     def rows(self) -> dict[str, dict[str, Any]]:
         """By source id → name isthing pq sq rq tp fp fn iou; scores of an absent class are 0.0."""
         result: dict[str, dict[str, Any]] = {}
@@ -58,6 +70,46 @@ class ClassCounts:
         self.fp = [a + int(b) for a, b in zip(self.fp, state["fp"])]
         self.fn = [a + int(b) for a, b in zip(self.fn, state["fn"])]
         self.iou = [a + int(b) for a, b in zip(self.iou, state["iou"])]
+
+
+_LOW_BITS = 26
+"""A ΣIoU in units of 2⁻⁵³ overflows 64 bits after a thousand segments: it is kept as two numbers of 27 and 26 bits."""
+
+
+def image_rows(match: ImageMatch, n_classes: int) -> IntArray:
+    """What each class contributes in one image: int64 (R, 7), one row for each class that is counted there.
+
+    Columns: 0 (for the caller's number of the image), category, TP, FP, FN, ΣIoU // 2²⁶ and ΣIoU mod 2²⁶ of its units.
+    Raises PansightError for a category outside 0 … n_classes − 1.
+    """
+    truth, prediction = match.truth.categories, match.prediction.categories
+    hit = match.match >= 0
+    phantom = prediction[match.state == PHANTOM]
+    counted = np.concatenate([truth[hit], phantom, truth[match.missed]])
+    if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < n_classes:
+        raise PansightError(f"segment category: expected an index below {n_classes}, found {int(counted.max())}")
+    units = (match.iou[hit] * IOU_UNIT).astype(np.int64)
+    table = np.zeros((n_classes, 7), np.int64)
+    table[:, 1] = np.arange(n_classes)
+    table[:, 2] = np.bincount(truth[hit], minlength=n_classes)
+    table[:, 3] = np.bincount(phantom, minlength=n_classes)
+    table[:, 4] = np.bincount(truth[match.missed], minlength=n_classes)
+    table[:, 5] = np.bincount(truth[hit], units >> _LOW_BITS, n_classes)  # float64 sums of such numbers are exact
+    table[:, 6] = np.bincount(truth[hit], units & ((1 << _LOW_BITS) - 1), n_classes)
+    return table[np.bincount(counted, minlength=n_classes) > 0]
+
+
+def image_pq(match: ImageMatch, n_classes: int) -> float | None:
+    """PQ of one image, 0..1: the mean over the classes that occur in it; None where nothing is counted."""
+    rows = image_rows(match, n_classes)
+    if not len(rows):
+        return None
+    return float((joined_iou(rows) / (rows[:, 2] + 0.5 * rows[:, 3] + 0.5 * rows[:, 4])).mean())
+
+
+def joined_iou(rows: IntArray) -> NDArray[np.float64]:
+    """ΣIoU of each row of `image_rows`, (R,), rounded once."""
+    return (rows[:, 5] * float(1 << _LOW_BITS) + rows[:, 6]) / IOU_UNIT
 
 
 def class_scores(tp: int, fp: int, fn: int, iou: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pansight.errors import PansightError, choice_error
+from pansight.metrics.matching import ImageMatch
 from pansight.metrics.overlap import IntArray, count_overlaps
 from pansight.types import IGNORE, VOID, LabelSpace, PanopticSegmentation, Prediction, Sample
 
@@ -70,6 +71,16 @@ class SemanticIoU:
             return
         self._updates += 1
         self._matrix += matrix
+
+    def add(self, match: ImageMatch) -> None:
+        """Add one image whose segments are matched already: its class maps are those of the segments."""
+        k = len(self.labels)
+        rows = np.append(match.truth.categories, k)[match.truth_rows]
+        columns = np.append(match.prediction.categories, k)[match.prediction_rows]
+        matrix = np.zeros((k + 1, k + 1), np.int64)
+        np.add.at(matrix, (rows, columns), match.pixels)
+        self._matrix += matrix[:k]
+        self._updates += 1
 
     def compute(self) -> dict[str, Any]:
         """miou, fwiou (weighted by the truth's pixels), pixel_accuracy, mean_accuracy, n, convention, per_class.

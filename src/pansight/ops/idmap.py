@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,8 @@ def rgb_to_ids(rgb: NDArray[np.uint8]) -> IdArray:
     """uint8 (H, W, 3), red first → int32 (H, W)."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise PansightError(f"RGB-coded ids: expected uint8 (H, W, 3), found {rgb.dtype} {rgb.shape}")
+    import cv2  # here, since figures from files do without it
+
     ids = np.empty(rgb.shape[:2], np.int32)
     # A fourth byte turns each pixel into one little-endian integer: seven times as fast as three multiplications.
     bytes_view = ids.view(np.uint8).reshape(*rgb.shape[:2], 4)  # (H, W, 4) R G B A

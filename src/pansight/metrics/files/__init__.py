@@ -1,0 +1,1 @@
+"""COCO panoptic files as the metrics read them: without images, without torch."""

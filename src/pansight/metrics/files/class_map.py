@@ -1,0 +1,129 @@
+"""Scoring predictions of one label space against a truth of another: classes meet by name or by a small TOML.
+
+    "delivery van" = "vehicle"     # predicted class = class of the truth; several may go to one
+    "lane marking" = ""            # does not count: its pixels are void
+
+Names that agree on both sides meet without being listed. What stays without a counterpart, on either side, is void.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pansight.errors import PansightError, choice_error
+from pansight.metrics.files.panoptic_json import UNMAPPED
+from pansight.metrics.matching import SegmentTable
+from pansight.metrics.overlap import IntArray, Overlaps
+from pansight.types import VOID, LabelSpace
+
+BY_NAME = "names"
+"""Instead of a TOML file: only names that agree meet."""
+
+
+class ClassMap(NamedTuple):
+    """Where the classes of both sides go in the label space of the truth; UNMAPPED = void."""
+
+    prediction: IntArray  # int64 (predicted classes,) → index into the truth's label space
+    truth: IntArray  # int64 (truth classes,): itself, or UNMAPPED where no predicted class goes to it
+    merges: bool  # whether several predicted stuff classes share one of the truth
+
+    def unmapped(self, prediction: LabelSpace, truth: LabelSpace) -> tuple[list[str], list[str]]:
+        """Names of the predicted and of the true classes that count as void."""
+        return (
+            [c.name for c in prediction if self.prediction[c.id] == UNMAPPED],
+            [c.name for c in truth if self.truth[c.id] == UNMAPPED],
+        )
+
+
+def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace) -> ClassMap:
+    """source: a TOML file, or the word "names".
+
+    Raises PansightError where the file is unreadable, a name is unknown, a stuff class goes to a thing, or nothing
+    meets at all. A thing may go to stuff: its segments then become one.
+    """
+    listed = {} if str(source) == BY_NAME else _read(Path(source))
+    targets, known = truth.by_name(), prediction.by_name()
+    for name, target in listed.items():
+        if name not in known:
+            raise choice_error(f"predicted class in {source}", name, known)
+        if target and target not in targets:
+            raise choice_error(f"class of the truth in {source}", target, targets)
+    index = np.full(len(prediction), UNMAPPED, np.int64)
+    for category in prediction:
+        target = targets.get(listed.get(category.name, category.name))
+        if target is None:
+            continue
+        if target.is_thing and not category.is_thing:
+            raise PansightError(
+                f"class map {source}: expected a thing for {target.name!r}, found stuff {category.name!r}; "
+                f"map it to void: {category.name!r} = ''"
+            )
+        index[category.id] = target.id
+    reached = np.isin(np.arange(len(truth)), index)
+    if not reached.any():
+        names = ", ".join(prediction.names[:5])
+        raise PansightError(f"class map {source}: expected classes of the truth, found none among {names} …")
+    stuff = np.array([not c.is_thing for c in truth], bool)
+    shared = np.bincount(index[index >= 0], minlength=len(truth)) > 1
+    onto_stuff = np.array([c.is_thing and index[c.id] >= 0 and stuff[index[c.id]] for c in prediction], bool)
+    return ClassMap(
+        index, np.where(reached, np.arange(len(truth)), UNMAPPED), bool((shared & stuff).any() | onto_stuff.any())
+    )
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PansightError(f"{path}: no such file; expected a class map (TOML) or the word {BY_NAME}") from error
+    except OSError as error:
+        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PansightError(f"{path}: expected TOML, found {error}") from error
+    result: dict[str, str] = {}
+    for name, target in content.items():
+        if not isinstance(target, str):
+            raise PansightError(f"{path}: expected a class of the truth for {name!r}, found {target!r:.60}")
+        result[name] = target
+    return result
+
+
+def map_table(
+    table: SegmentTable, index: IntArray, stuff: np.ndarray | None = None
+) -> tuple[SegmentTable, dict[int, int]]:
+    """A table in the other label space, and the segment ids that change: to VOID, or to the segment they join.
+
+    index: int64 (K,), category → category or UNMAPPED. stuff: bool (K',), classes whose segments join into one, the
+    first; its score is the highest.
+    """
+    categories = index[table.categories]
+    changed = dict.fromkeys(table.ids[categories == UNMAPPED].tolist(), VOID)
+    keep = categories != UNMAPPED
+    scores = table.scores.copy()
+    if stuff is not None:
+        first: dict[int, int] = {}
+        for row in np.flatnonzero(keep & stuff[categories]).tolist():
+            leader = first.setdefault(int(categories[row]), row)
+            if leader != row:
+                keep[row] = False
+                changed[int(table.ids[row])] = int(table.ids[leader])
+                scores[leader] = max(scores[leader], scores[row])
+    return SegmentTable(table.ids[keep], categories[keep], table.crowd[keep], scores[keep]), changed
+
+
+def map_overlaps(overlaps: Overlaps, first: dict[int, int], second: dict[int, int]) -> Overlaps:
+    """Pairs after ids were changed on either side; pairs that became equal are added."""
+    if not first and not second:
+        return overlaps
+    a, b = (
+        np.array([changed.get(i, i) for i in side.tolist()], np.int64)
+        for side, changed in ((overlaps.first, first), (overlaps.second, second))
+    )
+    keys, inverse = np.unique((a << 32) | b, return_inverse=True)
+    pixels = np.zeros(len(keys), np.int64)
+    np.add.at(pixels, inverse, overlaps.pixels)
+    return Overlaps(keys >> 32, keys & 0xFFFFFFFF, pixels)

@@ -1,0 +1,22 @@
+"""Compiled loops: plain Python functions that numba turns into machine code when they are first called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile at the first call; the machine code is kept on disk, and the interpreter's lock is given up while it runs.
+
+    Where no folder for the machine code can be written (a read-only installation without a home), it is made anew in
+    every process.
+    """
+    from numba import njit  # type: ignore[import-untyped]
+
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
