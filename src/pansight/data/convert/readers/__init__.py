@@ -27,7 +27,7 @@ from pansight.data.convert.readers.coco import (
     splits_coco_panoptic,
 )
 from pansight.data.convert.readers.cvat import is_cvat, open_cvat, splits_cvat
-from pansight.data.convert.readers.id_maps import is_id_maps, open_id_maps
+from pansight.data.convert.readers.id_maps import is_id_maps, open_id_maps, splits_id_maps
 from pansight.data.convert.readers.label_studio import is_label_studio, open_label_studio
 from pansight.data.convert.readers.labelme import is_labelme, open_labelme, splits_labelme
 from pansight.data.convert.readers.pngs import (
@@ -78,6 +78,6 @@ READERS: dict[str, Reader] = {
     "label_studio": Reader(open_label_studio, is_label_studio),
     "instance_png": Reader(open_instance_png, is_instance_png, splits_instance_png),
     "semantic_png": Reader(open_semantic_png, is_semantic_png, splits_semantic_png),
-    "id_maps": Reader(open_id_maps, is_id_maps),
+    "id_maps": Reader(open_id_maps, is_id_maps, splits_id_maps),
 }
 """Name → reader; where several recognise a source, the first one here is taken: special layouts before general ones."""

@@ -1,18 +1,325 @@
-"""Id maps with a table of segments (Hugging Face post-processing, 16-bit PNG)."""
+"""Id maps with a table of segments, as Hugging Face's post-processing and Detectron2 give them.
+
+Accepted, for an image called NAME, in the folder itself or in its parts (train/, val/, …):
+
+    NAME.json   {"segmentation": [[…]], "segments_info": […]}                the map in the JSON, H rows of W ids
+    NAME.json   {"segments_info": […]}  +  NAME.png or NAME.npy              the map beside it
+    NAME.json   {"segmentation": "FILE", "segments_info": […]}               the map in FILE (.png, .npy)
+    TABLE.json  {"NAME": {"segments_info": […]}, …}, or [{"file_name": "NAME.png", "segments_info": […]}, …]
+                                                                             one table for all maps
+
+A PNG has one channel of 8 or 16 bits or palette indices, which are the ids, or RGB with COCO's coding; an array has
+whole numbers, (H, W) or (1, H, W). A segment has `id` and `label_id` (or `category_id`), and may have `isthing`,
+`was_fused`, `iscrowd`. −1 is void, and so is 0, unless it is in the table.
+Classes: {"id2label": {…}} in config.json, or a table of classes (see class_table), in the folder or as classes=FILE;
+else class_N. Things: by `isthing`; else by the table's; else, where any segment was fused, those whose segments were
+not; else as published, where all names are those of COCO, ADE20K or Cityscapes. Images: of the same name, beside the
+maps, in images/, or in the folder images=DIR.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import mmap
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from pansight.data.convert.source import Source
+import msgspec
+import numpy as np
+
+from pansight.data.categories import category_table
+from pansight.data.convert.class_table import CLASS_FILES, read_classes
+from pansight.data.convert.lookup import choose_part, decode_json, images_by_stem
+from pansight.data.convert.readers.coco.files import kind_of
+from pansight.data.convert.source import Annotated, ListSource, SourceCategory
+from pansight.data.convert.values import read_annotation
+from pansight.data.dataset import SPLITS, expect, safe_join
+from pansight.data.images import MAX_PIXELS, read_bytes, read_header, read_index_png, read_rgb_ids
+from pansight.errors import PansightError
+from pansight.ops.idmap import MAX_ID, IdArray, present_ids
+
+MAPS = (".png", ".npy")
+PARTS = tuple(part for names in SPLITS.values() for part in names)
+KNOWN = ("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic")
 
 
-def open_id_maps(source: Path, split: str | None = None, **options: Any) -> Source:
-    """Id maps with a table of segments (Hugging Face post-processing, 16-bit PNG)."""
-    raise NotImplementedError
+class _Segment(msgspec.Struct):
+    id: int
+    label_id: int | None = None
+    category_id: int | None = None
+    isthing: int | bool | None = None
+    was_fused: bool | None = None
+    iscrowd: int | bool | None = None
+
+    @property
+    def label(self) -> int | None:
+        return self.category_id if self.label_id is None else self.label_id
+
+
+class _Entry(msgspec.Struct):
+    segments_info: list[_Segment]
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    file_name: str | None = None
+
+
+class _Row(NamedTuple):
+    """An image: where its table and its map are."""
+
+    name: str
+    entry: _Entry  # without the map
+    where: str  # for errors
+    file: Path | None  # a JSON that has the map itself
+    map_file: Path | None
+
+
+class _Labels(msgspec.Struct):
+    id2label: dict[str, str] | None = None
+
+
+def open_id_maps(
+    source: Path, split: str | None = None, *, images: str | None = None, classes: str | None = None
+) -> ListSource:
+    """Id maps with a table of segments; see the head of this file for what is understood.
+
+    Raises PansightError, naming the file, where a map lacks its table, or the two disagree.
+    """
+    root = Path(source)
+    base = root.parent if root.is_file() else root
+    part, note = choose_part(splits_id_maps(root), split, root)
+    folder = base / part if part is not None else base
+    rows = _table(root, base) if root.is_file() else [row for f in _tables(folder) for row in _table(f, folder)]
+    if not rows:
+        raise PansightError(f"{folder}: expected NAME.json with segments_info (id maps), found none")
+    categories, notes = _categories(rows, base, folder, classes)
+    index = {category.source_id: n for n, category in enumerate(categories)}
+    files = _images(base, folder, images)
+    notes = ([] if note is None else [note]) + notes
+
+    def one(row: _Row) -> Annotated:
+        ids, segments = _numbered(_map_of(row), row, index)
+        image = files.get(row.name)
+        file_name = f"{row.name}.png" if image is None else f"{row.name}{image.suffix}"
+        return Annotated(row.name, file_name, image, (ids.shape[0], ids.shape[1]), (), ids, segments)
+
+    return ListSource(categories, [partial(one, row) for row in rows], notes)
 
 
 def is_id_maps(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return False
+    try:
+        if source.is_file():
+            return _is_table(source)
+        return bool(_has_tables(source)) or bool(splits_id_maps(source))
+    except OSError:
+        return False
+
+
+def splits_id_maps(source: Path) -> tuple[str, ...]:
+    """The parts that have tables; none where the folder itself has."""
+    try:
+        if source.is_file() or _has_tables(source):
+            return ()
+        return tuple(part for part in PARTS if _has_tables(source / part))
+    except OSError:
+        return ()
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _has_tables(folder: Path) -> bool:
+    return any(_is_table(file) for file in islice(sorted(folder.glob("*.json")), 20))
+
+
+def _is_table(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return text.find(b'"segments_info"') >= 0 and kind_of(file) is None
+    except (OSError, ValueError):  # also: an empty file cannot be mapped
+        return False
+
+
+def _tables(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*.json")) if _is_table(file)]
+
+
+def _table(file: Path, folder: Path) -> list[_Row]:
+    """The images that a JSON tells of; the maps stay where they are."""
+    data = read_annotation(file, "a table of segments")
+    start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if start == b"[":
+        entries = decode_json(data, list[_Entry], file)
+        missing = next((n for n, entry in enumerate(entries) if entry.file_name is None), None)
+        expect(missing is None, file, "a file_name in every row", f"none in row {missing}")
+        named = [(str(entry.file_name), entry) for entry in entries]
+    elif bytes(decode_json(data, _Head, file).segments_info) == b"null":
+        named = list(decode_json(data, dict[str, _Entry], file).items())
+    else:
+        entry = decode_json(data, _Entry, file)
+        inside = bytes(entry.segmentation)[:1] == b"["
+        name = decode_json(bytes(entry.segmentation), str, file) if bytes(entry.segmentation)[:1] == b'"' else None
+        map_file = None if inside else _map_file(folder, name or file.stem, file)
+        return [_Row(file.stem, _light(entry), str(file), file if inside else None, map_file)]
+    rows: list[_Row] = []
+    for name, entry in named:
+        safe_join(folder, name, file)
+        stem = PurePosixPath(name).with_suffix("").as_posix() if name.lower().endswith(MAPS) else name
+        rows.append(_Row(stem, _light(entry), f"{file}: {name}", None, _map_file(folder, name, file)))
+    return rows
+
+
+class _Head(msgspec.Struct):
+    segments_info: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def _light(entry: _Entry) -> _Entry:
+    return _Entry(entry.segments_info, msgspec.Raw(b"null"), entry.file_name)
+
+
+def _map_file(folder: Path, name: str, file: Path) -> Path:
+    names = [name] if name.lower().endswith(MAPS) else [name + suffix for suffix in MAPS]
+    places = [safe_join(place, n, file) for place in (folder, folder / "maps") for n in names]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise PansightError(f"{file}: expected a map {' or '.join(names)} in {folder}, found none")
+    return found
+
+
+# --- maps ------------------------------------------------------------------------------------------------------------
+
+
+def _map_of(row: _Row) -> IdArray:
+    """int32 (H, W), −1 and 0 as in the file."""
+    if row.map_file is None:
+        assert row.file is not None
+        raw = decode_json(read_annotation(row.file, "a table of segments"), _Entry, row.file).segmentation
+        rows = decode_json(bytes(raw), list[list[int | float]], row.file)
+        width = len(rows[0]) if rows else 0
+        expect(width > 0 and all(len(r) == width for r in rows), row.file, "a map of rows of one length", len(rows))
+        return _whole_numbers(np.array(rows, np.float64), row.file)
+    if row.map_file.suffix.lower() == ".npy":
+        return _array(row.map_file)
+    header = read_header(read_bytes(row.map_file), row.map_file)
+    return read_rgb_ids(row.map_file) if header.channels >= 3 else read_index_png(row.map_file)
+
+
+def _array(file: Path) -> IdArray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+        raise PansightError(f"{file}: expected an array of ids, found: {' '.join(str(error).split())}") from error
+    if array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    good = array.ndim == 2 and 0 < array.size <= MAX_PIXELS and array.dtype.kind in "iufb"
+    expect(good, file, f"numbers (H, W), at most {MAX_PIXELS // 10**6} million", f"{array.dtype} {array.shape}")
+    return _whole_numbers(np.asarray(array), file)
+
+
+def _whole_numbers(values: np.ndarray, file: Path) -> IdArray:
+    inside = bool(((values >= -1) & (values <= MAX_ID)).all())  # not so of what is no number
+    expect(inside and bool((values == np.floor(values)).all()), file, f"ids −1 … {MAX_ID}", "other numbers")
+    return values.astype(np.int32)
+
+
+def _numbered(ids: IdArray, row: _Row, index: dict[int, int]) -> tuple[IdArray, dict[int, tuple[int, bool]]]:
+    """With 0 as void: ids move up by one where the table has a 0."""
+    segments: dict[int, tuple[int, bool]] = {}
+    shift = int(any(segment.id == 0 for segment in row.entry.segments_info))
+    for segment in row.entry.segments_info:
+        where = f"{row.where}: segment {segment.id}"
+        expect(0 <= segment.id <= MAX_ID - shift, where, f"an id 0 … {MAX_ID - shift}", segment.id)
+        expect(segment.id + shift not in segments, where, "each id once", "it twice")
+        segments[segment.id + shift] = index[int(segment.label or 0)], bool(segment.iscrowd)
+    ids = np.where(ids < 0, 0, ids + np.int32(shift)) if shift or (ids < 0).any() else ids
+    strange = set(present_ids(ids).tolist()) - segments.keys() - {0}
+    expect(not strange, row.map_file or row.where, "only ids that the table lists", min(strange, default=0) - shift)
+    return ids, segments
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def _categories(
+    rows: list[_Row], base: Path, folder: Path, classes: str | None
+) -> tuple[tuple[SourceCategory, ...], list[str]]:
+    said: dict[int, bool] = {}
+    fused: dict[int, bool] = {}
+    seen: dict[int, None] = {}
+    for row in rows:
+        for segment in row.entry.segments_info:
+            if segment.label is None:
+                raise PansightError(f"{row.where}: segment {segment.id}: expected a label_id, found none")
+            seen[segment.label] = None
+            if segment.isthing is not None:
+                said[segment.label] = bool(segment.isthing)
+            if segment.was_fused is not None:
+                fused[segment.label] = segment.was_fused or fused.get(segment.label, False)
+    named, notes = _names(base, folder, classes)
+    unnamed = [label for label in seen if label not in named]
+    if named and unnamed:
+        raise PansightError(f"{base}: expected a name for every label_id, found none for {min(unnamed)}")
+    if not named:
+        notes.append("no names of classes (config.json with id2label, or classes=FILE): class_N has label_id N")
+        named = {label: SourceCategory(f"class_{label}", label) for label in sorted(seen)}
+    tells_fused = any(fused.values())
+    if tells_fused and not said:
+        notes.append("stuff are the classes whose segments were fused (was_fused)")
+    published, table = _published({category.name for category in named.values()})
+    result: list[SourceCategory] = []
+    for label, category in named.items():
+        thing = said.get(label, category.is_thing)
+        if thing is None and tells_fused and label in fused:
+            thing = not fused[label]
+        if thing is None and category.name in published:
+            thing = published[category.name]
+            notes.append(f"things and stuff of {table}, whose classes these are")
+        result.append(category._replace(is_thing=thing))
+    silent = {label for label, c in zip(named, result) if c.is_thing is None and label not in seen}
+    if silent:
+        notes.append(f"{len(silent)} classes that never occur are left out")
+    kept = tuple(category for label, category in zip(named, result) if label not in silent)
+    return kept, list(dict.fromkeys(notes))
+
+
+def _names(base: Path, folder: Path, classes: str | None) -> tuple[dict[int, SourceCategory], list[str]]:
+    """label_id → class, of the file that is named or found; empty where there is none."""
+    names = ("config.json", "id2label.json", *CLASS_FILES)
+    places = [place / name for place in dict.fromkeys((folder, base)) for name in names]
+    if classes is not None:
+        places = [p for p in (Path(classes), base / classes) if p.is_file()]
+        expect(bool(places), classes, "a file with the names of the classes", "no such file")
+    for file in places:
+        if not file.is_file():
+            continue
+        if file.suffix.lower() == ".json" and b'"id2label"' in (data := read_annotation(file, "classes")):
+            labels = decode_json(data, _Labels, file).id2label or {}
+            bad = next((key for key in labels if not key.isdecimal() or len(key) > 8), None)
+            expect(bad is None, file, "whole numbers as keys of id2label", bad)
+            found = {int(key): SourceCategory(name, int(key)) for key, name in labels.items()}
+        else:
+            found = {c.value: SourceCategory(c.name, c.value, c.is_thing, c.color) for c in read_classes(file)}
+        return found, [f"names of the classes are those of {file.name}"]
+    return {}, []
+
+
+def _published(names: set[str]) -> tuple[dict[str, bool], str]:
+    """({name: is a thing}, the set) of the published set that has all of these names; ({}, "") where none has."""
+    for table in KNOWN:
+        rows: list[dict[str, Any]] = category_table(table)
+        if names and names <= {row["name"] for row in rows}:
+            return {row["name"]: bool(row["isthing"]) for row in rows}, table
+    return {}, ""
+
+
+def _images(base: Path, folder: Path, images: str | None) -> dict[str, Path]:
+    """Name → image file."""
+    if images is not None:
+        place = next((p for p in (Path(images), base / images) if p.is_dir()), None)
+        expect(place is not None, images, "a folder of images", "none")
+        return images_by_stem(place or base)
+    places = (base / "images" / folder.name, folder / "images", base / "images")
+    place = next((p for p in places if p.is_dir()), None)
+    if place is not None:
+        return images_by_stem(place)
+    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in (".jpg", ".jpeg")}

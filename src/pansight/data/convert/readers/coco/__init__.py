@@ -11,23 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from pansight.data.categories import category_table
 from pansight.data.coco_panoptic import image_folders
-from pansight.data.convert.lookup import image_size
+from pansight.data.convert.lookup import decode_json, image_size
 from pansight.data.convert.polygons import region_of_polygons, region_of_rle
 from pansight.data.convert.readers.coco.files import choose_file, coco_files, parts_of
 from pansight.data.convert.readers.coco.stuff import OTHER, STUFF, stuff_maps
 from pansight.data.convert.source import Annotated, ListSource, Region, SourceCategory
+from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import expect, safe_join
-from pansight.data.images import MAX_PIXELS, read_bytes, read_rgb_ids
+from pansight.data.images import MAX_PIXELS, read_rgb_ids
 from pansight.errors import PansightError, choice_error
 from pansight.ops.idmap import MAX_ID, IdArray, present_ids
 
+T = TypeVar("T", bound="_ObjectFile | _PanopticFile")
 BOXES = ("error", "draw", "skip")
 
 
@@ -310,13 +312,8 @@ def _png_folder(root: Path, file: Path, panoptic: str | None, annotations: list[
 # --- what they share -------------------------------------------------------------------------------------------------
 
 
-def _read(file: Path, kind: Any) -> Any:
-    try:
-        content = msgspec.json.decode(read_bytes(file), type=kind)
-    except msgspec.MsgspecError as error:
-        raise PansightError(f"{file}: expected COCO annotations, found: {error}") from error
-    except (RecursionError, UnicodeDecodeError) as error:
-        raise PansightError(f"{file}: expected COCO annotations, found JSON that cannot be read: {error}") from error
+def _read(file: Path, kind: type[T]) -> T:
+    content = decode_json(read_annotation(file, "COCO annotations"), kind, file)
     if len({row.id for row in content.images}) < len(content.images):
         raise PansightError(f"{file}: expected each image id once, found one twice")
     for row in content.images:
@@ -325,10 +322,7 @@ def _read(file: Path, kind: Any) -> Any:
 
 
 def _plain(raw: msgspec.Raw, where: str) -> Any:
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise PansightError(f"{where}: expected polygons or a run-length mask, found: {error}") from error
+    return decode_json(bytes(raw), object, where)
 
 
 def _size(row: _Image, image: Path, file: Path) -> tuple[int, int]:
