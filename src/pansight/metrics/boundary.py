@@ -28,12 +28,16 @@ from pansight.errors import PansightError
 from pansight.metrics.matching import PHANTOM, ImageMatch
 from pansight.metrics.overlap import IntArray
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, group_means
+from pansight.ops.overlap import overlaps_of
 from pansight.types import VOID, LabelSpace
 
 IdArray = NDArray[np.int32]
 
-_INSIDE = -1
-"""Marks pixels of a segment that are not boundary, where they must be told from void."""
+_INSIDE = 2**31 - 1
+"""Stands for the pixels of a segment that are not boundary; beyond all ids that a file can hold."""
+
+_STRIP_PIXELS = 2**18
+"""Pairs are counted in strips of the image: large ones need no second copy of themselves."""
 
 
 def boundary_distance(size: tuple[int, int], ratio: float = 0.02) -> int:
@@ -169,24 +173,26 @@ def _count_boundaries(
     Rows without a match are meaningless.
     """
     distance = boundary_distance(truth_ids.shape, ratio)
-    inside = (truth_ids != VOID) & ~_is_boundary(truth_ids, distance)
-    truth = np.where(inside, np.int32(_INSIDE), truth_ids).ravel()  # (H·W,)
-    prediction = np.where(_is_boundary(prediction_ids, distance), prediction_ids, np.int32(VOID)).ravel()
-    changes = (truth[1:] != truth[:-1]) | (prediction[1:] != prediction[:-1])
-    starts = np.append(0, np.flatnonzero(changes) + 1)  # (runs,) where a new pair of ids begins
-    lengths = np.diff(starts, append=truth.size)
+    truth_edge, prediction_edge = (_is_boundary(ids, distance) for ids in (truth_ids, prediction_ids))
+    truth_edge |= truth_ids == VOID  # void stays void: what lies on it must be told from what lies inside
     n_truth, n_prediction = len(image.truth.ids), len(image.prediction.ids)
-    t = _rows_of(truth[starts], np.append(image.truth.ids, (VOID, _INSIDE)))  # (runs,), T on void, T + 1 inside
-    p = _rows_of(prediction[starts], np.append(image.prediction.ids, VOID))  # (runs,), P on void and inside
-    table = np.bincount(t * (n_prediction + 1) + p, lengths, (n_truth + 2) * (n_prediction + 1)).astype(np.int64)
-    table = table.reshape(n_truth + 2, n_prediction + 1)  # → (T + 2, P + 1)
+    table = np.zeros((n_truth + 2, n_prediction + 1), np.int64)  # row T: on void, T + 1: inside; column P: no boundary
+    height, width = truth_ids.shape
+    step = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, step):
+        strip = slice(top, top + step)
+        truth = np.where(truth_edge[strip], truth_ids[strip], np.int32(_INSIDE))
+        prediction = np.where(prediction_edge[strip], prediction_ids[strip], np.int32(VOID))
+        pairs = overlaps_of(truth, prediction)
+        rows = _rows_of(pairs.first, np.append(image.truth.ids, (VOID, _INSIDE)))
+        table[rows, _rows_of(pairs.second, np.append(image.prediction.ids, VOID))] += pairs.pixels
     truth_area = table[:n_truth].sum(axis=1)
     prediction_area = (table.sum(axis=0) - table[n_truth])[image.match]
     return table[np.arange(n_truth), image.match], truth_area, prediction_area
 
 
-def _rows_of(values: NDArray[np.int32], ids: IntArray) -> IntArray:
-    """(runs,) ids → their places in `ids`, which holds each of them once."""
+def _rows_of(values: IntArray, ids: IntArray) -> IntArray:
+    """(Q,) ids → their places in `ids`, which holds each of them once."""
     order = np.argsort(ids)
     rows = order[np.minimum(np.searchsorted(ids, values, sorter=order), len(ids) - 1)]
     stray = values[ids[rows] != values]
