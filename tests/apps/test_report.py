@@ -184,6 +184,33 @@ def test_a_log_cut_short_or_gone_bad(tmp_path):
     assert charts[1]["series"] == [{"name": "PQ all", "points": [[3, 50.0]]}]
 
 
+def test_boundaries_intervals_and_errors_stand_where_they_were_measured(tmp_path):
+    make_run(tmp_path, images=3, sheet=1)
+    plain = figures(write_report(tmp_path).read_text())
+    for word in ("Boundary PQ", "PQ†", "Interval", "PQ gained", "Taken for another class"):
+        assert word not in plain
+    record = read_json(tmp_path / "evaluation.json")
+    gain = {"truth": 3, "prediction": 2, "pq_gain": 0.0412}
+    record |= {
+        "boundary": {"All": {"pq": 0.512}, "per_class": {"1": {"pq": 0.433}}, "boundary_iou": 0.711},
+        "pq_dagger": {g: {"pq_dagger": v} for g, v in (("All", 0.601), ("Things", 0.602), ("Stuff", 0.603))},
+        "intervals": {"All": {"pq": [0.321, 0.654]}, "per_class": {"1": {"pq": [0.25, 0.75]}}},
+        "errors": {"split": gain},
+        "confusion": [[1, 1, 8], [1, 2, 7], [3, None, 5]],
+    }
+    write_json(tmp_path / "evaluation.json", record)
+    html = write_report(tmp_path).read_text()
+    text = figures(html)
+    assert "Boundary PQ 51.2 Boundary IoU 71.1 of the segments found" in text
+    assert "PQ† 60.1 Things 60.2 · Stuff 60.3" in text
+    assert "PQ 32.1–65.4" in text
+    assert 'style="left: 25.0%; right: 25.0%"' in html
+    assert " 43.3" in text
+    assert "split one truth segment, predicted in pieces +4.1 3 2" in text
+    names = [record["per_class"][k]["name"] for k in ("1", "2")]
+    assert f"{names[0]} taken for {names[1]} 7" in text
+
+
 def test_empty_groups_have_no_score_and_no_curve():
     metrics = {"All": {"pq": 0.5, "n": 1}, "Things": {"pq": 0.5, "n": 1}, "Stuff": {"pq": 0.0, "n": 0}}
     charts = curves([{"step": 1, "kind": "evaluation", "metrics": metrics}])

@@ -188,7 +188,10 @@ def confusion_matrix(evaluation: Mapping[str, Any], labels: LabelSpace | None) -
             if key in weight:  # being taken for another class says more than being missed
                 weight[key] += n if t is not None and p is not None else n / 1e6
     in_truth = {t for t, _ in counts}
-    shown = sorted((k for k in weight if k in in_truth or weight[k] >= 1), key=lambda k: -weight[k])[:MOST_CONFUSED]
+    confused = [k for k in weight if weight[k] >= 1 or (k in in_truth and weight[k])] or [
+        k for k in weight if k in in_truth
+    ]
+    shown = sorted(confused, key=lambda k: -weight[k])[:MOST_CONFUSED]
     shown = [k for k in names if k in shown]
     rows: list[tuple[str, list[tuple[int, float]]]] = []
     for t in [*shown, None]:

@@ -40,7 +40,7 @@ function paintErrors(canvas, image, rows) {
       const at = t * width + p;
       const paints = [a, b].filter(wrong).map(paintOf);
       if (!a || data.errors[a[ERROR]].key === "crowd") paints.splice(0, 2, packed([255, 255, 255], 0.75));
-      else if (!paints.length && b && a[PARTNER] === p - 1) paints.push(packed(GREY.found, 0.5));
+      else if (!paints.length && b && a[PARTNER] === p - 1) paints.push(packed(GREY.found, 0.55));
       else if (!paints.length) paints.push(packed(GREY.outline, 0.8));
       first[at] = paints[0];
       second[at] = paints[paints.length - 1];
