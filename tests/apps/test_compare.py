@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -296,6 +297,50 @@ def test_damaged_evaluations_are_named(old, new, capsys, edit):
     line = complaint(capsys, old, new)
     assert EDITS[edit][1] in line
     assert "new/evaluation.json" in line or edit == "other images"
+
+
+JUNK = [None, True, -1, 0, 1, 3.5, 1e308, float("inf"), 10**20, "", "x", [], {}, [1], {"a": 1}, "\x00", "7"]
+
+
+def test_mutated_evaluations_give_a_figure_or_one_line(tmp_path, capsys):
+    """400 files with one to four values replaced, removed or doubled: never another error."""
+    rng = random.Random(0)
+    whole = make_record(random_rows(1, 0.5, 4), 4)
+    whole |= {"semantic": {"miou": 0.5, "convention": "x"}, "instances": {"mask": {"ap": 0.2}}}
+    write_json(tmp_path / "a.json", whole)
+    outcomes = {True: 0, False: 0}
+    for _ in range(400):
+        record = json.loads(json.dumps(whole))
+        for _ in range(rng.randint(1, 4)):
+            mutate(rng, record)
+        (tmp_path / "b.json").write_text(json.dumps(record))
+        try:
+            compare([tmp_path / "a.json", tmp_path / "b.json"], tmp_path / "c.html", resamples=100, overwrite=True)
+            outcomes[True] += 1
+        except PansightError as error:
+            assert "\n" not in str(error)
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+def mutate(rng: random.Random, record: Any) -> None:
+    """Walk down to some value and replace, remove or double it."""
+    while True:
+        keys = list(record) if isinstance(record, dict) else list(range(len(record)))
+        if not keys:
+            return
+        key = rng.choice(keys)
+        if isinstance(record[key], dict | list) and rng.random() < 0.8:
+            record = record[key]
+            continue
+        action = rng.choice(["replace", "remove", "double"])
+        if action == "remove":
+            del record[key]
+        elif action == "double" and isinstance(record, list):
+            record.append(record[key])
+        else:
+            record[key] = json.loads(json.dumps(rng.choice(JUNK)))
+        return
 
 
 def test_another_truth_is_no_comparison(old, new, capsys):
