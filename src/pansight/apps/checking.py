@@ -234,7 +234,7 @@ def describe_split(result: Split) -> str:
     groups = f" in {result.groups:,} groups" if result.groups < total else ""
     lines = [f"{result.folder}: {total:,} images{groups}: {train:,} train, {val:,} val ({_percent(val, total)})", ""]
     width = max([5, *(len(one_line(row.name, 30)) for row in result.classes)])
-    lines.append(f"{'':{width}}  {'images':^24}  {'segments':^16}")
+    lines.append(f"{'':{width}}  {'images':^24}  {'segments':^16}".rstrip())
     lines.append(f"{'class':{width}}  {'train':>7} {'val':>7} {'in val':>8}  {'train':>8} {'val':>7}")
     for row in result.classes:
         share = _percent(row.images[1], sum(row.images))
