@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pansight.apps.cli import main
 from pansight.apps.comparison import compare
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
+from pansight.metrics import create_metrics, evaluation_record
+from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
 CLASSES = {"person": True, "car": True, "sky": False, "ghost": False}
 QUICK = ["--resamples", "200"]
@@ -119,6 +122,32 @@ def test_figures_by_hand(tmp_path, capsys):
     assert images[2]["pq"] == [None, 0]
     text = capsys.readouterr().out
     assert "1 better, 1 worse, 2 the same" in text
+
+
+def test_what_the_metrics_write_is_read(tmp_path):
+    """The record of real metrics on drawn maps: scores equal to the last digit, with those of every image."""
+    labels = LabelSpace.from_names(["cat"], ["sky"])
+    pixels = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    for name, seed in (("a", 0), ("b", 1)):
+        metrics = create_metrics(labels)
+        truth_rng, rng = torch.Generator().manual_seed(9), torch.Generator().manual_seed(seed)
+        for image in range(5):
+            ids = (torch.rand(4, 6, generator=truth_rng) < 0.5).int() + 1  # 1: cat, 2: sky
+            guess = torch.where(torch.rand(4, 6, generator=rng) < 0.25, 3 - ids, ids)
+            maps = [PanopticSegmentation(m, (Segment(1, 0), Segment(2, 1))) for m in (ids, guess)]
+            sample = Sample(pixels, maps[0], f"{image}.png", (4, 6))
+            for metric in metrics.values():
+                metric.update(Prediction(panoptic=maps[1]), sample)
+        write_json(tmp_path / name / "evaluation.json", evaluation_record(metrics))
+    result = compare([tmp_path / "a", tmp_path / "b"], resamples=200)
+    for k, name in enumerate("ab"):
+        record, shown = read_json(tmp_path / name / "evaluation.json"), result["evaluations"][k]
+        assert record["All"]["pq"] not in (0, 1)
+        for group in ("All", "Things", "Stuff"):
+            for score in ("pq", "sq", "rq"):
+                assert shown[group][score]["value"] == pytest.approx(record[group][score], abs=1e-12)
+        of_images = {row["image_id"]: row["pq"][k] for row in result["per_image"]}
+        assert of_images == pytest.approx({row["image_id"]: row["pq"] for row in record["images"]}, abs=1e-12)
 
 
 def test_a_better_model(old, new, capsys):
