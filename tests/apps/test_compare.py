@@ -263,7 +263,7 @@ def test_files_are_written_and_never_replaced_unasked(old, new, tmp_path, capsys
     ("words", "message"),
     [
         ([], "expected at least one evaluation.json"),
-        (["missing"], "missing: no such file; expected JSON"),
+        (["missing"], "missing: no such file; expected evaluation.json or a folder with it"),
         (["."], ".: expected evaluation.json in the folder, found none"),
         (
             ["old", "new", "--fail-below", "50"],

@@ -35,8 +35,7 @@ def compare(
     Parameters
     ----------
     evaluations
-        Files evaluation.json, or folders with one (runs): the baseline first, the one in question last. One alone
-        gets its intervals.
+        Files evaluation.json, or folders with one: the baseline first, the one in question last.
     out
         The page (HTML).
     json

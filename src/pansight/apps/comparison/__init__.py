@@ -108,6 +108,8 @@ def _check_arguments(
 
 
 def _file_of(path: Path) -> Path:
+    if not path.exists():
+        raise PansightError(f"{path}: no such file; expected {EVALUATION} or a folder with it")
     if not path.is_dir():
         return path
     if not (path / EVALUATION).is_file():
