@@ -15,7 +15,7 @@ from pansight.errors import PansightError
 from pansight.metrics.errors import ERRORS, ErrorAnalysis, SegmentErrors, classify_errors, repaired_iou
 from pansight.metrics.matching import IGNORED, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.overlap import Overlaps
-from pansight.metrics.scores import ClassCounts, group_means
+from pansight.metrics.scores import ClassCounts, group_means, image_rows
 from pansight.types import LabelSpace
 
 Found = tuple[dict[str, str], dict[str, str]]
@@ -351,10 +351,7 @@ def quality(pairs: list[tuple]) -> dict[str, float]:
     """PQ of All, Things and Stuff, of (truth ids, predicted ids, classes, classes, crowds)."""
     counts = ClassCounts(LABELS)
     for pair in pairs:
-        image = match_maps(*pair)
-        hit = image.match >= 0
-        phantom = image.prediction.categories[image.state == 0]
-        counts.add(image.truth.categories[hit], image.iou[hit], phantom, image.truth.categories[image.missed])
+        counts.add_rows(image_rows(match_maps(*pair), len(LABELS)))
     means = group_means(counts.rows().values())
     return {
         "pq_gain": means["All"]["pq"],

@@ -10,7 +10,7 @@ from drawing import DOG, GRASS, LABELS, SKY, match_drawing, match_maps, random_m
 
 from pansight.errors import PansightError
 from pansight.metrics.pq_dagger import PanopticQualityDagger
-from pansight.metrics.scores import ClassCounts
+from pansight.metrics.scores import ClassCounts, image_rows
 from pansight.types import LabelSpace
 
 
@@ -68,10 +68,7 @@ def test_equals_the_definition_on_random_maps():
     result = score(*(match_maps(*pair) for pair in pairs))
     counts = ClassCounts(LABELS)
     for pair in pairs:
-        image = match_maps(*pair)
-        hit, phantom = image.match >= 0, image.state == 0
-        missed = image.truth.categories[image.missed]
-        counts.add(image.truth.categories[hit], image.iou[hit], image.prediction.categories[phantom], missed)
+        counts.add_rows(image_rows(match_maps(*pair), len(LABELS)))
     for c in LABELS.things:
         assert result["per_class"][str(c.source_id)]["pq_dagger"] == counts.rows()[str(c.source_id)]["pq"]
     for c in LABELS.stuff:

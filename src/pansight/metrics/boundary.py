@@ -20,14 +20,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import PHANTOM, ImageMatch
+from pansight.metrics.matching import IGNORED, PHANTOM, ImageMatch
 from pansight.metrics.overlap import IntArray
-from pansight.metrics.scores import IOU_UNIT, ClassCounts, group_means
+from pansight.metrics.scores import IOU_UNIT, ClassCounts, group_means, image_rows
 from pansight.ops.overlap import overlaps_of
 from pansight.types import VOID, LabelSpace
 
@@ -74,6 +73,19 @@ def boundary_iou(
     return result
 
 
+def boundary_match(image: ImageMatch, boundary: NDArray[np.float64]) -> ImageMatch:
+    """The match of Boundary PQ: pairs of PQ whose min(IoU, Boundary IoU) stays above 0.5, with that as their IoU.
+
+    boundary: (T,), of `boundary_iou`.
+    """
+    iou = np.minimum(image.iou, boundary)
+    hit = iou > 0.5
+    lost = image.match[(image.match >= 0) & ~hit]
+    state = image.state.copy()
+    state[lost] = np.where(_excused(image)[lost], IGNORED, PHANTOM)
+    return image._replace(match=np.where(hit, image.match, -1), iou=np.where(hit, iou, 0.0), state=state)
+
+
 class BoundaryQuality:
     """Gathers Boundary PQ, and the Boundary IoU of what PQ found, over images.
 
@@ -93,18 +105,11 @@ class BoundaryQuality:
     def update(self, truth_ids: IdArray, prediction_ids: IdArray, image: ImageMatch) -> NDArray[np.float64]:
         """Add one image; gives its `boundary_iou` (T,). Arguments and errors: see there."""
         boundary = boundary_iou(truth_ids, prediction_ids, image, self.ratio)
-        truth_class, predicted_class = image.truth.categories, image.prediction.categories
+        self._counts.add_rows(image_rows(boundary_match(image, boundary), len(self.labels)))
         found = image.match >= 0
-        for category, units in zip(truth_class[found].tolist(), (boundary[found] * IOU_UNIT).tolist()):
+        for category, units in zip(image.truth.categories[found].tolist(), (boundary[found] * IOU_UNIT).tolist()):
             self._found[category] += 1
             self._boundary[category] += int(units)
-        iou = np.minimum(image.iou, boundary)
-        hit = iou > 0.5
-        lost = image.match[found & ~hit]  # found by PQ, but not well enough drawn
-        phantom = image.state == PHANTOM
-        phantom[lost] = ~_excused(image)[lost]
-        missed = ~hit & ~image.truth.crowd
-        self._counts.add(truth_class[hit], iou[hit], predicted_class[phantom], truth_class[missed])
         self._updates += 1
         return boundary
 
@@ -150,6 +155,8 @@ class BoundaryQuality:
 
 def _is_boundary(ids: IdArray, distance: int) -> NDArray[np.bool_]:
     """bool (H, W): another id or the outside within `distance` (Chebyshev). Void is an id like any other here."""
+    import cv2  # here, since figures without boundaries do without it
+
     edge = np.zeros(ids.shape, bool)  # one of the eight neighbours is another id, or outside
     edge[:1], edge[-1:], edge[:, :1], edge[:, -1:] = True, True, True, True
     height, width = ids.shape

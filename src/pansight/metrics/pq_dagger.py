@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import PHANTOM, ImageMatch
+from pansight.metrics.matching import ImageMatch
 from pansight.metrics.overlap import IntArray
-from pansight.metrics.scores import IOU_UNIT, ClassCounts
+from pansight.metrics.scores import IOU_UNIT, ClassCounts, image_rows
 from pansight.types import LabelSpace
 
 
@@ -40,10 +40,7 @@ class PanopticQualityDagger:
 
     def update(self, image: ImageMatch) -> None:
         """Add one image."""
-        found = image.match >= 0
-        truth_class, predicted_class = image.truth.categories, image.prediction.categories
-        phantom = predicted_class[image.state == PHANTOM]
-        self._counts.add(truth_class[found], image.iou[found], phantom, truth_class[image.missed])
+        self._counts.add_rows(image_rows(image, len(self.labels)))
         present, iou = class_iou(image, len(self.labels))
         for category in np.flatnonzero(present).tolist():
             self._present[category] += 1

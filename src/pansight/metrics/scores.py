@@ -27,16 +27,6 @@ class ClassCounts:
         self.fn = [0] * len(labels)
         self.iou = [0] * len(labels)  # ΣIoU of the matches in units of 2⁻⁵³
 
-    def add(self, matched: IntArray, iou: NDArray[np.float64], phantom: IntArray, missed: IntArray) -> None:
-        """Count segments by their categories: of matches int64 (M,) with iou (M,), of phantoms and of missed ones."""
-        for category, units in zip(matched.tolist(), (iou * IOU_UNIT).tolist()):
-            self.tp[category] += 1
-            self.iou[category] += int(units)
-        for category in phantom.tolist():
-            self.fp[category] += 1
-        for category in missed.tolist():
-            self.fn[category] += 1
-
     def add_rows(self, rows: IntArray) -> None:
         """Count rows of `image_rows` of any number of images."""
         k = len(self.labels)
