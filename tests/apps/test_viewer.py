@@ -81,6 +81,11 @@ def test_another_size_of_photo_or_prediction_is_named():
         image_content(drawn()._replace(prediction_ids=np.zeros((20, 39), np.int32)))
 
 
+def test_a_score_that_is_no_number_is_named():
+    with pytest.raises(PansightError, match="image a: prediction: segment 2: expected a finite score, found nan"):
+        image_content(drawn(prediction=[(1, 0, 0.9), (2, 2, float("nan")), (3, 0, 0.25)]))
+
+
 def test_few_images_stand_inside_the_page(tmp_path):
     page = write_page(tmp_path / "out.html", [drawn(f"image {k}") for k in range(3)])
     html = page.read_text(encoding="utf-8")

@@ -194,7 +194,7 @@ def image_content(image: ViewerImage) -> dict[str, Any]:
 
     A side is its label map and one row for each segment: id, category, area, box (x, y, width, height in pixels of the
     file), error, row of the partner on the other side (−1: none), IoU with it, score, crowd (0 or 1).
-    Raises PansightError where photo and maps differ in size.
+    Raises PansightError where photo and maps differ in size, or a score is no finite number.
     """
     height, width = image.truth_ids.shape
     for name, array in (("prediction", image.prediction_ids), ("photo", image.photo)):
@@ -206,6 +206,12 @@ def image_content(image: ViewerImage) -> dict[str, Any]:
     scale = min(1.0, PICTURE_SIDE / max(height, width, 1))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     match, errors = image.match, image.errors
+    strange = np.flatnonzero(~np.isfinite(match.prediction.scores))
+    if strange.size:
+        segment, score = (column[strange[0]] for column in (match.prediction.ids, match.prediction.scores))
+        raise PansightError(
+            f"image {image.image_id}: prediction: segment {segment}: expected a finite score, found {score}"
+        )
     truth = (match.truth, match.truth_area, errors.truth, errors.truth_partner, errors.truth_iou)
     prediction = (
         match.prediction,

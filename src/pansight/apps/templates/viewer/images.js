@@ -30,6 +30,8 @@ function element(name, properties = {}, ...children) {
   return result;
 }
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1));
+// An IoU beside the threshold of 50, or just short of 100, must not look as if it were that.
+const iouText = (value) => (["50.0", "100.0"].includes(percent(value)) && ![0.5, 1].includes(value) ? (100 * value).toFixed(3) : percent(value));
 const count = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 const rgb = (color) => `rgb(${color.join(" ")})`;
 const sideName = (side) => (side === "truth" ? "Truth" : "Prediction");

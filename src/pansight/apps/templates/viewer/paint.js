@@ -9,7 +9,8 @@ function focus() {
   const result = { truth: -1, prediction: -1 };
   if (!at) return result;
   result[at.side] = at.row;
-  if (at.row >= 0) result[other(at.side)] = at.partner ?? state.image[at.side].rows[at.row][PARTNER];
+  const beside = at.partner ?? -1; // in the picture of errors: what else lies under the mouse
+  if (at.row >= 0) result[other(at.side)] = beside >= 0 ? beside : state.image[at.side].rows[at.row][PARTNER];
   return result;
 }
 

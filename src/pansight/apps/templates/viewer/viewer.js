@@ -10,7 +10,7 @@ function segmentWords(side, row) {
     ["id", String(segment[ID])],
     ["class", `${data.classes[segment[CLASS]].name} (${data.classes[segment[CLASS]].thing ? "thing" : "stuff"})`],
     ["error", segment[ERROR] === FOUND ? "none: found" : error.name],
-    ["IoU", partner ? percent(segment[IOU]) : "–"],
+    ["IoU", partner ? iouText(segment[IOU]) : "–"],
     [segment[ERROR] === FOUND ? "match" : "partner",
       partner ? `${other(side)} ${partner[ID]}, ${data.classes[partner[CLASS]].name}` : "none"],
     ["area", `${count(area)} px (${(100 * area / whole).toPrecision(2)} %)`],
@@ -127,7 +127,7 @@ function tableRow({ side, row, segment }, scored) {
     element("td", { textContent: sideName(side) }),
     element("td", { textContent: segment[ID] }),
     element("td", { title: error.meaning }, chip(error.color), error.name),
-    element("td", { textContent: partner ? percent(segment[IOU]) : "–" }),
+    element("td", { textContent: partner ? iouText(segment[IOU]) : "–" }),
     element("td", { textContent: partner ? `${partner[ID]} · ${data.classes[partner[CLASS]].name}` : "–" }),
     element("td", { textContent: count(segment[AREA]) }),
   ];
@@ -146,14 +146,15 @@ function markRows() {
 
 // ---- the stage
 
-async function show(place, reveal = true) {
+async function show(place, named = false) {
   state.shown = place;
   state.hover = state.pin = null;
   part("tip").hidden = true;
-  drawList(reveal);
+  drawList(true);
   root.classList.toggle("empty", place < 0);
   if (place < 0) return;
   const [name, pq, width, height] = data.images[place];
+  if (named) history.replaceState(null, "", `#image=${encodeURIComponent(name)}`);
   part("title").textContent = `Image ${name}`;
   part("facts").textContent = `${width} × ${height} · PQ ${percent(pq)}`;
   part("position").textContent = `${count(state.order.indexOf(place) + 1)} of ${count(state.order.length)}`;
@@ -196,7 +197,7 @@ function failed(error) {
 
 function step(by) {
   const at = state.order.indexOf(state.shown) + by;
-  if (at in state.order) show(state.order[at]);
+  if (at in state.order) show(state.order[at], true);
 }
 
 // ---- the list: filter, sort, draw what is in sight
@@ -329,7 +330,7 @@ part("more").addEventListener("click", () => showTable(true));
 part("list").addEventListener("scroll", () => drawList());
 part("list").addEventListener("click", (event) => {
   const row = event.target.closest("[role=option]");
-  if (row) show(Number(row.dataset.place));
+  if (row) show(Number(row.dataset.place), true);
 });
 new ResizeObserver(() => drawList()).observe(part("list"));
 
@@ -353,6 +354,16 @@ document.addEventListener("keydown", (event) => { if (event.target === document.
 part("larger").addEventListener("click", () => lookInto(1.5));
 part("smaller").addEventListener("click", () => lookInto(1 / 1.5));
 part("zoom").addEventListener("click", () => look(1));
+// The address names the image, so that it can be kept and passed on: page.html#image=ID
+function showAddressed() {
+  const name = location.hash.startsWith("#image=") ? decodeURIComponent(location.hash.slice(7)) : null;
+  const place = data.images.findIndex((image) => String(image[NAME]) === name);
+  if (place < 0) return false;
+  if (place !== state.shown) show(place);
+  return true;
+}
+window.addEventListener("hashchange", showAddressed);
+
 part("previous").addEventListener("click", () => step(-1));
 part("next").addEventListener("click", () => step(1));
 part("search").addEventListener("input", (event) => { state.words = event.target.value.trim().toLowerCase(); update(); });
@@ -401,3 +412,4 @@ data.errors.forEach((error, index) => {
   part("errors-filter").append(button);
 });
 update();
+if (showAddressed()) root.scrollIntoView();
