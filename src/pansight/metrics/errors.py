@@ -38,7 +38,8 @@ Repairs, for the PQ gained (`ErrorAnalysis`); what is not named keeps its score:
 | missed, poor_boundary | t is drawn as it is, a match of IoU 1; a badly matched p goes |
 | outline | every match gets the outline of its truth: IoU 1 |
 
-Each raises PQ or leaves it, and all together, the outlines last, give a perfect prediction: PQ = 1.
+Each raises PQ or leaves it, and all together, the outlines last, give a perfect prediction: PQ = 1. The gains of each
+alone do not add up to what is missing, since PQ is a quotient and a repaired segment still has its outline to gain.
 """
 
 from __future__ import annotations
