@@ -36,10 +36,8 @@ def test_polygons_of_the_official_layout(tmp_path):
 
 
 def test_parts_joined_by_bridges_are_one_object(tmp_path):
-    bridge = (
-        "0 .125 .1667 .375 .1667 .375 .5 .125 .5 .125 .1667 .625 .6667 .875 .6667 .875 1 .625 1 .625 .6667 .125 .1667"
-    )
-    source = open_yolo_seg(tree(tmp_path, bridge))
+    first, second = ".125 .1667 .375 .1667 .375 .5 .125 .5 .125 .1667", ".625 .6667 .875 .6667 .875 1 .625 1 .625 .6667"
+    source = open_yolo_seg(tree(tmp_path, f"0 {first} {second} .125 .1667"))
     same(source[0], "........ .11..... .11..... ........ .....11. .....11.")
 
 
@@ -266,4 +264,4 @@ def test_a_million_points_take_a_bounded_time(tmp_path):
     tree(tmp_path, f"0 {zigzag}")
     photo(tmp_path / "images/train/a.jpg", (4000, 4000))
     refused("a.txt: line 1: expected an outline of at most", lambda: open_yolo_seg(tmp_path)[0])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
