@@ -65,7 +65,9 @@ class YoloSegTarget:
     @property
     def notes(self) -> tuple[str, ...]:
         left_out = {"stuff": self._stuff, "crowds": self._crowds}
-        return tuple(f"{n} segments of {kind} are left out: YOLO has none" for kind, n in left_out.items() if n)
+        told = [f"{n} segments of {kind} are left out: YOLO has none" for kind, n in left_out.items() if n]
+        missing = [part for part in ("train", "val") if part not in self._splits]
+        return (*told, *(f"there is no part {part!r}, which YOLO's data.yaml wants" for part in missing))
 
     def image_file(self, split: str, file_name: str) -> Path:
         return self.folder / "images" / split / file_name
@@ -89,7 +91,6 @@ class YoloSegTarget:
     def close(self) -> None:
         # JSON's strings are YAML's
         parts = [f"{split}: {json.dumps(f'images/{split}')}" for split in self._splits]
-        parts += [f"val: images/{next(iter(self._splits), 'train')}"] if "val" not in self._splits else []
         names = [f"  {self._numbers[c.id]}: {json.dumps(c.name)}" for c in self.labels.things]
         write_text(self.folder / "data.yaml", "\n".join(["path: .", *parts, "names:", *names]) + "\n")
 
@@ -147,10 +148,9 @@ class CityscapesTarget:
 def _city(file_name: str) -> tuple[str, str]:
     """(city, name) of an image: "aachen_000000_000019_leftImg8bit.png" → ("aachen", "aachen_000000_000019")."""
     path = Path(file_name)
-    built = re.fullmatch(r"((.+)_\d{6}_\d{6})_leftImg8bit", path.stem) or re.fullmatch(r"((.+)_\d{6}_\d{6})", path.stem)
-    if built:
-        return built[2], built[1]
-    return "images", path.with_suffix("").as_posix().replace("/", "_")
+    name = path.stem.removesuffix("_leftImg8bit")
+    built = re.fullmatch(r"(.+)_\d{6}_\d{6}", name)
+    return (built[1], name) if built else ("images", "_".join([*path.parent.parts, name]))
 
 
 class _Names:

@@ -25,8 +25,9 @@ def kind_of(file: Path) -> str | None:
                 return None
             if text.find(b'"segments_info"') >= 0:
                 return "coco_panoptic"
-            if text.find(b'"segmentation"') < 0:
-                return None
+            if text.find(b'"segmentation"') < 0:  # no annotations: the name tells
+                named = [kind for kind in ("coco_instances", "coco_panoptic") if file.stem.startswith(PREFIX[kind])]
+                return named[0] if named else None
             with_stuff = "panoptic" in file.stem or text.find(b'"isthing"') >= 0
             return "coco_detection_panoptic" if with_stuff else "coco_instances"
     except (OSError, ValueError):  # also: an empty file cannot be mapped
