@@ -7,6 +7,9 @@ import pytest
 from drawing import LABELS, match_maps, random_maps
 
 from pansight.errors import PansightError
+from pansight.metrics.boundary import BoundaryQuality
+from pansight.metrics.errors import ErrorAnalysis
+from pansight.metrics.pq_dagger import PanopticQualityDagger
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, image_rows
 from pansight.types import LabelSpace
 
@@ -35,3 +38,14 @@ def test_a_category_outside_the_label_space_is_named():
     image = match_maps(ids, ids, {1: 0, 2: 3}, {1: 0, 2: 3})
     with pytest.raises(PansightError, match="expected an index below 3, found 3"):
         image_rows(image, 3)
+
+
+@pytest.mark.parametrize("metric", [ErrorAnalysis, BoundaryQuality, PanopticQualityDagger])
+def test_a_shortened_state_is_never_half_added(metric):
+    """A damaged part of an evaluation must not pass as one with fewer segments."""
+    state = metric(LABELS).state_dict()
+    tables = [key for key, value in state.items() if isinstance(value, list)]
+    assert len(tables) >= 4
+    for key in tables:
+        with pytest.raises((PansightError, ValueError)):
+            metric(LABELS).load_state_dict(state | {key: state[key][:-1]})

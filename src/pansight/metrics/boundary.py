@@ -148,8 +148,8 @@ class BoundaryQuality:
 
     def _add(self, state: dict[str, Any]) -> None:
         self._counts.add_state(state)
-        self._found = [a + int(b) for a, b in zip(self._found, state["found"])]
-        self._boundary = [a + int(b) for a, b in zip(self._boundary, state["boundary"])]
+        self._found = [a + int(b) for a, b in zip(self._found, state["found"], strict=True)]
+        self._boundary = [a + int(b) for a, b in zip(self._boundary, state["boundary"], strict=True)]
         self._updates += int(state["updates"])
 
 

@@ -428,4 +428,4 @@ def _draw_outlines(counts: list[_Counts]) -> list[_Counts]:
 
 
 def _sum_tables(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
-    return [[int(x) + int(y) for x, y in zip(row_a, row_b)] for row_a, row_b in zip(a, b)]
+    return [[int(x) + int(y) for x, y in zip(row_a, row_b, strict=True)] for row_a, row_b in zip(a, b, strict=True)]

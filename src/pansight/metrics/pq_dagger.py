@@ -96,8 +96,8 @@ class PanopticQualityDagger:
 
     def _add(self, state: dict[str, Any]) -> None:
         self._counts.add_state(state)
-        self._present = [a + int(b) for a, b in zip(self._present, state["present"])]
-        self._iou = [a + int(b) for a, b in zip(self._iou, state["stuff_iou"])]
+        self._present = [a + int(b) for a, b in zip(self._present, state["present"], strict=True)]
+        self._iou = [a + int(b) for a, b in zip(self._iou, state["stuff_iou"], strict=True)]
         self._updates += int(state["updates"])
 
 

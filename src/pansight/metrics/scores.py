@@ -53,13 +53,13 @@ class ClassCounts:
         return {"tp": list(self.tp), "fp": list(self.fp), "fn": list(self.fn), "iou": list(self.iou)}
 
     def add_state(self, state: dict[str, Any]) -> None:
-        """Add a `state_dict`. Raises PansightError where it has another number of classes."""
+        """Add a `state_dict`. Raises PansightError for another number of classes, ValueError for a damaged one."""
         if len(state["tp"]) != len(self.labels):
             raise PansightError(f"counts by class: expected {len(self.labels)} classes, found {len(state['tp'])}")
-        self.tp = [a + int(b) for a, b in zip(self.tp, state["tp"])]
-        self.fp = [a + int(b) for a, b in zip(self.fp, state["fp"])]
-        self.fn = [a + int(b) for a, b in zip(self.fn, state["fn"])]
-        self.iou = [a + int(b) for a, b in zip(self.iou, state["iou"])]
+        self.tp = [a + int(b) for a, b in zip(self.tp, state["tp"], strict=True)]
+        self.fp = [a + int(b) for a, b in zip(self.fp, state["fp"], strict=True)]
+        self.fn = [a + int(b) for a, b in zip(self.fn, state["fn"], strict=True)]
+        self.iou = [a + int(b) for a, b in zip(self.iou, state["iou"], strict=True)]
 
 
 _LOW_BITS = 26
