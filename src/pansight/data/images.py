@@ -26,10 +26,8 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pansight.errors import PansightError
 from pansight.files import replacing
-from pansight.ops.idmap import IdArray, rgb_to_ids
-
-MAX_PIXELS = 100_000_000
-"""Larger images are refused after reading their header: a file of some kilobytes may ask for gigabytes."""
+from pansight.ops.idmap import IdArray
+from pansight.ops.label_png import MAX_PIXELS, decode_ids, open_label_png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -209,11 +207,7 @@ def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def read_rgb_ids(path: str | Path) -> IdArray:
     """An RGB-coded id PNG (COCO panoptic) as int32 (H, W). Raises PansightError for anything but an 8-bit RGB PNG."""
-    data = read_bytes(path)
-    header = read_header(data, path)
-    if header.kind != "png" or header.png_color not in (PNG_RGB, 6) or header.bits != 8:
-        raise PansightError(f"{path}: expected an 8-bit RGB PNG of segment ids, found {_describe(header)}")
-    return rgb_to_ids(_decode_rgb(data, header, path))
+    return decode_ids(open_label_png(read_bytes(path), str(path)))
 
 
 def read_index_png(path: str | Path) -> IdArray:

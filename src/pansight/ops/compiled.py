@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Compile at the first call; the machine code is kept on disk, and the interpreter's lock is given up while it runs.
+    """Compile at the first call, and keep the machine code on disk; other Python threads go on while it runs.
 
     Where no folder for the machine code can be written (a read-only installation without a home), it is made anew in
     every process.
@@ -17,6 +17,6 @@ def compiled(function: Function) -> Function:
     from numba import njit  # type: ignore[import-untyped]
 
     try:
-        return njit(nogil=True, cache=True)(function)
+        return cast(Function, njit(nogil=True, cache=True)(function))
     except RuntimeError:
-        return njit(nogil=True)(function)
+        return cast(Function, njit(nogil=True)(function))

@@ -80,7 +80,7 @@ class _Pixels:
             self.raw = np.zeros((size + 63) // 8 * 8, np.uint8)  # whole words, a few beyond the end
             self.words = self.raw.view(np.uint64)
         try:
-            unpacked = cast(Any, imagecodecs.deflate_decode(png.packed, out=self.raw[:size]))
+            unpacked = cast(Any, imagecodecs.deflate_decode(png.packed, out=cast(Any, self.raw[:size])))
         except (RuntimeError, ValueError) as error:
             found = " ".join(str(error).split())
             raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels ({found})") from error

@@ -9,7 +9,7 @@ has not changed. So only pixels near a non-zero byte are touched, and zeros are 
 # numba's decorator leaves its results without a type, and its sized integers are int only to numba
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUntypedFunctionDecorator=false, reportMissingTypeStubs=false
-# pyright: reportArgumentType=false, reportReturnType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportAssignmentType=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
 import numpy as np
@@ -66,19 +66,21 @@ def _paeth(left: int, above: int, corner: int) -> int:
 
 @compiled
 def _next_nonzero(raw: Bytes, words: Words, at: int, end: int) -> int:
-    """The first position from `at` on whose byte is not zero, or `end`. words: the same memory, eight bytes at a time."""
+    """The first position from `at` on whose byte is not zero, or `end`. words: the same memory, eight bytes each."""
     while at < end and at & 7:
         if raw[at] != 0:
             return at
         at += 1
     if at >= end:
         return end
-    word, last = at >> 3, end >> 3
-    while word + 4 <= last and (words[word] | words[word + 1] | words[word + 2] | words[word + 3]) == 0:
-        word += 4
-    while word < last and words[word] == 0:
-        word += 1
-    at = word << 3
+    word, last, one, four = uint64(at >> 3), uint64(end >> 3), uint64(1), uint64(4)
+    while word + four <= last:
+        if (words[word] | words[word + one]) | (words[word + uint64(2)] | words[word + uint64(3)]) != uint64(0):
+            break
+        word += four
+    while word < last and words[word] == uint64(0):
+        word += one
+    at = int64(word) << 3
     while at < end and raw[at] == 0:
         at += 1
     return min(at, end)
@@ -135,9 +137,9 @@ def _undo_paeth(raw: Bytes, words: Words, start: int, row: Row, width: int, step
 
 @compiled
 def undo_filter(raw: Bytes, words: Words, start: int, row: Row, width: int, step: int) -> int:
-    """One filtered row, in place of the row above. Gives 1 where pixels may have changed, 0 where none has, or BAD_FILTER.
+    """One filtered row, in place of the row above. Gives 1 where pixels may differ, 0 where none does, or an error.
 
-    raw: uint8, the filter's number at start − 1, then `width` pixels of `step` bytes (3 = RGB; 4: alpha is passed over).
+    raw: uint8, the filter's number at start − 1, then `width` pixels of `step` bytes (RGB, or RGBA without its A).
     row: uint32 (W + 1,), row[0] = 0 stands for the pixel to the left of the first.
     """
     kind = raw[start - 1]
@@ -186,17 +188,18 @@ def _slot(keys: Words, key: int) -> int:
 @compiled
 def _scan(a: Row, b: Row, width: int, keys: Words, counts: Counts, used: Counts, slots: Counts, lengths: Counts) -> int:
     """The runs of equal pairs of two rows: their places in the table and their lengths. Gives how many, or an error."""
-    n, start, x = 0, 0, 1
+    n, start, x = 0, uint64(0), uint64(1)
+    end, one, eight = uint64(width), uint64(1), uint64(8)  # unsigned: an index that may be negative costs a test
     while True:
-        while x + 8 <= width:
+        while x + eight <= end:
             different = uint32(0)
-            for k in range(x, x + 8):
-                different |= (a[k + 1] ^ a[k]) | (b[k + 1] ^ b[k])
+            for k in range(x, x + eight):
+                different |= (a[k + one] ^ a[k]) | (b[k + one] ^ b[k])
             if different != 0:
                 break
-            x += 8
-        while x < width and a[x + 1] == a[x] and b[x + 1] == b[x]:
-            x += 1
+            x += eight
+        while x < end and a[x + one] == a[x] and b[x + one] == b[x]:
+            x += one
         key = (uint64(a[x]) << uint64(24)) | uint64(b[x])
         slot = _slot(keys, key)
         if keys[slot] != key:
@@ -208,10 +211,10 @@ def _scan(a: Row, b: Row, width: int, keys: Words, counts: Counts, used: Counts,
             used[used[0]] = slot
         slots[n], lengths[n] = slot, x - start
         n += 1
-        if x >= width:
+        if x >= end:
             return n
         start = x
-        x += 1
+        x += one
 
 
 @compiled

@@ -1,0 +1,144 @@
+"""The images of a truth beside those of a prediction, both COCO panoptic files, matched one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pansight.errors import PansightError
+from pansight.files import safe_join
+from pansight.metrics.files.class_map import ClassMap, map_overlaps, map_table
+from pansight.metrics.files.panoptic_json import PanopticFile
+from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
+from pansight.metrics.overlap import IntArray, Overlaps
+from pansight.ops.idmap import IdArray, relabel
+from pansight.ops.label_png import LabelPng, PairCounter, decode_ids, open_label_png
+
+
+class Pair(NamedTuple):
+    """One image, matched."""
+
+    image_id: str | int
+    file_name: str  # of the truth's PNG
+    size: tuple[int, int]  # (H, W)
+    match: ImageMatch
+    truth_ids: IdArray | None  # int32 (H, W), where maps were asked for
+    prediction_ids: IdArray | None
+    stale_areas: int  # truth segments whose area in the JSON is not what the PNG has
+
+
+class PanopticPairs:
+    """The images of `truth` with their predictions, by image id; predictions of other images are passed over.
+
+    truth_folder, prediction_folder: of the PNGs. class_map: where the label spaces differ; results are in the truth's.
+    strict: as panopticapi counts: areas of the truth from its JSON, of each class only the last crowd, and pixels of
+    the truth with an id that its JSON lacks are no void.
+    Raises PansightError where an image has no prediction; an image, where a file is missing, damaged or inconsistent.
+    """
+
+    def __init__(
+        self,
+        truth: PanopticFile,
+        truth_folder: str | Path,
+        prediction: PanopticFile,
+        prediction_folder: str | Path,
+        class_map: ClassMap | None = None,
+        strict: bool = False,
+    ):
+        self.truth, self.prediction, self.class_map, self.strict = truth, prediction, class_map, strict
+        self.truth_folder, self.prediction_folder = Path(truth_folder), Path(prediction_folder)
+        self._partners = [prediction.index(image_id) for image_id in truth.image_ids]
+        self._stuff = np.array([not c.is_thing for c in truth.labels], bool)
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def read(self, index: int, counter: PairCounter, maps: bool = False) -> Pair:
+        """Image number `index` of the truth. maps: keep the id maps too. counter: one for each thread."""
+        image_id = self.truth.image_ids[index]
+        truth = _open(self.truth_folder, self.truth, index)
+        prediction = _open(self.prediction_folder, self.prediction, self._partners[index])
+        overlaps = counter.count(truth, prediction)
+        try:
+            match, stale, changed = self._match(index, overlaps)
+        except PansightError as error:
+            raise PansightError(f"image {image_id} ({truth.name}, {prediction.name}): {error}") from error
+        ids = (_changed_ids(truth, changed[0]), _changed_ids(prediction, changed[1])) if maps else (None, None)
+        return Pair(image_id, self.truth.file_names[index], (truth.height, truth.width), match, *ids, stale)
+
+    def _match(self, index: int, overlaps: Overlaps) -> tuple[ImageMatch, int, tuple[dict[int, int], dict[int, int]]]:
+        truth, prediction = self.truth.table(index), self.prediction.table(self._partners[index])
+        stated = self.truth.stated_areas(index)
+        if self.strict:
+            truth, stated, excuses = _as_the_reference(truth, stated, overlaps)
+            if (stated < 0).any():
+                number = int(truth.ids[int(np.argmax(stated < 0))])
+                raise PansightError(f"truth: segment {number}: expected an area in the JSON, found none")
+            return match_tables(truth, prediction, overlaps, stated, excuses), 0, ({}, {})
+        stale = _stale_areas(truth, stated, overlaps)
+        changed: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        if self.class_map is not None:
+            _refuse_unlisted(truth, overlaps.first, "truth")
+            _refuse_unlisted(prediction, overlaps.second, "prediction")
+            truth, gone = map_table(truth, self.class_map.truth)
+            prediction, joined = map_table(prediction, self.class_map.prediction, self._stuff)
+            changed = gone, joined
+            overlaps = map_overlaps(overlaps, gone, joined)
+        return match_tables(truth, prediction, overlaps), stale, changed
+
+
+def _open(folder: Path, file: PanopticFile, index: int) -> LabelPng:
+    path = safe_join(folder, file.file_names[index], file.path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PansightError(f"{path}: expected the PNG of image {file.image_ids[index]}, found no such file") from error
+    except OSError as error:
+        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return open_label_png(data, str(path))
+
+
+def _changed_ids(png: LabelPng, changed: dict[int, int]) -> IdArray:
+    ids = decode_ids(png)
+    if not changed:
+        return ids
+    same = {number: number for number in np.unique(ids).tolist()}
+    return relabel(ids, same | changed)
+
+
+def _stale_areas(truth: SegmentTable, stated: IntArray, overlaps: Overlaps) -> int:
+    """How many segments have another area in the JSON than in the PNG."""
+    order = np.argsort(truth.ids)
+    place = np.searchsorted(truth.ids[order], overlaps.first)
+    place = np.minimum(place, max(len(order) - 1, 0))
+    known = truth.ids[order][place] == overlaps.first if len(order) else np.zeros(len(overlaps.first), bool)
+    counted = np.zeros(len(truth.ids), np.int64)
+    np.add.at(counted, order[place[known]], overlaps.pixels[known])
+    return int(((stated >= 0) & (stated != counted)).sum())
+
+
+def _refuse_unlisted(table: SegmentTable, ids: IntArray, side: str) -> None:
+    stray = np.setdiff1d(ids, np.append(table.ids, 0))
+    if stray.size:
+        raise PansightError(f"{side}: expected only ids of its segment table, found {int(stray[0])} in the map")
+
+
+def _as_the_reference(
+    truth: SegmentTable, stated: IntArray, overlaps: Overlaps
+) -> tuple[SegmentTable, IntArray, NDArray[np.bool_]]:
+    """The table as panopticapi sees it: with ids that only the PNG has, which neither count nor are void."""
+    excuses = np.zeros(len(truth.ids), bool)
+    last = {int(c): row for row, c in enumerate(truth.categories.tolist()) if truth.crowd[row]}
+    excuses[list(last.values())] = True
+    stray = np.setdiff1d(overlaps.first, np.append(truth.ids, 0))
+    more = len(stray)
+    table = SegmentTable(
+        np.append(truth.ids, stray),
+        np.append(truth.categories, np.full(more, -1)),
+        np.append(truth.crowd, np.ones(more, bool)),
+        np.append(truth.scores, np.ones(more)),
+    )
+    return table, np.append(stated, np.zeros(more, np.int64)), np.append(excuses, np.zeros(more, bool))
