@@ -157,6 +157,13 @@ def test_vistas_of_both_versions(tmp_path, flat):
         assert open_dataset(file).image_id(0) == "_1Gn_xkw7sa_i9GU4mkxxQ"
 
 
+def test_a_part_of_vistas_is_read_by_itself(tmp_path):
+    part = vistas_tree(tmp_path, ("1.2",), flat=True, panoptic=True) / "validation"  # looks like images and instances
+    assert detect_format(part) == "vistas"
+    assert find_splits(part) == ()
+    assert open_dataset(part).image_id(0) == "_1Gn_xkw7sa_i9GU4mkxxQ"
+
+
 def test_vistas_says_what_is_missing(tmp_path):
     root = vistas_tree(tmp_path / "a", ("1.2",), flat=True)  # images/ and instances/, but no instance numbers
     assert detect_format(root) == "vistas"

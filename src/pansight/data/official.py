@@ -24,6 +24,9 @@ from pansight.errors import PansightError, choice_error
 VISTAS_JSON = {"2.0": "panoptic_2020.json", "1.2": "panoptic_2018.json"}
 """Version of Mapillary Vistas → its panoptic file; where both are there, the first is taken."""
 
+VISTAS_PARTS = {"training": "train", "validation": "val"}
+"""Folder of a part → its split."""
+
 
 class Official(NamedTuple):
     """How a layout is told from others, and where its panoptic files are."""
@@ -37,8 +40,9 @@ class Official(NamedTuple):
 
 
 def root_of(source: Path, recognise: Callable[[Path], bool]) -> Path:
-    """The root that is meant by itself, by its gtFine folder, or by a file in it; else `source` itself."""
-    around = source.parents[:4] if source.is_file() else [source.parent] if source.name == "gtFine" else []
+    """The root that is meant by itself, by its gtFine or training folder, or by a file in it; else `source` itself."""
+    inner = source.name == "gtFine" or source.name in VISTAS_PARTS
+    around = source.parents[:4] if source.is_file() else [source.parent] if inner else []
     return next((folder for folder in (source, *around) if recognise(folder)), source)
 
 
@@ -68,7 +72,7 @@ def ade20k_jsons(root: Path) -> dict[str, Path]:
 
 def is_vistas_root(root: Path) -> bool:
     """A part has images and, flat or by version, 16-bit instances or panoptic PNGs with the names of the set."""
-    for part in ("training", "validation"):
+    for part in VISTAS_PARTS:
         folder = root / part
         if (folder / "images").is_dir():
             if any((folder / f"v{version}").is_dir() for version in VISTAS_JSON):
@@ -81,7 +85,7 @@ def is_vistas_root(root: Path) -> bool:
 def vistas_jsons(root: Path, version: str | None = None) -> dict[str, Path]:
     """Split → panoptic file of a version, else of the newest that the part has."""
     found: dict[str, Path] = {}
-    for split, part in (("train", "training"), ("val", "validation")):
+    for part, split in VISTAS_PARTS.items():
         for number in VISTAS_JSON if version is None else (version,):
             places = (root / part / f"v{number}" / "panoptic", root / part / "panoptic")
             files = [place / VISTAS_JSON[number] for place in places if (place / VISTAS_JSON[number]).is_file()]
@@ -113,12 +117,17 @@ def official_format(source: Path, with_panoptic: bool) -> str | None:
 
 
 def official_splits(source: Path, name: str) -> tuple[str, ...]:
-    """Which of train, val and test have a panoptic file; empty where `source` is one of these files."""
-    if source.is_file():
+    """Which of train, val and test have a panoptic file; empty where `source` is one of these files, or a part."""
+    root = root_of(source, OFFICIAL[name].recognise)
+    if source.is_file() or _named_part(source, root) is not None:
         return ()
-    layout = OFFICIAL[name]
-    found = layout.annotations(root_of(source, layout.recognise))
+    found = OFFICIAL[name].annotations(root)
     return tuple(split for split in SPLITS if split in found)
+
+
+def _named_part(source: Path, root: Path) -> str | None:
+    """The split that a folder below the root stands for."""
+    return VISTAS_PARTS.get(source.name) if source != root else None
 
 
 def _existing(files: Mapping[str, Path]) -> dict[str, Path]:
@@ -183,7 +192,7 @@ def open_vistas(source: str | Path, split: str | None = None, version: str | Non
     known, how = vistas_jsons(root, version), "it is in the zip of the set"
     looked = f"training/[v{version or '…'}/]panoptic/{names}"
     part, file = _panoptic_file(Path(source), root, known, split, looked, how, "vistas")
-    images = root / {"train": "training", "val": "validation"}.get(part, part) / "images"
+    images = root / {split: folder for folder, split in VISTAS_PARTS.items()}.get(part, part) / "images"
     _expect_images(images, "the zip of the set")
     return CocoPanoptic(file, images, file.parent, read_coco_json(file))
 
@@ -202,6 +211,7 @@ def _panoptic_file(
     if not known:
         hint = f"{how}, or convert the raw annotations: pansight convert {root} --from {name} --to OUT"
         raise PansightError(f"{root}: expected {looked} (panoptic annotations), found none; {hint}")
+    split = split or _named_part(source, root)
     wanted = part_names(split or "train")
     part = next((part for part in known if part in wanted), next(iter(known)) if split is None else None)
     if part is None:

@@ -44,7 +44,7 @@ def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
     assert len(open_vistas(root, version="1.2").categories) == 65
     assert open_vistas(root, "val")[0].image_id == "_1Gn_xkw7sa_i9GU4mkxxQ"
     assert is_vistas(root)
-    assert not is_vistas(tmp_path / "training")
+    assert not is_vistas(root / "training" / "images")
     fails(root, r"unknown version of Vistas '1\.1'; known: 1\.2, 2\.0", version="1.1")
     fails(root, "expected a part 'test', found training, validation", split="test")
 
@@ -117,7 +117,7 @@ def test_wrong_files_are_one_line(tmp_path):
     write_palette(png, np.zeros((3, 3), np.uint8), [(0, 0, 0)])
     fails(root, "expected instances of Vistas as a PNG of 16 bits, found 8 bits")
     (root / "config_v2.0.json").write_text('{"labels": [{"name": 3}]}')
-    fails(root, r"config_v2\.0\.json: Expected `str`, got `int` - at")
+    fails(root, r"config_v2\.0\.json: expected `str`, found `int` - at")
     (root / "config_v2.0.json").write_text("[" * 100_000)
     fails(root, r"config_v2\.0\.json: ")
 
@@ -138,3 +138,11 @@ def test_conversion_of_v2_without_config_asks_what_is_a_thing(tmp_path):
     with pytest.raises(PansightError, match=r"expected to know which are things .*found no answer for animal--bird"):
         convert(root, tmp_path / "out")
     assert convert(root, tmp_path / "out", things=["animal--bird"]).things == ("animal--bird",)
+
+
+def test_a_part_is_read_by_itself(tmp_path):
+    part = vistas_tree(tmp_path / "vistas", ("1.2",), flat=True) / "validation"  # looks like images and instances
+    assert is_vistas(part)
+    assert splits_vistas(part) == ("validation",)
+    assert open_vistas(part)[0].image_id == "_1Gn_xkw7sa_i9GU4mkxxQ"
+    assert convert(part, tmp_path / "out").images == {"val": 1}

@@ -46,5 +46,7 @@ def label_space(name: str) -> LabelSpace:
     rows = category_table(name)
     unknown = [row["name"] for row in rows if row["isthing"] is None]
     if unknown:
-        raise PansightError(f"{name}: expected to know things from stuff, found classes that do not say: {unknown[0]}, …")
+        raise PansightError(
+            f"{name}: expected to know things from stuff, found classes that do not say: {unknown[0]}, …"
+        )
     return LabelSpace.from_json(sorted(rows, key=lambda row: not row["isthing"]))

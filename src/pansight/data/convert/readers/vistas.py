@@ -18,10 +18,8 @@ from pansight.data.convert.lookup import choose_part, decode_json, image_size
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import IMAGE_SUFFIXES
-from pansight.data.official import VISTAS_JSON, vistas_jsons
+from pansight.data.official import VISTAS_JSON, VISTAS_PARTS, vistas_jsons
 from pansight.errors import PansightError, choice_error
-
-PARTS = ("training", "validation")
 
 Color = tuple[int, int, int]
 
@@ -168,20 +166,22 @@ def open_vistas(source: Path, split: str | None = None, version: str | None = No
     """
     if version is not None and version not in VISTAS_JSON:
         raise choice_error("version of Vistas", version, VISTAS_JSON)
-    places = {number: _instances(source, number) for number in (VISTAS_JSON if version is None else (version,))}
+    root, only = _root_and_part(source)
+    split = split or only
+    places = {number: _instances(root, number) for number in (VISTAS_JSON if version is None else (version,))}
     number = next((number for number, folders in places.items() if folders), None)
     if number is None:
         raise PansightError(f"{source}: expected training/[v{version or '2.0'}/]instances, found no such folder")
-    part, note = choose_part(places[number], split, source)
+    part, note = choose_part(places[number], split, root)
     assert part is not None  # there are places
-    classes = _classes(source, number, "train" if part == "training" else "val")
-    return Vistas(places[number][part], source / part / "images", classes, [note] if note else [])
+    classes = _classes(root, number, VISTAS_PARTS[part])
+    return Vistas(places[number][part], root / part / "images", classes, [note] if note else [])
 
 
 def _instances(root: Path, version: str) -> dict[str, Path]:
     """Part → folder of its instance PNGs: by version in the zip of v2.0, without in that of v1.2."""
     found: dict[str, Path] = {}
-    for part in PARTS:
+    for part in VISTAS_PARTS:
         places = [root / part / f"v{version}" / "instances"]
         if version == "1.2":
             places.append(root / part / "instances")
@@ -192,9 +192,23 @@ def _instances(root: Path, version: str) -> dict[str, Path]:
 
 
 def splits_vistas(source: Path) -> tuple[str, ...]:
-    return next((tuple(folders) for folders in (_instances(source, v) for v in VISTAS_JSON) if folders), ())
+    root, only = _root_and_part(source)
+    if only is not None:
+        return (only,)
+    return next((tuple(folders) for folders in (_instances(root, v) for v in VISTAS_JSON) if folders), ())
+
+
+def _root_and_part(source: Path) -> tuple[Path, str | None]:
+    """(the root, None), or (the root above, training or validation) where `source` is only that part."""
+    if source.name in VISTAS_PARTS and _has_parts(source.parent):
+        return source.parent, source.name
+    return source, None
+
+
+def _has_parts(root: Path) -> bool:
+    return any((root / p / "images").is_dir() and _instances(root, v) for p in VISTAS_PARTS for v in VISTAS_JSON)
 
 
 def is_vistas(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
-    return any((source / part / "images").is_dir() and _instances(source, v) for part in PARTS for v in VISTAS_JSON)
+    return _has_parts(_root_and_part(source)[0])
