@@ -12,6 +12,7 @@ from pansight.data.categories import category_table
 from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
 from pansight.data.convert.targets.outlines import one_outline, outlines
+from pansight.data.dataset import SPLITS
 from pansight.data.images import write_png
 from pansight.errors import PansightError
 from pansight.files import write_json, write_text
@@ -66,8 +67,15 @@ class YoloSegTarget:
     def notes(self) -> tuple[str, ...]:
         left_out = {"stuff": self._stuff, "crowds": self._crowds}
         told = [f"{n} segments of {kind} are left out: YOLO has none" for kind, n in left_out.items() if n]
-        missing = [part for part in ("train", "val") if part not in self._splits]
+        missing = [part for part in ("train", "val") if part not in self._parts().values()]
         return (*told, *(f"there is no part {part!r}, which YOLO's data.yaml wants" for part in missing))
+
+    def _parts(self) -> dict[str, str]:
+        """Split → its key in data.yaml: "train2017" is train; where none is, the first one is."""
+        keys = {split: next((p for p in SPLITS if split.startswith(p)), split) for split in self._splits}
+        if not set(SPLITS) & set(keys.values()):
+            keys |= dict.fromkeys(list(keys)[:1], "train")
+        return keys if len(set(keys.values())) == len(keys) else {split: split for split in keys}
 
     def image_file(self, split: str, file_name: str) -> Path:
         return self.folder / "images" / split / file_name
@@ -90,7 +98,7 @@ class YoloSegTarget:
 
     def close(self) -> None:
         # JSON's strings are YAML's
-        parts = [f"{split}: {json.dumps(f'images/{split}')}" for split in self._splits]
+        parts = [f"{part}: {json.dumps(f'images/{split}')}" for split, part in self._parts().items()]
         names = [f"  {self._numbers[c.id]}: {json.dumps(c.name)}" for c in self.labels.things]
         write_text(self.folder / "data.yaml", "\n".join(["path: .", *parts, "names:", *names]) + "\n")
 
