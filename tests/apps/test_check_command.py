@@ -67,9 +67,9 @@ def test_defects_are_printed_by_code_and_the_exit_code_is_1(data, capsys):
     text = capsys.readouterr().out
     assert text[text.index("errors") : text.index("notes")] == (
         "errors\n"
-        "  missing-image: 1 × a missing image file  → image dropped\n"
+        "  missing-image: 1 × a missing image file  → --fix: image dropped\n"
         "    train/scene_4.png: image 4: expected an image file, found no such file\n"
-        "  area: 3 × an area that is not the number of pixels (panopticapi's PQ trusts it)  → counted again\n"
+        "  area: 3 × an area that is not the number of pixels (panopticapi's PQ trusts it)  → --fix: counted again\n"
         "    annotations/panoptic_train.json: image 1: segment 301: expected area 6, found 7\n"
         "    annotations/panoptic_train.json: image 2: segment 302: expected area 6, found 7\n"
         "    … and 1 more (--limit 0 lists all)\n"
@@ -87,8 +87,8 @@ def test_fix_prints_what_was_done(data, capsys):
     text = capsys.readouterr().out
     assert text[text.index("repaired copy: out") :] == (
         "repaired copy: out, 5 images\n"
-        "  area: 1 × counted again\n"
         "  missing-image: 1 × image dropped\n"
+        "  area: 1 × counted again\n"
         "images left out: 1\n"
         "  train: scene_2.png (image 2)\n"
         f"everything that was done, one by one: {Path('out', 'repairs.json')}\n"
@@ -119,6 +119,8 @@ def test_json_has_every_defect(data, capsys):
 
 def test_things_are_named_on_the_command_line(data, capsys):
     damages.edit(data, lambda c: [row.pop("isthing") for row in c["categories"]])
+    assert main(["check", "data"]) == 1
+    assert capsys.readouterr().out.endswith("a repaired copy: pansight check data --fix OUT --things A,B,C\n")
     assert main(["check", "data", "--fix", "out"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -133,6 +135,7 @@ def test_things_are_named_on_the_command_line(data, capsys):
         (["check", "nowhere"], "nowhere: expected a folder or file, found none"),
         (["check", "data/train"], "expected one of annotations/panoptic_*.json"),
         (["check", "data", "--fix", "data"], "expected no such folder yet"),
+        (["check", "data", "--things", "dog"], "--things: expected --fix OUT beside it, found none"),
         (["split", "data"], "expected one part to split, found train, val; name one (--part NAME)"),
         (["split", "data", "--part", "train", "--val", "2"], "share for validation between 0 and 1, found 2.0"),
     ],

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pansight.data.check import QUERIES, RULES, Checked, Report, check
-from pansight.data.check.defects import Severity, one_line
+from pansight.data.check.defects import BY_HAND, Severity, one_line
 from pansight.data.check.fix import REPAIRS, Repaired, fix
+from pansight.data.check.output import require_new
 from pansight.data.check.split import Split, split
 from pansight.data.check.statistics import Statistics
 from pansight.engine.progress import ProgressBar
+from pansight.errors import PansightError
 from pansight.files import unpacked, write_json
 
 KINDS = {
@@ -40,6 +42,10 @@ def check_command(
     overwrite: bool,
 ) -> int:
     """1 where DATA has errors and no repaired copy was asked for, else 0."""
+    if out is not None:
+        require_new(out, REPAIRS, overwrite)
+    elif things is not None:
+        raise PansightError("--things: expected --fix OUT beside it, found none: only a copy is changed")
     keep = None if json is not None or out is not None or limit < 1 else limit
     with unpacked(data) as folder:
         with _bar("check") as progress:
@@ -190,7 +196,8 @@ def _describe_defects(report: Report, severity: Severity, limit: int) -> list[st
     limit = limit if severity != "note" else min(limit or 3, 3)
     for code in codes:
         count, rule = report.findings.counts[code], RULES[code]
-        remedy = f"  → {rule.remedy}" if rule.remedy else ""
+        by_fix = rule.remedy and not rule.remedy.startswith((BY_HAND, "pansight"))
+        remedy = f"  → {'--fix: ' if by_fix else ''}{rule.remedy}" if rule.remedy else ""
         lines.append(f"  {code}: {count:,} × {rule.meaning}{remedy}")
         found = [d for d in report.findings.defects if d.code == code]
         shown = found if limit < 1 else found[:limit]
@@ -208,7 +215,12 @@ def _verdict(report: Report, name: str) -> str:
     text = f"{counts or 'nothing'} found in {_count(report.images, 'image')}"
     if report.parts and report.parts[0].part.kind != "panoptic":
         return f"{text}\nfor panoptic training and figures convert it first: pansight convert {name} --to OUT"
-    return f"{text}\na repaired copy: pansight check {name} --fix OUT" if numbers["error"] else f"{text}: ready to use"
+    if not numbers["error"]:
+        return f"{text}: ready to use"
+    by_hand = [code for code in report.findings.blocking if code != "isthing"]
+    first = f"settle by hand first: {', '.join(by_hand)}\n" if by_hand else ""
+    things = " --things A,B,C" if "isthing" in report.findings.blocking else ""
+    return f"{text}\n{first}a repaired copy: pansight check {name} --fix OUT{things}"
 
 
 def describe_repairs(repaired: Repaired, limit: int = 20) -> str:

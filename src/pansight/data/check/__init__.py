@@ -218,4 +218,4 @@ def _describe(row: Class | None) -> str:
     if row is None:
         return "no such category"
     kind = {True: "thing", False: "stuff", None: "unknown whether thing or stuff"}[row.is_thing]
-    return f"{one_line(row.name)!r} ({kind})"
+    return f"'{one_line(row.name)}' ({kind})"

@@ -12,7 +12,7 @@ Severity = Literal["error", "warning", "note"]
 """error: a reader fails or a figure comes out wrong. warning: legal, and other tools trip over it. note: a fact."""
 
 DROPPED = "image dropped"
-BY_HAND = "only you can say"
+BY_HAND = "by hand"
 
 
 class Rule(NamedTuple):
@@ -30,7 +30,9 @@ RULES: dict[str, Rule] = {
     # categories
     "duplicate-category": Rule("error", "a category id that stands for two classes", BY_HAND),
     "duplicate-name": Rule("error", "two categories of one name", "id added to the later name"),
-    "isthing": Rule("error", "a category that does not say whether it is a thing", BY_HAND + ": --things"),
+    "isthing": Rule(
+        "error", "a category that does not say whether it is a thing", BY_HAND + ", or --fix with --things"
+    ),
     "categories-differ": Rule("warning", "a category that differs between the parts", ""),
     "category-gap": Rule("note", "category ids are not contiguous (legal: pansight maps them)", ""),
     # images and annotations
@@ -41,7 +43,9 @@ RULES: dict[str, Rule] = {
     "several-annotations": Rule(
         "error", "more than one annotation of an image", "merged if of one PNG, else first kept"
     ),
-    "no-folder": Rule("error", "none of the files is where files are looked for", BY_HAND + ": --images, --panoptic"),
+    "no-folder": Rule(
+        "error", "none of the files is where files are looked for", BY_HAND + ", or name it: --images, --panoptic"
+    ),
     "missing-image": Rule("error", "a missing image file", DROPPED),
     "unreadable-image": Rule("error", "a damaged image, or no image at all", DROPPED),
     "missing-png": Rule("error", "a missing panoptic PNG", DROPPED),

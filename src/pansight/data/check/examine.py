@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pansight.data.check.defects import Defect, defect, shown, shown_value
+from pansight.data.check.defects import Defect, defect, one_line, shown, shown_value
 from pansight.data.check.reader import Part, Record, file_in, is_file, whole
 from pansight.data.images import (
     PNG_GREY,
@@ -176,7 +176,7 @@ def _check_stuff(part: Part, record: Record, good: dict[int, Declared], defects:
             continue
         key = segment.category, segment.is_crowd
         if key in first:
-            expected = f"one segment of stuff {part.classes[segment.category].name!r}"
+            expected = f"one segment of stuff '{one_line(part.classes[segment.category].name)}'"
             found = f"another beside {first[key]}"
             defects.append(defect("stuff-split", part.show(part.json), expected, found, record.image_id, segment.id))
         first.setdefault(key, segment.id)

@@ -66,7 +66,8 @@ def fix(
                 if progress is not None:
                     progress(done, total)
             copy.close()
-        counts = {c: n for c, n in report.findings.counts.items() if RULES[c].remedy}
+        counts = {code: report.findings.counts[code] for code, rule in RULES.items() if rule.remedy}
+        counts = {code: count for code, count in counts.items() if count}
         _write_list(folder / REPAIRS, report, dropped, counts)
     return Repaired(Path(out), total, tuple(dropped), counts)
 

@@ -14,6 +14,13 @@ from pansight.errors import PansightError
 from pansight.files import write_text
 
 
+def require_new(out: Path, marker: str, overwrite: bool) -> None:
+    """Raises PansightError where `out` exists, unless it may be replaced: it holds `marker`."""
+    if os.path.lexists(out) and not (overwrite and (out / marker).is_file() and not out.is_symlink()):
+        hint = f"--overwrite replaces only a folder with {marker}" if overwrite else "nothing was written"
+        raise PansightError(f"{out}: expected no such folder yet, found one; {hint}")
+
+
 @contextmanager
 def new_folder(out: Path, marker: str, inputs: tuple[Path, ...], overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `out` that takes its place when the block succeeds and goes when it fails.
@@ -22,9 +29,7 @@ def new_folder(out: Path, marker: str, inputs: tuple[Path, ...], overwrite: bool
     Raises PansightError where `out` exists and may not be replaced, lies in one of `inputs`, or cannot be written.
     """
     out = Path(os.path.abspath(out))
-    if os.path.lexists(out) and not (overwrite and (out / marker).is_file() and not out.is_symlink()):
-        hint = f"--overwrite replaces only a folder with {marker}" if overwrite else "nothing was written"
-        raise PansightError(f"{out}: expected no such folder yet, found one; {hint}")
+    require_new(out, marker, overwrite)
     for folder in inputs:
         if out.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out.resolve()):
             raise PansightError(f"{out}: expected a folder apart from the data, found it in or around {folder}")

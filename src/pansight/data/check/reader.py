@@ -244,11 +244,11 @@ def _categories(
             continue
         name = name if isinstance(name, str) and name else f"category {_short(number)}"
         if number in classes:
-            found = f"{one_line(classes[number].name)!r} and {one_line(name)!r}"
+            found = f"'{one_line(classes[number].name)}' and '{one_line(name)}'"
             defects.append(defect("duplicate-category", where, "each category id once", found, None, place))
             continue
         if name in names:
-            defects.append(defect("duplicate-name", where, "each name once", f"{one_line(name)!r} again", None, place))
+            defects.append(defect("duplicate-name", where, "each name once", f"'{one_line(name)}' again", None, place))
             name = f"{name} {_short(number)}"
         if kind == "instances":
             thing = 1

@@ -12,7 +12,7 @@ import numpy as np
 
 from pansight.data.check import Progress, open_parts
 from pansight.data.check.examine import read_record
-from pansight.data.check.output import new_folder, place_file, write_annotations
+from pansight.data.check.output import new_folder, place_file, require_new, write_annotations
 from pansight.data.check.reader import Part, file_in, is_file, whole
 from pansight.data.check.stratify import stratify
 from pansight.errors import PansightError
@@ -67,6 +67,7 @@ def split(
     instead of copies. The same seed gives the same split. Raises PansightError where the annotations have errors (see
     `check`), a file is missing, or there is nothing to split.
     """
+    require_new(Path(out), RECORD, overwrite)
     chosen = _choose(source, part)
     items = list(_items(chosen))
     names = [chosen.records[item.position].row["file_name"] for item in items]
