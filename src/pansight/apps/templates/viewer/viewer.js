@@ -2,31 +2,30 @@
 
 // ---- words about a segment
 
-function segmentWords(side, row) {
-  const segment = state.image[side].rows[row], error = data.errors[segment[ERROR]];
+function factsOf(side, segment) {
   const partner = segment[PARTNER] >= 0 ? state.image[other(side)].rows[segment[PARTNER]] : null;
-  const area = segment[AREA], whole = data.images[state.shown][WIDTH] * data.images[state.shown][HEIGHT];
-  const facts = [
-    ["id", String(segment[ID])],
-    ["class", `${data.classes[segment[CLASS]].name} (${data.classes[segment[CLASS]].thing ? "thing" : "stuff"})`],
-    ["error", segment[ERROR] === FOUND ? "none: found" : error.name],
-    ["IoU", partner ? iouText(segment[IOU]) : "–"],
-    [segment[ERROR] === FOUND ? "match" : "partner",
-      partner ? `${other(side)} ${partner[ID]}, ${data.classes[partner[CLASS]].name}` : "none"],
-    ["area", `${count(area)} px (${(100 * area / whole).toPrecision(2)} %)`],
-  ];
+  const [, , width, height] = data.images[state.shown];
+  const facts = [["area", `${count(segment[AREA])} px (${(100 * segment[AREA] / (width * height)).toPrecision(2)} %)`]];
+  if (partner) {
+    const found = segment[ERROR] === FOUND;
+    facts.unshift(["IoU", iouText(segment[IOU])],
+      [found ? "match" : "partner", `${other(side)} ${partner[ID]}, ${data.classes[partner[CLASS]].name}`]);
+  }
   if (segment[SCORE] !== 1) facts.push(["score", segment[SCORE].toFixed(3)]);
-  return { segment, error, facts, name: data.classes[segment[CLASS]].name };
+  return facts;
 }
 
-function block(side, row) {
-  const { segment, error, facts, name } = segmentWords(side, row);
+function block(side, row, meaning = false) {
+  const segment = state.image[side].rows[row], error = data.errors[segment[ERROR]];
+  const { name, thing } = data.classes[segment[CLASS]];
   const list = element("dl");
-  for (const [key, value] of facts) list.append(element("div", {}, element("dt", { textContent: key }), element("dd", { textContent: value })));
-  const badge = element("span", { className: "badge", textContent: error.name, title: error.meaning });
-  badge.prepend(chip(error.color));
+  for (const [key, value] of factsOf(side, segment)) {
+    list.append(element("div", {}, element("dt", { textContent: key }), element("dd", { textContent: value })));
+  }
+  const badge = element("span", { className: "badge" }, chip(error.color), error.name);
   const head = element("header", {}, chip(rgb(state.image.colors[side][row])),
     element("b", { textContent: `${sideName(side)} ${segment[ID]} · ${name}` }), badge);
+  if (meaning) head.append(element("small", { textContent: `${thing ? "thing" : "stuff"} · ${error.meaning}` }));
   return element("div", { className: "words" }, head, list);
 }
 
@@ -52,7 +51,7 @@ function showPin() {
   const close = element("button", { className: "plain", textContent: "✕", title: "Let go (Esc)" });
   close.setAttribute("aria-label", "Let go of the segment");
   close.addEventListener("click", () => pin(null));
-  place.replaceChildren(...blocks.map(([side, row]) => block(side, row)), close);
+  place.replaceChildren(...blocks.map(([side, row]) => block(side, row, true)), close);
 }
 function focusOfPin() {
   const hover = state.hover;
@@ -306,7 +305,12 @@ for (const kind of [...SIDES, "errors"]) {
     before = key;
   });
   picture.addEventListener("pointerleave", () => { before = ""; state.hover = null; part("tip").hidden = true; paint(); });
-  picture.addEventListener("click", (event) => { if (state.image && !drag?.moved) pin(under(event, kind)); });
+  picture.addEventListener("click", (event) => { 
+    if (!state.image || drag?.moved) return;
+    const at = under(event, kind);
+    pin(at);
+    if (event.pointerType === "touch") showTip(event, state.pin && at); // a finger does not hover
+  });
   picture.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
     event.preventDefault();
@@ -314,6 +318,8 @@ for (const kind of [...SIDES, "errors"]) {
     lookInto(2 ** (-event.deltaY / 120), (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
   }, { passive: false });
 }
+
+document.addEventListener("scroll", () => { part("tip").hidden = true; }, { passive: true });
 
 part("segments").addEventListener("pointerover", (event) => {
   const line = event.target.closest("tbody tr");
@@ -373,18 +379,19 @@ part("opacity").addEventListener("input", (event) => { state.opacity = Number(ev
 part("view").addEventListener("change", (event) => { part("panels").dataset.view = event.target.value; });
 part("reset").addEventListener("click", () => choose({}));
 
-// Set the filters from outside (bars of the error classes, cells of the confusion matrix) or from the reset button.
-function choose({ error, classOf = -1 }) {
-  state.errors = new Set(error === undefined ? [] : [error]);
+// Set the filters from outside (classes, bars of the errors, pairs of classes) or, with nothing, from the reset button.
+function choose({ errors = [], classOf = -1 }) {
+  state.errors = new Set(errors);
   Object.assign(state, { classOf, words: "" });
   part("search").value = "";
   part("class").value = String(classOf);
   update();
 }
-for (const link of document.querySelectorAll("[data-choose-error], [data-choose-class]")) {
+for (const link of document.querySelectorAll("[data-choose-errors], [data-choose-class]")) {
   link.addEventListener("click", () => {
-    const error = data.errors.findIndex((e) => e.key === link.dataset.chooseError);
-    choose({ error: error < 0 ? undefined : error, classOf: data.classes.findIndex((c) => c.name === link.dataset.chooseClass) });
+    const names = (link.dataset.chooseErrors || "").split(" ");
+    const errors = data.errors.map((_, index) => index).filter((index) => names.includes(data.errors[index].key));
+    choose({ errors, classOf: data.classes.findIndex((c) => c.name === link.dataset.chooseClass) });
     root.scrollIntoView({ behavior: "smooth", block: "start" });
   });
 }
