@@ -66,7 +66,7 @@ def test_cityscapes_by_folder_by_file_and_with_train_ids(tmp_path):
     assert open_dataset(file)[0].image_id == "frankfurt_000001_007973"
     cityscapes_panoptic(root, "train", "aachen_000000_000019", train_ids=True)
     assert {c.source_id for c in open_dataset(root).labels} == {c.source_id for c in label_space("cityscapes_panoptic")}
-    assert {c.source_id for c in open_dataset(root, train_ids=True).labels} == set(range(19))
+    assert {c.source_id for c in open_dataset(root, ids="train").labels} == set(range(19))
     (root / "gtFine/cityscapes_panoptic_train.json").unlink()
     assert find_splits(root) == ("train", "val")
     assert {c.source_id for c in open_dataset(root).labels} == set(range(19))
@@ -89,6 +89,7 @@ def test_cityscapes_says_what_is_missing(tmp_path):
     )
     root = cityscapes_tree(tmp_path / "b", panoptic=True)
     fails(root, "expected a part 'test', found train, val", split="test")
+    fails(root, "unknown category ids 'both'; known: label, train", ids="both")
     change(root / "gtFine/cityscapes_panoptic_train.json", lambda c: c["images"][0].update(id="x"))
     fails(root, r"cityscapes_panoptic_train\.json: expected image ids CITY_SEQUENCE_FRAME, found 'x'")
     change(root / "gtFine/cityscapes_panoptic_train.json", lambda c: c["images"][0].update(id="../../a_b_c"))

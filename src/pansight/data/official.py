@@ -50,12 +50,11 @@ def is_cityscapes_root(root: Path) -> bool:
     return (root / "gtFine").is_dir()
 
 
-def cityscapes_jsons(root: Path) -> dict[str, Path]:
-    """Split → panoptic file; that with label ids before that with train ids."""
-    folder = root / "gtFine"
-    found = {split: folder / f"cityscapes_panoptic_{split}.json" for split in SPLITS}
-    with_train_ids = {split: folder / f"cityscapes_panoptic_{split}_trainId.json" for split in SPLITS}
-    return {split: file for split, file in (with_train_ids | _existing(found)).items() if file.is_file()}
+def cityscapes_jsons(root: Path, ids: str = "label") -> dict[str, Path]:
+    """Split → panoptic file; where both are there, that with label ids or that with train ids."""
+    names = {"label": "cityscapes_panoptic_{}.json", "train": "cityscapes_panoptic_{}_trainId.json"}
+    files = {kind: _existing({s: root / "gtFine" / name.format(s) for s in SPLITS}) for kind, name in names.items()}
+    return files["train"] | files["label"] if ids == "label" else files["label"] | files["train"]
 
 
 def is_ade20k_root(root: Path) -> bool:
@@ -137,16 +136,16 @@ def _existing(files: Mapping[str, Path]) -> dict[str, Path]:
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_cityscapes(source: str | Path, split: str | None = None, train_ids: bool = False) -> CocoPanoptic:
+def open_cityscapes(source: str | Path, split: str | None = None, ids: str = "label") -> CocoPanoptic:
     """Cityscapes: gtFine/cityscapes_panoptic_SPLIT.json of createPanopticImgs, images in leftImg8bit/SPLIT/CITY.
 
-    train_ids: the file with train ids (0 … 18) as categories, where both are there. Raises PansightError saying what to
-    download or to run.
+    ids: "label" for category ids 7 … 33, "train" for 0 … 18, where both files are there. Raises PansightError saying
+    what to download or to run.
     """
     root = root_of(Path(source), is_cityscapes_root)
-    known = cityscapes_jsons(root)
-    if train_ids:
-        known = _existing({part: root / "gtFine" / f"cityscapes_panoptic_{part}_trainId.json" for part in SPLITS})
+    if ids not in ("label", "train"):
+        raise choice_error("category ids", ids, ("label", "train"))
+    known = cityscapes_jsons(root, ids)
     how = "run createPanopticImgs of cityscapesScripts"
     part, file = _panoptic_file(
         Path(source), root, known, split, "gtFine/cityscapes_panoptic_*.json", how, "cityscapes"

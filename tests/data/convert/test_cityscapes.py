@@ -40,7 +40,7 @@ def test_ids_and_polygons_give_what_create_panoptic_images_gives(tmp_path, kind)
 
 def test_categories_are_the_19_evaluated_ones(tmp_path):
     root = cityscapes_tree(tmp_path)
-    by_label, by_train = open_cityscapes(root).categories, open_cityscapes(root, train_ids=True).categories
+    by_label, by_train = open_cityscapes(root).categories, open_cityscapes(root, ids="train").categories
     assert [c.source_id for c in by_train] == list(range(19))
     assert [c.name for c in by_train] == [c.name for c in by_label]
     assert (by_label[0].name, by_label[0].source_id, by_label[0].is_thing) == ("road", 7, False)
@@ -107,6 +107,7 @@ def test_files_that_are_missing_are_one_line(tmp_path):
     root = cityscapes_tree(tmp_path, kinds=("labelIds",))
     fails(root, r"expected CITY/ with one of \*_gtFine_instanceIds\.png, found none", annotations="instance_ids")
     fails(root, "unknown kind of annotation 'masks'; known: instance_ids, label_ids, polygons", annotations="masks")
+    fails(root, "unknown category ids 'both'; known: label, train", ids="both")
     fails(root, "unknown folder of Cityscapes 'fine'; known: gtCoarse, gtFine", folder="fine")
     (root / "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png").unlink()
     fails(root, r"aachen_000000_000019_leftImg8bit\.png: expected an image file, found no such file")

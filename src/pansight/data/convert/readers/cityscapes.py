@@ -28,6 +28,9 @@ PARTS = ("train", "val", "test", "train_extra")
 SUFFIXES = {"instance_ids": "instanceIds.png", "polygons": "polygons.json", "label_ids": "labelIds.png"}
 """Kind of annotation → end of its file names; where several are there, the first is read."""
 
+CATEGORY_IDS = {"label": "id", "train": "trainId"}
+"""Choice of category ids → column of the set's table."""
+
 MAX_COORDINATE = 1_000_000
 
 
@@ -55,13 +58,13 @@ class Label(NamedTuple):
 class Cityscapes:
     """The annotations of one kind in one part of the set."""
 
-    def __init__(self, root: Path, folder: str, part: str, kind: str, train_ids: bool, notes: list[str]):
+    def __init__(self, root: Path, folder: str, part: str, kind: str, ids: str, notes: list[str]):
         self.folder, self.part, self.kind = root / folder / part, part, kind
         images = root / "leftImg8bit" / part
         self.images = images if images.is_dir() else None
         every = category_table("cityscapes_all_labels")
         evaluated = [row for row in every if not row["ignoreInEval"]]
-        number = "trainId" if train_ids else "id"
+        number = CATEGORY_IDS[ids]
         self.categories = tuple(
             SourceCategory(row["name"], row[number], bool(row["isthing"]), tuple(row["color"])) for row in evaluated
         )
@@ -152,18 +155,20 @@ def open_cityscapes(
     split: str | None = None,
     annotations: str | None = None,
     folder: str | None = None,
-    train_ids: bool = False,
+    ids: str = "label",
 ) -> Source:
     """Cityscapes gtFine: instanceIds, labelIds or polygons.
 
     annotations: "instance_ids", "polygons" or "label_ids"; without it the first of these that is there.
-    folder: "gtFine" or "gtCoarse". train_ids: category ids 0 … 18 instead of the label ids 7 … 33.
+    folder: "gtFine" or "gtCoarse". ids: "label" for category ids 7 … 33, "train" for 0 … 18.
     Raises PansightError listing what was looked for.
     """
     root, found = _root_and_folder(source)
     folder = folder or found
     if folder not in FOLDERS:
         raise choice_error("folder of Cityscapes", folder, FOLDERS)
+    if ids not in CATEGORY_IDS:
+        raise choice_error("category ids", ids, CATEGORY_IDS)
     if annotations is not None and annotations not in SUFFIXES:
         raise choice_error("kind of annotation", annotations, SUFFIXES)
     if not (root / folder).is_dir():
@@ -177,7 +182,7 @@ def open_cityscapes(
     if kind is None:
         names = ", ".join(f"*_{folder}_{SUFFIXES[k]}" for k in kinds)
         raise PansightError(f"{place}: expected CITY/ with one of {names}, found none")
-    return Cityscapes(root, folder, part, kind, train_ids, [note] if note else [])
+    return Cityscapes(root, folder, part, kind, ids, [note] if note else [])
 
 
 def splits_cityscapes(source: Path) -> tuple[str, ...]:
