@@ -301,7 +301,7 @@ def _region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> 
         values = _numbers(text, ",;", where, "points x,y;x,y;…")
         if len(values) % 2 or text.count(",") * 2 != len(values):
             raise PansightError(f"{where}: expected points x,y;x,y;…, found {text!r:.60}")
-        outline = np.array(values).reshape(-1, 2)  # (2N,) → (N, 2)
+        outline = list(zip(values[::2], values[1::2]))
     elif kind == "box":
         left, top, right, bottom = (_number(attributes, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
         if right < left or bottom < top:

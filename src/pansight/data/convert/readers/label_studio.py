@@ -351,7 +351,7 @@ def _region(drawing: _Drawing, size: tuple[int, int], category: int, where: str)
     height, width = size
     percent = np.array((width, height)) / 100
     if drawing.kind == "polygon":
-        outline = np.array(shape.points, np.float64).reshape(-1, 2) * percent  # (N, 2)
+        outline = [(x * width / 100, y * height / 100) for x, y in shape.points]
     elif drawing.kind == "rectangle":
         if shape.width < 0 or shape.height < 0:
             raise PansightError(f"{where}: expected a width and height, found {shape.width:g} and {shape.height:g}")
