@@ -195,6 +195,9 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
         return
     if image.image is None:
         raise PansightError(f"{image.file_name}: expected an image file, found none (--images none does without)")
+    if not image.image.is_file():
+        hint = "name the folder: --option.images DIR; or do without: --images none"
+        raise PansightError(f"{image.image}: expected an image file, found no such file ({hint})")
     data = read_bytes(image.image)
     header = read_header(data, image.image)
     fits_turned, fits_stored = image.size == header.turned_size, image.size == (header.height, header.width)
