@@ -153,23 +153,67 @@ def train(
     commands.train(model, backbone, data, recipe, weights, out, resume, overwrite, max_minutes, dict(_given))
 
 
-@app.command(help_epilogue="Example: pansight evaluate runs/demo --data DIR --out results")
+@dataclass(frozen=True)
+class FileSettings:
+    """Scoring files: predictions of any tool against a truth, both as COCO panoptic JSON and PNGs."""
+
+    gt: Path | None = None
+    """JSON of the truth."""
+    gt_dir: Path | None = None
+    """Folder or ZIP of its PNGs. [default: the folder of the JSON's name]"""
+    pred: Path | None = None
+    """JSON of the predictions."""
+    pred_dir: Path | None = None
+    """Folder or ZIP of their PNGs. [default: the folder of the JSON's name]"""
+    json: Path | None = None
+    """Write all figures to this file."""
+    table: Path | None = None
+    """Write a row for each segment to this Parquet file."""
+    report: Path | None = None
+    """Write a page with truth, prediction and errors of every image."""
+    images: Path | None = None
+    """Folder of the photos, for the report."""
+    map: str | None = None
+    """Match classes by name: the word names, or a TOML file with lines "predicted class" = "class of the truth"."""
+    boundary: bool = False
+    """Boundary PQ and Boundary IoU as well (slower)."""
+    errors: bool = True
+    """Error classes, what repairing each would gain, and the confusion of segments."""
+    convention: str = "cityscapes"
+    """Of mIoU: cityscapes, detectron2 or semseg."""
+    strict_compat: bool = False
+    """As panopticapi: areas from the JSON, the last crowd of a class only."""
+    shard: str = "1/1"
+    """Only this part of the images, such as 3/16."""
+    partial: Path | None = None
+    """Write a partial result to be joined by --merge."""
+    merge: list[Path] | None = None
+    """Join partial results of all shards; needs no other files."""
+    threads: int = 0
+    """0: all cores."""
+
+
+@app.command(
+    help_epilogue="Examples: pansight evaluate runs/demo --data DIR --out results; "
+    "pansight evaluate --gt panoptic_val.json --pred predictions.json --report report.html"
+)
 def evaluate(
-    weights: str,
+    weights: str | None = None,
     /,
     *,
     data: str | None = None,
     split: str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
+    files: Annotated[FileSettings | None, Parameter(name="*", group="Files")] = None,
     settings: EvaluateSettings = None,
 ):
-    """Measure a run, a saved model or an official checkpoint: PQ, SQ, RQ of all, things and stuff; AP; mIoU.
+    """Measure a model, or files with predictions: PQ, SQ, RQ of all, things and stuff; AP; mIoU; what went wrong.
 
     Parameters
     ----------
     weights
-        A run folder (its best weights), a saved model or a checkpoint file.
+        A run folder (its best weights), a saved model or a checkpoint file. Files are scored without one.
     data
         Images with their truth. [default: the validation images of the run]
     split
@@ -177,8 +221,15 @@ def evaluate(
     out
         Where evaluation.json and predictions go. [default: the run, or evaluations/NAME]
     overwrite
-        Replace the evaluation that stands there.
+        Replace the results that stand there.
     """
+    if weights is None:
+        from pansight.apps import cli_scores
+
+        cli_scores.evaluate_files(files or FileSettings(), overwrite)
+        return
+    if files is not None and files != FileSettings():
+        raise PansightError(f"evaluate: expected a model ({weights}) or files (--gt, --pred), found both")
     from pansight.apps import commands
 
     commands.evaluate(weights, data, out, split, overwrite, dict(_given))

@@ -1,11 +1,16 @@
-"""The commands about figures: compare. What a command needs is loaded when it runs."""
+"""The commands about figures: compare, and evaluate for files. What a command needs is loaded when it runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
+
+from pansight.errors import PansightError
+
+if TYPE_CHECKING:
+    from pansight.apps.cli import FileSettings
 
 
 def register(app: App) -> None:
@@ -59,3 +64,40 @@ def compare(
         evaluations, out, names, resamples, seed, fail_below, fail_worse, json=json, overwrite=overwrite
     )
     return int(bool(result["failures"]))
+
+
+def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
+    """What ``pansight evaluate`` does without a model."""
+    from pansight.apps import scoring
+    from pansight.metrics.files.score import Figures
+
+    outputs = scoring.Outputs(
+        settings.json, settings.table, settings.report, settings.images, settings.partial, overwrite
+    )
+    if settings.merge:
+        scoring.merge_files(settings.merge, outputs)
+        return
+    if settings.gt is None or settings.pred is None:
+        raise PansightError("evaluate: expected a run or model, or --gt FILE --pred FILE, or --merge PARTS; found none")
+    if (settings.table or settings.report) and not settings.errors:
+        raise PansightError("evaluate: expected error classes for --table and --report, found --no-errors")
+    figures = Figures(settings.errors, settings.boundary, None, settings.convention)
+    scoring.evaluate_files(
+        settings.gt,
+        settings.pred,
+        settings.gt_dir,
+        settings.pred_dir,
+        outputs,
+        figures,
+        settings.map,
+        _shard(settings.shard),
+        settings.strict_compat,
+        settings.threads,
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise PansightError(f"--shard: expected PART/PARTS such as 3/16, found {text!r}")
+    return int(part), int(parts)

@@ -23,7 +23,7 @@ from pansight.engine import distributed
 from pansight.engine.assemble import describe, make_model, make_transform, open_data, open_evaluation_data, relabel
 from pansight.engine.automatic import choose
 from pansight.engine.checkpoint import CONFIG, LOG, RunLog, check_folder, last_checkpoint, start_folder
-from pansight.engine.evaluate import EVALUATION, summary
+from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
 from pansight.engine.progress import clock
 from pansight.engine.session import evaluation_row
@@ -31,6 +31,7 @@ from pansight.engine.train import Result
 from pansight.engine.train import train as run_loop
 from pansight.errors import PansightError, choice_error
 from pansight.files import write_json
+from pansight.metrics.files.summary import summary
 from pansight.models import MODELS, builder_options
 from pansight.weights import load_model
 from pansight.weights.native import write_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 import time
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ from pansight.engine import distributed
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
-from pansight.metrics import PanopticQuality, create_metrics, evaluation_record
+from pansight.metrics import create_metrics, evaluation_record
+from pansight.metrics.errors import ErrorAnalysis
+from pansight.metrics.pq_dagger import PanopticQualityDagger
+from pansight.metrics.scores import image_pq
 from pansight.ops.idmap import ids_to_rgb
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 from pansight.weights.native import replacing_folder
@@ -52,6 +56,7 @@ def evaluate(
     count = min(len(dataset), config.limit) if config.limit else len(dataset)
     mine = range(rank, count, world)
     metrics = create_metrics(dataset.labels, config.max_detections)
+    errors, dagger = ErrorAnalysis(dataset.labels), PanopticQualityDagger(dataset.labels)
     sheet = Sheet(config.sheet if out is not None else 0)
     start = time.monotonic()
     with ExitStack() as stack:
@@ -63,28 +68,24 @@ def evaluate(
         for number, (prediction, sample) in enumerate(
             predict_all(model, dataset, mine, config, accelerator.device, workers), 1
         ):
-            for name, metric in metrics.items():
-                if name != "panoptic":
-                    metric.update(prediction, sample)
-            quality = PanopticQuality(dataset.labels)  # of this image alone
-            quality.update(prediction, sample)
-            metrics["panoptic"].merge(quality)  # type: ignore[arg-type]
-            if prediction.panoptic is not None:
+            match = metrics["panoptic"].update(prediction, sample)
+            metrics["semantic"].update(prediction, sample)
+            metrics["instances"].update(prediction, sample)
+            if prediction.panoptic is not None and match is not None:
+                errors.update(match)
+                dagger.update(match)
                 if writer is not None:
                     writer.add(sample, dataset.file_name(mine[number - 1]), prediction.panoptic)
-                images = quality.compute()["images"]
-                if images:  # none where nothing was there and nothing was predicted
-                    sheet.offer(images[0]["pq"], sample, prediction.panoptic, dataset.labels)
+                quality = image_pq(match, len(dataset.labels))
+                if quality is not None:  # None where nothing was there and nothing was predicted
+                    sheet.offer(quality, sample, prediction.panoptic, dataset.labels)
             rate = number * world / (time.monotonic() - start)
             bar.update(number / len(mine), f"image {number}/{len(mine)}, {rate:.1f} images/s")
-    for name, metric in metrics.items():
-        states = distributed.gather(metric.state_dict(), accelerator)
-        metric.load_state_dict(states[0])
-        for state in states[1:]:
-            other = create_metrics(dataset.labels, config.max_detections)[name]
-            other.load_state_dict(state)
-            metric.merge(other)  # type: ignore[arg-type]
+    for metric in (*metrics.values(), errors, dagger):
+        _join_ranks(metric, accelerator)
     record = evaluation_record(metrics)
+    if "All" in record:
+        record |= errors.compute() | {"pq_dagger": dagger.compute()}
     record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
     record["images_per_second"] = count / record["seconds"]
     if out is not None:
@@ -97,6 +98,16 @@ def evaluate(
             write_json(out / EVALUATION, record)
         accelerator.wait_for_everyone()
     return record
+
+
+def _join_ranks(metric: Any, accelerator: Accelerator) -> None:
+    """Give `metric` what it gathered on all processes."""
+    states = distributed.gather(metric.state_dict(), accelerator)
+    metric.load_state_dict(states[0])
+    for state in states[1:]:
+        other = copy.deepcopy(metric)
+        other.load_state_dict(state)
+        metric.merge(other)
 
 
 def predict_all(
@@ -211,22 +222,3 @@ def write_sheet(folder: Path, rows: list[SheetRow], size: int) -> None:
                 entry[f"{side}_segments"] = segment_rows(segmentation, ids, row.labels)
             listing.append(entry)
         write_json(temporary / "sheet.json", listing)
-
-
-def summary(record: dict[str, Any]) -> str:
-    """The table that panopticapi prints (percent, N classes), with AP and mIoU below where they were measured."""
-    lines: list[str] = []
-    if "All" in record:
-        lines += [f"{'':10s}| {'PQ':>5s}  {'SQ':>5s}  {'RQ':>5s} {'N':>5s}", "-" * 37]
-        for name in ("All", "Things", "Stuff"):
-            row = record[name]
-            figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
-            lines.append(f"{name:10s}| {figures} {row['n']:5d}")
-    for kind in ("box", "mask"):
-        figures = record.get("instances", {}).get(kind)
-        if figures:
-            shown = (f"{k.upper()} {100 * figures[k]:.1f}" for k in ("ap", "ap50", "ap75") if figures[k] is not None)
-            lines.append(f"{kind:10s}| {'  '.join(shown)}")
-    if "semantic" in record:
-        lines.append(f"{'mIoU':10s}| {100 * record['semantic']['miou']:5.1f}  ({record['semantic']['convention']})")
-    return "\n".join(lines)

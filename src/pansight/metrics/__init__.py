@@ -33,7 +33,7 @@ class Metric(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-METRICS: dict[str, Callable[..., PanopticQuality | SemanticIoU | AveragePrecision]] = {
+METRICS: dict[str, Callable[..., Any]] = {
     "panoptic": PanopticQuality,
     "semantic": SemanticIoU,
     "instances": AveragePrecision,
@@ -41,9 +41,7 @@ METRICS: dict[str, Callable[..., PanopticQuality | SemanticIoU | AveragePrecisio
 """Name → class; each is built from a LabelSpace. A metric ignores what its kind of figure cannot be told from."""
 
 
-def create_metrics(
-    labels: LabelSpace, max_detections: int = 100, convention: str = "cityscapes"
-) -> dict[str, PanopticQuality | SemanticIoU | AveragePrecision]:
+def create_metrics(labels: LabelSpace, max_detections: int = 100, convention: str = "cityscapes") -> dict[str, Any]:
     """One fresh metric of each kind, by the names of METRICS."""
     return {
         "panoptic": PanopticQuality(labels),

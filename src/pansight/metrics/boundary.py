@@ -82,7 +82,7 @@ def boundary_match(image: ImageMatch, boundary: NDArray[np.float64]) -> ImageMat
     hit = iou > 0.5
     lost = image.match[(image.match >= 0) & ~hit]
     state = image.state.copy()
-    state[lost] = np.where(_excused(image)[lost], IGNORED, PHANTOM)
+    state[lost] = np.where(image.excused[lost], IGNORED, PHANTOM)
     return image._replace(match=np.where(hit, image.match, -1), iou=np.where(hit, iou, 0.0), state=state)
 
 
@@ -206,16 +206,6 @@ def _rows_of(values: IntArray, ids: IntArray) -> IntArray:
     if stray.size:
         raise PansightError(f"boundary: expected the maps that the match was made of, found the id {int(stray[0])}")
     return rows
-
-
-def _excused(image: ImageMatch) -> NDArray[np.bool_]:
-    """(P,), more than half of the prediction lies on void and on crowds of its class."""
-    n_truth, n_prediction = len(image.truth.ids), len(image.prediction.ids)
-    t, p = image.truth_rows, image.prediction_rows
-    own_class = np.append(image.truth.categories, -1)[t] == np.append(image.prediction.categories, -2)[p]
-    excuse = (t == n_truth) | (own_class & np.append(image.truth.crowd, False)[t])
-    excused = np.bincount(p[excuse], image.pixels[excuse], n_prediction + 1)[:n_prediction]
-    return excused / np.maximum(image.prediction_area, 1) > 0.5
 
 
 def _mean(units: int, n: int) -> float | None:

@@ -55,6 +55,7 @@ class ImageMatch(NamedTuple):
     match: IntArray  # int64 (T,), row of the prediction that found it, −1 where none did
     iou: NDArray[np.float64]  # (T,), IoU of the match in (0.5, 1], 0.0 where none
     state: NDArray[np.uint8]  # (P,), PHANTOM, MATCHED or IGNORED
+    excused: NDArray[np.bool_]  # (P,), more than half of it lies on void and crowds of its class: no phantom
 
     @property
     def missed(self) -> NDArray[np.bool_]:
@@ -92,8 +93,8 @@ def match_tables(
     t, p, inside = t_rows[both], p_rows[both], pixels[both]
     own_class = truth.categories[t] == prediction.categories[p]
     on_crowd = own_class & truth.crowd[t]
-    excused = on_crowd if excuses is None else on_crowd & excuses[t]
-    on_own_crowd = np.bincount(p[excused], inside[excused], n_prediction)[:n_prediction]
+    excusing = on_crowd if excuses is None else on_crowd & excuses[t]
+    on_own_crowd = np.bincount(p[excusing], inside[excusing], n_prediction)[:n_prediction]
 
     t, p, inside = (each[own_class & ~on_crowd] for each in (t, p, inside))
     iou = inside / np.maximum(area[t] + predicted_area[p] - inside - on_void[p], 1)
@@ -102,9 +103,10 @@ def match_tables(
     match[t[hit]] = p[hit]
     match_iou = np.zeros(n_truth)
     match_iou[t[hit]] = iou[hit]
-    state = np.where((on_void + on_own_crowd) / np.maximum(predicted_area, 1) > 0.5, IGNORED, PHANTOM).astype(np.uint8)
+    excused = (on_void + on_own_crowd) / np.maximum(predicted_area, 1) > 0.5
+    state = np.where(excused, IGNORED, PHANTOM).astype(np.uint8)
     state[p[hit]] = MATCHED
-    return ImageMatch(truth, prediction, t_rows, p_rows, pixels, area, predicted_area, match, match_iou, state)
+    return ImageMatch(truth, prediction, t_rows, p_rows, pixels, area, predicted_area, match, match_iou, state, excused)
 
 
 def _rows_of(ids: IntArray, values: IntArray, side: str) -> IntArray:

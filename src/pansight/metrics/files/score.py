@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from pansight.errors import PansightError
@@ -31,8 +31,8 @@ class Figures:
     """Error classes, gains and confusion."""
     boundary: bool = False
     """Boundary PQ and Boundary IoU: 20 times the time."""
-    instances: bool = False
-    """Mask and box AP of the thing segments, by their scores."""
+    instances: bool | None = None
+    """Mask and box AP of the thing segments, by their scores; None: where a prediction has scores."""
     convention: str = "cityscapes"
     """Of mIoU."""
     max_detections: int = 100
@@ -134,9 +134,11 @@ def score(
     each: called with every image in order, in this thread; its maps are there with keep_maps. progress: called with the
     number of images done. The figures are the same for any number of threads.
     """
+    if figures.instances is None:
+        figures = replace(figures, instances=pairs.prediction.has_scores)
     order = range(len(pairs)) if indices is None else indices
     chunks = [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
-    maps = keep_maps or figures.boundary or figures.instances
+    maps = keep_maps or figures.boundary or bool(figures.instances)
     workers = [_Worker(pairs, figures, maps, keep_maps, each is not None) for _ in range(max(1, threads))]
     done = 0
     for results, count in _run(workers, chunks):
