@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from hotcoco import mask as coco_mask
@@ -104,14 +105,14 @@ class _SplitFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lists: dict[str, IO[str]] = {}
+        self._begun: set[str] = set()
 
     def add(self, name: str, row: dict[str, Any]) -> None:
-        if name not in self._lists:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lists[name] = self._part(name).open("w+", encoding="utf-8")
-        file = self._lists[name]
-        file.write((",\n" if file.tell() else "\n") + json.dumps(row))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # opened for each row, some microseconds: no file stays open where a conversion fails
+        with self._part(name).open("a", encoding="utf-8") as file:
+            file.write((",\n" if name in self._begun else "\n") + json.dumps(row))
+        self._begun.add(name)
 
     def _part(self, name: str) -> Path:
         return self.path.with_suffix(f".{name}.part")
@@ -120,12 +121,9 @@ class _SplitFile:
         with self.path.open("w", encoding="utf-8") as whole:
             for name in ("images", "annotations"):
                 whole.write(f'{"{" if name == "images" else ", "}"{name}": [')
-                file = self._lists.pop(name, None)
-                if file is not None:
-                    file.seek(0)
-                    while text := file.read(2**20):
-                        whole.write(text)
-                    file.close()
+                if name in self._begun:
+                    with self._part(name).open(encoding="utf-8") as file:
+                        shutil.copyfileobj(file, whole, 2**20)
                     self._part(name).unlink()
                 whole.write("]")
             whole.write(f', "categories": {json.dumps(list(categories))}}}\n')
