@@ -236,11 +236,13 @@ def test_a_folder_is_read_as_it_is_looked_at(visit, tmp_path, monkeypatch):
     page = visit(write_page(out, images))
     page.mouse.move(*at(page, "truth", 5, 5))
     assert text_of(page, "tip").startswith("Truth 7 · cat found")
-    assert page.locator("[data-part=truth] img").evaluate("image => image.naturalWidth") == 40
-    (tmp_path / "a # b?_files" / "7.js").unlink()
-    page.locator("[role=option]", has_text="img5").click()
+    page.wait_for_function("document.querySelector('[data-part=truth] img').naturalWidth === 40")
+    later = tmp_path / "a # b?_files" / "7.js"
+    later.write_text(later.read_text().replace('"rows": [[7, ', '"rows": [[77, '))  # seen: it was not read before
+    page.locator("[role=option]", has_text="img7").click()
     page.wait_for_selector("#viewer[aria-busy=false]")
-    assert text_of(page, "title") == "Image img5"
+    page.mouse.move(*at(page, "truth", 5, 6))
+    assert text_of(page, "tip").startswith("Truth 77 · cat found")
 
 
 def test_a_lost_folder_is_named(chromium, tmp_path, monkeypatch):
@@ -277,6 +279,7 @@ def test_an_image_without_a_photo_and_one_without_any_segment(visit, tmp_path):
     empty = drawn("empty", None, truth_ids=np.zeros((20, 40), np.int32), truth=[])
     page = visit(write_page(tmp_path / "out.html", [drawn()._replace(photo=None), empty]))
     assert not page.locator("[data-part=truth] img").is_visible()
+    assert pixel(page, "truth", 5, 5)[3] > 200  # strong paint: there is nothing to be seen through it
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.querySelector('[data-part=tally]').textContent === '0'")
 
@@ -284,6 +287,7 @@ def test_an_image_without_a_photo_and_one_without_any_segment(visit, tmp_path):
 def test_no_image_at_all(visit, tmp_path):
     page = visit(write_page(tmp_path / "out.html", []))
     assert text_of(page, "count") == "0 images"
+    assert text_of(page, "none") == "This evaluation has no image."
 
 
 def test_thousands_of_images_stay_quick(visit, tmp_path):

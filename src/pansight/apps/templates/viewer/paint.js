@@ -16,11 +16,12 @@ function focus() {
 
 function paintSide(canvas, image, side, row) {
   const { rows, map, edges } = image[side];
+  const opacity = image.photo ? state.opacity : 1 - 0.35 * (1 - state.opacity); // no photo to be seen through the paint
   const fill = new Uint32Array(rows.length + 1), line = new Uint32Array(rows.length + 1);
   rows.forEach((segment, k) => {
     const color = image.colors[side][k], plain = chosen(segment);
-    fill[k + 1] = packed(color, k === row ? Math.max(state.opacity, 0.7) : plain ? state.opacity : 0.07);
-    line[k + 1] = k === row ? 0xffffffff : packed(color, plain ? Math.min(1, 0.15 + 2 * state.opacity) : 0.15);
+    fill[k + 1] = packed(color, k === row ? Math.max(opacity, 0.7) : plain ? opacity : 0.07);
+    line[k + 1] = k === row ? 0xffffffff : packed(color, plain ? Math.min(1, 0.15 + 2 * opacity) : 0.15);
   });
   put(canvas, image, (pixels) => {
     for (let i = 0; i < pixels.length; i++) pixels[i] = (edges[i] ? line : fill)[map[i]];

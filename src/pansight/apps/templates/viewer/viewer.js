@@ -229,6 +229,7 @@ function update() {
     button.setAttribute("aria-pressed", String(state.errors.has(Number(button.dataset.error))));
   }
   part("none").hidden = places.length > 0;
+  if (!all) part("none").textContent = "This evaluation has no image.";
   if (state.order.includes(state.shown)) { // the same image, painted anew
     part("position").textContent = `${count(state.order.indexOf(state.shown) + 1)} of ${count(places.length)}`;
     drawList(true);
