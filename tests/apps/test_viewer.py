@@ -219,6 +219,7 @@ def test_error_bars_and_confusion_as_recorded():
     errors = {
         "found": row | {"pq_gain": 0.0},
         "missed": row | {"pq_gain": 0.05},
+        "outline": row | {"pq_gain": 0.0},
         "split": row | {"pq_gain": 0.1},
         "duplicate": {"truth": 0, "prediction": 0, "pq_gain": 0.0},
     }

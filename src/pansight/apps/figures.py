@@ -159,7 +159,8 @@ def error_rows(errors: Mapping[str, Any]) -> list[dict[str, Any]]:
     errors: as of `ErrorAnalysis.compute`.
     """
     gains = {key: float(row["pq_gain"]) for key, row in errors.items() if row["truth"] or row["prediction"]}
-    shown = [k for k in ERROR_STYLES if k in gains and k not in ("found", "ignored", "crowd")]
+    silent = ("found", "ignored", "crowd", *(["outline"] if not gains.get("outline") else []))  # no outline is inexact
+    shown = [k for k in ERROR_STYLES if k in gains and k not in silent]
     most = max((gains[k] for k in shown), default=0.0) or 1.0
     return [
         error_style(k)
