@@ -1,0 +1,48 @@
+"""The record of an evaluation as the lines a terminal shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The table that panopticapi prints (percent, N classes), with AP and mIoU below where they were measured."""
+    lines: list[str] = []
+    if "All" in record:
+        lines += [f"{'':10s}| {'PQ':>5s}  {'SQ':>5s}  {'RQ':>5s} {'N':>5s}", "-" * 38]
+        for name in ("All", "Things", "Stuff"):
+            row = record[name]
+            figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
+            lines.append(f"{name:10s}| {figures} {row['n']:5d}")
+    for kind in ("box", "mask"):
+        figures = record.get("instances", {}).get(kind)
+        if figures:
+            shown = (f"{k.upper()} {100 * figures[k]:.1f}" for k in ("ap", "ap50", "ap75") if figures[k] is not None)
+            lines.append(f"{kind:10s}| {'  '.join(shown)}")
+    if "boundary" in record:
+        row, iou = record["boundary"]["All"], record["boundary"]["boundary_iou"]
+        figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
+        lines.append(f"{'boundary':10s}| {figures} {row['n']:5d}  (mean Boundary IoU {_percent(iou)})")
+    if record.get("pq_dagger"):
+        groups = ", ".join(f"{k.lower()} {_percent(record['pq_dagger'][k]['pq_dagger'])}" for k in ("Things", "Stuff"))
+        lines.append(f"{'PQ†':10s}| {_percent(record['pq_dagger']['All']['pq_dagger'])}  ({groups})")
+    if "semantic" in record:
+        lines.append(f"{'mIoU':10s}| {100 * record['semantic']['miou']:5.1f}  ({record['semantic']['convention']})")
+    lines += _errors(record.get("errors", {}))
+    return "\n".join(lines)
+
+
+def _errors(errors: dict[str, dict[str, Any]]) -> list[str]:
+    """What costs PQ, the most expensive first; classes without a segment are left out."""
+    rows = [(name, row) for name, row in errors.items() if row["pq_gain"] > 0]
+    if not rows:
+        return []
+    lines = ["", f"{'errors':18s}| {'truth':>7s} {'predicted':>9s}  {'PQ if repaired':>14s}", "-" * 53]
+    for name, row in sorted(rows, key=lambda item: -item[1]["pq_gain"]):
+        gain = f"+{100 * row['pq_gain']:.1f}"
+        lines.append(f"{name.replace('_', ' '):18s}| {row['truth']:7d} {row['prediction']:9d}  {gain:>14s}")
+    return lines
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
