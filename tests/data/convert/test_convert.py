@@ -8,6 +8,7 @@ import random
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -331,6 +332,22 @@ def test_wrong_words_are_answered_with_the_right_ones(tmp_path, capsys):
     with pytest.raises(PansightError, match="nowhere: expected a folder or file, found none"):
         convert(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_options_are_words_on_the_command_line(tmp_path, capsys):
+    """Two squares that touch at a corner: one thing where corners join, two where they do not."""
+    values = np.kron([[1, 0], [0, 1]], np.ones((2, 2), np.uint8)).astype(np.uint8)
+    for folder, pixels in (("images", np.zeros((4, 4, 3), np.uint8)), ("labels", values)):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / folder / "a.png")
+    words = ["convert", str(tmp_path / "in"), "--overwrite", "--to", str(tmp_path / "out"), "--things", "class_1"]
+    for corner, segments in (("8", 2), ("4", 3)):
+        assert main([*words, "--option.connectivity", corner]) == 0
+        out = capsys.readouterr().out
+        assert f"  segments  {segments}: {segments - 1} things, 1 stuff" in out
+        assert f"things are connected components of their class ({corner}-connected)" in out
+    assert main([*words, "--option.connectivity", "x"]) == 2
+    assert "option connectivity: expected a whole number, found 'x'" in capsys.readouterr().err
 
 
 def test_the_help_names_every_format_and_policy(capsys):

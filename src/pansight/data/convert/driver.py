@@ -121,6 +121,7 @@ def _open(
     for option in options:
         if option not in known:
             raise choice_error(f"option of {name}", option, known)
+    options = {option: _typed(option, value, parameters[option].default) for option, value in options.items()}
     parts = (split,) if split is not None else reader.splits(root) or (None,)
     opened = [_Part(_output_name(part), reader.open(root, part, **options)) for part in parts]
     if "things" in parameters:  # it cuts things into components, and must know which those are
@@ -136,6 +137,16 @@ def _open(
     if twice:
         raise PansightError(f"{root}: expected one part called {twice[0]!r}, found several; name one (--split)")
     return opened
+
+
+def _typed(option: str, value: Any, default: Any) -> Any:
+    """A word of the command line as the kind of value that the option has."""
+    if not isinstance(value, str) or not isinstance(default, int):
+        return value
+    try:
+        return int(value)
+    except ValueError as error:
+        raise PansightError(f"option {option}: expected a whole number, found {value!r}") from error
 
 
 def _output_name(part: str | None) -> str:
