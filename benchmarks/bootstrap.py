@@ -5,8 +5,8 @@
 Every figure counts the whole call: drawing the images, scoring every resample (PQ, SQ, RQ of All, Things, Stuff and
 each class), and the quantiles. The plain loop is what one would write: for each resample, the counts of the drawn
 images are added with NumPy and scored by panopticapi's averaging, PQ alone; it is run for 100 resamples and stated for
-10,000. Memory is the peak of a process of its own, less what it held before the call. Medians; writes
-results/bootstrap.json.
+10,000. One core, CPU seconds, medians. Memory is the peak of a process of its own, less what it held before the call.
+Writes results/bootstrap.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,15 +69,14 @@ def _resident(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
-def seconds_on_one_core() -> float:
-    """Median seconds of the intervals of one evaluation: for a process whose BLAS was told to use one thread."""
-    model = evaluation(0.6, 0)
-    times: list[float] = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        bootstrap([model], IS_THING, IMAGES, RESAMPLES)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def cpu_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median CPU seconds after a warm-up, child processes included: other work on the machine must not count."""
+    seconds: list[float] = []
+    for _ in range(repeats + 1):
+        start = os.times()[:4]
+        run()
+        seconds.append(sum(os.times()[:4]) - sum(start))
+    return statistics.median(seconds[1:])
 
 
 def write_evaluation(path: Path, counts: ImageCounts) -> None:
@@ -103,41 +102,29 @@ def seconds_of_command() -> float:
         for k, file in enumerate(files):
             write_evaluation(file, evaluation(0.6 + 0.01 * k, k))
         command = [sys.executable, "-m", "pansight.apps.cli", "compare", *map(str, files), "--out", f"{name}/page.html"]
-        times: list[float] = []
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        return cpu_seconds(lambda: subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL))
 
 
 def main() -> None:
-    from common import alternate, save  # loads torch, which `peak` must not count
+    from common import save  # loads torch, which `peak` must not count
 
     one, two = evaluation(0.6, 0), evaluation(0.61, 1)
-    seconds = alternate(
-        {
-            "intervals of one evaluation": lambda: bootstrap([one], IS_THING, IMAGES, RESAMPLES),
-            "intervals of two and of their difference": lambda: bootstrap([one, two], IS_THING, IMAGES, RESAMPLES),
-            "p-values of every difference": lambda: paired_test(one, two, IS_THING, IMAGES, RESAMPLES),
-        },
-        REPEATS,
-    )
-    rows = [{"what": key, "seconds": round(value, 2)} for key, value in seconds.items()]
-    script = str(Path(__file__).resolve())
-    one_core = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    alone = float(subprocess.check_output([sys.executable, script, "--seconds"], env=one_core))
-    rows.append({"what": "intervals of one evaluation, one core", "seconds": round(alone, 2)})
-    start = time.perf_counter()
-    loop = plain_loop(one, 100)
-    plain = (time.perf_counter() - start) * RESAMPLES / 100
-    rows.append({"what": "plain NumPy loop, PQ of one evaluation (from 100 resamples)", "seconds": round(plain, 1)})
+    runs = {
+        "intervals of one evaluation": lambda: bootstrap([one], IS_THING, IMAGES, RESAMPLES),
+        "intervals of two and of their difference": lambda: bootstrap([one, two], IS_THING, IMAGES, RESAMPLES),
+        "p-values of every difference": lambda: paired_test(one, two, IS_THING, IMAGES, RESAMPLES),
+    }
+    rows = [{"what": what, "seconds": round(cpu_seconds(run), 2)} for what, run in runs.items()]
     rows.append({"what": "pansight compare of two files, whole command", "seconds": round(seconds_of_command(), 2)})
+    plain = cpu_seconds(lambda: plain_loop(one, 100), 1) * RESAMPLES / 100
+    rows.append({"what": "plain NumPy loop, PQ of one evaluation (from 100 resamples)", "seconds": round(plain, 1)})
+    loop = plain_loop(one, 100)
     same = bootstrap([one], IS_THING, IMAGES, 100)
     tails = np.quantile(loop, (0.025, 0.975))  # the very same draws
+    script = str(Path(__file__).resolve())
     memory = [float(subprocess.check_output([sys.executable, script, "--peak", str(k)])) for k in (1, 2)]
     record = {
-        "what": f"{RESAMPLES} resamples of {IMAGES} images, {CLASSES} classes, {len(one.image)} rows of counts",
+        "what": f"{RESAMPLES} resamples of {IMAGES} images, {CLASSES} classes, {len(one.image)} counts; one core, CPU time",
         "target_seconds": 2.0,
         "repeats": REPEATS,
         "rows": rows,
@@ -152,7 +139,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--peak"]:
         print(peak(int(sys.argv[2])))
-    elif sys.argv[1:2] == ["--seconds"]:
-        print(seconds_on_one_core())
+    elif os.environ.get("OPENBLAS_NUM_THREADS") != "1":  # it is read once, when NumPy is loaded
+        sys.exit(subprocess.call([sys.executable, *sys.argv], env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}))
     else:
         main()
