@@ -124,7 +124,7 @@ def main() -> None:
     script = str(Path(__file__).resolve())
     memory = [float(subprocess.check_output([sys.executable, script, "--peak", str(k)])) for k in (1, 2)]
     record = {
-        "what": f"{RESAMPLES} resamples of {IMAGES} images, {CLASSES} classes, {len(one.image)} counts; one core, CPU time",
+        "what": f"{RESAMPLES} resamples of {IMAGES} images, {CLASSES} classes, {len(one.image)} counts; one core, CPU",
         "target_seconds": 2.0,
         "repeats": REPEATS,
         "rows": rows,
