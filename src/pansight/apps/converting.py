@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from pansight.data.convert import convert
@@ -26,7 +27,14 @@ def convert_command(
     options: dict[str, str],
 ) -> None:
     """Convert, then print what was done."""
-    with ProgressBar("convert") as bar:
+    bars: list[ProgressBar] = []
+    with ExitStack() as stack:
+
+        def show(share: float, text: str) -> None:
+            if not bars:  # not before the first image: a question may come first
+                bars.append(stack.enter_context(ProgressBar("convert")))
+            bars[0].update(share, text)
+
         summary = convert(
             source,
             to,
@@ -39,7 +47,7 @@ def convert_command(
             images,
             overwrite,
             ask=ask_things if sys.stdin.isatty() and sys.stderr.isatty() else None,
-            progress=bar.update,
+            progress=show,
             **options,
         )
     print(summary.text())
