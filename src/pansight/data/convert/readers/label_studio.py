@@ -84,7 +84,7 @@ class _Task(msgspec.Struct):
 
 
 class _Head(msgspec.Struct):
-    data: msgspec.Raw | None = None
+    data: dict[str, Any] | None = None
     annotations: list[msgspec.Raw] | None = None
     completions: list[msgspec.Raw] | None = None
 
