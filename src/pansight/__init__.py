@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pansight.apps.commands import evaluate, train
+    from pansight.apps.pages.comparison import compare
     from pansight.apps.photos import predict
+    from pansight.apps.scoring import evaluate_files
+    from pansight.data.check import check
+    from pansight.data.convert import convert
     from pansight.engine.predict import Predictor, load
     from pansight.errors import PansightError
     from pansight.types import (
@@ -39,13 +43,21 @@ __all__ = [
     "Predictor",
     "Sample",
     "Segment",
+    "check",
+    "compare",
+    "convert",
     "evaluate",
+    "evaluate_files",
     "load",
     "predict",
     "train",
 ]
 
 _HOME = {
+    "check": "data.check",
+    "convert": "data.convert",
+    "compare": "apps.pages.comparison",
+    "evaluate_files": "apps.scoring",
     "train": "apps.commands",
     "evaluate": "apps.commands",
     "predict": "apps.photos",

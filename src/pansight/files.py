@@ -55,7 +55,7 @@ def read_json(path: str | Path) -> Any:
         raise PansightError(f"{path}: no such file; expected JSON") from error
     except OSError as error:
         raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise PansightError(f"{path}: expected JSON, found {error}") from error
 
 

@@ -314,7 +314,7 @@ def test_unknown_names_list_what_exists(clean, trained, tmp_path, capsys):
         ): "data.source: expected a folder or file (--data DIR) or 'shapes', found none; known",
         ("train", "--data", str(tmp_path / "nowhere"), "--model", "toy"): "nowhere: expected a data folder",
         ("train", "--data", str(tmp_path), "--model", "toy"): "expected one of annotations/panoptic_*.json",
-        ("train", "--data", str(clean), "--data.format", "voc"): "unknown data format 'voc'; known: coco_instances",
+        ("train", "--data", str(clean), "--data.format", "voc"): "unknown data format 'voc'; known: ade20k",
         ("train", "--data", "shapes", "--data.options.colour", "1"): "unknown option of shapes 'colour'; known: ",
         ("train", "--data", str(clean), *QUICK, "--model.options.depth", "5"): "'depth'; known: ",
         ("train", "--data", str(clean), *QUICK, "--train.freeze", "neck"): "no parameter's name starts with 'neck'",

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pansight.apps.cli import main
-from pansight.apps.comparison import compare
+from pansight.apps.pages.comparison import compare
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
 from pansight.metrics import create_metrics, evaluation_record

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pansight.apps import draw
-from pansight.apps.draw import ERROR_COLORS, error_codes, error_map, overlay, panels, segment_colors, sheet
+from pansight.apps.pages import draw
+from pansight.apps.pages.draw import ERROR_COLORS, error_codes, error_map, overlay, panels, segment_colors, sheet
 from pansight.errors import PansightError
 from pansight.types import Category, LabelSpace, PanopticSegmentation, Segment
 

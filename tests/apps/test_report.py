@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from run_folder import make_run
 
-from pansight.apps.figures import class_table
-from pansight.apps.report import curves, write_overview, write_report
+from pansight.apps.pages.figures import class_table
+from pansight.apps.pages.report import curves, write_overview, write_report
 from pansight.data.images import read_image
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
@@ -259,9 +259,9 @@ def test_an_unknown_class_in_the_sheet_is_named(tmp_path):
 
 
 def test_templates_are_part_of_the_package():
-    names = {entry.name for entry in files("pansight.apps").joinpath("templates").iterdir()}
+    names = {entry.name for entry in files("pansight.apps.pages").joinpath("templates").iterdir()}
     assert {"report.html.j2", "report.js", "figures.html.j2", "page.css", "viewer"} <= names
-    names = {entry.name for entry in files("pansight.apps").joinpath("templates/viewer").iterdir()}
+    names = {entry.name for entry in files("pansight.apps.pages").joinpath("templates/viewer").iterdir()}
     assert {"page.html.j2", "part.html.j2", "viewer.css", "images.js", "paint.js", "viewer.js"} == names
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from viewer_images import LABELS, drawn, write_page
 
-from pansight.apps import viewer
-from pansight.apps.figures import ERROR_STYLES, confusion_matrix, error_rows
-from pansight.apps.viewer import ViewerWriter, image_content, image_row, label_map
+from pansight.apps.pages import viewer
+from pansight.apps.pages.figures import ERROR_STYLES, confusion_matrix, error_rows
+from pansight.apps.pages.viewer import ViewerWriter, image_content, image_row, label_map
 from pansight.errors import PansightError
 from pansight.metrics.errors import ERRORS
 
@@ -186,7 +186,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 
 
 def test_the_viewer_is_torch_free():
-    code = "import sys, pansight.apps.viewer; sys.exit('torch' in sys.modules)"
+    code = "import sys, pansight.apps.pages.viewer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from viewer_images import LABELS, drawn, write_page
 
-from pansight.apps import viewer
-from pansight.apps.viewer import EncodedImage, ViewerWriter, encode
+from pansight.apps.pages import viewer
+from pansight.apps.pages.viewer import EncodedImage, ViewerWriter, encode
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028'\"&"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pansight.apps.viewer import ViewerImage, ViewerWriter
+from pansight.apps.pages.viewer import ViewerImage, ViewerWriter
 from pansight.metrics.errors import ErrorAnalysis, classify_errors
 from pansight.metrics.matching import SegmentTable, match_tables
 from pansight.metrics.overlap import count_overlaps

@@ -58,7 +58,7 @@ def compare(
     overwrite
         Replace the files that stand there.
     """
-    from pansight.apps import comparison
+    from pansight.apps.pages import comparison
 
     result = comparison.compare(
         evaluations, out, names, resamples, seed, fail_below, fail_worse, json=json, overwrite=overwrite

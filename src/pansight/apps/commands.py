@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from pansight.apps.report import write_overview, write_report
+from pansight.apps.pages.report import write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from pansight.apps.draw import overlay
+from pansight.apps.pages.draw import overlay
 from pansight.data.coco_panoptic import PanopticWriter
 from pansight.data.dataset import image_array, image_tensor
 from pansight.data.images import IMAGE_SUFFIXES, read_image, write_png

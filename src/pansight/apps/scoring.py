@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pansight.errors import PansightError
 from pansight.files import read_json, unpacked, write_json
+from pansight.metrics.bootstrap import record_intervals
 from pansight.metrics.files.class_map import ClassMap, read_class_map
 from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import PanopticFile
@@ -175,6 +176,8 @@ def _cores() -> int:
 
 def _record(scores: Scores, seconds: float | None) -> dict[str, Any]:
     record = scores.record()
+    if scores.figures.errors:
+        record["intervals"] = record_intervals(record)
     if seconds is not None:
         record["seconds"] = seconds
         record["images_per_second"] = len(record["image_ids"]) / max(seconds, 1e-9)
@@ -223,7 +226,7 @@ def _outputs(
 
             table = stack.enter_context(SegmentTableWriter(outputs.table, labels, outputs.overwrite))
         if outputs.report is not None:
-            from pansight.apps.viewer import ViewerWriter
+            from pansight.apps.pages.viewer import ViewerWriter
 
             viewer = stack.enter_context(ViewerWriter(outputs.report, labels, title, outputs.overwrite))
         photos = _Photos(outputs.images) if outputs.images is not None else None
@@ -243,7 +246,7 @@ def _outputs(
 
 
 def _viewer_image(scored: Scored, photos: _Photos | None, n_classes: int) -> Any:
-    from pansight.apps.viewer import ViewerImage
+    from pansight.apps.pages.viewer import ViewerImage
 
     pair, errors = scored
     assert pair.truth_ids is not None

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pansight.data.dataset import Dataset, expect, first_folder, ids_tensor, image_tensor, part_names, safe_join
+from pansight.data.dataset import Dataset, expect, first_folder, ids_tensor, image_tensor, part_names
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.errors import PansightError
-from pansight.files import read_json, write_text
+from pansight.files import read_json, safe_join, write_text
 from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, ids_to_rgb, present_ids
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.files import safe_join
 from pansight.types import LabelSpace, Sample
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}

@@ -24,6 +24,7 @@ from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
 from pansight.metrics import create_metrics, evaluation_record
+from pansight.metrics.bootstrap import record_intervals
 from pansight.metrics.errors import ErrorAnalysis
 from pansight.metrics.pq_dagger import PanopticQualityDagger
 from pansight.metrics.scores import image_pq
@@ -86,6 +87,8 @@ def evaluate(
     record = evaluation_record(metrics)
     if "All" in record:
         record |= errors.compute() | {"pq_dagger": dagger.compute()}
+        if out is not None:
+            record["intervals"] = record_intervals(record)
     record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
     record["images_per_second"] = count / record["seconds"]
     if out is not None:

@@ -125,6 +125,31 @@ def bootstrap(
     )
 
 
+def record_intervals(record: dict[str, Any], resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """95 % intervals of an evaluation's own figures: All, Things, Stuff and per_class (by source id) → pq sq rq → [low,
+    high], fractions; what has no figure is left out.
+
+    record: with per_class, image_ids and counts, as PanopticQuality computes them.
+    """
+    keys = list(record["per_class"])
+    place = {int(key): index for index, key in enumerate(keys)}
+    columns = {key: np.array(record["counts"][key]) for key in ("image", "tp", "fp", "fn", "iou")}
+    category = np.array([place[source] for source in record["counts"]["category"]], np.int64)
+    counts = ImageCounts(
+        columns["image"].astype(np.int64),
+        category,
+        *(columns[key].astype(np.float64) for key in ("tp", "fp", "fn", "iou")),
+    )
+    things = np.array([record["per_class"][key]["isthing"] for key in keys], bool)
+    drawn = bootstrap([counts], things, len(record["image_ids"]), resamples, seed)
+    rows: list[dict[str, list[float]]] = []
+    for low, high in zip(drawn.low[0], drawn.high[0]):
+        known = [column for column in range(len(SCORES)) if not np.isnan(low[column])]
+        rows.append({SCORES[column]: [float(low[column]), float(high[column])] for column in known})
+    groups = {name: row for name, row in zip(GROUPS, rows) if row}
+    return groups | {"per_class": {key: row for key, row in zip(keys, rows[len(GROUPS) :]) if row}}
+
+
 def paired_test(
     first: ImageCounts, second: ImageCounts, things: BoolArray, images: int, swaps: int = 10_000, seed: int = 0
 ) -> FloatArray:

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from pansight.data.check.defects import Defect, defect, one_line, shown, shown_value
 from pansight.data.coco_panoptic import image_folders
-from pansight.data.dataset import SPLITS, part_names, safe_join
+from pansight.data.dataset import SPLITS, part_names
 from pansight.errors import PansightError
+from pansight.files import safe_join
 
 Kind = Literal["panoptic", "instances", "detection"]
 """instances: COCO instances. detection: the same shape with `isthing`, COCO's detection format of panoptic data."""
@@ -186,9 +187,10 @@ def _rows(content: dict[str, Any], key: str, where: str, defects: list[Defect]) 
         return []
     bad = [(n, row) for n, row in enumerate(rows) if not isinstance(row, dict)]
     defects += [defect("structure", where, "an object", shown_value(row), None, f"{key}[{n}]") for n, row in bad]
-    if not rows and key != "annotations":
+    good = [row for row in rows if isinstance(row, dict)] if bad else rows
+    if not good and key != "annotations":
         defects.append(defect("empty", where, f"at least one of {key!r}", "none"))
-    return [row for row in rows if isinstance(row, dict)] if bad else rows
+    return good
 
 
 def _folder(places: Iterable[Path], names: Sequence[object], tried: int = 50) -> Path | None:

@@ -24,10 +24,10 @@ from pansight.data.convert.readers import READERS, Reader
 from pansight.data.convert.source import Annotated, Source
 from pansight.data.convert.summary import Summary, Tally
 from pansight.data.convert.targets import TARGETS, Target
-from pansight.data.dataset import SPLITS, part_names, safe_join
+from pansight.data.dataset import SPLITS, part_names
 from pansight.data.images import read_bytes, read_header
 from pansight.errors import PansightError, choice_error
-from pansight.files import unpacked, write_json
+from pansight.files import safe_join, unpacked, write_json
 
 IMAGE_MODES = ("copy", "hardlink", "symlink", "none")
 

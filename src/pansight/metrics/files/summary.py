@@ -14,6 +14,9 @@ def summary(record: dict[str, Any]) -> str:
             row = record[name]
             figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
             lines.append(f"{name:10s}| {figures} {row['n']:5d}")
+    interval = record.get("intervals", {}).get("All", {}).get("pq")
+    if interval:
+        lines.append(f"{'95 %':10s}| {100 * interval[0]:5.1f} … {100 * interval[1]:.1f}  (PQ of all, over images)")
     for kind in ("box", "mask"):
         figures = record.get("instances", {}).get(kind)
         if figures:

@@ -19,7 +19,9 @@ maps, in images/, or in the folder images=DIR.
 
 from __future__ import annotations
 
+import math
 import mmap
+import re
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -34,14 +36,21 @@ from pansight.data.convert.lookup import choose_part, decode_json, images_by_ste
 from pansight.data.convert.readers.coco.files import kind_of
 from pansight.data.convert.source import Annotated, ListSource, SourceCategory
 from pansight.data.convert.values import read_annotation
-from pansight.data.dataset import SPLITS, expect, safe_join
+from pansight.data.dataset import SPLITS, expect
 from pansight.data.images import MAX_PIXELS, read_bytes, read_header, read_index_png, read_rgb_ids
 from pansight.errors import PansightError
+from pansight.files import safe_join
 from pansight.ops.idmap import MAX_ID, IdArray, present_ids
 
 MAPS = (".png", ".npy")
 PARTS = tuple(part for names in SPLITS.values() for part in names)
 KNOWN = ("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic")
+
+
+NPY_HEADER = re.compile(
+    rb"\{'descr': '([<>|](?:[iu][1248]|f[248]|b1))', 'fortran_order': (True|False), "
+    rb"'shape': \(([0-9]{1,9}(?:, ?[0-9]{1,9}){0,3}),?\)"
+)
 
 
 class _Segment(msgspec.Struct):
@@ -205,15 +214,23 @@ def _map_of(row: _Row) -> IdArray:
 
 
 def _array(file: Path) -> IdArray:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
-        raise PansightError(f"{file}: expected an array of ids, found: {' '.join(str(error).split())}") from error
-    if array.ndim == 3 and array.shape[0] == 1:
-        array = array[0]
-    good = array.ndim == 2 and 0 < array.size <= MAX_PIXELS and array.dtype.kind in "iufb"
-    expect(good, file, f"numbers (H, W), at most {MAX_PIXELS // 10**6} million", f"{array.dtype} {array.shape}")
-    return _whole_numbers(np.asarray(array), file)
+    """A .npy file (NumPy's NEP 1). Its header is matched, not evaluated as NumPy does, which fails in many ways."""
+    data = read_annotation(file, "an array of ids")
+    large = data[6:7] != b"\1"  # from version 2 on, the header's length has 4 bytes
+    start = 12 if large else 10
+    end = start + int.from_bytes(data[8:start], "little")
+    header = NPY_HEADER.match(data[start : min(end, start + 1000)])
+    expect(data[:6] == b"\x93NUMPY" and header is not None, file, "an array of whole numbers (.npy)", data[:40])
+    assert header is not None
+    kind, by_column, sides = header.groups()
+    shape = tuple(int(side) for side in sides.replace(b",", b" ").split())
+    shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    size = math.prod(shape) if len(shape) == 2 else 0
+    expect(0 < size <= MAX_PIXELS, file, f"an array (H, W) of at most {MAX_PIXELS // 10**6} million ids", shape)
+    dtype = np.dtype(kind.decode())
+    expect(len(data) - end == size * dtype.itemsize, file, f"{size * dtype.itemsize} bytes of ids", len(data) - end)
+    values = np.frombuffer(data, dtype, offset=end)
+    return _whole_numbers(values.reshape(shape, order="F" if by_column == b"True" else "C"), file)  # (H·W,) → (H, W)
 
 
 def _whole_numbers(values: np.ndarray, file: Path) -> IdArray:

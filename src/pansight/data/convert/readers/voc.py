@@ -14,9 +14,9 @@ from pansight.data.convert.class_table import PixelClass, read_classes
 from pansight.data.convert.lookup import choose_part, image_size, images_by_stem
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_values, segments_of
-from pansight.data.dataset import safe_join
 from pansight.data.images import PNG_RGB, read_bytes, read_header, read_rgb_ids
 from pansight.errors import PansightError, choice_error
+from pansight.files import safe_join
 from pansight.ops.idmap import IdArray, present_ids, relabel
 
 BORDER = 255

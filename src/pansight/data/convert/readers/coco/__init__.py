@@ -24,9 +24,10 @@ from pansight.data.convert.readers.coco.files import choose_file, coco_files, pa
 from pansight.data.convert.readers.coco.stuff import OTHER, STUFF, stuff_maps
 from pansight.data.convert.source import Annotated, ListSource, Region, SourceCategory
 from pansight.data.convert.values import read_annotation
-from pansight.data.dataset import expect, safe_join
+from pansight.data.dataset import expect
 from pansight.data.images import MAX_PIXELS, read_rgb_ids
 from pansight.errors import PansightError, choice_error
+from pansight.files import safe_join
 from pansight.ops.idmap import MAX_ID, IdArray, present_ids
 
 T = TypeVar("T", bound="_ObjectFile | _PanopticFile")

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pansight.data.convert.source import SourceCategory
-from pansight.data.dataset import safe_join
 from pansight.data.images import read_index_png
 from pansight.errors import PansightError
+from pansight.files import safe_join
 from pansight.ops.idmap import IdArray, present_ids, relabel
 
 FIRST, OTHER = 92, 183

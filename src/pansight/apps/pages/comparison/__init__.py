@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.comparison.evaluations import align, other_figures, read_evaluation
-from pansight.apps.comparison.show import ALPHA, p_text, page, signed, table
+from pansight.apps.pages.comparison.evaluations import align, other_figures, read_evaluation
+from pansight.apps.pages.comparison.show import ALPHA, p_text, page, signed, table
 from pansight.errors import PansightError
 from pansight.files import write_json, write_text
 from pansight.metrics.bootstrap import GROUPS, SCORES, Bootstrap, ImageCounts, adjust, bootstrap, paired_test

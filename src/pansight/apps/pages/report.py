@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pansight.apps.draw import sheet
-from pansight.apps.figures import environment, figures_of, number, script_json
-from pansight.apps.viewer import ViewerImage, encode, viewer_data
+from pansight.apps.pages.draw import sheet
+from pansight.apps.pages.figures import environment, figures_of, number, script_json
+from pansight.apps.pages.viewer import ViewerImage, encode, viewer_data
 from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.errors import PansightError

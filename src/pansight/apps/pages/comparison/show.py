@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from pansight.apps.figures import environment
+from pansight.apps.pages.figures import environment
 from pansight.metrics.bootstrap import GROUPS, SCORES
 
 ALPHA = 0.05

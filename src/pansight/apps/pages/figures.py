@@ -38,7 +38,7 @@ MOST_PAIRS = 12
 def environment() -> jinja2.Environment:
     """The templates of the pages; whatever comes from files is escaped."""
     result = jinja2.Environment(
-        loader=jinja2.PackageLoader("pansight.apps"),
+        loader=jinja2.PackageLoader("pansight.apps.pages"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.figures import environment, error_style, figures_of, script_json
+from pansight.apps.pages.figures import environment, error_style, figures_of, script_json
 from pansight.errors import PansightError
 from pansight.files import replacing
 from pansight.metrics.errors import ERRORS, SegmentErrors
