@@ -193,6 +193,11 @@ def test_json_of_another_shape_is_a_defect(data, content):
     assert {d.code for d in check(data / TRAIN).findings.defects} == {"structure"}
 
 
+def test_a_list_without_a_usable_row_is_empty(data):
+    edit(data, lambda c: c.update(categories=[5]))
+    assert [d.code for d in errors(data) if d.image_id is None] == ["structure", "empty"]
+
+
 def test_empty_lists_are_defects(data):
     (data / TRAIN).write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     assert [(d.code, d.expected) for d in errors(data / TRAIN)] == [

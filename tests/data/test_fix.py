@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -257,7 +257,7 @@ HARMS = st.lists(st.sampled_from(damages.ON_IMAGES), max_size=3)
 
 
 @given(harms=HARMS, others=st.lists(st.sampled_from(damages.ON_CATEGORIES), max_size=1), twice=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_copy_passes_check_whatever_was_wrong(tmp_path_factory, harms, others, twice):
     """Up to three images damaged, or one of them three times, and a category: each found, all repaired."""
     root = damages.make(tmp_path_factory.mktemp("harm") / "data")
@@ -265,7 +265,7 @@ def test_the_copy_passes_check_whatever_was_wrong(tmp_path_factory, harms, other
     for n, damage in enumerate(harms, 1):
         try:
             applied.append(damage(root, 1 if twice else n))
-        except (KeyError, IndexError, OSError, AttributeError, TypeError):
+        except Exception:
             assert twice, "only a damage before it can be in the way"
     applied += [damage(root) for damage in others]
     before = digest(root)
@@ -280,3 +280,50 @@ def test_the_copy_passes_check_whatever_was_wrong(tmp_path_factory, harms, other
     finally:
         assert digest(root) == before
         shutil.rmtree(root.parent)
+
+
+PLAIN = [None, True, False, 0, 1, 3, 7, -1, 2**24, 10**400, 0.0, 1.0, 7.0, -0.5, 1e300, "", "1", "scene_2.png", ".."]
+NESTED = [[], [1], {}, [0, 0, 8, 2], [[]], {"id": 1}, {"id": 1, "category_id": 7}, "./scene_1.png", "a/b", "\ud800"]
+VALUES = st.sampled_from(PLAIN + NESTED)
+
+
+@given(edits=st.lists(st.tuples(VALUES, st.integers(0, 10**6)), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_copy_passes_check_whatever_the_json_holds(tmp_path_factory, edits):
+    """Values anywhere in the JSON become others: the copy is sound, or it is refused in one line."""
+    root = damages.make(tmp_path_factory.mktemp("harm") / "data")
+    content = json.loads((root / TRAIN).read_text())
+    for value, target in edits:
+        slots, stack = [], [content]
+        while stack:
+            holder = stack.pop()
+            keys = list(holder) if isinstance(holder, dict) else range(len(holder))
+            slots += [(holder, key) for key in keys]
+            stack += [holder[key] for key in keys if isinstance(holder[key], dict | list)]
+        holder, key = slots[target % len(slots)]
+        holder[key] = json.loads(json.dumps(value))
+    (root / TRAIN).write_text(json.dumps(content))
+    before = digest(root)
+    refused = ""
+    try:
+        fix(check(root), root.parent / "fixed", things=["dog"])
+    except PansightError as error:
+        refused = str(error)
+    assert refused.isprintable()
+    assert refused or digest(root.parent / "fixed")
+    if not refused:
+        sound(root.parent / "fixed", parts=[c.part.name for c in check(root.parent / "fixed").parts])
+    assert digest(root) == before
+    shutil.rmtree(root.parent)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_images_turned_by_exif_are_kept_as_they_are(data, turned):
+    """The annotation fits one orientation; readers of pansight follow it, so nothing is repaired."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((8, 6, 3) if turned else (6, 8, 3), np.uint8)).save(data / photo(1), exif=exif)
+    repaired, out = fixed(data)
+    sound(out)
+    assert repaired.dropped == ()
+    assert (out / photo(1)).read_bytes() == (data / photo(1)).read_bytes()
