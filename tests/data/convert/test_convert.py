@@ -227,6 +227,16 @@ def test_all_parts_share_one_label_space(tmp_path):
         assert [dataset.labels[s.category].name for s in dataset[0].truth.segments] == expected
 
 
+def test_names_of_parts_stay_inside(tmp_path):
+    for name, folder in (("..", "part"), ("a b", "a_b"), ("...c", "c")):
+        source = coco(tmp_path / f"in_{folder}")
+        annotations = source / "annotations"
+        (annotations / "instances_train.json").rename(annotations / f"instances_{name}.json")
+        summary = convert(source, tmp_path / "out" / folder, images="none")
+        assert summary.images == {folder: 1}
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["a_b", "c", "part"]
+
+
 def source_of(*categories: SourceCategory) -> ListSource:
     return ListSource(categories, [])
 

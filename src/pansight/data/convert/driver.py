@@ -154,7 +154,8 @@ def _output_name(part: str | None) -> str:
     if part is None:
         return "train"
     usual = next((name for name in SPLITS if part in part_names(name)), part)
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in usual)
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in usual)
+    return plain.lstrip(".") or "part"  # a file may call its part ".."
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
