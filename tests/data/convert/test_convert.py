@@ -253,8 +253,9 @@ def test_classes_are_joined_by_name():
     )
     assert joined.of_source == ((0, 1), (2, 1, 0))
     assert joined.fill == 3
-    with pytest.raises(PansightError, match="class 'a': expected a thing or stuff, found both"):
-        join_classes([first, source_of(SourceCategory("a", 1, False))], None)
+    third = source_of(SourceCategory("a", 1, False))
+    for sources in ([first, third], [first, third, first]):
+        assert join_classes(sources, None).categories[0] == SourceCategory("a", 5, None)  # they disagree
 
 
 def test_things_are_named_asked_for_or_refused():

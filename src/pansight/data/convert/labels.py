@@ -32,13 +32,17 @@ class Classes(NamedTuple):
 def join_classes(sources: Sequence[Source], fill: str | None) -> Joined:
     """Classes of one name are one class, under the id that came first; an id that is taken gives way to a free one.
 
-    fill: name of the stuff class for pixels without annotation; a new one gets the next id.
-    Raises PansightError where one source calls a class a thing and another stuff.
+    fill: name of the stuff class for pixels without annotation; a new one gets the next id. Where one source calls a
+    class a thing and another stuff, nobody has said it.
     """
     known: dict[str, SourceCategory] = {}
+    said: dict[str, set[bool]] = {}
     for source in sources:
         for category in source.categories:
             known[category.name] = _joined(known.get(category.name), category, known)
+            said.setdefault(category.name, set()).update([] if category.is_thing is None else [category.is_thing])
+    for name, answers in said.items():
+        known[name] = known[name]._replace(is_thing=answers.pop() if len(answers) == 1 else None)
     if fill is not None:
         known[fill] = known.get(fill) or SourceCategory(fill, _free_id(known), False)
         if known[fill].is_thing is None:
@@ -52,10 +56,7 @@ def _joined(old: SourceCategory | None, new: SourceCategory, known: dict[str, So
     if old is None:
         taken = {category.source_id for category in known.values()}
         return new._replace(source_id=_free_id(known)) if new.source_id in taken else new
-    if None not in (old.is_thing, new.is_thing) and old.is_thing != new.is_thing:
-        raise PansightError(f"class {new.name!r}: expected a thing or stuff, found both in the source (see --things)")
-    is_thing = old.is_thing if new.is_thing is None else new.is_thing
-    return old._replace(is_thing=is_thing, color=old.color or new.color)
+    return old._replace(color=old.color or new.color)
 
 
 def _free_id(known: dict[str, SourceCategory]) -> int:
