@@ -161,7 +161,7 @@ def test_instances_are_sent_to_convert(data_root, capsys):
     )
 
 
-def test_split_prints_the_classes_of_both_sides(data, capsys):
+def test_split_prints_the_classes_of_both_sides(data, capsys, monkeypatch):
     assert main(["split", "data", "--part", "train", "--val", "0.25"]) == 0
     assert capsys.readouterr().out == (
         "data_split: 4 images: 3 train, 1 val (25.0 %)\n"
@@ -173,5 +173,9 @@ def test_split_prints_the_classes_of_both_sides(data, capsys):
         "sky           3       1   25.0 %         3       1\n"
     )
     assert main(["check", "data_split"]) == 0
+    monkeypatch.chdir(data)
+    assert main(["split", ".", "--part", "train", "--val", "0.25", "--overwrite"]) == 0
+    assert f"{data.resolve()}_split: 4 images" in capsys.readouterr().out
+    monkeypatch.chdir(data.parent)
     assert main(["split", "data", "--part", "train", "--overwrite", "--group", "_"]) == 2  # all are scene_*
     assert "expected at least 2 images or groups, found 1" in capsys.readouterr().err

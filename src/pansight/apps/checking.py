@@ -74,10 +74,18 @@ def split_command(
     overwrite: bool,
 ) -> None:
     """Print the table of classes and where the parts are."""
-    target = out if out is not None else data.with_name(f"{data.stem}_split")
+    target = out if out is not None else _beside(data)
     with unpacked(data) as folder, _bar("split") as progress:
         result = split(folder, target, val, seed, group, part, link and folder == data, overwrite, progress)
     print(describe_split(result))
+
+
+def _beside(data: Path) -> Path:
+    """DATA_split beside DATA, "." and ".." included."""
+    place = data if data.name not in ("", "..") else data.resolve()
+    if not place.name:
+        raise PansightError(f"{data}: expected a name for the new folder, found none: --out OUT")
+    return place.with_name(f"{place.name if data.is_dir() else place.stem}_split")
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
