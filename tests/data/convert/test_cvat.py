@@ -115,24 +115,25 @@ def test_what_is_no_region_is_told(tmp_path):
 
 
 def test_subsets_are_parts(tmp_path):
-    photo(tmp_path / "images/Train/a.jpg")
-    photo(tmp_path / "images/Validation/a.jpg")
-    photo(tmp_path / "images/b.jpg")
+    root = tmp_path / "in"
+    photo(root / "images/Train/a.jpg")
+    photo(root / "images/Validation/a.jpg")
+    photo(root / "images/b.jpg")
     rows = (
         image(SQUARE, more=' subset="Train" task_id="1"'),
         image(more=' subset="Validation" task_id="2"'),
         image(name="b.jpg", more=' subset="../../x"'),
     )
-    (tmp_path / "annotations.xml").write_text(xml(*rows))
-    assert splits_cvat(tmp_path) == ("train", "validation", "../../x")
-    source = open_cvat(tmp_path, "val")
-    assert [source[0].image, len(source)] == [tmp_path / "images/Validation/a.jpg", 1]
-    assert open_cvat(tmp_path, "Train")[0].image == tmp_path / "images/Train/a.jpg"
-    assert "part 'train' is read; there is also validation" in open_cvat(tmp_path).notes[0]
-    refused("expected a part 'test', found train, validation", lambda: open_cvat(tmp_path, "test"))
-    summary = convert(tmp_path, tmp_path.parent / "out", things=["car"])
+    (root / "annotations.xml").write_text(xml(*rows))
+    assert splits_cvat(root) == ("train", "validation", "../../x")
+    source = open_cvat(root, "val")
+    assert [source[0].image, len(source)] == [root / "images/Validation/a.jpg", 1]
+    assert open_cvat(root, "Train")[0].image == root / "images/Train/a.jpg"
+    assert "part 'train' is read; there is also validation" in open_cvat(root).notes[0]
+    refused("expected a part 'test', found train, validation", lambda: open_cvat(root, "test"))
+    summary = convert(root, tmp_path / "out", things=["car"])
     assert "train 1, val 1" in summary.text()
-    assert not (tmp_path.parent / "x").exists()
+    assert not (tmp_path / "x").exists()
 
 
 def test_one_subset_is_a_part_only_by_its_name(tmp_path):
@@ -151,12 +152,14 @@ def test_images_in_folders_elsewhere_or_nowhere(tmp_path):
         (None, "x/b.png", (6, 8)),
     ]
     assert "sizes are those of the XML" in source.notes[0]
-    refused("expected an image file, found none", lambda: convert(tmp_path, tmp_path.parent / "o", things=["all"]))
+    refused("expected an image file, found none", lambda: convert(tmp_path, tmp_path / "o", things=["all"]))
     photo(tmp_path / "frames/x/a.jpg")
-    refused("expected 'x/b.png' in .*frames or its images/, found none", lambda: open_cvat(tmp_path, images="frames"))
-    refused("pictures: expected a folder of images", lambda: open_cvat(tmp_path, images="pictures"))
+    refused(
+        "expected 'x/b.png' in .*frames or its images/, found none", lambda: open_cvat(tmp_path, image_folder="frames")
+    )
+    refused("pictures: expected a folder of images", lambda: open_cvat(tmp_path, image_folder="pictures"))
     photo(tmp_path / "frames/x/b.png")
-    source = open_cvat(tmp_path, images=str(tmp_path / "frames"))
+    source = open_cvat(tmp_path, image_folder=str(tmp_path / "frames"))
     assert [(source[n].image_id, source[n].file_name) for n in range(2)] == [("a", "a.jpg"), ("b", "b.png")]
 
 

@@ -151,8 +151,8 @@ def test_what_is_left_out_is_told(tmp_path):
         "2 tasks have no annotation that was not cancelled and are left out",
         "1 predictions are left out",
         "1 regions have several labels: the first is read",
-        "results that are no regions are left out: 1 choices, 1 keypointlabels, 1 open polygon, 1 polygon without a label, "
-        "1 relation",
+        "results that are no regions are left out: 1 choices, 1 keypointlabels, 1 open polygon, "
+        "1 polygon without a label, 1 relation",
     )
 
 
@@ -224,10 +224,10 @@ def test_no_images_or_some(tmp_path):
     ]
     assert source.notes == ("no image was found: sizes are those of the annotations",)
     photo(tmp_path / "frames/b.jpg")
-    refused("task 5: expected '/data/upload.*a.jpg' in ", lambda: open_label_studio(tmp_path, images="frames"))
-    refused("pictures: expected a folder of images", lambda: open_label_studio(tmp_path, images="pictures"))
+    refused("task 5: expected '/data/upload.*a.jpg' in ", lambda: open_label_studio(tmp_path, image_folder="frames"))
+    refused("pictures: expected a folder of images", lambda: open_label_studio(tmp_path, image_folder="pictures"))
     photo(tmp_path / "frames/a.jpg")
-    assert open_label_studio(tmp_path, images="frames")[0].image == tmp_path / "frames/a.jpg"
+    assert open_label_studio(tmp_path, image_folder="frames")[0].image == tmp_path / "frames/a.jpg"
     tree(tmp_path, task(), images=())
     refused("task 5: expected an image file or original_width", lambda: open_label_studio(tmp_path)[0])
     tree(tmp_path, task(square()), task(square(), image="1b5e1f3c-a.jpg"), images=("a.jpg",))

@@ -86,11 +86,14 @@ def test_penn_fudan_palette(tmp_path):
 def test_folders_of_other_names(tmp_path):
     photo(tmp_path / "frames/x/a.jpg")
     grey(tmp_path / "ids/x/a.png", values_of(OBJECTS))
-    source = open_instance_png(tmp_path, images="frames", masks="ids", background="void")
+    source = open_instance_png(tmp_path, image_folder="frames", mask_folder="ids", background="void")
     same(source[0], OBJECTS)
     assert (source[0].image_id, source[0].file_name) == ("x/a", "x/a.jpg")
-    refused("both images and masks", lambda: open_instance_png(tmp_path, images="frames"))
-    refused("frames/ \\+ masks/; found none", lambda: open_instance_png(tmp_path, images="frames", masks="masks"))
+    refused("both image_folder and mask_folder", lambda: open_instance_png(tmp_path, image_folder="frames"))
+    refused(
+        "frames/ \\+ masks/; found none",
+        lambda: open_instance_png(tmp_path, image_folder="frames", mask_folder="masks"),
+    )
 
 
 def test_parts_are_opened_one_by_one(tmp_path):
@@ -102,7 +105,7 @@ def test_parts_are_opened_one_by_one(tmp_path):
     assert source[0].image == tmp_path / "train/images/a.png"
     assert source.notes[0] == "part 'train' is read; there is also val (--split)"
     refused("part 'test': expected images with PNGs", lambda: open_instance_png(tmp_path, "test"))
-    summary = convert(tmp_path, tmp_path.parent / "out")
+    summary = convert(tmp_path, tmp_path / "out")
     assert "train 1, val 1" in summary.text()
 
 
@@ -194,7 +197,7 @@ def test_without_names_the_values_are_the_names(tmp_path):
 def test_values_of_no_class_are_told(tmp_path):
     street(tmp_path)
     source = open_semantic_png(tmp_path, classes="sky,car,road")
-    message = r"labels/a.png: expected pixels of the 3 classes, found value 10 \(ignore=10 for void\)"
+    message = r"labels/a.png: expected pixels of the 3 classes, found value 10 \(option ignore=10 for void\)"
     refused(message, lambda: source[0])
     refused("unknown class 'sea'", lambda: open_semantic_png(tmp_path, classes="sky,car", ignore="sea"))
 
@@ -271,7 +274,7 @@ def test_colours_by_a_table(tmp_path):
     street(tmp_path)
     colors = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), *[(7, 7, 7)] * 8], np.uint8)
     Image.fromarray(colors[values_of(CLASSES)]).save(tmp_path / "labels/a.png")
-    refused(r"a table of colours \(classes=FILE\); found RGB", lambda: open_semantic_png(tmp_path))
+    refused(r"a table of colours \(option classes=FILE\); found RGB", lambda: open_semantic_png(tmp_path))
     table = tmp_path / "label_colors.txt"
     table.write_text(TABLES["label_colors.txt"])
     refused(r"3 classes, found colour \(7, 7, 7\)", lambda: open_semantic_png(tmp_path)[0])

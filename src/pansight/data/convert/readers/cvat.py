@@ -82,10 +82,10 @@ class _Cvat:
         return Annotated(self._image_ids[index], self._names[index], path, size, regions, empty=tuple(empty))
 
 
-def open_cvat(source: Path, split: str | None = None, *, images: str | None = None) -> Source:
+def open_cvat(source: Path, split: str | None = None, *, image_folder: str | None = None) -> Source:
     """CVAT for images 1.1: a folder with annotations.xml and images/, or the XML file itself. split: a subset's name.
 
-    images: the folder of the images where it is not the file's own or images/ in it. Where no image is found at all,
+    image_folder: that of the images where it is not the file's own or images/ in it. Where no image is found at all,
     maps are made at the sizes that the XML gives. Raises PansightError, naming image and shape, where a file is damaged
     or holds a DTD, some of the images are missing or of another size, or a shape is none.
     """
@@ -101,8 +101,9 @@ def open_cvat(source: Path, split: str | None = None, *, images: str | None = No
     rows = by_subset[str(chosen)]
     notes = [] if note is None else [note]
     root = file.parent
-    if images is not None:
-        root = next((folder for folder in (root / images, Path(images)) if folder.is_dir()), root / images)
+    if image_folder is not None:
+        places = root / image_folder, Path(image_folder)
+        root = next((folder for folder in places if folder.is_dir()), places[0])
         if not root.is_dir():
             raise PansightError(f"{root}: expected a folder of images, found none")
     paths = _paths(rows, root, file)

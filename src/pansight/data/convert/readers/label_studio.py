@@ -131,10 +131,10 @@ class _LabelStudio:
         return Annotated(self._image_ids[index], self._names[index], row.image, size, regions, empty=empty)
 
 
-def open_label_studio(source: Path, split: str | None = None, *, images: str | None = None) -> Source:
+def open_label_studio(source: Path, split: str | None = None, *, image_folder: str | None = None) -> Source:
     """Label Studio's JSON export (not JSON-MIN): the file, or a folder with it and the images beside it or in images/.
 
-    images: the folder of the images where it is another. Where no image is found at all, maps are made at the sizes
+    image_folder: that of the images where it is another. Where no image is found at all, maps are made at the sizes
     that the annotations give. Raises PansightError, naming task and result, where the file is damaged, some of the
     images are missing or of another size, or a shape is none.
     """
@@ -144,8 +144,9 @@ def open_label_studio(source: Path, split: str | None = None, *, images: str | N
         source = source / str(part)
     file = _json_of(source)
     root = file.parent
-    if images is not None:
-        root = next((folder for folder in (root / images, Path(images)) if folder.is_dir()), root / images)
+    if image_folder is not None:
+        places = root / image_folder, Path(image_folder)
+        root = next((folder for folder in places if folder.is_dir()), places[0])
         if not root.is_dir():
             raise PansightError(f"{root}: expected a folder of images, found none")
     counts: Counter[str] = Counter()

@@ -49,7 +49,7 @@ class _InstancePngs:
         self.categories = (SourceCategory(thing, 1, True),)
         if background == "stuff":
             self.categories += (SourceCategory("background", 2, False),)
-            notes += ("pixels of value 0 are the stuff class 'background' (background=void leaves them void)",)
+            notes += ("pixels of value 0 are the stuff class 'background' (option background=void leaves them void)",)
         self.notes = notes
         self._images, self._pairs = images, pairs
 
@@ -72,23 +72,23 @@ def open_instance_png(
     source: Path,
     split: str | None = None,
     *,
-    images: str | None = None,
-    masks: str | None = None,
+    image_folder: str | None = None,
+    mask_folder: str | None = None,
     thing: str | None = None,
     background: str = "stuff",
 ) -> Source:
     """Images with instance-number PNGs, 8 or 16 bit or a palette (Penn-Fudan, nuclei); 0 = background.
 
-    images, masks: names of the two folders where they are called otherwise. thing: name of the class.
+    image_folder, mask_folder: the names of the two where they are called otherwise. thing: name of the class.
     background: "stuff" makes the zeros one segment of a class of that name, "void" leaves them void.
     Raises PansightError listing what was looked for; naming the file where a PNG has no image, or nothing is a pair.
     """
     if background not in ("stuff", "void"):
         raise choice_error("background", background, ("stuff", "void"))
-    image_folder, mask_folder, notes = _folders(Path(source), split, images, masks, INSTANCE_FOLDERS)
-    pairs, unpaired = _pairs(image_folder, mask_folder)
-    usual = next((thing for _, masks, thing in LAYOUTS if masks in mask_folder.parts[-2:]), "object")
-    return _InstancePngs(image_folder, pairs, thing or usual, background, notes + unpaired)
+    images, masks, notes = _folders(Path(source), split, image_folder, mask_folder, INSTANCE_FOLDERS)
+    pairs, unpaired = _pairs(images, masks)
+    usual = next((usual for _, folder, usual in LAYOUTS if folder in masks.parts[-2:]), "object")
+    return _InstancePngs(images, pairs, thing or usual, background, notes + unpaired)
 
 
 def is_instance_png(source: Path) -> bool:
@@ -140,12 +140,16 @@ class _SemanticPngs:
         """int32 (H, W): index of the class + 1, 0 = void. Raises PansightError for values of no class."""
         in_color = _is_rgb(png)
         if in_color and not self._colors:
-            raise PansightError(f"{png}: expected class numbers, or a table of colours (classes=FILE); found RGB")
+            raise PansightError(
+                f"{png}: expected class numbers, or a table of colours (option classes=FILE); found RGB"
+            )
         values, known = (read_rgb_ids(png), self._colors) if in_color else (read_index_png(png), self._values)
         unknown = [v for v in present_ids(values).tolist() if v not in known]
         if unknown:
             v = unknown[0]
-            found = f"colour {(v & 255, v >> 8 & 255, v >> 16)}" if in_color else f"value {v} (ignore={v} for void)"
+            found = (
+                f"colour {(v & 255, v >> 8 & 255, v >> 16)}" if in_color else f"value {v} (option ignore={v} for void)"
+            )
             raise PansightError(f"{png}: expected pixels of the {len(self.categories)} classes, found {found}")
         return relabel(values, known)
 
@@ -176,8 +180,8 @@ def open_semantic_png(
     source: Path,
     split: str | None = None,
     *,
-    images: str | None = None,
-    masks: str | None = None,
+    image_folder: str | None = None,
+    mask_folder: str | None = None,
     classes: str | Sequence[str] | None = None,
     things: tuple[str, ...] | None = None,
     ignore: int | str | Sequence[int | str] = (255,),
@@ -186,8 +190,8 @@ def open_semantic_png(
 ) -> Source:
     """Images with class PNGs: 8 or 16 bit grey, a palette (indices), or RGB by a table of colours.
 
-    images, masks: names of the two folders where they are called otherwise. classes: a table (see class_table), or the
-    names in the order of their values, from 0; else a table in the folder, else class_0 … of the values that occur.
+    image_folder, mask_folder: the names of the two where they are called otherwise. classes: a table (see class_table),
+    or the names in the order of their values, from 0; else a table in the folder, else class_0 … of values that occur.
     things: names of the classes that are cut into connected components; without it those that the table calls things.
     ignore: values, or names of classes, that are void. min_area: components of fewer pixels become void.
     connectivity: 8 (pixels that touch at a corner are together) or 4.
@@ -196,10 +200,10 @@ def open_semantic_png(
     if connectivity not in (4, 8):
         raise PansightError(f"connectivity: expected 4 or 8, found {connectivity}")
     root = Path(source)
-    image_folder, mask_folder, notes = _folders(root, split, images, masks, CLASS_FOLDERS)
-    pairs, unpaired = _pairs(image_folder, mask_folder)
+    images, masks, notes = _folders(root, split, image_folder, mask_folder, CLASS_FOLDERS)
+    pairs, unpaired = _pairs(images, masks)
     ignored = [ignore] if isinstance(ignore, int) else ignore.split(",") if isinstance(ignore, str) else list(ignore)
-    table, told = _class_table(root, mask_folder, pairs, classes, {int(v) for v in ignored if str(v).isdecimal()})
+    table, told = _class_table(root, masks, pairs, classes, {int(v) for v in ignored if str(v).isdecimal()})
     by_name = {c.name: c.value for c in table}
     for name in ignored:
         if not str(name).isdecimal() and name not in by_name:
@@ -214,7 +218,7 @@ def open_semantic_png(
         )
         if min_area > 1:
             told += (f"components of fewer than {min_area} pixels are void",)
-    return _SemanticPngs(image_folder, pairs, table, values, min_area, connectivity, notes + unpaired + told)
+    return _SemanticPngs(images, pairs, table, values, min_area, connectivity, notes + unpaired + told)
 
 
 def is_semantic_png(source: Path) -> bool:
@@ -245,13 +249,19 @@ def _class_table(
     values: set[int] = set()
     for _, _, png in pairs:
         if _is_rgb(png):
-            raise PansightError(f"{png}: expected class numbers, or a table of colours (classes=FILE); found RGB")
+            raise PansightError(
+                f"{png}: expected class numbers, or a table of colours (option classes=FILE); found RGB"
+            )
         values.update(present_ids(read_index_png(png)).tolist())
         if len(values) > MAX_UNNAMED:
-            found = f"more than {MAX_UNNAMED} values (instance numbers are --from instance_png; else classes=FILE)"
+            found = (
+                f"more than {MAX_UNNAMED} values (instance numbers are --from instance_png; else option classes=FILE)"
+            )
             raise PansightError(f"{masks}: expected class numbers, found {found}")
     found = [PixelClass(f"class_{value}", value) for value in sorted(values - ignored)]
-    told = "no names of classes were given (classes=FILE or NAMES): class_N is the class of the pixels of value N"
+    told = (
+        "no names of classes were given (option classes=FILE or NAMES): class_N is the class of the pixels of value N"
+    )
     return checked_classes(found, masks), (told,)
 
 
@@ -297,13 +307,13 @@ def _parts(root: Path, folders: Sequence[tuple[str, str]], names: Sequence[str])
 
 
 def _folders(
-    root: Path, split: str | None, images: str | None, masks: str | None, folders: Sequence[tuple[str, str]]
+    root: Path, split: str | None, image_folder: str | None, mask_folder: str | None, folders: Sequence[tuple[str, str]]
 ) -> tuple[Path, Path, tuple[str, ...]]:
     """(images, PNGs, notes). Raises PansightError listing what was looked for."""
-    if (images is None) != (masks is None):
-        raise PansightError(f"{root}: expected both images and masks to be named, or neither; found one")
-    if images is not None and masks is not None:
-        folders = ((images, masks),)
+    if (image_folder is None) != (mask_folder is None):
+        raise PansightError(f"{root}: expected both image_folder and mask_folder, or neither; found one")
+    if image_folder is not None and mask_folder is not None:
+        folders = ((image_folder, mask_folder),)
     found = _parts(root, folders, PARTS if split is None else part_names(split))
     if not found or (split is not None and "" in found):
         looked = ", ".join(f"{a}/ + {b}/" for a, b in folders[:9]) + ("" if len(folders) < 9 else " …")

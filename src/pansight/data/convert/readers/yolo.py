@@ -82,7 +82,7 @@ class _YoloSeg:
             raise PansightError(f"{where}: expected coordinates 0 … 1 (shares of the image), found {found:.60}")
         if len(values) == 5:
             if self._boxes == "error":
-                hint = "boxes=rectangle to fill it, boxes=skip to leave it out"
+                hint = "option boxes=rectangle fills it, boxes=skip leaves it out"
                 raise PansightError(f"{where}: expected a polygon, found a box (4 numbers; {hint})")
             x, y, w, h = values[1:] / (1, 1, 2, 2)
             values = np.array([0, x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
