@@ -1,7 +1,7 @@
 """Which images are for validation: every class with its share, and on both sides where that is possible.
 
 Iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data", ECML 2011), the
-rarest class first, for units of one or more images; then single moves while they bring the shares nearer.
+rarest class first, for units of one or more images; then moves and exchanges while they bring the shares nearer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pansight.errors import PansightError
 SIZE_WEIGHT = 4.0
 """How much the number of images counts beside the share of one class."""
 
-MOVES = 1000
-"""Of the refinement at most."""
+MOVES, CANDIDATES = 1000, 100
+"""Of the refinement at most: moves or exchanges, and units of each side that are tried for an exchange."""
 
 
 def stratify(images: Sequence[int], classes: Sequence[dict[int, int]], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -56,6 +56,7 @@ class _State:
         self.total = np.asarray(self.table.sum(0)).reshape(-1)  # (C + 1,)
         self.units = np.bincount(self.table.indices, minlength=shape[1])  # (C + 1,) units that have the class
         wanted = self.total * fraction
+        wanted = np.where(self.units == 1, 0.0, wanted)  # what can be on one side only is learned, not measured
         floor = np.where(self.units >= 2, np.minimum(1.0, self.total / 2), 0.0)
         self.wanted = np.clip(wanted, floor, self.total - floor)
         self.weight = 1.0 / np.maximum(self.wanted, 1.0)
@@ -129,9 +130,30 @@ def _represent(state: _State) -> None:
 
 
 def _refine(state: _State) -> None:
+    """Single moves, then exchanges, while they bring the shares nearer."""
     for _ in range(MOVES):
         costs = state.costs()
         best = int(np.argmin(costs))
-        if costs[best] >= -1e-9:
+        if costs[best] < -1e-9:
+            state.move(best)
+            continue
+        pair = _best_exchange(state, costs)
+        if pair is None:
             return
-        state.move(best)
+        for unit in pair:
+            state.move(unit)
+
+
+def _best_exchange(state: _State, costs: NDArray[np.float64]) -> tuple[int, int] | None:
+    """The (train, val) pair whose exchange helps most, among the CANDIDATES cheapest of each side; None: none helps.
+
+    Σ w (x_u − x_v)² = Σ w x_u² + Σ w x_v² − 2 Σ w x_u x_v, so two single costs and a product give that of a pair.
+    """
+    train, val = (
+        side[np.argsort(costs[side], kind="stable")[:CANDIDATES]]
+        for side in (np.flatnonzero(~state.in_val), np.flatnonzero(state.in_val))
+    )
+    rows_train, rows_val = state.table[train].toarray(), state.table[val].toarray()  # (T, C + 1), (V, C + 1)
+    both = costs[train][:, None] + costs[val][None] - 2 * (rows_train * state.weight) @ rows_val.T  # (T, V)
+    place = np.unravel_index(np.argmin(both), both.shape)
+    return (int(train[place[0]]), int(val[place[1]])) if both[place] < -1e-9 else None
