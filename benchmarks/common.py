@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = Path(os.environ.get("PANSIGHT_DATA", ROOT.parent / "shared" / "data"))
@@ -21,6 +19,8 @@ DATA = Path(os.environ.get("PANSIGHT_DATA", ROOT.parent / "shared" / "data"))
 
 def machine() -> dict[str, Any]:
     """The facts that a figure depends on; no names or paths of the machine."""
+    import torch  # here, so that a benchmark of lean processes does not carry it
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -100,14 +100,15 @@ class PanopticQuality:
             raise PansightError(f"image {truth.image_id}: {error}") from error
         return match
 
-    def add(self, image_id: str | int, match: ImageMatch) -> None:
-        """Add one image whose segments are matched already."""
+    def add(self, image_id: str | int, match: ImageMatch) -> IntArray:
+        """Add one image whose segments are matched already; gives its `image_rows`."""
         rows = image_rows(match, len(self.labels))
         rows[:, 0] = len(self._image_ids)
         self._image_ids.append(image_id)
         self._rows.append(rows)
         if len(self._rows) >= _ROWS_KEPT_APART:
             self._rows = [np.concatenate(self._rows)]
+        return rows
 
     def compute(self) -> dict[str, Any]:
         """All, Things, Stuff → pq sq rq n; per_class by source id → name isthing pq sq rq tp fp fn iou; images.

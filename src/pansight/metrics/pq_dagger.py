@@ -38,9 +38,9 @@ class PanopticQualityDagger:
         self._iou = [0] * len(labels)  # their ΣIoU in units of 2⁻⁵³, each rounded down
         self._updates = 0
 
-    def update(self, image: ImageMatch) -> None:
-        """Add one image."""
-        self._counts.add_rows(image_rows(image, len(self.labels)))
+    def update(self, image: ImageMatch, rows: IntArray | None = None) -> None:
+        """Add one image. rows: its `image_rows`, where they are known already."""
+        self._counts.add_rows(image_rows(image, len(self.labels)) if rows is None else rows)
         present, iou = class_iou(image, len(self.labels))
         for category in np.flatnonzero(present).tolist():
             self._present[category] += 1

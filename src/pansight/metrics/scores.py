@@ -22,27 +22,33 @@ class ClassCounts:
 
     def __init__(self, labels: LabelSpace):
         self.labels = labels
-        self.tp = [0] * len(labels)
-        self.fp = [0] * len(labels)
-        self.fn = [0] * len(labels)
-        self.iou = [0] * len(labels)  # ΣIoU of the matches in units of 2⁻⁵³
+        self._table = np.zeros((len(labels), 5), np.int64)  # TP, FP, FN, ΣIoU // 2²⁶ and ΣIoU mod 2²⁶, summed
 
     def add_rows(self, rows: IntArray) -> None:
         """Count rows of `image_rows` of any number of images."""
-        k = len(self.labels)
-        totals = np.zeros((k, 5), np.int64)
-        np.add.at(totals, rows[:, 1], rows[:, 2:])
-        for category, (tp, fp, fn, high, low) in enumerate(totals.tolist()):
-            self.tp[category] += tp
-            self.fp[category] += fp
-            self.fn[category] += fn
-            self.iou[category] += (high << _LOW_BITS) + low
+        np.add.at(self._table, rows[:, 1], rows[:, 2:])
+
+    @property
+    def tp(self) -> list[int]:
+        return self._table[:, 0].tolist()
+
+    @property
+    def fp(self) -> list[int]:
+        return self._table[:, 1].tolist()
+
+    @property
+    def fn(self) -> list[int]:
+        return self._table[:, 2].tolist()
+
+    @property
+    def iou(self) -> list[int]:
+        """ΣIoU of the matches in units of 2⁻⁵³."""
+        return [(high << _LOW_BITS) + low for high, low in self._table[:, 3:].tolist()]
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """By source id → name isthing pq sq rq tp fp fn iou; scores of an absent class are 0.0."""
         result: dict[str, dict[str, Any]] = {}
-        for c in self.labels:
-            tp, fp, fn, iou = self.tp[c.id], self.fp[c.id], self.fn[c.id], self.iou[c.id]
+        for c, tp, fp, fn, iou in zip(self.labels, self.tp, self.fp, self.fn, self.iou):
             counts = {"tp": tp, "fp": fp, "fn": fn, "iou": iou / IOU_UNIT}
             scores = class_scores(tp, fp, fn, iou)
             result[str(c.source_id)] = {"name": c.name, "isthing": c.is_thing, **scores, **counts}
@@ -50,16 +56,17 @@ class ClassCounts:
 
     def state_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"tp": list(self.tp), "fp": list(self.fp), "fn": list(self.fn), "iou": list(self.iou)}
+        return {"tp": self.tp, "fp": self.fp, "fn": self.fn, "iou": self.iou}
 
     def add_state(self, state: dict[str, Any]) -> None:
-        """Add a `state_dict`. Raises PansightError for another number of classes, ValueError for a damaged one."""
-        if len(state["tp"]) != len(self.labels):
-            raise PansightError(f"counts by class: expected {len(self.labels)} classes, found {len(state['tp'])}")
-        self.tp = [a + int(b) for a, b in zip(self.tp, state["tp"], strict=True)]
-        self.fp = [a + int(b) for a, b in zip(self.fp, state["fp"], strict=True)]
-        self.fn = [a + int(b) for a, b in zip(self.fn, state["fn"], strict=True)]
-        self.iou = [a + int(b) for a, b in zip(self.iou, state["iou"], strict=True)]
+        """Add a `state_dict`. Raises PansightError where it has another number of classes."""
+        columns = [[int(value) for value in state[key]] for key in ("tp", "fp", "fn", "iou")]
+        for column in columns:
+            if len(column) != len(self.labels):
+                raise PansightError(f"counts by class: expected {len(self.labels)} classes, found {len(column)}")
+        low = (1 << _LOW_BITS) - 1
+        ious = [[value >> _LOW_BITS for value in columns[3]], [value & low for value in columns[3]]]
+        self._table += np.array([*columns[:3], *ious], np.int64).T  # (5, K) → (K, 5)
 
 
 _LOW_BITS = 26

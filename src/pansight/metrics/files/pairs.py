@@ -78,16 +78,21 @@ class PanopticPairs:
                 number = int(truth.ids[int(np.argmax(stated < 0))])
                 raise PansightError(f"truth: segment {number}: expected an area in the JSON, found none")
             return match_tables(truth, prediction, overlaps, stated, excuses), 0, ({}, {})
+        if self.class_map is None:
+            match = match_tables(truth, prediction, overlaps)
+            return match, int(((stated >= 0) & (stated != match.truth_area)).sum()), ({}, {})
+        return self._match_mapped(truth, prediction, stated, overlaps)
+
+    def _match_mapped(
+        self, truth: SegmentTable, prediction: SegmentTable, stated: IntArray, overlaps: Overlaps
+    ) -> tuple[ImageMatch, int, tuple[dict[int, int], dict[int, int]]]:
+        assert self.class_map is not None
+        _refuse_unlisted(truth, overlaps.first, "truth")
+        _refuse_unlisted(prediction, overlaps.second, "prediction")
         stale = _stale_areas(truth, stated, overlaps)
-        changed: tuple[dict[int, int], dict[int, int]] = ({}, {})
-        if self.class_map is not None:
-            _refuse_unlisted(truth, overlaps.first, "truth")
-            _refuse_unlisted(prediction, overlaps.second, "prediction")
-            truth, gone = map_table(truth, self.class_map.truth)
-            prediction, joined = map_table(prediction, self.class_map.prediction, self._stuff)
-            changed = gone, joined
-            overlaps = map_overlaps(overlaps, gone, joined)
-        return match_tables(truth, prediction, overlaps), stale, changed
+        truth, gone = map_table(truth, self.class_map.truth)
+        prediction, joined = map_table(prediction, self.class_map.prediction, self._stuff)
+        return match_tables(truth, prediction, map_overlaps(overlaps, gone, joined)), stale, (gone, joined)
 
 
 def _open(folder: Path, file: PanopticFile, index: int) -> LabelPng:

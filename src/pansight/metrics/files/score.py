@@ -53,9 +53,9 @@ class Scores:
 
     def add(self, pair: Pair) -> SegmentErrors | None:
         """Add an image; gives the error class of each segment where they are asked for."""
-        self.panoptic.add(pair.image_id, pair.match)
+        rows = self.panoptic.add(pair.image_id, pair.match)
         self.semantic.add(pair.match)
-        self.dagger.update(pair.match)
+        self.dagger.update(pair.match, rows)
         self.stale_areas += pair.stale_areas
         errors = None if self.errors is None else self.errors.update(pair.match)
         if pair.truth_ids is not None and pair.prediction_ids is not None:

@@ -1,0 +1,185 @@
+"""Panoptic quality from files beside panopticapi and hotcoco: pairs per second, peak memory, equal figures.
+
+    PANOPTICAPI=CHECKOUT .venv/bin/python benchmarks/pq_speed.py [--repeats 5]
+
+PANOPTICAPI: a checkout of cocodataset/panopticapi (it is on no registry); left out where it is not set. Every
+contender runs in a process of its own, in turns; seconds are of reading both JSONs, scoring and averaging, after the
+libraries are loaded. One core: the process is bound to one. Ours computes PQ, mIoU and PQ† (error analysis off).
+Writes results/pq_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, save
+
+FOLDER = ROOT / "runs" / "pq_sets"
+CURVE = (500, 1000, 2000, 3000, 4000, 5000)
+
+
+def ours(folder: Path, cores: int) -> tuple[float, float]:
+    from pansight.metrics.files.pairs import PanopticPairs
+    from pansight.metrics.files.panoptic_json import PanopticFile
+    from pansight.metrics.files.score import Figures, score
+
+    def run(indices: range | None) -> float:
+        truth = PanopticFile(folder / "gt.json")
+        prediction = PanopticFile(folder / "pred.json", truth.labels)
+        pairs = PanopticPairs(truth, folder / "gt", prediction, folder / "pred")
+        return score(pairs, Figures(errors=False), indices, cores).record()["All"]["pq"]
+
+    run(range(2))  # loads the compiled code
+    start = time.perf_counter()
+    return run(None), time.perf_counter() - start
+
+
+def panopticapi(folder: Path, cores: int) -> tuple[float, float]:
+    sys.path.insert(0, os.environ["PANOPTICAPI"])
+    from panopticapi import evaluation  # type: ignore[import-not-found]
+
+    if cores == 1:  # its own single-core function, in this process
+        evaluation.pq_compute_multi_core = lambda pairs, *rest: evaluation.pq_compute_single_core(0, pairs, *rest)
+    paths = [str(folder / name) for name in ("gt.json", "pred.json", "gt", "pred")]
+    start = time.perf_counter()
+    result = evaluation.pq_compute(*paths)
+    return float(result["All"]["pq"]), time.perf_counter() - start
+
+
+def hotcoco(folder: Path, cores: int) -> tuple[float, float]:
+    from hotcoco.panoptic import pq_compute
+
+    paths = [str(folder / name) for name in ("gt.json", "pred.json", "gt", "pred")]
+    start = time.perf_counter()
+    result = pq_compute(*paths)
+    return float(result["All"]["pq"]), time.perf_counter() - start
+
+
+CONTENDERS = {"pansight": ours, "panopticapi": panopticapi, "hotcoco": hotcoco}
+
+
+def peak(pid: str = "self") -> dict[str, float]:
+    """MiB: the most a process had in memory, and what of it is its own now (not pages of library files)."""
+    rows = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {"peak_mib": int(rows["VmHWM"].split()[0]) / 1024, "own_mib": int(rows["RssAnon"].split()[0]) / 1024}
+
+
+def one(name: str, set_name: str, cores: int) -> None:
+    """What a process of its own does: prints a JSON line."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        pq, seconds = CONTENDERS[name](FOLDER / set_name, cores)
+    print(json.dumps({"pq": pq, "seconds": seconds, **peak()}))
+
+
+def run(name: str, set_name: str, cores: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", name, set_name, str(cores)]
+    environment = os.environ | {"RAYON_NUM_THREADS": str(cores), "OMP_NUM_THREADS": "1"}
+    bound = ["taskset", "-c", "0"] if cores == 1 else []
+    done = subprocess.run([*bound, *command], capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def decoding(set_name: str) -> dict[str, float]:
+    """Milliseconds a pair: inflating alone, both id maps, and everything, on one core."""
+    from pansight.ops.label_png import PairCounter, decode_ids, open_label_png
+
+    folder = FOLDER / set_name
+    names = sorted(path.name for path in (folder / "gt").iterdir())[:100]
+    pairs = [[open_label_png((folder / side / name).read_bytes(), name) for side in ("gt", "pred")] for name in names]
+    counter = PairCounter()
+    steps = {
+        "inflate": lambda a, b: (counter._first.inflate(a), counter._second.inflate(b)),
+        "decode to id maps": lambda a, b: (decode_ids(a), decode_ids(b)),
+        "count pairs without maps": counter.count,
+    }
+    result: dict[str, float] = {}
+    for what, step in steps.items():
+        times: list[float] = []
+        for _ in range(5):
+            start = time.perf_counter()
+            for a, b in pairs:
+                step(a, b)
+            times.append((time.perf_counter() - start) / len(pairs) * 1e3)
+        result[what] = statistics.median(times)
+    return result
+
+
+def memory_curve() -> list[dict[str, float]]:
+    """MiB that scoring takes, for so many pairs: 5,000 in one go, sampled on the way."""
+    from pq_sets import repeat_set
+
+    folder = repeat_set(FOLDER / "coco", FOLDER / "coco5000", 10)
+    command = [sys.executable, "-m", "pansight.apps.cli", "evaluate", "--no-errors", "--overwrite"]
+    command += ["--gt", str(folder / "gt.json"), "--pred", str(folder / "pred.json"), "--json", str(FOLDER / "o.json")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows: list[dict[str, float]] = []
+    start = time.perf_counter()
+
+    def watch() -> None:
+        while process.poll() is None:
+            with contextlib.suppress(OSError, KeyError):
+                rows.append({"seconds": round(time.perf_counter() - start, 2), **peak(str(process.pid))})
+            time.sleep(0.25)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.wait()
+    watcher.join()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--one", nargs=3)
+    arguments = parser.parse_args()
+    if arguments.one:
+        name, set_name, cores = arguments.one
+        one(name, set_name, int(cores))
+        return
+    from pq_sets import SETS, write_set
+
+    for name in SETS:
+        write_set(name, FOLDER)
+    names = [name for name in CONTENDERS if name != "panopticapi" or "PANOPTICAPI" in os.environ]
+    rows: list[dict[str, Any]] = []
+    for set_name, (count, *_) in SETS.items():
+        for cores in (1, os.cpu_count() or 1):
+            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            for turn in range(arguments.repeats + 1):  # the first turn warms the file cache
+                for name in names:
+                    result = run(name, set_name, cores)
+                    if turn:
+                        runs[name].append(result)
+            rate = {name: count / statistics.median(r["seconds"] for r in runs[name]) for name in names}
+            for name in names:
+                rows.append(
+                    {
+                        "set": set_name,
+                        "cores": cores,
+                        "tool": name,
+                        "pairs_per_second": rate[name],
+                        "ours_over_it": rate["pansight"] / rate[name],
+                        "peak_mib": max(r["peak_mib"] for r in runs[name]),
+                        "own_mib": max(r["own_mib"] for r in runs[name]),
+                        "pq": runs[name][0]["pq"],
+                    }
+                )
+                print(rows[-1], flush=True)
+    steps = {name: decoding(name) for name in SETS}
+    save("pq_speed", {"repeats": arguments.repeats, "rows": rows, "milliseconds": steps, "curve": memory_curve()})
+
+
+if __name__ == "__main__":
+    main()
