@@ -31,7 +31,7 @@ class LabelPng(NamedTuple):
     height: int
     width: int
     step: int  # bytes per pixel: 3, or 4 with an alpha channel that is passed over
-    packed: bytes  # the zlib stream; empty for an interlaced file
+    packed: bytes  # the zlib stream; empty for an interlaced file, which is left to an ordinary decoder
     data: bytes  # the whole file
     name: str
 
@@ -50,7 +50,7 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
             limit = f"1 … {MAX_PIXELS // 10**6} million pixels"
             raise PansightError(f"{name}: expected an image of {limit}, found {height}×{width} (height × width)")
         if bits != 8 or kind not in (2, 6):
-            found = f"a {bits}-bit {KINDS.get(kind, 'odd')} PNG"
+            found = f"{bits}-bit {KINDS.get(kind, 'pixels of an unknown kind')}"
             raise PansightError(f"{name}: expected an 8-bit RGB PNG of segment ids, found {found}")
         parts: list[bytes] = []
         position = 8
@@ -63,7 +63,10 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
             position += 12 + length
     except struct.error as error:
         raise PansightError(f"{name}: expected a whole PNG, found no end chunk (truncated)") from error
-    packed = b"" if interlaced else parts[0] if len(parts) == 1 else b"".join(parts)
+    packed = parts[0] if len(parts) == 1 else b"".join(parts)
+    if not packed:
+        raise PansightError(f"{name}: expected a whole PNG, found no pixels")
+    packed = b"" if interlaced else packed
     return LabelPng(height, width, 3 if kind == 2 else 4, packed, data, name)
 
 
@@ -148,6 +151,6 @@ def decode_ids(png: LabelPng) -> IdArray:
 def _decode_plainly(png: LabelPng) -> IdArray:
     try:
         rgb = cast(NDArray[np.uint8], imagecodecs.png_decode(png.data))
-    except (RuntimeError, ValueError) as error:
-        raise PansightError(f"{png.name}: expected a whole PNG, found: {' '.join(str(error).split())}") from error
+    except (RuntimeError, ValueError) as error:  # its words are left out: now and then they are stray bytes of memory
+        raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels (interlaced)") from error
     return rgb_to_ids(np.ascontiguousarray(rgb[..., :3]))
