@@ -226,7 +226,7 @@ def test_areas_of_a_file_that_are_wrong_still_give_every_segment_one_error():
     """Trusting the area 1000 of a file, PQ misses what lies exactly on the prediction; here pixels are counted."""
     truth, prediction = match_drawing("aaaabbbb", "AAAABBBB")[:2]
     pairs = Overlaps(*(np.array(column) for column in ((97, 98), (65, 66), (4, 4))))
-    image = match_tables(truth, prediction, pairs, truth_area=np.array([1000, 4]))
+    image = match_tables(truth, prediction, pairs, stated=np.array([1000.0, 4.0]))
     errors = classify_errors(image, IS_THING)
     assert told(image) == (
         {"a": "poor_boundary A", "b": "found B"},

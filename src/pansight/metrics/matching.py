@@ -56,6 +56,8 @@ class ImageMatch(NamedTuple):
     iou: NDArray[np.float64]  # (T,), IoU of the match in (0.5, 1], 0.0 where none
     state: NDArray[np.uint8]  # (P,), PHANTOM, MATCHED or IGNORED
     excused: NDArray[np.bool_]  # (P,), more than half of it lies on void and crowds of its class: no phantom
+    again: IntArray  # int64 (A,), truth rows matched once more: only where stated areas are far too small
+    again_iou: NDArray[np.float64]  # (A,)
 
     @property
     def missed(self) -> NDArray[np.bool_]:
@@ -64,49 +66,71 @@ class ImageMatch(NamedTuple):
 
 
 def match_tables(
-    truth: SegmentTable,
-    prediction: SegmentTable,
-    overlaps: Overlaps,
-    truth_area: IntArray | None = None,
-    excuses: NDArray[np.bool_] | None = None,
+    truth: SegmentTable, prediction: SegmentTable, overlaps: Overlaps, stated: NDArray[np.float64] | None = None
 ) -> ImageMatch:
     """Match the segments of one image.
 
-    overlaps: (truth id, predicted id, pixels). For strict compatibility only: truth_area int64 (T,), to be trusted
-    instead of the count; excuses bool (T,), the crowds that excuse phantoms, all of them unless given.
+    overlaps: (truth id, predicted id, pixels). stated: (T,), areas of the truth by its file, only to count to the
+    letter as panopticapi does: they are trusted for IoU, of each class only the last crowd excuses phantoms, and pixels
+    of the truth with an id that its table lacks are not void there (`truth_rows` has them as void all the same).
     Raises PansightError where a map holds an id that its table lacks, or a predicted segment has no pixel.
     A truth segment without a pixel counts as missed, as in the reference.
     """
-    t_rows = _rows_of(truth.ids, overlaps.first, "truth")  # (Q,)
+    first = overlaps.first if stated is None else np.where(np.isin(overlaps.first, truth.ids), overlaps.first, VOID)
+    t_rows = _rows_of(truth.ids, first, "truth")  # (Q,)
     p_rows = _rows_of(prediction.ids, overlaps.second, "prediction")
     n_truth, n_prediction = len(truth.ids), len(prediction.ids)
     pixels = overlaps.pixels
-    counted = np.bincount(t_rows, pixels, n_truth + 1)[:n_truth].astype(np.int64)
-    area = counted if truth_area is None else truth_area
-    predicted_area = np.bincount(p_rows, pixels, n_prediction + 1)[:n_prediction].astype(np.int64)
-    if n_prediction and not predicted_area.all():
-        empty = int(prediction.ids[int(np.argmin(predicted_area))])
+    truth_area = np.bincount(t_rows, pixels, n_truth + 1)[:n_truth].astype(np.int64)
+    area = np.bincount(p_rows, pixels, n_prediction + 1)[:n_prediction].astype(np.int64)
+    if n_prediction and not area.all():
+        empty = int(prediction.ids[int(np.argmin(area))])
         raise PansightError(f"prediction: segment {empty}: expected at least one pixel, found none")
 
-    on_void = np.bincount(p_rows[t_rows == n_truth], pixels[t_rows == n_truth], n_prediction + 1)[:n_prediction]
+    void = overlaps.first == VOID
+    on_void = np.bincount(p_rows[void], pixels[void], n_prediction + 1)[:n_prediction]
     both = (t_rows < n_truth) & (p_rows < n_prediction)
     t, p, inside = t_rows[both], p_rows[both], pixels[both]
     own_class = truth.categories[t] == prediction.categories[p]
     on_crowd = own_class & truth.crowd[t]
-    excusing = on_crowd if excuses is None else on_crowd & excuses[t]
-    on_own_crowd = np.bincount(p[excusing], inside[excusing], n_prediction)[:n_prediction]
+    excusing = on_crowd if stated is None else on_crowd & _last_crowds(truth)[t]
+    excused = (on_void + np.bincount(p[excusing], inside[excusing], n_prediction)[:n_prediction]) / area > 0.5
 
     t, p, inside = (each[own_class & ~on_crowd] for each in (t, p, inside))
-    iou = inside / np.maximum(area[t] + predicted_area[p] - inside - on_void[p], 1)
+    union = (truth_area if stated is None else stated)[t] + area[p] - inside - on_void[p]
+    if stated is not None:
+        _refuse_absurd(truth, truth_area, stated, t[(union >= 0) & (inside > _MOST_IOU * union)])
+    iou = inside / union
     hit = iou > 0.5  # at most one per segment on either side, since > 0.5
+    t, p, iou = t[hit], p[hit], iou[hit]
     match = np.full(n_truth, -1, np.int64)
-    match[t[hit]] = p[hit]
+    match[t] = p
     match_iou = np.zeros(n_truth)
-    match_iou[t[hit]] = iou[hit]
-    excused = (on_void + on_own_crowd) / np.maximum(predicted_area, 1) > 0.5
+    match_iou[t] = iou
     state = np.where(excused, IGNORED, PHANTOM).astype(np.uint8)
-    state[p[hit]] = MATCHED
-    return ImageMatch(truth, prediction, t_rows, p_rows, pixels, area, predicted_area, match, match_iou, state, excused)
+    state[p] = MATCHED
+    again = match[t] != p
+    return ImageMatch(
+        truth, prediction, t_rows, p_rows, pixels, truth_area, area,
+        match, match_iou, state, excused, t[again], iou[again],
+    )  # fmt: skip
+
+
+_MOST_IOU = 512
+"""A stated area that is far too small gives IoUs above 1, and in the end infinite ones."""
+
+
+def _refuse_absurd(truth: SegmentTable, counted: IntArray, stated: NDArray[np.float64], rows: IntArray) -> None:
+    if rows.size:
+        row = int(rows[0])
+        expected = f"expected an area near its {counted[row]} pixels, found {stated[row]:g}"
+        raise PansightError(f"truth: segment {truth.ids[row]}: {expected}; trusted, it makes IoU infinite")
+
+
+def _last_crowds(truth: SegmentTable) -> NDArray[np.bool_]:
+    """(T,), of each class its last crowd."""
+    last = {int(truth.categories[row]): row for row in np.flatnonzero(truth.crowd).tolist()}
+    return np.isin(np.arange(len(truth.ids)), list(last.values()))
 
 
 def _rows_of(ids: IntArray, values: IntArray, side: str) -> IntArray:

@@ -80,19 +80,20 @@ def image_rows(match: ImageMatch, n_classes: int) -> IntArray:
     Raises PansightError for a category outside 0 … n_classes − 1.
     """
     truth, prediction = match.truth.categories, match.prediction.categories
-    hit = match.match >= 0
+    found = match.match >= 0
+    hit = np.append(truth[found], truth[match.again])
     phantom = prediction[match.state == PHANTOM]
-    counted = np.concatenate([truth[hit], phantom, truth[match.missed]])
+    counted = np.concatenate([hit, phantom, truth[match.missed]])
     if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < n_classes:
         raise PansightError(f"segment category: expected an index below {n_classes}, found {int(counted.max())}")
-    units = (match.iou[hit] * IOU_UNIT).astype(np.int64)
+    units = (np.append(match.iou[found], match.again_iou) * IOU_UNIT).astype(np.int64)
     table = np.zeros((n_classes, 7), np.int64)
     table[:, 1] = np.arange(n_classes)
-    table[:, 2] = np.bincount(truth[hit], minlength=n_classes)
+    table[:, 2] = np.bincount(hit, minlength=n_classes)
     table[:, 3] = np.bincount(phantom, minlength=n_classes)
     table[:, 4] = np.bincount(truth[match.missed], minlength=n_classes)
-    table[:, 5] = np.bincount(truth[hit], units >> _LOW_BITS, n_classes)  # float64 sums of such numbers are exact
-    table[:, 6] = np.bincount(truth[hit], units & ((1 << _LOW_BITS) - 1), n_classes)
+    table[:, 5] = np.bincount(hit, units >> _LOW_BITS, n_classes)  # float64 sums of such numbers are exact
+    table[:, 6] = np.bincount(hit, units & ((1 << _LOW_BITS) - 1), n_classes)
     return table[np.bincount(counted, minlength=n_classes) > 0]
 
 

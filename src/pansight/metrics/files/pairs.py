@@ -16,6 +16,7 @@ from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
 from pansight.metrics.overlap import IntArray, Overlaps
 from pansight.ops.idmap import IdArray, relabel
 from pansight.ops.label_png import LabelPng, PairCounter, decode_ids, open_label_png
+from pansight.types import VOID
 
 
 class Pair(NamedTuple):
@@ -48,6 +49,8 @@ class PanopticPairs:
         class_map: ClassMap | None = None,
         strict: bool = False,
     ):
+        if strict and class_map is not None:
+            raise PansightError("strict compatibility: expected no class map, found one; panopticapi knows none")
         self.truth, self.prediction, self.class_map, self.strict = truth, prediction, class_map, strict
         self.truth_folder, self.prediction_folder = Path(truth_folder), Path(prediction_folder)
         self._partners = [prediction.index(image_id) for image_id in truth.image_ids]
@@ -73,18 +76,18 @@ class PanopticPairs:
         truth, prediction = self.truth.table(index), self.prediction.table(self._partners[index])
         stated = self.truth.stated_areas(index)
         if self.strict:
-            truth, stated, excuses = _as_the_reference(truth, stated, overlaps)
             if (stated < 0).any():
                 number = int(truth.ids[int(np.argmax(stated < 0))])
                 raise PansightError(f"truth: segment {number}: expected an area in the JSON, found none")
-            return match_tables(truth, prediction, overlaps, stated, excuses), 0, ({}, {})
+            stray = np.setdiff1d(overlaps.first, np.append(truth.ids, VOID)).tolist()
+            return match_tables(truth, prediction, overlaps, stated), 0, (dict.fromkeys(stray, VOID), {})
         if self.class_map is None:
             match = match_tables(truth, prediction, overlaps)
             return match, int(((stated >= 0) & (stated != match.truth_area)).sum()), ({}, {})
         return self._match_mapped(truth, prediction, stated, overlaps)
 
     def _match_mapped(
-        self, truth: SegmentTable, prediction: SegmentTable, stated: IntArray, overlaps: Overlaps
+        self, truth: SegmentTable, prediction: SegmentTable, stated: NDArray[np.float64], overlaps: Overlaps
     ) -> tuple[ImageMatch, int, tuple[dict[int, int], dict[int, int]]]:
         assert self.class_map is not None
         _refuse_unlisted(truth, overlaps.first, "truth")
@@ -114,7 +117,7 @@ def _changed_ids(png: LabelPng, changed: dict[int, int]) -> IdArray:
     return relabel(ids, same | changed)
 
 
-def _stale_areas(truth: SegmentTable, stated: IntArray, overlaps: Overlaps) -> int:
+def _stale_areas(truth: SegmentTable, stated: NDArray[np.float64], overlaps: Overlaps) -> int:
     """How many segments have another area in the JSON than in the PNG."""
     order = np.argsort(truth.ids)
     place = np.searchsorted(truth.ids[order], overlaps.first)
@@ -126,24 +129,6 @@ def _stale_areas(truth: SegmentTable, stated: IntArray, overlaps: Overlaps) -> i
 
 
 def _refuse_unlisted(table: SegmentTable, ids: IntArray, side: str) -> None:
-    stray = np.setdiff1d(ids, np.append(table.ids, 0))
+    stray = np.setdiff1d(ids, np.append(table.ids, VOID))
     if stray.size:
         raise PansightError(f"{side}: expected only ids of its segment table, found {int(stray[0])} in the map")
-
-
-def _as_the_reference(
-    truth: SegmentTable, stated: IntArray, overlaps: Overlaps
-) -> tuple[SegmentTable, IntArray, NDArray[np.bool_]]:
-    """The table as panopticapi sees it: with ids that only the PNG has, which neither count nor are void."""
-    excuses = np.zeros(len(truth.ids), bool)
-    last = {int(c): row for row, c in enumerate(truth.categories.tolist()) if truth.crowd[row]}
-    excuses[list(last.values())] = True
-    stray = np.setdiff1d(overlaps.first, np.append(truth.ids, 0))
-    more = len(stray)
-    table = SegmentTable(
-        np.append(truth.ids, stray),
-        np.append(truth.categories, np.full(more, -1)),
-        np.append(truth.crowd, np.ones(more, bool)),
-        np.append(truth.scores, np.ones(more)),
-    )
-    return table, np.append(stated, np.zeros(more, np.int64)), np.append(excuses, np.zeros(more, bool))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.metrics.matching import SegmentTable
-from pansight.metrics.overlap import IntArray
 from pansight.ops.idmap import MAX_ID
 from pansight.types import LabelSpace
 
@@ -50,7 +49,7 @@ class PanopticFile:
     """Images and segments of a COCO panoptic JSON: truth or prediction.
 
     labels: the file's own categories, in its order, or those given. image_ids, file_names: one of each per annotation.
-    has_scores: whether any segment has a score other than 1. areas: int64 (S,) of the JSON, −1 where it has none.
+    has_scores: whether any segment has a score other than 1. areas: float64 (S,) of the JSON, −1 where it has none.
     Raises PansightError, in one line, where the file is missing, is no such JSON, or lists an id or image twice.
     """
 
@@ -67,7 +66,7 @@ class PanopticFile:
         self._categories = self._indices(np.array([s.category_id for s in segments], np.int32))
         self._crowd = np.array([bool(s.iscrowd) for s in segments], bool)
         self._scores = np.array([s.score for s in segments], np.float64)
-        self.areas = np.array([-1 if s.area is None else round(s.area) for s in segments], np.int64)
+        self.areas = np.array([-1 if s.area is None else s.area for s in segments], np.float64)
         self.has_scores = bool((self._scores != 1).any())
         self._refuse_repeats()
         self._position = {image_id: index for index, image_id in enumerate(self.image_ids)}
@@ -114,8 +113,8 @@ class PanopticFile:
         categories = self._categories[rows].astype(np.int64)
         return SegmentTable(self._ids[rows].astype(np.int64), categories, self._crowd[rows], self._scores[rows])
 
-    def stated_areas(self, index: int) -> IntArray:
-        """int64 (N,), the areas that the JSON states, −1 where it states none."""
+    def stated_areas(self, index: int) -> NDArray[np.float64]:
+        """float64 (N,), the areas that the JSON states, −1 where it states none."""
         return self.areas[int(self._first[index]) : int(self._first[index + 1])]
 
 
