@@ -79,14 +79,26 @@ def test_resamples_equal_a_plain_loop(monkeypatch):
     difference = reference[1] - reference[0]
     known = ~np.isnan(result.low)
     assert (known == ~np.isnan(reference).all(axis=1)).all()
-    low, high = np.nanquantile(reference.swapaxes(0, 1)[:, known], (0.1, 0.9), axis=0)
-    np.testing.assert_allclose(result.low[known], low, atol=1e-6)
-    np.testing.assert_allclose(result.high[known], high, atol=1e-6)
+    low, middle, high = np.nanquantile(reference.swapaxes(0, 1)[:, known], (0.1, 0.5, 0.9), axis=0)
+    np.testing.assert_allclose(result.low[known], (result.value[known] + low - middle).clip(0, 1), atol=1e-6)
+    np.testing.assert_allclose(result.high[known], (result.value[known] + high - middle).clip(0, 1), atol=1e-6)
     shown = ~np.isnan(difference).any(axis=0)
-    low, high = np.quantile(difference[:, shown], (0.1, 0.9), axis=0)
-    np.testing.assert_allclose(result.difference_low[1][shown], low, atol=1e-6)
-    np.testing.assert_allclose(result.difference_high[1][shown], high, atol=1e-6)
+    low, middle, high = np.quantile(difference[:, shown], (0.1, 0.5, 0.9), axis=0)
+    real = result.difference[1][shown]
+    np.testing.assert_allclose(result.difference_low[1][shown], real + low - middle, atol=1e-6)
+    np.testing.assert_allclose(result.difference_high[1][shown], real + high - middle, atol=1e-6)
     np.testing.assert_allclose(result.value[1], plain(pair[1], THINGS, list(range(images))), atol=1e-12)
+
+
+def test_the_interval_holds_the_figure_where_every_draw_is_worse():
+    """Ten classes, each in one image of ten: a draw lacks most of them, and of the rest SQ cannot be better."""
+    rng = np.random.default_rng(0)
+    rows = [(i, c, 1, 1, 1, 0.9) for i in range(10) for c in range(3) if rng.random() < 0.4]
+    rows += [(i, c, 0, 1, 1, 0.0) for i in range(10) for c in range(3) if rng.random() < 0.4]
+    result = bootstrap([counts(*rows)], THINGS, 10, 2000)
+    known = ~np.isnan(result.value)
+    assert (result.low[known] <= result.value[known]).all()
+    assert (result.value[known] <= result.high[known]).all()
 
 
 def test_a_class_that_few_images_hold_is_left_out_where_it_is_not_drawn():
