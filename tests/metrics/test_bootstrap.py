@@ -91,14 +91,13 @@ def test_resamples_equal_a_plain_loop(monkeypatch):
 
 
 def test_the_interval_holds_the_figure_where_every_draw_is_worse():
-    """Ten classes, each in one image of ten: a draw lacks most of them, and of the rest SQ cannot be better."""
-    rng = np.random.default_rng(0)
-    rows = [(i, c, 1, 1, 1, 0.9) for i in range(10) for c in range(3) if rng.random() < 0.4]
-    rows += [(i, c, 0, 1, 1, 0.0) for i in range(10) for c in range(3) if rng.random() < 0.4]
-    result = bootstrap([counts(*rows)], THINGS, 10, 2000)
-    known = ~np.isnan(result.value)
-    assert (result.low[known] <= result.value[known]).all()
-    assert (result.value[known] <= result.high[known]).all()
+    """Twelve classes, each found in one image and a phantom in another: a draw without the first has SQ 0 for it."""
+    rows = [(c, c, 1, 0, 0, 0.9) for c in range(12)] + [(12 + c, c, 0, 1, 0, 0.0) for c in range(12)]
+    result = bootstrap([counts(*rows)], np.ones(12, bool), 24, 2000)
+    assert result.value[0, 0, 1] == pytest.approx(0.9)
+    assert result.low[0, 0, 1] <= 0.9 <= result.high[0, 0, 1]
+    assert (result.low[0, 0] <= result.value[0, 0]).all()
+    assert (result.value[0, 0] <= result.high[0, 0]).all()
 
 
 def test_a_class_that_few_images_hold_is_left_out_where_it_is_not_drawn():
