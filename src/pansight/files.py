@@ -44,7 +44,26 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Whole or not at all. What holds only plain values stands on one line: a row of a table, a column of numbers."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_json_pieces(value, 0))
+        file.write("\n")
+
+
+def _json_pieces(value: Any, depth: int) -> Iterator[str]:
+    """The text of `json.dumps` in pieces, so that a large record does not stand in memory a second time."""
+    members = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if not any(isinstance(member, dict | list | tuple) for member in members):
+        yield json.dumps(value, allow_nan=False)
+        return
+    indent = "\n" + " " * (depth + 1)
+    opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
+    keys = [json.dumps(str(key)) + ": " for key in value] if isinstance(value, dict) else [""] * len(members)
+    yield opening
+    for number, (key, member) in enumerate(zip(keys, members)):
+        yield ("," if number else "") + indent + key
+        yield from _json_pieces(member, depth + 1)
+    yield "\n" + " " * depth + closing
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,7 +1,7 @@
 """How sure a panoptic quality is: intervals from resampled images, and a paired test of two evaluations.
 
-Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13, 14 (percentile interval, its bias) and 15
-(permutation test).
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13 and 14 (percentile interval and
+its bias) and 15 (permutation test).
 
 The unit of chance is the image: segments of one image share camera, light and scene, so they are not drawn one by one.
 
@@ -254,7 +254,7 @@ def _figures(sums: FloatArray, groups: FloatArray) -> FloatArray:
 
 
 def _around(value: FloatArray, drawn: NDArray[np.float32], confidence: float) -> tuple[FloatArray, FloatArray]:
-    """The interval of figures (...) from draws (..., R): as wide as that of the draws, laid around the figure itself."""
+    """The interval of figures (...) from draws (..., R): as wide as theirs, laid around the figure itself."""
     middle, low, high = _quantiles(drawn, (0.5, (1 - confidence) / 2, (1 + confidence) / 2))
     return value + (low - middle), value + (high - middle)
 
