@@ -5,6 +5,7 @@ Only what figures need is kept. `data.check` lists every defect of a file; here 
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +31,8 @@ class _Segment(msgspec.Struct, gc=False):
     id: _Id
     category_id: _CategoryId
     area: _Area | None = None
-    iscrowd: bool | int = 0
-    score: float = 1.0
+    iscrowd: bool | int | float | None = 0
+    score: float | None = 1.0
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -65,7 +66,7 @@ class PanopticFile:
         self._ids = np.array([s.id for s in segments], np.int32)
         self._categories = self._indices(np.array([s.category_id for s in segments], np.int32))
         self._crowd = np.array([bool(s.iscrowd) for s in segments], bool)
-        self._scores = np.array([s.score for s in segments], np.float64)
+        self._scores = np.array([1.0 if s.score is None else s.score for s in segments], np.float64)
         self.areas = np.array([-1 if s.area is None else s.area for s in segments], np.float64)
         self.has_scores = bool((self._scores != 1).any())
         self._refuse_repeats()
@@ -121,7 +122,7 @@ class PanopticFile:
 def _decode(path: Path) -> _File:
     try:
         data = path.read_bytes()
-        return msgspec.json.decode(data, type=_File)
+        return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=_File)
     except FileNotFoundError as error:
         raise PansightError(f"{path}: no such file; expected the JSON of COCO panoptic") from error
     except OSError as error:
@@ -136,7 +137,7 @@ def _labels(rows: list[dict[str, Any]] | None, path: Path) -> LabelSpace:
     try:
         return LabelSpace.from_json(rows)
     except PansightError as error:
-        raise PansightError(f"{path}: {error}") from error
+        raise PansightError(f"{path}: {error!s:.300}") from error
     except (TypeError, ValueError, OverflowError) as error:
         found = json.dumps(rows[0])[:80]
         raise PansightError(f"{path}: expected categories with id, name, isthing, color, found {found}") from error
