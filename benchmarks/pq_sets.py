@@ -1,4 +1,4 @@
-"""Generated truth and prediction pairs for the benchmarks of the file evaluator: COCO panoptic JSON and PNG on both sides.
+"""Generated pairs of truth and prediction, COCO panoptic JSON and PNG on both sides, for the benchmarks of figures.
 
 `coco`: 500 pairs of 640x480 with about 12 segments; `city`: 40 pairs of 2048×1024 with about 40. 133 classes (80 of
 them things), a tenth of the segments void in the truth, a twentieth crowds; predictions are shifted by up to 6 pixels,

@@ -18,7 +18,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from typing import Any
 from common import ROOT, save
 
 FOLDER = ROOT / "runs" / "pq_sets"
-CURVE = (500, 1000, 2000, 3000, 4000, 5000)
+TIMES = (1, 2, 4, 6, 8, 10)
+"""The 500 pairs of `coco`, so many times over, are scored in one go for the curve of memory."""
 
 
 def ours(folder: Path, cores: int) -> tuple[float, float]:
@@ -116,26 +116,23 @@ def decoding(set_name: str) -> dict[str, float]:
 
 
 def memory_curve() -> list[dict[str, float]]:
-    """MiB that scoring takes, for so many pairs: 5,000 in one go, sampled on the way."""
+    """Seconds and peak MiB of the whole command for more and more pairs in one go; 5,000 are as many as COCO has."""
     from pq_sets import repeat_set
 
-    folder = repeat_set(FOLDER / "coco", FOLDER / "coco5000", 10)
-    command = [sys.executable, "-m", "pansight.apps.cli", "evaluate", "--no-errors", "--overwrite"]
-    command += ["--gt", str(folder / "gt.json"), "--pred", str(folder / "pred.json"), "--json", str(FOLDER / "o.json")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows: list[dict[str, float]] = []
-    start = time.perf_counter()
-
-    def watch() -> None:
-        while process.poll() is None:
-            with contextlib.suppress(OSError, KeyError):
-                rows.append({"seconds": round(time.perf_counter() - start, 2), **peak(str(process.pid))})
-            time.sleep(0.25)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    process.wait()
-    watcher.join()
+    for times in TIMES:
+        folder = repeat_set(FOLDER / "coco", FOLDER / f"coco_{times}", times)
+        command = [sys.executable, "-m", "pansight.apps.cli", "evaluate", "--no-errors", "--overwrite"]
+        command += ["--gt", str(folder / "gt.json"), "--pred", str(folder / "pred.json")]
+        command += ["--json", str(FOLDER / "figures.json")]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"evaluate failed: {' '.join(command)}")
+        seconds = time.perf_counter() - start
+        rows.append({"pairs": 500 * times, "seconds": seconds, "peak_mib": usage.ru_maxrss / 1024})
+        print(rows[-1], flush=True)
     return rows
 
 

@@ -5,7 +5,7 @@ import sys
 
 from common import ROOT
 
-SCRIPTS = ("loader.py", "rcnn_speed.py", "demo.py", "nuclei.py")
+SCRIPTS = ("pq_speed.py", "bootstrap.py", "loader.py", "rcnn_speed.py", "demo.py", "nuclei.py")
 
 for script in SCRIPTS:
     print(f"== benchmarks/{script}", flush=True)
