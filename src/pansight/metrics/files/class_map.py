@@ -82,8 +82,8 @@ def _read(path: Path) -> dict[str, str]:
         raise PansightError(f"{path}: no such file; expected a class map (TOML) or the word {BY_NAME}") from error
     except OSError as error:
         raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PansightError(f"{path}: expected TOML, found {error}") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits
+        raise PansightError(f"{path}: expected TOML, found {' '.join(str(error).split()):.200}") from error
     result: dict[str, str] = {}
     for name, target in content.items():
         if not isinstance(target, str):
