@@ -164,9 +164,8 @@ def test_nineteen_classes_against_eight(tmp_path):
     mapping = read_class_map(tmp_path / "map.toml", prediction.labels, truth.labels)
     assert mapping.unmapped(prediction.labels, truth.labels) == (["dog", "sidewalk", "terrain"], ["horse", "grass"])
     figures = Figures(boundary=True, instances=True)
-    found = score(
-        PanopticPairs(truth, gt.with_suffix(""), prediction, pred.with_suffix(""), mapping), figures, threads=2
-    )
+    pairs = PanopticPairs(truth, gt.with_suffix(""), prediction, pred.with_suffix(""), mapping)
+    record = score(pairs, figures, threads=2).record()
 
     kept = {"horse": "", "grass": ""}
     hand = write_side(tmp_path / "hand_gt.json", by_hand_truth(images[0], kept), EIGHT)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pansight.errors import PansightError, choice_error
+from pansight.files import read_plain
 from pansight.metrics.files.panoptic_json import UNMAPPED
 from pansight.metrics.matching import SegmentTable
 from pansight.metrics.overlap import IntArray, Overlaps
@@ -77,7 +78,7 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise PansightError(f"{path}: no such file; expected a class map (TOML) or the word {BY_NAME}") from error
     except OSError as error:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.files import safe_join
+from pansight.files import read_plain, safe_join
 from pansight.metrics.files.class_map import ClassMap, map_overlaps, map_table
 from pansight.metrics.files.panoptic_json import PanopticFile
 from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
@@ -101,7 +101,7 @@ class PanopticPairs:
 def _open(folder: Path, file: PanopticFile, index: int) -> LabelPng:
     path = safe_join(folder, file.file_names[index], file.path)
     try:
-        data = path.read_bytes()
+        data = read_plain(path)
     except FileNotFoundError as error:
         raise PansightError(f"{path}: expected the PNG of image {file.image_ids[index]}, found no such file") from error
     except OSError as error:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
+from pansight.files import read_plain
 from pansight.metrics.matching import SegmentTable
 from pansight.ops.idmap import MAX_ID
 from pansight.types import LabelSpace
@@ -121,7 +122,7 @@ class PanopticFile:
 
 def _decode(path: Path) -> _File:
     try:
-        data = path.read_bytes()
+        data = read_plain(path)
         return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=_File)
     except FileNotFoundError as error:
         raise PansightError(f"{path}: no such file; expected the JSON of COCO panoptic") from error
