@@ -108,7 +108,7 @@ def pq_speed(record: Record) -> str:
     last = record["curve"][-1]
     return (
         table(header, rows)
-        + f"\n\n{where(record)}; PQ, SQ, RQ equal in all three. Peak memory is that of the first process; about 90 MiB of"
+        + f"\n\n{where(record)}; PQ, SQ, RQ are equal. Peak memory is that of the first process; about 90 MiB of"
         + f" ours are pages of the compiler's library. Milliseconds a 640×480 pair on one core: {steps}."
         + f" {last['pairs']:,} pairs in one go take {last['seconds']:.1f} s; peak MiB by number of pairs: {curve}."
     )
