@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import lzma
 import os
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from pansight.errors import PansightError
 
@@ -66,10 +67,24 @@ def _json_pieces(value: Any, depth: int) -> Iterator[str]:
     yield "\n" + " " * depth + closing
 
 
+def open_plain(path: str | Path) -> BinaryIO:
+    """A file to read bytes from. Raises OSError, also for a pipe or device, which one might wait for without end."""
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "a pipe or device, no file", str(path))
+    return Path(path).open("rb")
+
+
+def read_plain(path: str | Path) -> bytes:
+    """The bytes of a file. Raises OSError as `open_plain` does."""
+    with open_plain(path) as file:
+        return file.read()
+
+
 def read_json(path: str | Path) -> Any:
     """Raises PansightError where the file is missing, unreadable or no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise PansightError(f"{path}: no such file; expected JSON") from error
     except OSError as error:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pansight.errors import PansightError
-from pansight.files import replacing
+from pansight.files import read_plain, replacing
 from pansight.ops.idmap import IdArray
 from pansight.ops.label_png import MAX_PIXELS, decode_ids, open_label_png
 
@@ -56,7 +56,7 @@ class Header(NamedTuple):
 def read_bytes(path: str | Path) -> bytes:
     """Raises PansightError where the file is missing, empty or unreadable."""
     try:
-        data = Path(path).read_bytes()
+        data = read_plain(path)
     except FileNotFoundError as error:
         raise PansightError(f"{path}: expected an image file, found no such file") from error
     except OSError as error:

@@ -14,7 +14,7 @@ from pansight.data.check.defects import Defect, defect, one_line, shown, shown_v
 from pansight.data.coco_panoptic import image_folders
 from pansight.data.dataset import SPLITS, part_names
 from pansight.errors import PansightError
-from pansight.files import safe_join
+from pansight.files import read_plain, safe_join
 
 Kind = Literal["panoptic", "instances", "detection"]
 """instances: COCO instances. detection: the same shape with `isthing`, COCO's detection format of panoptic data."""
@@ -119,7 +119,7 @@ def load(file: Path) -> tuple[Any, list[str]]:
         return value if math.isfinite(value) else constant(text)
 
     try:
-        return json.loads(file.read_text(encoding="utf-8"), parse_constant=constant, parse_float=number), odd
+        return json.loads(read_plain(file).decode("utf-8"), parse_constant=constant, parse_float=number), odd
     except OSError as error:
         raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
     except RecursionError as error:

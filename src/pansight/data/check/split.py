@@ -16,7 +16,7 @@ from pansight.data.check.output import new_folder, place_file, require_new, writ
 from pansight.data.check.reader import Part, file_in, is_file, whole
 from pansight.data.check.stratify import stratify
 from pansight.errors import PansightError
-from pansight.files import write_json
+from pansight.files import read_plain, write_json
 
 SIDES = ("train", "val")
 RECORD = "split.json"
@@ -170,7 +170,7 @@ def _units(items: Sequence[_Item], keys: Sequence[str]) -> list[list[int]]:
         sizes.setdefault(item.image.stat().st_size, []).append(n)
     for same in sizes.values():
         for n in same if len(same) > 1 else ():
-            digest = hashlib.blake2b(items[n].image.read_bytes(), digest_size=16).digest()
+            digest = hashlib.blake2b(read_plain(items[n].image), digest_size=16).digest()
             leader[find(n)] = find(first.setdefault(("bytes", digest), n))
     units: dict[int, list[int]] = {}
     for n in range(len(items)):

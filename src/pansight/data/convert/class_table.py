@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pansight.data.convert.lookup import decode_json
 from pansight.data.dataset import expect
 from pansight.errors import PansightError
+from pansight.files import read_plain
 
 CLASS_FILES = (
     *("classes.json", "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv"),
@@ -77,7 +78,7 @@ def checked_classes(classes: list[PixelClass], source: str | Path) -> list[Pixel
 
 
 def _text_rows(path: Path) -> list[PixelClass]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_plain(path).decode("utf-8-sig").splitlines()]
     rows = [row for row in lines if row and not HEADER.fullmatch(row)]
     return [_text_row(row, value, path) for value, row in enumerate(rows)]
 
@@ -96,7 +97,7 @@ def _text_row(row: str, value: int, path: Path) -> PixelClass:
 
 
 def _json_rows(path: Path) -> list[PixelClass]:
-    content: Any = decode_json(path.read_bytes(), object, path)
+    content: Any = decode_json(read_plain(path), object, path)
     if isinstance(content, dict):
         listed = next((content[key] for key in ("categories", "classes", "names") if key in content), None)
         if listed is None:

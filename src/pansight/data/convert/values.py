@@ -8,6 +8,7 @@ from pathlib import Path
 from pansight.data.convert.lookup import walk_images
 from pansight.data.images import read_bytes, read_header, read_index_png
 from pansight.errors import PansightError
+from pansight.files import read_plain
 from pansight.ops.idmap import IdArray, present_ids, relabel
 
 
@@ -27,7 +28,7 @@ def read_values(path: Path, bits: int, what: str) -> IdArray:
 def read_annotation(path: Path, what: str) -> bytes:
     """A file that is no image. Raises PansightError, naming `what` it should be, where it is missing or unreadable."""
     try:
-        return path.read_bytes()
+        return read_plain(path)
     except FileNotFoundError as error:
         raise PansightError(f"{path}: expected {what}, found no such file") from error
     except OSError as error:

@@ -21,6 +21,7 @@ from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectang
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.data.images import MAX_PIXELS
 from pansight.errors import PansightError
+from pansight.files import open_plain
 
 REGIONS = ("polygon", "box", "ellipse", "mask")
 LEFT_OUT = ("polyline", "points", "cuboid", "skeleton", "tag")
@@ -150,7 +151,7 @@ def _xml_of(source: Path) -> Path | None:
 
 
 def _begins_like_cvat(file: Path) -> bool:
-    with file.open("rb") as opened:
+    with open_plain(file) as opened:
         return re.search(rb"<annotations[\s>/]", opened.read(4096)) is not None
 
 
@@ -170,7 +171,7 @@ class _Parser:
         parser.CharacterDataHandler = self._characters
         parser.StartDoctypeDeclHandler = self._refuse
         try:
-            with file.open("rb") as opened:
+            with open_plain(file) as opened:
                 parser.ParseFile(opened)
         except OSError as error:
             raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error

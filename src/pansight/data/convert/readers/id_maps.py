@@ -39,7 +39,7 @@ from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import SPLITS, expect
 from pansight.data.images import MAX_PIXELS, read_bytes, read_header, read_index_png, read_rgb_ids
 from pansight.errors import PansightError
-from pansight.files import safe_join
+from pansight.files import open_plain, safe_join
 from pansight.ops.idmap import MAX_ID, IdArray, present_ids
 
 MAPS = (".png", ".npy")
@@ -143,7 +143,7 @@ def _has_tables(folder: Path) -> bool:
 
 def _is_table(file: Path) -> bool:
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        with open_plain(file) as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
             return text.find(b'"segments_info"') >= 0 and kind_of(file) is None
     except (OSError, ValueError):  # also: an empty file cannot be mapped
         return False

@@ -27,6 +27,7 @@ from pansight.data.convert.shapes import ellipse_points, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.data.images import IMAGE_SUFFIXES, MAX_PIXELS
 from pansight.errors import PansightError
+from pansight.files import open_plain, read_plain
 
 KINDS = ("polygon", "brush", "rectangle", "ellipse")
 UPLOAD = re.compile("[0-9a-f]{8}-")
@@ -175,11 +176,11 @@ def _exports(source: Path) -> list[Path]:
     for file in files:
         if file.suffix.lower() != ".json" or file.stat().st_size > MAX_DETECTED_BYTES:
             continue
-        with file.open("rb") as opened:
+        with open_plain(file) as opened:
             if not opened.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
                 continue
         try:
-            heads = decode_json(file.read_bytes(), list[_Head], file)
+            heads = decode_json(read_plain(file), list[_Head], file)
         except PansightError:
             continue
         if any(head.data is not None and (head.annotations or head.completions) is not None for head in heads):
@@ -199,7 +200,7 @@ def _json_of(source: Path) -> Path:
 
 def _tasks(file: Path) -> list[_Task]:
     try:
-        data = file.read_bytes()
+        data = read_plain(file)
     except OSError as error:
         raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
     tasks = decode_json(data, list[_Task], file)

@@ -37,7 +37,7 @@ from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectang
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.data.images import IMAGE_SUFFIXES, read_header
 from pansight.errors import PansightError
-from pansight.files import replacing
+from pansight.files import read_plain, replacing
 
 OUTLINES = ("polygon", "rotation", "oriented_rectangle")
 REGIONS = (*OUTLINES, "rectangle", "circle", "mask")
@@ -197,7 +197,7 @@ def _first_jsons(root: Path) -> list[Path]:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_plain(file)
     except OSError as error:
         raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
 

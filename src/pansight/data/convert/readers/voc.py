@@ -16,7 +16,7 @@ from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_values, segments_of
 from pansight.data.images import PNG_RGB, read_bytes, read_header, read_rgb_ids
 from pansight.errors import PansightError, choice_error
-from pansight.files import safe_join
+from pansight.files import read_plain, safe_join
 from pansight.ops.idmap import IdArray, present_ids, relabel
 
 BORDER = 255
@@ -137,7 +137,7 @@ def _classes(root: Path) -> list[PixelClass]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_plain(file).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PansightError(f"{file}: expected lines of text, found: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

@@ -20,6 +20,7 @@ from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_si
 from pansight.data.convert.polygons import region_of_polygons
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.errors import PansightError, choice_error
+from pansight.files import open_plain, read_plain
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 MAX_YAML_BYTES = 200_000
@@ -168,7 +169,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_YAML_BYTES:
             raise PansightError(f"{file}: expected a short YAML file, found {file.stat().st_size} bytes")
-        content = yaml.load(file.read_bytes(), _PlainLoader)
+        content = yaml.load(read_plain(file), _PlainLoader)
     except OSError as error:
         raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
@@ -257,7 +258,7 @@ def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path]
 def _lines(file: Path) -> list[str]:
     """Of a text file; none where it does not exist."""
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        return read_plain(file).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -293,8 +294,8 @@ def _label_file(image: Path, root: Path) -> Path:
 def _any_text(label: Path) -> bool:
     """Whether a label file begins like one: a line of numbers."""
     try:
-        with label.open(encoding="ascii") as file:
-            words = file.readline(4096).split()[:5]
+        with open_plain(label) as file:
+            words = file.readline(4096).decode("ascii").split()[:5]
         return len(words) == 5 and all(float(word) == float(word) for word in words)
     except (OSError, ValueError):
         return False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pansight.data.dataset import SPLITS, part_names
 from pansight.errors import PansightError
+from pansight.files import open_plain
 
 PREFIX = {"coco_instances": "instances", "coco_panoptic": "panoptic", "coco_detection_panoptic": "panoptic"}
 """Kind → how the names of its files begin; a file so called is preferred to others of its kind."""
@@ -18,7 +19,7 @@ PLAIN_NAMES = ("_annotations.coco", "annotations", "result", "coco", "labels", "
 def kind_of(file: Path) -> str | None:
     """The kind of a COCO JSON; None for other files. Cheap, never raises."""
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        with open_plain(file) as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
             if not text[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
                 return None
             if any(text.find(key) < 0 for key in (b'"images"', b'"annotations"', b'"categories"')):
