@@ -71,7 +71,7 @@ def decide_things(joined: Joined, things: Sequence[str] | None, ask: Ask | None)
     """
     names = [category.name for category in joined.categories]
     if things is not None:
-        chosen = _named(things, names)
+        chosen = _named(things, names, _new_fill(joined))
         answers = [name in chosen for name in names]
     else:
         unknown = [category.name for category in joined.categories if category.is_thing is None]
@@ -92,11 +92,17 @@ def decide_things(joined: Joined, things: Sequence[str] | None, ask: Ask | None)
     return Classes(labels, joined.of_source, joined.fill)
 
 
-def _named(things: Sequence[str], names: Sequence[str]) -> set[str]:
+def _new_fill(joined: Joined) -> set[str]:
+    """The name of the filling class where no source has it: "all" does not mean it."""
+    fill = joined.fill
+    return set() if fill is None or any(fill in index for index in joined.of_source) else {joined.categories[fill].name}
+
+
+def _named(things: Sequence[str], names: Sequence[str], besides: set[str] | None = None) -> set[str]:
     words = [word.strip() for text in things for word in ([text] if text in names else text.split(","))]
     words = [word for word in words if word]
     if len(words) == 1 and words[0] in ("all", "none") and words[0] not in names:
-        return set(names) if words[0] == "all" else set()
+        return set(names) - (besides or set()) if words[0] == "all" else set()
     for word in words:
         if word not in names:
             raise choice_error("class", word, names)
