@@ -6,6 +6,7 @@ files) goes through an ordinary decoder; both ways give the same numbers.
 
 from __future__ import annotations
 
+import logging
 import struct
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +21,9 @@ from pansight.ops.overlap import Overlaps, overlaps_of
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused after reading their header: a file of some kilobytes may ask for gigabytes."""
+
+# Its decoder's remarks about odd chunks ("Too much image data") must not stand among the lines of a command.
+logging.getLogger("imagecodecs").addHandler(logging.NullHandler())
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
