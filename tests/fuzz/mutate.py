@@ -77,9 +77,19 @@ def _around(rng: np.random.Generator, tree: Tree, others: list[bytes]) -> str:
     data = tree[name]
     assert isinstance(data, bytes)
     folder = str(Path(name).parent)
-    action = ("folder", "pipe", "loop", "outside", "dangling", "unreadable", "gone", "empty", "renamed", "double", "folder loop")[
-        int(rng.integers(11))
-    ]
+    action = (
+        "folder",
+        "pipe",
+        "loop",
+        "outside",
+        "dangling",
+        "unreadable",
+        "gone",
+        "empty",
+        "renamed",
+        "double",
+        "folder loop",
+    )[int(rng.integers(11))]
     if action in ("folder", "pipe"):
         tree[name] = Special(action, data=data)
     elif action == "loop":
@@ -96,7 +106,14 @@ def _around(rng: np.random.Generator, tree: Tree, others: list[bytes]) -> str:
         tree[name] = b""
     elif action == "renamed":
         del tree[name]
-        odd = (name.upper(), f"{name}.bak", f"{folder}/a\nb.png", f"{folder}/\udcff.png", f"{folder}/{'é' * 100}.png", f"x/{name}")
+        odd = (
+            name.upper(),
+            f"{name}.bak",
+            f"{folder}/a\nb.png",
+            f"{folder}/\udcff.png",
+            f"{folder}/{'é' * 100}.png",
+            f"x/{name}",
+        )
         tree[odd[int(rng.integers(len(odd)))].removeprefix("./")] = data
     elif action == "double":
         suffix = (".png", ".jpg", ".json", ".xml", ".npy", "", ".txt", ".yaml")[int(rng.integers(8))]
@@ -157,13 +174,42 @@ def _mutate_bytes(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[
     return name, parts.get(name, b"")
 
 
-NUMBERS = ("nan", "inf", "-1", "1e308", "1e999", "9" * 400, "9" * 5000, "0", "", "0x10", "1_000", "١", "1e-320", "2147483648", "-0")
+NUMBERS = (
+    "nan",
+    "inf",
+    "-1",
+    "1e308",
+    "1e999",
+    "9" * 400,
+    "9" * 5000,
+    "0",
+    "",
+    "0x10",
+    "1_000",
+    "١",
+    "1e-320",
+    "2147483648",
+    "-0",
+)
 
 
 def _mutate_text(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[str, bytes]:
     """Other numbers and words, other line ends and encodings."""
-    text = data.decode("utf-8")
-    names = ("utf-16", "latin", "line ends", "nul", "number", "number", "number", "line", "no line", "long", "bom", "word")
+    text = data.decode("utf-8", "replace")
+    names = (
+        "utf-16",
+        "latin",
+        "line ends",
+        "nul",
+        "number",
+        "number",
+        "number",
+        "line",
+        "no line",
+        "long",
+        "bom",
+        "word",
+    )
     name = names[int(rng.integers(len(names)))]
     lines = text.split("\n")
     at = int(rng.integers(len(lines)))
@@ -201,7 +247,7 @@ LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
 
 
 def _mutate_xml(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[str, bytes]:
-    text = data.decode("utf-8")
+    text = data.decode("utf-8", "replace")
     names = ("laughs", "external", "doctype", "deep", "attribute", "tag", "encoding", "element", "cdata")
     name = names[int(rng.integers(len(names)))]
     head, _, body = text.partition("?>")
@@ -215,12 +261,16 @@ def _mutate_xml(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[st
         }
         return name, f"{head}?><!DOCTYPE annotations {inner[name]}>{body.replace('car', '&l11;', 1)}".encode()
     if name == "encoding":
-        return name, text.replace("utf-8", ("utf-7", "utf-16", "ascii", "nonsense", "cp037")[int(rng.integers(5))], 1).encode()
+        return name, text.replace(
+            "utf-8", ("utf-7", "utf-16", "ascii", "nonsense", "cp037")[int(rng.integers(5))], 1
+        ).encode()
     if name == "deep":
         at = body.find("<image")
         return name, f"{head}?>{body[:at]}{'<a>' * 20_000}{'</a>' * 20_000}{body[at:]}".encode()
     if name == "tag":
-        return name, _replace(rng, text, "abcdefghijklmnopqrstuvwxyz", ("image", "mask", "box", "polygon", "x")[int(rng.integers(5))]).encode()
+        return name, _replace(
+            rng, text, "abcdefghijklmnopqrstuvwxyz", ("image", "mask", "box", "polygon", "x")[int(rng.integers(5))]
+        ).encode()
     if name == "attribute":
         places = [n for n in range(len(text)) if text.startswith('="', n)]
         at = places[int(rng.integers(len(places)))] + 2
@@ -269,8 +319,10 @@ def _mutate_yaml(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[s
         "names: !!set {a, b}\nval: !!omap [a: b]\n",
     )
     piece = pieces[int(rng.integers(len(pieces)))]
-    text = data.decode("utf-8")
-    kept = "".join(line + "\n" for line in text.split("\n") if not line.startswith(piece.split(":")[0]) and line[:1] != " ")
+    text = data.decode("utf-8", "replace")
+    kept = "".join(
+        line + "\n" for line in text.split("\n") if not line.startswith(piece.split(":")[0]) and line[:1] != " "
+    )
     return f"yaml {piece[:30]!r}", (piece if rng.random() < 0.2 else kept + piece).encode()
 
 
@@ -278,8 +330,30 @@ def _mutate_npy(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[st
     """Another header over the same bytes."""
     if data[:6] != b"\x93NUMPY":
         raise ValueError("no array")
-    shapes = ("(3, 4)", "(0, 0)", "()", "(100000, 100000)", "(4000000000, 4000000000)", "(-1, 4)", "(1, 1, 1, 3, 4)", "(3, 'x')")
-    kinds = ("'<i4'", "'|O'", "'<f8'", "'<u8'", "'<c16'", "'<U10'", "'|b1'", "[('a', '<i4')]", "'<M8[s]'", "'|V3'", "'x'", "5")
+    shapes = (
+        "(3, 4)",
+        "(0, 0)",
+        "()",
+        "(100000, 100000)",
+        "(4000000000, 4000000000)",
+        "(-1, 4)",
+        "(1, 1, 1, 3, 4)",
+        "(3, 'x')",
+    )
+    kinds = (
+        "'<i4'",
+        "'|O'",
+        "'<f8'",
+        "'<u8'",
+        "'<c16'",
+        "'<U10'",
+        "'|b1'",
+        "[('a', '<i4')]",
+        "'<M8[s]'",
+        "'|V3'",
+        "'x'",
+        "5",
+    )
     shape, kind = shapes[int(rng.integers(len(shapes)))], kinds[int(rng.integers(len(kinds)))]
     header = f"{{'descr': {kind}, 'fortran_order': {bool(rng.integers(2))}, 'shape': {shape}, }}"
     header = header.ljust(117) + "\n"

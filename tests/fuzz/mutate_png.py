@@ -15,7 +15,20 @@ Chunks = list[tuple[bytes, bytes]]
 def mutate_png(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[str, bytes]:
     """One change. Raises ValueError where `data` is no PNG (any more)."""
     chunks = chunks_of(data)
-    names = ("header", "header byte", "bomb", "pixels", "drop", "swap", "again", "extra", "crc", "length", "splice", "recode")
+    names = (
+        "header",
+        "header byte",
+        "bomb",
+        "pixels",
+        "drop",
+        "swap",
+        "again",
+        "extra",
+        "crc",
+        "length",
+        "splice",
+        "recode",
+    )
     name = names[int(rng.integers(len(names)))]
     place = int(rng.integers(len(chunks)))
     kind = chunks[place][0]
@@ -48,7 +61,9 @@ def mutate_png(rng: np.random.Generator, data: bytes, other: bytes) -> tuple[str
     if name == "crc":
         return f"{name} of {kind!r}", join(chunks, broken=place)
     if name == "length":
-        return f"{name} of {kind!r}", join(chunks, lengths={place: int(rng.choice([0, 1, 2**31 - 1, 2**31, 2**32 - 1]))})
+        return f"{name} of {kind!r}", join(
+            chunks, lengths={place: int(rng.choice([0, 1, 2**31 - 1, 2**31, 2**32 - 1]))}
+        )
     if name == "recode":
         return _recoded(rng, chunks)
     return f"{name} at {kind!r}", join(chunks)

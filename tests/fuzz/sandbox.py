@@ -26,7 +26,17 @@ SECONDS = 10.0
 GROWTH = 1 << 30
 """Bytes of address space that a case may add; the largest image that is allowed takes 0.7 of it when decoded."""
 
-WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "shutil.rmtree", "os.truncate")
+WRITES = (
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "shutil.rmtree",
+    "os.truncate",
+)
 
 
 class Hang(BaseException):
@@ -93,7 +103,7 @@ class Sandbox:
         out, err = io.StringIO(), io.StringIO()
         self.watch.seen.clear()
         code: int | None = None
-        with self._limits(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with _compiled_words(err), self._limits(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 code = main(arguments)
             except Hang:
@@ -169,6 +179,21 @@ class Sandbox:
                 else:
                     found[name] = "special", row.st_mode, row.st_ino
         return found
+
+
+@contextlib.contextmanager
+def _compiled_words(target: io.StringIO) -> Iterator[None]:
+    """What compiled libraries print to stderr themselves."""
+    with tempfile.TemporaryFile() as file:
+        old = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(old, 2)
+            os.close(old)
+            file.seek(0)
+            target.write(file.read().decode("utf-8", "replace"))
 
 
 def _alarm(number: int, frame: FrameType | None) -> None:

@@ -109,7 +109,12 @@ def _check(place: Path) -> Iterator[Seed]:
     yield Seed("check panoptic", panoptic, (plain, ("check", "in", "--limit", "0"), ("check", "in")), "in")
     yield Seed("check --fix", panoptic, (("check", "in", "--fix", "out"), fixed, (*fixed[:4], "--link")), "in")
     yield Seed("check instances", files_of(_coco(place / "b")), (plain,), "in")
-    yield Seed("check detection", files_of(_detection(place / "c")), (plain, ("check", "in/annotations/panoptic_train.json")), "in")
+    yield Seed(
+        "check detection",
+        files_of(_detection(place / "c")),
+        (plain, ("check", "in/annotations/panoptic_train.json")),
+        "in",
+    )
 
 
 def _coco(place: Path) -> Path:
@@ -210,7 +215,9 @@ def _label_studio(root: Path) -> Path:
     results = (
         test_label_studio.square(),
         test_label_studio.result("rectanglelabels", "sign", x=75, y=66.6667, width=25, height=33.3333, rotation=10),
-        test_label_studio.result("brushlabels", "car", format="rle", rle=test_label_studio.brush(test_label_studio.MASK)),
+        test_label_studio.result(
+            "brushlabels", "car", format="rle", rle=test_label_studio.brush(test_label_studio.MASK)
+        ),
         test_label_studio.result("ellipselabels", "ball", x=25, y=75, radiusX=17.5, radiusY=23.3333, rotation=0),
     )
     return test_label_studio.tree(root, test_label_studio.task(*results))

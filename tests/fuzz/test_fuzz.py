@@ -90,7 +90,10 @@ def _zipped(rng: np.random.Generator, seed: Seed, others: list[bytes], arguments
     else:
         told, changed = mutate_tree(rng, inner, others)
         plain = {name: what for name, what in changed.items() if isinstance(what, bytes)}
-        data = pack({name.encode("utf-8", "replace").decode(): what for name, what in plain.items()}, ("", "export/")[int(rng.integers(2))])
+        data = pack(
+            {name.encode("utf-8", "replace").decode(): what for name, what in plain.items()},
+            ("", "export/")[int(rng.integers(2))],
+        )
     tree[f"{below or 'data'}.zip"] = data
     archive = f"in/{below or 'data'}.zip"
     return Case(f"{seed.name}, zipped: {told}", tree, tuple(archive if a == seed.folder else a for a in arguments))
