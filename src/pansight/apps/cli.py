@@ -20,6 +20,8 @@ from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConf
 from pansight.errors import PansightError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+LONGEST = 1200
+"""Letters of a line of complaint."""
 
 
 @dataclass(frozen=True)
@@ -228,11 +230,12 @@ def evaluate(
 
         cli_scores.evaluate_files(files or FileSettings(), overwrite)
         return
-    if files is not None and files != FileSettings():
+    class_map = None if files is None else files.map
+    if files is not None and files != FileSettings(map=class_map):
         raise PansightError(f"evaluate: expected a model ({weights}) or files (--gt, --pred), found both")
     from pansight.apps import commands
 
-    commands.evaluate(weights, data, out, split, overwrite, dict(_given))
+    commands.evaluate(weights, data, out, split, overwrite, dict(_given), class_map)
 
 
 @app.command(help_epilogue="Example: pansight predict runs/demo photos/ --out found")
@@ -317,6 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(message: str, code: int) -> int:
     line = " ".join(message.split())
+    if len(line) > LONGEST:  # a file may give names of any length; what was expected and a hint stand at the ends
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
     print(f"pansight: {line}", file=sys.stderr)
     return code
 

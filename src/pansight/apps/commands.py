@@ -31,6 +31,7 @@ from pansight.engine.train import Result
 from pansight.engine.train import train as run_loop
 from pansight.errors import PansightError, choice_error
 from pansight.files import write_json
+from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.summary import summary
 from pansight.models import MODELS, builder_options
 from pansight.weights import load_model
@@ -188,12 +189,15 @@ def evaluate(
     split: str | None = None,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
+    class_map: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure a run, a saved model or an official checkpoint; returns the record of evaluation.json.
 
     data: images with their truth; by default the validation images of the run. split: the part of them.
     out: where evaluation.json and predictions/ go; by default the run itself for its own validation images, else
     evaluations/NAME. settings: as for `train`; the sections data and evaluate count.
+    class_map: the word names, or a TOML file, where the data has other classes than the model: figures are those of the
+    data's classes; what has no counterpart on either side is void, and printed.
     Raises PansightError for bad input, or where `out` holds an evaluation already and `overwrite` is not set.
     """
     config = _config_of(weights)
@@ -209,7 +213,13 @@ def evaluate(
     if out and (folder / EVALUATION).exists() and not overwrite:
         raise PansightError(f"{folder / EVALUATION}: expected no evaluation yet, found one; add --overwrite")
     model, _, _ = load_model(weights)
-    if own:
+    mapping = None
+    if class_map is not None:
+        dataset = open_evaluation_data(config.data, None)
+        mapping = read_class_map(class_map, model.labels, dataset.labels)
+        for line in mapping.notes(model.labels, dataset.labels):
+            print(line)
+    elif own:
         training, validation, _ = open_data(config.data)
         chosen = training if split == "train" else validation
         dataset = relabel(chosen, model.labels, str(config.data.source))
@@ -217,7 +227,7 @@ def evaluate(
         dataset = open_evaluation_data(config.data, model.labels)
     accelerator = distributed.make_accelerator()
     model.to(accelerator.device)
-    record = measure(model, dataset, config.evaluate, accelerator, folder, max(config.data.workers, 0))
+    record = measure(model, dataset, config.evaluate, accelerator, folder, max(config.data.workers, 0), mapping)
     if accelerator.is_main_process:
         print(summary(record))
         print(f"{len(dataset)} images in {clock(record['seconds'])}; {folder / EVALUATION}")

@@ -150,11 +150,8 @@ def _prediction(
             raise
     prediction = PanopticFile(path)
     mapping = read_class_map(class_map, prediction.labels, truth.labels)
-    lost, unreached = mapping.unmapped(prediction.labels, truth.labels)
-    if lost:
-        say(f"void       predicted classes without a counterpart: {', '.join(lost)}")
-    if unreached:
-        say(f"void       classes of the truth without a counterpart: {', '.join(unreached)}")
+    for line in mapping.notes(prediction.labels, truth.labels):
+        say(line)
     return prediction, mapping
 
 

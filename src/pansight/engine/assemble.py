@@ -110,15 +110,15 @@ def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
     return training, relabel(validation, training.labels, "validation data"), note
 
 
-def open_evaluation_data(config: DataConfig, labels: LabelSpace) -> Dataset:
+def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Dataset:
     """The images of `source` in the classes of a model: the part `split`, else val where there is one, else all.
 
-    Raises PansightError for a class that the model does not know.
+    labels: of the model; None leaves the data in its own. Raises PansightError for a class that the model lacks.
     """
     parts = find_splits(config.source, config.format)
     split = config.split or ("val" if "val" in parts else None)
     dataset = open_dataset(config.source, config.format, split, **config.options)
-    return relabel(dataset, labels, str(config.source))
+    return dataset if labels is None else relabel(dataset, labels, str(config.source))
 
 
 class RandomScale:

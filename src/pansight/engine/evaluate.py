@@ -20,12 +20,14 @@ from pansight.data.dataset import Dataset, ids_tensor
 from pansight.data.images import read_rgb_ids, write_png
 from pansight.data.loader import evaluation_loader
 from pansight.engine import distributed
+from pansight.engine.mapped import map_prediction, map_truth
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.metrics.bootstrap import record_intervals
 from pansight.metrics.errors import ErrorAnalysis
+from pansight.metrics.files.class_map import ClassMap
 from pansight.metrics.pq_dagger import PanopticQualityDagger
 from pansight.metrics.scores import image_pq
 from pansight.ops.idmap import ids_to_rgb
@@ -43,15 +45,17 @@ def evaluate(
     accelerator: Accelerator,
     out: Path | None = None,
     workers: int = 0,
+    class_map: ClassMap | None = None,
 ) -> dict[str, Any]:
     """The record of evaluation.json, the same on every process; each of them measures its share of the images.
 
-    model: on the accelerator's device, with the labels of `dataset`. It is left in eval mode.
+    model: on the accelerator's device, with the labels of `dataset`, or with others that class_map takes to them.
+    It is left in eval mode.
     out: a folder for evaluation.json, predictions/predictions.json with its PNGs, and predictions/sheet with the best
     and the worst images; each appears whole or not at all.
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.
     """
-    if dataset.labels != model.labels:
+    if class_map is None and dataset.labels != model.labels:
         raise PansightError(f"evaluation: expected the classes of the model {model.labels}, found {dataset.labels}")
     rank, world = accelerator.process_index, accelerator.num_processes
     count = min(len(dataset), config.limit) if config.limit else len(dataset)
@@ -69,6 +73,8 @@ def evaluate(
         for number, (prediction, sample) in enumerate(
             predict_all(model, dataset, mine, config, accelerator.device, workers), 1
         ):
+            if class_map is not None:
+                prediction, sample = map_prediction(prediction, class_map, dataset.labels), map_truth(sample, class_map)
             match = metrics["panoptic"].update(prediction, sample)
             metrics["semantic"].update(prediction, sample)
             metrics["instances"].update(prediction, sample)

@@ -30,13 +30,20 @@ class ClassMap(NamedTuple):
 
     prediction: IntArray  # int64 (predicted classes,) → index into the truth's label space
     truth: IntArray  # int64 (truth classes,): itself, or UNMAPPED where no predicted class goes to it
-    merges: bool  # whether several predicted stuff classes share one of the truth
 
     def unmapped(self, prediction: LabelSpace, truth: LabelSpace) -> tuple[list[str], list[str]]:
         """Names of the predicted and of the true classes that count as void."""
         return (
             [c.name for c in prediction if self.prediction[c.id] == UNMAPPED],
             [c.name for c in truth if self.truth[c.id] == UNMAPPED],
+        )
+
+    def notes(self, prediction: LabelSpace, truth: LabelSpace) -> list[str]:
+        """`unmapped` as lines for people."""
+        lost, unreached = self.unmapped(prediction, truth)
+        lines = [f"void       predicted classes without a counterpart: {', '.join(lost)}"] if lost else []
+        return lines + (
+            [f"void       classes of the truth without a counterpart: {', '.join(unreached)}"] if unreached else []
         )
 
 
@@ -68,12 +75,7 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
     if not reached.any():
         names = ", ".join(prediction.names[:5])
         raise PansightError(f"class map {source}: expected classes of the truth, found none among {names} …")
-    stuff = np.array([not c.is_thing for c in truth], bool)
-    shared = np.bincount(index[index >= 0], minlength=len(truth)) > 1
-    onto_stuff = np.array([c.is_thing and index[c.id] >= 0 and stuff[index[c.id]] for c in prediction], bool)
-    return ClassMap(
-        index, np.where(reached, np.arange(len(truth)), UNMAPPED), bool((shared & stuff).any() | onto_stuff.any())
-    )
+    return ClassMap(index, np.where(reached, np.arange(len(truth)), UNMAPPED))
 
 
 def _read(path: Path) -> dict[str, str]:

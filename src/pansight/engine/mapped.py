@@ -1,0 +1,67 @@
+"""Measuring a model on data of other classes: predictions and truth in the classes that both sides share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pansight.metrics.files.class_map import ClassMap, map_table
+from pansight.metrics.files.panoptic_json import UNMAPPED
+from pansight.metrics.matching import SegmentTable
+from pansight.metrics.overlap import IntArray
+from pansight.ops.idmap import present_ids, relabel
+from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
+
+
+def map_prediction(prediction: Prediction, class_map: ClassMap, labels: LabelSpace) -> Prediction:
+    """A prediction in the label space of the truth, `labels`; what has no counterpart is void, or left out."""
+    panoptic, semantic, instances = prediction.panoptic, prediction.semantic, prediction.instances
+    stuff = np.array([not c.is_thing for c in labels], bool)
+    if panoptic is not None:
+        panoptic = _map_segments(panoptic, class_map.prediction, stuff)
+    if semantic is not None:
+        values = torch.full((IGNORE + 1,), IGNORE, dtype=torch.int64)
+        target = torch.from_numpy(class_map.prediction)
+        values[: len(target)] = torch.where(target == UNMAPPED, IGNORE, target)
+        semantic = values[semantic]
+    if instances is not None:
+        target = torch.from_numpy(class_map.prediction)[instances.labels]
+        thing = ~torch.from_numpy(stuff)[target.clamp(min=0)]
+        instances = _take(instances, (target != UNMAPPED) & thing, target)
+    return Prediction(panoptic, semantic, instances)
+
+
+def map_truth(sample: Sample, class_map: ClassMap) -> Sample:
+    """A sample whose classes without a predicted counterpart are void."""
+    instances = sample.instances
+    if instances is not None:
+        target = torch.from_numpy(class_map.truth)[instances.labels]
+        instances = _take(instances, target != UNMAPPED, target)
+    return replace(sample, truth=_map_segments(sample.truth, class_map.truth, None), instances=instances)
+
+
+def _map_segments(
+    segmentation: PanopticSegmentation, index: IntArray, stuff: np.ndarray | None
+) -> PanopticSegmentation:
+    table, changed = map_table(SegmentTable.of(segmentation.segments), index, stuff)
+    ids = segmentation.ids.cpu().numpy()
+    if changed:
+        ids = relabel(ids, {number: number for number in present_ids(ids).tolist()} | changed)
+    rows = zip(*(column.tolist() for column in table))
+    segments = tuple(Segment(number, category, score, crowd) for number, category, crowd, score in rows)
+    return PanopticSegmentation(torch.from_numpy(ids), segments)
+
+
+def _take(instances: Instances, keep: Tensor, labels: Tensor) -> Instances:
+    """The rows where keep bool (N,) is True, with other labels int64 (N,)."""
+    masks, crowd = instances.masks, instances.is_crowd
+    return Instances(
+        instances.boxes_xyxy[keep],
+        labels[keep],
+        instances.scores[keep],
+        None if masks is None else masks[keep],
+        None if crowd is None else crowd[keep],
+    )
