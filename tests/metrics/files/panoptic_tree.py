@@ -71,7 +71,7 @@ def random_images(rng: np.random.Generator, count: int, scores: bool = False) ->
             int(n): of_truth[int(n)] if n != 77 and rng.random() < 0.85 else int(rng.choice(CATEGORY_IDS))
             for n in np.unique(prediction[prediction > 0])
         }
-        crowds = {n for n in of_truth if rng.random() < 0.15}
+        crowds = {n for n, category in of_truth.items() if category in THINGS and rng.random() < 0.25}
         sides[0].append(drawn(truth, of_truth, 100 - k, crowds))
         found = drawn(prediction, of_prediction, 100 - k)
         if scores:  # few different ones, so that many are equal
