@@ -131,6 +131,27 @@ def test_evaluate_a_run_again_and_on_other_data(trained, data, tmp_path, capsys)
     assert len(json.loads((tmp_path / "c" / "evaluation.json").read_text())["images"]) == 1
 
 
+def test_a_run_is_measured_on_data_of_other_classes(trained, data, tmp_path, capsys):
+    """Two things of the model are one in the data, and one has no counterpart."""
+    path = data / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    names = {row["name"]: row for row in content["categories"]}
+    names["square"]["name"], names["triangle"]["name"] = "shape", "tree"
+    path.write_text(json.dumps(content))
+    words = ["evaluate", str(trained), "--data", str(data), "--out", str(tmp_path / "x")]
+    assert "'shape'" in complaint(words, capsys)  # a class that the model does not know
+    (tmp_path / "map.toml").write_text('square = "shape"\ncircle = "shape"\n')
+    assert main([*words, "--map", str(tmp_path / "map.toml")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "void       predicted classes without a counterpart: triangle" in said
+    assert "void       classes of the truth without a counterpart: circle, tree" in said
+    record = json.loads((tmp_path / "x" / "evaluation.json").read_text())
+    classes = {row["name"]: row for row in record["per_class"].values()}
+    assert sum(classes["tree"][k] + classes["circle"][k] for k in ("tp", "fp", "fn")) == 0  # void
+    assert classes["shape"]["tp"] + classes["shape"]["fn"] > 0
+    assert "found both" in complaint([*words, "--gt", str(path)], capsys)
+
+
 def test_evaluation_knows_classes_by_name(trained, data, tmp_path):
     path = data / "annotations" / "panoptic_val.json"
     content = json.loads(path.read_text())
