@@ -226,8 +226,10 @@ def evaluate(
         Replace the results that stand there.
     """
     if weights is None:
-        from pansight.apps import cli_scores
-
+        options = {"--data": data, "--split": split, "--out": out}
+        given = [name for name, value in options.items() if value is not None] + [f"--{key}" for key in _given]
+        if given:
+            raise PansightError(f"evaluate: expected a run or model for {given[0]}, found none")
         cli_scores.evaluate_files(files or FileSettings(), overwrite)
         return
     class_map = None if files is None else files.map

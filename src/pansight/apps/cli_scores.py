@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,12 +76,21 @@ def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
         settings.json, settings.table, settings.report, settings.images, settings.partial, overwrite
     )
     if settings.merge:
+        _refuse_for_merge(settings)
         scoring.merge_files(settings.merge, outputs)
         return
     if settings.gt is None or settings.pred is None:
-        raise PansightError("evaluate: expected a run or model, or --gt FILE --pred FILE, or --merge PARTS; found none")
+        given = [f"--{name}" for name in ("gt", "pred") if getattr(settings, name) is not None]
+        expected = "expected a run or model, or --gt FILE --pred FILE, or --merge PARTS"
+        raise PansightError(f"evaluate: {expected}; found {given[0] + ' only' if given else 'none'}")
     if (settings.table or settings.report) and not settings.errors:
         raise PansightError("evaluate: expected error classes for --table and --report, found --no-errors")
+    if settings.images and not settings.report:
+        raise PansightError("evaluate: expected --report FILE for the photos of --images, found none")
+    if settings.map and settings.strict_compat:
+        raise PansightError("evaluate: expected either --map or --strict-compat, found both: panopticapi maps nothing")
+    if settings.threads < 0:
+        raise PansightError(f"--threads: expected 0 (all cores) or a number of threads, found {settings.threads}")
     figures = Figures(settings.errors, settings.boundary, None, settings.convention)
     scoring.evaluate_files(
         settings.gt,
@@ -96,8 +106,19 @@ def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
     )
 
 
+def _refuse_for_merge(settings: FileSettings) -> None:
+    """Partial results hold sums: what needs the images comes from the parts themselves."""
+    given = {
+        "--" + f.name.replace("_", "-")
+        for f in fields(settings)
+        if f.name not in ("merge", "json", "report") and getattr(settings, f.name) != f.default
+    }
+    if given:
+        raise PansightError(f"evaluate: expected --merge with --json or --report only, found {min(given)}")
+
+
 def _shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal()):
-        raise PansightError(f"--shard: expected PART/PARTS such as 3/16, found {text!r}")
+    if not (part.isdecimal() and parts.isdecimal() and len(text) < 20):
+        raise PansightError(f"--shard: expected PART/PARTS such as 3/16, found {text[:40]!r}")
     return int(part), int(parts)

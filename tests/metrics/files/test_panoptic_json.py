@@ -87,11 +87,14 @@ def test_no_image_at_all(tmp_path):
     assert not file.has_scores
 
 
-def test_ten_thousand_classes(tmp_path):
-    categories = [{"id": 3 * k, "name": str(k), "isthing": k % 2} for k in range(10_000)]
-    rows = [{"id": 5, "category_id": 3 * 9_999}]
+def test_many_classes(tmp_path):
+    categories = [{"id": 3 * k, "name": str(k), "isthing": k % 2} for k in range(2_000)]
+    rows = [{"id": 5, "category_id": 3 * 1_999}]
     content = {"annotations": [{"image_id": 1, "file_name": "x", "segments_info": rows}], "categories": categories}
-    assert read(tmp_path, content).table(0).categories.tolist() == [9_999]
+    assert read(tmp_path, content).table(0).categories.tolist() == [1_999]
+    content["categories"] = categories * 3
+    with pytest.raises(PansightError, match="expected at most 5000 categories, found 6000"):
+        read(tmp_path, content)
 
 
 def changed(change) -> dict:

@@ -23,6 +23,9 @@ from pansight.types import LabelSpace
 UNMAPPED = -1
 """The category of a segment whose class does not count: its pixels are void."""
 
+MAX_CLASSES = 5_000
+"""Confusion matrices take the square of it."""
+
 _Id = Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)]
 _CategoryId = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 _Area = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
@@ -135,6 +138,8 @@ def _decode(path: Path) -> _File:
 def _labels(rows: list[dict[str, Any]] | None, path: Path) -> LabelSpace:
     if not rows:
         raise PansightError(f"{path}: expected categories, found none")
+    if len(rows) > MAX_CLASSES:
+        raise PansightError(f"{path}: expected at most {MAX_CLASSES} categories, found {len(rows)}")
     try:
         return LabelSpace.from_json(rows)
     except PansightError as error:
