@@ -103,14 +103,12 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
         content = read_json(path)
         if not isinstance(content, dict) or content.get("kind") != PARTIAL:
             raise PansightError(f"{path}: expected a partial evaluation (--partial), found another file")
-        try:
+        with _whole(path):
             labels = LabelSpace(Category(**{**row, "color": tuple(row["color"])}) for row in content["labels"])
             scores = Scores(labels, Figures(**content["figures"]))
             scores.load_state_dict(content)
-            part, count = content["shard"]
-            images = content["images"]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise PansightError(f"{path}: expected a partial evaluation, found a damaged one: {error!r:.80}") from error
+            part, count = map(int, content["shard"])
+            images = int(content["images"])
         first = first or {"path": path, "of": [count, images]}
         if [count, images] != first["of"]:
             expected = f"{first['of'][0]} shards of {first['of'][1]} images as in {first['path']}"
@@ -118,20 +116,30 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
         if part in seen:
             raise PansightError(f"{path}: expected each shard once, found {part}/{count} in {seen[part]} too")
         seen[part] = path
-        if whole is None:
-            whole = scores
-        else:
-            whole.merge(scores)
+        with _whole(path):
+            if whole is not None:
+                whole.merge(scores)
+            whole = whole or scores
     if whole is None:
         raise PansightError("merge: expected partial evaluations, found none")
-    missing = sorted(set(range(1, first["of"][0] + 1)) - set(seen))
-    if missing:
-        raise PansightError(f"merge: expected all {first['of'][0]} shards, found none for {missing[0]}")
-    record = _record(whole, None)
+    missing = next((part for part in range(1, first["of"][0] + 1) if part not in seen), None)
+    if missing is not None:
+        raise PansightError(f"merge: expected all {first['of'][0]} shards, found none for {missing}")
+    with _whole("merge"):
+        record = _record(whole, None)
     with _outputs(outputs._replace(table=None), whole.labels, "merged") as (_, finish):
         finish(record)
     _tell(record, outputs, say)
     return record
+
+
+@contextmanager
+def _whole(path: str | Path) -> Iterator[None]:
+    """Whatever a damaged partial result leads to is told in one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise PansightError(f"{path}: expected a partial evaluation, found a damaged one: {error!r:.80}") from error
 
 
 def _prediction(
