@@ -38,11 +38,17 @@ class Outputs(NamedTuple):
     partial: Path | None = None  # to be joined with others
     overwrite: bool = False
 
-    def refuse_existing(self) -> None:
-        """Raises PansightError where a file would be replaced unasked."""
+    def refuse_existing(self, inputs: Sequence[str | Path]) -> None:
+        """Raises PansightError where a file would be replaced unasked, and where an output is an input or another."""
+        taken = {Path(path).resolve() for path in inputs}
         for path in (self.json, self.table, self.report, self.partial):
-            if path is not None and path.exists() and not self.overwrite:
+            if path is None:
+                continue
+            if path.resolve() in taken:
+                raise PansightError(f"{path}: expected a file of its own for each output, found it named twice")
+            if path.exists() and not self.overwrite:
                 raise PansightError(f"{path}: expected no such file yet, found one; add --overwrite")
+            taken.add(path.resolve())
 
 
 def evaluate_files(
@@ -65,11 +71,13 @@ def evaluate_files(
     "names" or a TOML file. shard: (part, parts) of the images, from 1. threads: 0 takes all cores.
     Raises PansightError for bad input.
     """
-    outputs.refuse_existing()
+    outputs.refuse_existing((gt, pred))
     start = time.monotonic()
     truth = PanopticFile(gt)
     prediction, mapping = _prediction(Path(pred), truth, class_map, say)
     indices = shard_of(len(truth), *shard)
+    if shard[1] > max(1, len(truth)):
+        raise PansightError(f"--shard: expected at most {len(truth)} parts for as many images, found {shard[1]}")
     with ExitStack() as stack:
         folders = [
             stack.enter_context(unpacked(_png_folder(Path(file), folder)))
@@ -84,7 +92,8 @@ def evaluate_files(
         record = _record(scores, time.monotonic() - start)
         finish(record)
     if outputs.partial is not None:
-        content = {"kind": PARTIAL, "shard": list(shard), "images": len(truth), **scores.state_dict()}
+        rules = {"strict_compat": strict_compat, "class_map": None if mapping is None else mapping.prediction.tolist()}
+        content = {"kind": PARTIAL, "shard": list(shard), "images": len(truth), "rules": rules, **scores.state_dict()}
         write_json(outputs.partial, content)
     _tell(record, outputs, say)
     return record
@@ -93,12 +102,13 @@ def evaluate_files(
 def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The record of the whole from the partial results of all its shards, as if they had been one.
 
+    outputs: json, and report (figures without images).
     Raises PansightError where a shard is missing or there twice, or the parts are of different evaluations.
     """
-    outputs.refuse_existing()
+    outputs.refuse_existing(parts)
     seen: dict[int, str | Path] = {}
     whole: Scores | None = None
-    first: dict[str, Any] = {}
+    first: tuple[Any, ...] = ()
     for path in parts:
         content = read_json(path)
         if not isinstance(content, dict) or content.get("kind") != PARTIAL:
@@ -108,11 +118,15 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
             scores = Scores(labels, Figures(**content["figures"]))
             scores.load_state_dict(content)
             part, count = map(int, content["shard"])
-            images = int(content["images"])
-        first = first or {"path": path, "of": [count, images]}
-        if [count, images] != first["of"]:
-            expected = f"{first['of'][0]} shards of {first['of'][1]} images as in {first['path']}"
+            images, rules = int(content["images"]), content["rules"]
+        if not 1 <= part <= count <= max(1, images):
+            raise PansightError(f"{path}: expected a shard of {images} images, found {part}/{count}")
+        first = first or (count, images, rules, path)
+        if (count, images) != first[:2]:
+            expected = f"{first[0]} shards of {first[1]} images as in {first[3]}"
             raise PansightError(f"{path}: expected {expected}, found {count} of {images}")
+        if rules != first[2]:
+            raise PansightError(f"{path}: expected --strict-compat and --map as in {first[3]}, found others")
         if part in seen:
             raise PansightError(f"{path}: expected each shard once, found {part}/{count} in {seen[part]} too")
         seen[part] = path
@@ -122,12 +136,14 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
             whole = whole or scores
     if whole is None:
         raise PansightError("merge: expected partial evaluations, found none")
-    missing = next((part for part in range(1, first["of"][0] + 1) if part not in seen), None)
+    missing = next((part for part in range(1, first[0] + 1) if part not in seen), None)
     if missing is not None:
-        raise PansightError(f"merge: expected all {first['of'][0]} shards, found none for {missing}")
+        raise PansightError(f"merge: expected all {first[0]} shards, found none for {missing}")
     with _whole("merge"):
         record = _record(whole, None)
-    with _outputs(outputs._replace(table=None), whole.labels, "merged") as (_, finish):
+        if len(set(record["image_ids"])) != len(record["image_ids"]):
+            raise PansightError("merge: expected each image in one shard, found one in several: shards of other files")
+    with _outputs(outputs, whole.labels, "merged") as (_, finish):
         finish(record)
     _tell(record, outputs, say)
     return record
@@ -138,7 +154,7 @@ def _whole(path: str | Path) -> Iterator[None]:
     """Whatever a damaged partial result leads to is told in one line."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise PansightError(f"{path}: expected a partial evaluation, found a damaged one: {error!r:.80}") from error
 
 

@@ -172,6 +172,9 @@ class PanopticQuality:
         if state["classes"] != len(self.labels):
             raise PansightError(f"panoptic quality: expected {len(self.labels)} classes, found {state['classes']}")
         rows = np.array(state["rows"], np.int64).reshape(7, -1).T.copy()  # (7, R) → (R, 7)
+        limits = len(state["image_ids"]), len(self.labels)
+        if (rows < 0).any() or (rows[:, :2] >= limits).any() or not rows[:, 2:5].any(axis=1).all():
+            raise PansightError("panoptic quality: expected counts of classes in images, found others (damaged)")
         rows[:, 0] += len(self._image_ids)
         self._image_ids += state["image_ids"]
         self._rows.append(rows)

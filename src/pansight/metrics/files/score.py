@@ -139,7 +139,8 @@ def score(
     order = range(len(pairs)) if indices is None else indices
     chunks = [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
     maps = keep_maps or figures.boundary or bool(figures.instances)
-    workers = [_Worker(pairs, figures, maps, keep_maps, each is not None) for _ in range(max(1, threads))]
+    n_workers = max(1, min(threads, len(chunks)))
+    workers = [_Worker(pairs, figures, maps, keep_maps, each is not None) for _ in range(n_workers)]
     done = 0
     for results, count in _run(workers, chunks):
         done += count
