@@ -7,6 +7,7 @@ import struct
 import zlib
 
 import imagecodecs
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from pngs import chunk, filtered, header, interlaced_png, packed_png, png, rgb_o
 
 from pansight.errors import PansightError
 from pansight.ops import png_kernels
+from pansight.ops.compiled import compiled
 from pansight.ops.label_png import MAX_PIXELS, SIGNATURE, PairCounter, decode_ids, open_label_png
 from pansight.ops.overlap import overlaps_of
 
@@ -214,7 +216,8 @@ def test_a_damaged_byte_is_an_error_or_no_damage():
         (b"", "an empty file"),
         (b"\xff\xd8\xff\xe0 a photo", "a JPEG"),
         (b"GIF89a", "another format"),
-        (SIGNATURE, "truncated"),
+        (SIGNATURE, "no header"),
+        (SIGNATURE + chunk(b"CgBI", bytes(4)) + header(5, 7)[8:], "no header"),
         (header(5, 7), "truncated"),
         (header(5, 7, bits=16), "16-bit RGB"),
         (header(5, 7, bits=16, kind=6), "16-bit RGB with alpha"),
@@ -244,6 +247,18 @@ def test_a_damaged_byte_is_an_error_or_no_damage():
 )  # fmt: skip
 def test_what_is_no_id_png(data, found):
     assert found in refused(data)
+
+
+def test_without_a_place_for_machine_code(monkeypatch):
+    """As numba says it where neither the package nor the home can be written: compiled anew in each process."""
+
+    def njit(nogil: bool, cache: bool = False):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: ("compiled", function)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert compiled(len) == ("compiled", len)
 
 
 def test_a_bomb_is_refused_by_its_header(monkeypatch):

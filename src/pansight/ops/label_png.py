@@ -48,6 +48,8 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
     if data[:8] != SIGNATURE:
         found = "an empty file" if not data else "a JPEG" if data[:2] == b"\xff\xd8" else "another format"
         raise PansightError(f"{name}: expected an 8-bit RGB PNG of segment ids, found {found}")
+    if data[12:16] != b"IHDR":
+        raise PansightError(f"{name}: expected a whole PNG, found no header (damaged)")
     try:
         width, height, bits, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
         if height < 1 or width < 1 or height * width > MAX_PIXELS:

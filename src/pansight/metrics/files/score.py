@@ -137,7 +137,8 @@ def score(
     if figures.instances is None:
         figures = replace(figures, instances=pairs.prediction.has_scores)
     order = range(len(pairs)) if indices is None else indices
-    chunks = [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
+    size = 1 if keep_maps else CHUNK  # maps wait for their turn in memory
+    chunks = [order[at : at + size] for at in range(0, len(order), size)]
     maps = keep_maps or figures.boundary or bool(figures.instances)
     n_workers = max(1, min(threads, len(chunks)))
     workers = [_Worker(pairs, figures, maps, keep_maps, each is not None) for _ in range(n_workers)]
