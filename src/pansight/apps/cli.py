@@ -189,7 +189,7 @@ class FileSettings:
     """Only this part of the images, such as 3/16."""
     partial: Path | None = None
     """Write a partial result to be joined by --merge."""
-    merge: list[Path] | None = None
+    merge: Annotated[list[Path] | None, Parameter(negative=())] = None
     """Join partial results of all shards; needs no other files."""
     threads: int = 0
     """0: all cores."""
