@@ -15,6 +15,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -33,6 +35,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GREY, PNG_RGB, PNG_PALETTE = 0, 2, 3
+
+MAX_DEFLATE = 1032
+"""Bytes that deflate makes of one at most (RFC 1951: 258 bytes out of two bits)."""
 
 
 class Header(NamedTuple):
@@ -134,15 +139,22 @@ def _exif_orientation(tiff: bytes) -> int:
 
 def _other_header(data: bytes, name: str | Path) -> Header:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(io.BytesIO(data)) as image:
-                if isinstance(image, TiffImagePlugin.TiffImageFile):  # as stored: PIL has turned its width and height
-                    return Header("other", int(image.tag_v2[257]), int(image.tag_v2[256]), 1, 0)
-                return Header("other", image.height, image.width, int(image.getexif().get(0x0112, 1)), 0)
+        with open_pillow(data) as image:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # as stored: PIL has turned its width and height
+                return Header("other", int(image.tag_v2[257]), int(image.tag_v2[256]), 1, 0)
+            return Header("other", image.height, image.width, int(image.getexif().get(0x0112, 1)), 0)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         found = f"{len(data)} bytes of another kind" if isinstance(error, UnidentifiedImageError) else str(error)
         raise PansightError(f"{name}: expected an image, found {found}") from error
+
+
+@contextmanager
+def open_pillow(data: bytes) -> Iterator[Image.Image]:
+    """An image whose size is checked by our own limit: Pillow would print a warning below it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
 
 
 def read_image(path: str | Path, mask_size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -170,8 +182,8 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
     if header.kind == "jpeg" and data.rfind(b"\xff\xd9") < header.frame_at:
         # the decoder fills what is missing with grey and says nothing
         raise PansightError(f"{name}: expected a whole JPEG, found no end marker (truncated)")
-    if header.kind == "png" and data.rfind(b"IEND") < 0:
-        raise PansightError(f"{name}: expected a whole PNG, found no end chunk (truncated)")
+    if header.kind == "png":
+        check_png(data, header, name)
     image: NDArray[Any] | None
     try:
         if header.kind == "jpeg" and header.channels in (1, 3):
@@ -192,6 +204,23 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
     if image.shape[2] == 2:  # grey and alpha
         return cv2.cvtColor(np.ascontiguousarray(image[..., 0]), cv2.COLOR_GRAY2RGB)
     return image if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
+
+
+def check_png(data: bytes, header: Header, name: str | Path) -> None:
+    """To be called before decoding. Raises PansightError where a PNG is cut off, or the length of its packed pixels
+    cannot be that of its size: with too few it is a bomb of memory, with too many one of time.
+    """
+    if data.rfind(b"IEND") < 0:
+        raise PansightError(f"{name}: expected a whole PNG, found no end chunk (truncated)")
+    packed, position = 0, 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        packed += length if kind == b"IDAT" else 0
+        position += 12 + length
+    size = header.height * (header.width * header.channels * header.bits // 8)  # without the rows' filters
+    if size > MAX_DEFLATE * packed + 4096 or packed > 2 * (size + header.height) + 2**16:
+        expected = f"a whole PNG of {header.height}×{header.width}"
+        raise PansightError(f"{name}: expected {expected}, found {packed} bytes of packed pixels")
 
 
 def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -219,11 +248,10 @@ def read_index_png(path: str | Path) -> IdArray:
     header = read_header(data, path)
     if header.kind != "png" or header.png_color not in (PNG_GREY, PNG_PALETTE):
         raise PansightError(f"{path}: expected a PNG with one channel of instance ids, found {_describe(header)}")
-    if data.rfind(b"IEND") < 0:
-        raise PansightError(f"{path}: expected a whole PNG, found no end chunk (truncated)")
+    check_png(data, header, path)
     try:
         if header.png_color == PNG_PALETTE or header.bits < 8:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_pillow(data) as image:
                 return np.asarray(image).astype(np.int32)
         return imagecodecs.png_decode(data).astype(np.int32)
     except (RuntimeError, OSError, SyntaxError, ValueError) as error:

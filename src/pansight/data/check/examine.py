@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pansight.data.check.defects import Defect, defect, one_line, shown, shown_value
 from pansight.data.check.reader import Part, Record, file_in, is_file, whole
@@ -18,6 +16,7 @@ from pansight.data.images import (
     PNG_PALETTE,
     Header,
     decode_image,
+    open_pillow,
     read_bytes,
     read_header,
     read_index_png,
@@ -291,7 +290,7 @@ def _index_ids(png: Path, header: Header) -> IdArray | None:
 def _color_ids(data: bytes, header: Header) -> IdArray | None:
     if header.png_color != PNG_PALETTE:
         return None
-    with Image.open(io.BytesIO(data)) as image:
+    with open_pillow(data) as image:
         rgb: NDArray[np.uint8] = np.asarray(image.convert("RGB"))
     return rgb_to_ids(np.ascontiguousarray(rgb))
 

@@ -7,6 +7,7 @@ Run lengths are COCO's: down the columns, background first; packed text, bytes, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from pansight.errors import PansightError
 
 MAX_OUTLINE = 1_000_000
 """Pixels of outline that one polygon may have: the walk along it takes some 100 bytes for each of them."""
+
+MAX_NUMBERS = 2 * MAX_OUTLINE
+"""Numbers that one shape may be written with: each takes 32 bytes until it is drawn."""
 
 Points = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | Sequence[Sequence[float]]
 
@@ -58,6 +62,15 @@ def region_of_polygons(
         hole = np.asarray(coco_mask.decode(_packed_polygon(points, size, where)), np.bool_)
         mask &= ~hole[region.top :, region.left :][: mask.shape[0], : mask.shape[1]]
     return region_of_mask(mask, category, region.top, region.left, is_crowd=is_crowd, score=score)
+
+
+def expect_short(text: Any, mark: Any, where: str | Path) -> None:
+    """text: a shape, or all shapes of an image, as the file writes them; mark: what stands between two numbers.
+
+    Raises PansightError, beginning with `where`, for more numbers than any shape has, before one of them is read.
+    """
+    if text.count(mark) > MAX_NUMBERS:
+        raise PansightError(f"{where}: expected at most {MAX_NUMBERS} numbers in a shape, found {text.count(mark)}")
 
 
 def region_of_mask(

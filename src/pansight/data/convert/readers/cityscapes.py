@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from pansight.data.categories import category_table
 from pansight.data.convert.lookup import choose_part, decode_json, image_size
+from pansight.data.convert.polygons import expect_short
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import MAX_PIXELS
@@ -115,7 +116,9 @@ class Cityscapes:
 
     def _painted(self, file: Path, image: Path | None) -> IdArray:
         """int32 (H, W) as in instanceIds.png."""
-        content = decode_json(read_annotation(file, "polygons of Cityscapes"), _Polygons, file)
+        data = read_annotation(file, "polygons of Cityscapes")
+        expect_short(data, b",", file)
+        content = decode_json(data, _Polygons, file)
         height, width = content.imgHeight, content.imgWidth
         if min(height, width) < 1 or height * width > MAX_PIXELS:
             raise PansightError(f"{file}: expected imgHeight and imgWidth in pixels, found {height} and {width}")

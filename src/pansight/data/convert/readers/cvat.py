@@ -16,7 +16,7 @@ from xml.parsers import expat
 import numpy as np
 
 from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_size, short_names, stems
-from pansight.data.convert.polygons import region_of_polygons
+from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.data.images import MAX_PIXELS
@@ -26,6 +26,7 @@ from pansight.files import open_plain
 REGIONS = ("polygon", "box", "ellipse", "mask")
 LEFT_OUT = ("polyline", "points", "cuboid", "skeleton", "tag")
 MAX_TEXT = 1000  # of a label's name
+CHUNK = 2**22  # bytes: the parser begins anew with each one that a long attribute takes
 
 
 class _Shape(NamedTuple):
@@ -172,7 +173,9 @@ class _Parser:
         parser.StartDoctypeDeclHandler = self._refuse
         try:
             with open_plain(file) as opened:
-                parser.ParseFile(opened)
+                while data := opened.read(CHUNK):
+                    parser.Parse(data, False)
+                parser.Parse(b"", True)
         except OSError as error:
             raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
         except (expat.ExpatError, ValueError, LookupError) as error:
@@ -300,6 +303,7 @@ def _region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> 
         return _mask_region(attributes, size, category, where)
     if kind == "polygon":
         text = attributes.get("points", "")
+        expect_short(text, ",", where)
         values = _numbers(text, ",;", where, "points x,y;x,y;…")
         if len(values) % 2 or text.count(",") * 2 != len(values):
             raise PansightError(f"{where}: expected points x,y;x,y;…, found {text!r:.60}")
@@ -324,6 +328,7 @@ def _mask_region(attributes: dict[str, str], size: tuple[int, int], category: in
     if not all(v % 1 == 0 and abs(v) < 2**31 for v in (left, top, width, height)) or min(width, height) < 1:
         found = f"left {left:g}, top {top:g}, width {width:g}, height {height:g}"
         raise PansightError(f"{where}: expected the box of a mask in whole pixels, found {found}")
+    expect_short(attributes.get("rle", ""), ",", where)
     lengths = _numbers(attributes.get("rle", ""), ",", where, "run lengths")
     pixels = int(width) * int(height)
     if not all(v >= 0 and v % 1 == 0 for v in lengths) or sum(lengths) != pixels or pixels > MAX_PIXELS:

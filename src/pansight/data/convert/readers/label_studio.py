@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.data.convert.lookup import PARTS, choose_part, decode_json, find_tail, image_size, short_names, stems
-from pansight.data.convert.polygons import region_of_mask, region_of_polygons
+from pansight.data.convert.polygons import expect_short, region_of_mask, region_of_polygons
 from pansight.data.convert.shapes import ellipse_points, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.data.images import IMAGE_SUFFIXES, MAX_PIXELS
@@ -341,7 +341,9 @@ def _region(drawing: _Drawing, size: tuple[int, int], category: int, where: str)
     if drawing.result.image_rotation:
         found = f"image_rotation {drawing.result.image_rotation:g}"
         raise PansightError(f"{where}: expected an image that was not turned in Label Studio, found {found}")
-    shape = decode_json(bytes(drawing.result.value), _Shape, where)
+    value = bytes(drawing.result.value)
+    expect_short(value, b",", where)
+    shape = decode_json(value, _Shape, where)
     if drawing.kind == "brush":
         if shape.format != "rle":
             raise PansightError(f"{where}: expected a brush mask of format 'rle', found {shape.format!r:.40}")

@@ -32,10 +32,10 @@ from pansight.data.convert.lookup import (
     short_names,
     walk_images,
 )
-from pansight.data.convert.polygons import region_of_polygons
+from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
-from pansight.data.images import IMAGE_SUFFIXES, read_header
+from pansight.data.images import IMAGE_SUFFIXES, check_png, read_header
 from pansight.errors import PansightError
 from pansight.files import read_plain, replacing
 
@@ -94,6 +94,7 @@ class _LabelMe:
     def __getitem__(self, index: int) -> Annotated:
         file, image, name = self._entries[index]
         data = _read(file)
+        expect_short(data, b",", file)
         content = decode_json(data, _File, file)
         if image is None:
             image = self._unpacked(data, file, name)
@@ -318,8 +319,9 @@ def _png_mask(data: bytes, where: str) -> NDArray[np.bool_]:
     """bool (h, w): the pixels of a PNG that are not zero, in any of its colours."""
     header = read_header(data, where)
     try:
-        if header.kind != "png" or data.rfind(b"IEND") < 0:
-            raise ValueError("another kind of file" if header.kind != "png" else "a truncated PNG")
+        if header.kind != "png":
+            raise ValueError("another kind of file")
+        check_png(data, header, where)
         pixels: NDArray[Any] = imagecodecs.png_decode(data)
     except (RuntimeError, ValueError) as error:
         raise PansightError(f"{where}: expected a PNG, found {' '.join(str(error).split()):.80}") from error

@@ -17,7 +17,7 @@ import yaml
 
 from pansight.data.convert.class_table import PixelClass, checked_classes, read_classes
 from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_size, short_names, stems, walk_images
-from pansight.data.convert.polygons import region_of_polygons
+from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
 from pansight.errors import PansightError, choice_error
 from pansight.files import open_plain, read_plain
@@ -52,6 +52,7 @@ class _YoloSeg:
         regions: list[Region] = []
         empty: list[int] = []
         for number, line in enumerate(_lines(label), 1):
+            expect_short(line, " ", f"{label}: line {number}")
             words = line.split()
             if not words or (len(words) in (5, 6) and self._boxes == "skip"):
                 continue

@@ -19,7 +19,7 @@ import numpy as np
 from pansight.data.categories import category_table
 from pansight.data.coco_panoptic import image_folders
 from pansight.data.convert.lookup import decode_json, image_size
-from pansight.data.convert.polygons import region_of_polygons, region_of_rle
+from pansight.data.convert.polygons import expect_short, region_of_polygons, region_of_rle
 from pansight.data.convert.readers.coco.files import choose_file, coco_files, parts_of
 from pansight.data.convert.readers.coco.stuff import OTHER, STUFF, stuff_maps
 from pansight.data.convert.source import Annotated, ListSource, Region, SourceCategory
@@ -161,6 +161,7 @@ def _check_annotation(annotation: _Annotation, by_image: dict[Any, Any], index: 
 
 def _region(annotation: _Annotation, size: tuple[int, int], category: int, where: str, boxes: str) -> Region | None:
     """None where it covers no pixel."""
+    expect_short(bytes(annotation.segmentation), b",", where)
     mask = _plain(annotation.segmentation, where)
     score = 1.0 if annotation.score is None else annotation.score
     crowd = bool(annotation.iscrowd)
