@@ -8,6 +8,7 @@ torch is loaded with the first tensor, not with this file: figures are computed 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -47,11 +48,16 @@ class LabelSpace:
                 raise PansightError(
                     f"label space: category {category.name!r}: expected id {index}, found {category.id}"
                 )
+            if len(category.color) != 3 or not all(0 <= value <= 255 for value in category.color):
+                found = (
+                    f"{category.name!r:.60}: expected a colour [r, g, b], each 0 … 255, found {category.color!r:.60}"
+                )
+                raise PansightError(f"label space: category {found}")
         for field in ("name", "source_id"):
-            values = [getattr(c, field) for c in self._categories]
-            twice = sorted({v for v in values if values.count(v) > 1})
-            if twice:
-                raise PansightError(f"label space: expected each {field} once, found {twice[0]!r} more than once")
+            counts = Counter(getattr(c, field) for c in self._categories)
+            twice = next((value for value, count in counts.items() if count > 1), None)
+            if twice is not None:
+                raise PansightError(f"label space: expected each {field} once, found {twice!r} more than once")
 
     @classmethod
     def from_names(cls, things: Iterable[str], stuff: Iterable[str] = ()) -> LabelSpace:

@@ -163,9 +163,13 @@ class AveragePrecision:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what was gathered by a `state_dict`."""
         self._images = [
-            _Image(i["image_id"], tuple(i["size"]), _objects(i["truth"]), _objects(i["prediction"]))
+            _Image(
+                i["image_id"], (int(i["size"][0]), int(i["size"][1])), _objects(i["truth"]), _objects(i["prediction"])
+            )
             for i in state["images"]
         ]
+        if not all(_is_whole(o, len(self.labels)) for i in self._images for o in (i.truth, i.prediction)):
+            raise PansightError("average precision: expected objects of known classes, found others (damaged)")
         self._without = int(state["without"])
 
 
@@ -180,8 +184,16 @@ def _objects(plain: dict[str, Any]) -> Objects:
         np.array(plain["labels"], np.int64),
         np.array(plain["scores"], np.float64),
         np.array(plain["crowd"], bool),
-        None if plain["codes"] is None else tuple(plain["codes"]),
+        None if plain["codes"] is None else tuple(map(str, plain["codes"])),
     )
+
+
+def _is_whole(objects: Objects, n_classes: int) -> bool:
+    n, codes = len(objects.boxes_xywh), objects.codes
+    same = all(side.shape == (n,) for side in (objects.labels, objects.scores, objects.crowd))
+    known = bool(((objects.labels >= 0) & (objects.labels < n_classes)).all())
+    finite = bool(np.isfinite(objects.boxes_xywh).all() and np.isfinite(objects.scores).all())
+    return same and known and finite and (codes is None or len(codes) == n)
 
 
 def _from_instances(instances: Instances) -> Objects:
