@@ -131,6 +131,23 @@ def test_precision_where_there_are_scores(capsys):
     assert 0 < load("o.json")["instances"]["mask"]["ap"] < 1
 
 
+def test_the_convention_of_miou(capsys):
+    """A class that is predicted and not there counts as 0 by one convention, and not at all by another."""
+    cats = {i: (np.array(ids) % 9, {n: c for n, c in s.items() if n != 9}) for i, (ids, s) in TRUTH.items()}  # 9 → void
+    write_side(Path("gt.json"), cats)
+    painted = {**FOUND, 3: ([[0, 0, 4, 7, 7, 7]], {4: 187, 7: 17})}
+    write_side(Path("pred.json"), painted)
+    figures = {}
+    for name in ("cityscapes", "detectron2"):
+        code, out, _ = run(capsys, *BASE, "--convention", name, "--json", f"{name}.json")
+        assert code == 0
+        assert f"({name})" in out
+        figures[name] = load(f"{name}.json")["semantic"]
+    assert figures["cityscapes"]["n"] == 2
+    assert figures["detectron2"]["n"] == 1
+    assert figures["cityscapes"]["miou"] == figures["detectron2"]["miou"] / 2 == 8 / 10 / 2
+
+
 @pytest.mark.parametrize("option", ["--json", "--table", "--report", "--partial"])
 def test_nothing_is_replaced_unasked(capsys, option):
     Path("out").write_text("mine", encoding="utf-8")
