@@ -23,8 +23,9 @@ MARKS = {
 """What json.dumps cannot write, put in afterwards."""
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 255, 256**3, 2**31, -(2**31), 2**32, 2**53 + 1, 2**63, 2**64, 10**30, -(10**30), 0.5, 5.0,
-    1e-320, 1e15, 1e308, -1e308, float("nan"), float("inf"), float("-inf"), "", " ", "a", "0", "1e5", "é", "ａ", "\u202e",
+    None, True, False, 0, 1, -1, 2, 255, 256**3, 2**31, -(2**31), 2**32, 2**53 + 1, 2**63, 2**64, 10**30, -(10**30),
+    0.5, 5.0, 1e-320, 1e15, 1e308, -1e308, float("nan"), float("inf"), float("-inf"), "", " ", "a", "0", "1e5", "é",
+    "ａ", "\u202e",
     "a\nb", "../x", "/etc/passwd", "..", ".", "C:\\x", "a/../../x", "x" * LONG, "{" * LONG, [], {}, [[]], [{}], [None],
     [1, 2, 3], {"": None}, {"a": [1]}, [0] * LONG, *(mark for mark in MARKS if mark != "@again@"),
 )  # fmt: skip

@@ -85,7 +85,7 @@ def chunks_of(data: bytes) -> Chunks:
 
 
 def join(chunks: Chunks, broken: int = -1, lengths: dict[int, int] | None = None) -> bytes:
-    """The file of these chunks. broken: the chunk with a wrong check sum. lengths: what chunks say instead of theirs."""
+    """The file of these chunks. broken: the one with a wrong check sum. lengths: what chunks say instead."""
     parts = [SIGNATURE]
     for n, (kind, content) in enumerate(chunks):
         length = (lengths or {}).get(n, len(content))

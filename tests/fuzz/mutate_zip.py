@@ -11,8 +11,9 @@ import zipfile
 import numpy as np
 
 NAMES = (
-    "../evil.txt", "../../evil.txt", "/evil.txt", "//evil", "C:/evil.txt", "a\\..\\..\\evil", "a/../../evil", "./a", "a//b",
-    "..", ".", "", "/", "a\0b", "\u202etxt", "a" * 300, "é/ü.png", "con", "a:b", "x/" * 600 + "y", " ", "~/evil", "$HOME/evil",
+    "../evil.txt", "../../evil.txt", "/evil.txt", "//evil", "C:/evil.txt", "a\\..\\..\\evil", "a/../../evil", "./a",
+    "a//b", "..", ".", "", "/", "a\0b", "\u202etxt", "a" * 300, "é/ü.png", "con", "a:b", "x/" * 600 + "y", " ",
+    "~/evil", "$HOME/evil",
 )  # fmt: skip
 
 

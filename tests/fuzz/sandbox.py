@@ -82,7 +82,7 @@ class Watch:
 
 
 class Sandbox:
-    """A folder with ``in`` (data), ``out`` (results), ``temporary`` (TMPDIR) and ``elsewhere``, and the process in it."""
+    """A folder with in/ (data), out/ (results), temporary/ (TMPDIR) and elsewhere/, and the process in it."""
 
     def __init__(self, place: Path, watch: Watch):
         self.place, self.watch = place.resolve(), watch

@@ -1,7 +1,7 @@
 """Hostile and broken input for `evaluate`, `check` and `convert`: a clear error or a right result, nothing else.
 
-2,000 cases by default, each drawn from its own number: PANSIGHT_FUZZ=50000 runs as many, PANSIGHT_FUZZ_CASE=123 that one
-and prints what it did. What long runs found is kept in test_found.py.
+2,000 cases by default, each drawn from its own number: PANSIGHT_FUZZ=50000 runs as many, PANSIGHT_FUZZ_CASE=123 that
+one and prints what it did. What long runs found is kept in test_found.py.
 """
 
 from __future__ import annotations
