@@ -13,7 +13,7 @@ from pansight.files import read_plain, safe_join
 from pansight.metrics.files.class_map import ClassMap, map_overlaps, map_table
 from pansight.metrics.files.panoptic_json import PanopticFile
 from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
-from pansight.metrics.overlap import IntArray, Overlaps
+from pansight.metrics.overlap import Overlaps
 from pansight.ops.idmap import IdArray, relabel
 from pansight.ops.label_png import LabelPng, PairCounter, decode_ids, open_label_png
 from pansight.types import VOID
@@ -90,8 +90,6 @@ class PanopticPairs:
         self, truth: SegmentTable, prediction: SegmentTable, stated: NDArray[np.float64], overlaps: Overlaps
     ) -> tuple[ImageMatch, int, tuple[dict[int, int], dict[int, int]]]:
         assert self.class_map is not None
-        _refuse_unlisted(truth, overlaps.first, "truth")
-        _refuse_unlisted(prediction, overlaps.second, "prediction")
         stale = _stale_areas(truth, stated, overlaps)
         truth, gone = map_table(truth, self.class_map.truth)
         prediction, joined = map_table(prediction, self.class_map.prediction, self._stuff)
@@ -126,9 +124,3 @@ def _stale_areas(truth: SegmentTable, stated: NDArray[np.float64], overlaps: Ove
     counted = np.zeros(len(truth.ids), np.int64)
     np.add.at(counted, order[place[known]], overlaps.pixels[known])
     return int(((stated >= 0) & (stated != counted)).sum())
-
-
-def _refuse_unlisted(table: SegmentTable, ids: IntArray, side: str) -> None:
-    stray = np.setdiff1d(ids, np.append(table.ids, VOID))
-    if stray.size:
-        raise PansightError(f"{side}: expected only ids of its segment table, found {int(stray[0])} in the map")
