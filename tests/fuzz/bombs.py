@@ -195,7 +195,9 @@ BOMBS = {
         "expected",
         ("convert", "in", "--to", "out", "--option.stuff", "stuff"),
     ),
-    "bitmap of 40,000 × 40,000": Bomb("convert coco_instances", {"train/a.jpg": _bmp}, "expected an image, found Image size"),
+    "bitmap of 40,000 × 40,000": Bomb(
+        "convert coco_instances", {"train/a.jpg": _bmp}, "expected an image, found Image size"
+    ),
     "class map of 60,000 × 60,000": Bomb("convert semantic_png", {"labels/a.png": _huge(8, 0)}, "million pixels"),
     "class map of 9,999 × 9,999": Bomb("convert semantic_png", {"labels/a.png": _huge(8, 0, 9_999)}, "expected"),
     "class map with text that swells": Bomb("convert semantic_png", {"labels/a.png": _chunk_bomb(b"zTXt")}, ""),
