@@ -5,10 +5,9 @@ The trees are those that the tests of readers draw; each is built once and kept 
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,7 +244,3 @@ def _back(place: Path) -> Iterator[Seed]:
 def readers_of(seeds: list[Seed]) -> set[str]:
     """The readers that have a seed."""
     return {word for seed in seeds for word in seed.name.split()[1:] if word in READERS}
-
-
-Builder = Callable[[Path], Path]
-JSON_SAMPLE = json.dumps({"images": [], "annotations": [], "categories": []}).encode()

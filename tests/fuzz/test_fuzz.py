@@ -7,7 +7,6 @@ one and prints what it did. What long runs found is kept in test_found.py.
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,6 @@ from seeds import Seed, all_seeds, readers_of
 
 from pansight.data.check.defects import RULES
 from pansight.data.convert import READERS, TARGETS
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and links of Linux")
 
 COUNT, BLOCK = int(os.environ.get("PANSIGHT_FUZZ", "2000")), 250
 ONLY = os.environ.get("PANSIGHT_FUZZ_CASE")
@@ -65,7 +62,7 @@ def draw(number: int, seeds: dict[str, list[Seed]]) -> Case:
     rng = np.random.default_rng([3, number])
     command = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     seed = seeds[command][int(rng.integers(len(seeds[command])))]
-    others = [data for _ in range(8) for data in [_any_file(rng, seeds)]]
+    others = [_any_file(rng, seeds) for _ in range(8)]
     arguments = seed.commands[int(rng.integers(len(seed.commands)))]
     if not seed.folder or rng.random() < 0.75:
         told, tree = mutate_tree(rng, seed.files, others)
@@ -136,7 +133,7 @@ def test_one_case(seeds, sandbox):
     print(run_case(case, sandbox))
 
 
-@pytest.mark.timeout(SECONDS_OF_A_BLOCK := 600)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("start", range(0, COUNT, BLOCK))
 def test_mutated_input(start, seeds, sandbox):
     failures: list[str] = []
