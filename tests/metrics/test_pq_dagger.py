@@ -75,12 +75,22 @@ def test_equals_the_definition_on_random_maps():
         ious = []
         for truth, prediction, truth_class, prediction_class, crowds in pairs:
             mine = np.isin(truth, [i for i, k in truth_class.items() if k == c.id and i not in crowds])
-            found = np.isin(prediction, [i for i, k in prediction_class.items() if k == c.id]) & (truth != 0)
+            crowd = np.isin(truth, [i for i in crowds if truth_class[i] == c.id])
+            found = np.isin(prediction, [i for i, k in prediction_class.items() if k == c.id]) & (truth != 0) & ~crowd
             if mine.any():
                 ious.append((mine & found).sum() / (mine | found).sum())
         row = result["per_class"][str(c.source_id)]
         assert row["images"] == len(ious) > 20
         assert row["pq_dagger"] == pytest.approx(np.mean(ious), abs=1e-12)
+
+
+def test_a_perfect_prediction_scores_one_where_stuff_has_crowds():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        truth, _, classes, _, crowds = random_maps(rng)
+        whole = score(match_maps(truth, truth, classes, classes, crowds))
+        for row in whole["per_class"].values():
+            assert row["pq_dagger"] in (None, 1.0)
 
 
 def test_shards_merge_to_the_whole_through_json():

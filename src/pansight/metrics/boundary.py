@@ -83,7 +83,10 @@ def boundary_match(image: ImageMatch, boundary: NDArray[np.float64]) -> ImageMat
     lost = image.match[(image.match >= 0) & ~hit]
     state = image.state.copy()
     state[lost] = np.where(image.excused[lost], IGNORED, PHANTOM)
-    return image._replace(match=np.where(hit, image.match, -1), iou=np.where(hit, iou, 0.0), state=state)
+    none = image.again[:0], image.again_iou[:0]
+    return image._replace(
+        match=np.where(hit, image.match, -1), iou=np.where(hit, iou, 0.0), state=state, again=none[0], again_iou=none[1]
+    )
 
 
 class BoundaryQuality:

@@ -104,14 +104,15 @@ class PanopticQualityDagger:
 def class_iou(image: ImageMatch, n_classes: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Of each class in one image: is it in the truth, crowds aside, (K,); IoU of its truth and its prediction, (K,).
 
-    The union leaves out void of the truth; IoU is 0.0 where the class is on neither side.
+    The union leaves out void and crowds of the class; IoU is 0.0 where the class is on neither side.
     """
     n_truth = len(image.truth.ids)
     real = np.append(image.truth.categories, n_classes)  # (T + 1,), K: no class
     real[:n_truth][image.truth.crowd] = n_classes
     predicted = np.append(image.prediction.categories, n_classes)  # (P + 1,)
     t, p = real[image.truth_rows], predicted[image.prediction_rows]
-    seen = image.truth_rows < n_truth
+    crowd = np.append(np.where(image.truth.crowd, image.truth.categories, -1), -1)[image.truth_rows]
+    seen = (image.truth_rows < n_truth) & (crowd != p)
     inside = _sum_by_class(t[t == p], image.pixels[t == p], n_classes)
     truth_area = np.zeros(n_classes + 1, np.int64)
     np.add.at(truth_area, real[:n_truth], image.truth_area)
