@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from pansight.apps.cli import main
 
@@ -100,7 +100,8 @@ class Sandbox:
     def run(self, *arguments: str) -> Outcome:
         """Run a command. Raises AssertionError in one of the words below, with the traceback where there is one."""
         before = self._listing()
-        out, err = io.StringIO(), io.StringIO()
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)  # as Python makes them
+        err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
         self.watch.seen.clear()
         code: int | None = None
         with _compiled_words(err), self._limits(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -112,7 +113,7 @@ class Sandbox:
                 trouble = f"traceback\n{traceback.format_exc()}"
             else:
                 trouble = ""
-        outcome = Outcome(code if code is not None else -1, out.getvalue(), err.getvalue())
+        outcome = Outcome(code if code is not None else -1, _text(out), _text(err))
         assert not trouble, trouble
         self._check_words(arguments[0], outcome)
         after = self._listing()
@@ -138,7 +139,6 @@ class Sandbox:
         else:
             assert not [line for line in lines if not line.startswith("warning: ")], lines[:5]
         assert "Traceback" not in outcome.stdout
-        (outcome.stdout + outcome.stderr).encode("utf-8")  # a terminal must be able to show it
 
     @contextlib.contextmanager
     def _limits(self) -> Iterator[None]:
@@ -182,7 +182,7 @@ class Sandbox:
 
 
 @contextlib.contextmanager
-def _compiled_words(target: io.StringIO) -> Iterator[None]:
+def _compiled_words(target: TextIO) -> Iterator[None]:
     """What compiled libraries print to stderr themselves."""
     with tempfile.TemporaryFile() as file:
         old = os.dup(2)
@@ -194,6 +194,11 @@ def _compiled_words(target: io.StringIO) -> Iterator[None]:
             os.close(old)
             file.seek(0)
             target.write(file.read().decode("utf-8", "replace"))
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def _alarm(number: int, frame: FrameType | None) -> None:

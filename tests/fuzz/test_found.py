@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -95,6 +96,16 @@ def test_the_decoders_remarks_are_not_printed(place, capfd):
     image.write_bytes(odd)
     assert main(["check", "data"]) == 0
     assert capfd.readouterr().err == ""
+
+
+def test_names_that_are_no_text_are_printed(place, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    (place / "data\udcff").mkdir()
+    (place / "data\udcff/panoptic_a.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    assert main(["check", "data\udcff"]) == 1
+    stream.seek(0)
+    assert stream.read().startswith("data\\udcff: COCO panoptic")
 
 
 def test_a_line_about_a_long_name_is_cut_in_its_middle(place, capsys):

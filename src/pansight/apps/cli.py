@@ -5,6 +5,7 @@ Only `config` is imported here; what a command needs is loaded when it runs, so 
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -307,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A command may end with a code of its own: the integer it returns.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text, or a terminal that lacks a letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = app(tokens, exit_on_error=False, print_error=False)
