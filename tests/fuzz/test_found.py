@@ -120,6 +120,7 @@ def test_a_line_about_a_long_name_is_cut_in_its_middle(place, capsys):
     [
         (lambda c: c["parts"]["instances"]["images"][0]["prediction"].update(labels=5), "damaged"),
         (lambda c: c["parts"]["instances"]["images"][0]["prediction"]["labels"].__setitem__(0, 2**32 + 1), "damaged"),
+        (lambda c: c["parts"]["instances"]["images"][0]["prediction"]["labels"].__setitem__(0, 2), "damaged"),
         (lambda c: c["parts"]["instances"]["images"][0]["prediction"].update(codes=[5.0]), "damaged"),
         (lambda c: c["parts"]["errors"]["prediction"][0].__setitem__(0, float("inf")), "damaged"),
         (lambda c: c.update(labels=[{**row, "color": [0, 0, 300]} for row in c["labels"]]), "a colour"),
@@ -216,6 +217,13 @@ def test_links_that_lead_in_circles(place, capsys):
     image.unlink()
     image.symlink_to("a.jpg")
     complaint(capsys, "convert", "in", "--to", "again", "--things", "all")
+    for name in ("a.json", "b.json"):
+        Path(name).symlink_to(name)
+    complaint(capsys, "evaluate", "--gt", "a.json", "--pred", "b.json", "--json", "c.json")
+    complaint(capsys, "evaluate", "--merge", "a.json", "b.json")
+    complaint(capsys, "convert", "in", "--to", "a.json", "--things", "all")
+    damages.make(place / "data")
+    complaint(capsys, "check", "data", "--fix", "a.json")
 
 
 def test_links_in_an_archive_are_refused(place, capsys):

@@ -40,15 +40,15 @@ class Outputs(NamedTuple):
 
     def refuse_existing(self, inputs: Sequence[str | Path]) -> None:
         """Raises PansightError where a file would be replaced unasked, and where an output is an input or another."""
-        taken = {Path(path).resolve() for path in inputs}
+        taken = {os.path.realpath(path) for path in inputs}  # links in a circle are no error here
         for path in (self.json, self.table, self.report, self.partial):
             if path is None:
                 continue
-            if path.resolve() in taken:
+            if os.path.realpath(path) in taken:
                 raise PansightError(f"{path}: expected a file of its own for each output, found it named twice")
             if path.exists() and not self.overwrite:
                 raise PansightError(f"{path}: expected no such file yet, found one; add --overwrite")
-            taken.add(path.resolve())
+            taken.add(os.path.realpath(path))
 
 
 def evaluate_files(

@@ -168,8 +168,9 @@ class AveragePrecision:
             )
             for i in state["images"]
         ]
-        if not all(_is_whole(o, len(self.labels)) for i in self._images for o in (i.truth, i.prediction)):
-            raise PansightError("average precision: expected objects of known classes, found others (damaged)")
+        things = np.array([c.id for c in self.labels.things], np.int64)
+        if not all(_is_whole(o, things) for i in self._images for o in (i.truth, i.prediction)):
+            raise PansightError("average precision: expected objects of thing classes, found others (damaged)")
         self._without = int(state["without"])
 
 
@@ -188,10 +189,10 @@ def _objects(plain: dict[str, Any]) -> Objects:
     )
 
 
-def _is_whole(objects: Objects, n_classes: int) -> bool:
+def _is_whole(objects: Objects, things: NDArray[np.int64]) -> bool:
     n, codes = len(objects.boxes_xywh), objects.codes
     same = all(side.shape == (n,) for side in (objects.labels, objects.scores, objects.crowd))
-    known = bool(((objects.labels >= 0) & (objects.labels < n_classes)).all())
+    known = bool(np.isin(objects.labels, things).all())
     finite = bool(np.isfinite(objects.boxes_xywh).all() and np.isfinite(objects.scores).all())
     return same and known and finite and (codes is None or len(codes) == n)
 

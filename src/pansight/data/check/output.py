@@ -31,7 +31,8 @@ def new_folder(out: Path, marker: str, inputs: tuple[Path, ...], overwrite: bool
     out = Path(os.path.abspath(out))
     require_new(out, marker, overwrite)
     for folder in inputs:
-        if out.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out.resolve()):
+        inside, outside = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
+        if inside.is_relative_to(outside) or outside.is_relative_to(inside):
             raise PansightError(f"{out}: expected a folder apart from the data, found it in or around {folder}")
     partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:

@@ -233,7 +233,7 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
 
 def _check_place(source: Path, to: Path, overwrite: bool) -> None:
     """Raises PansightError where `to` is taken, or where writing it could touch the source."""
-    inside, outside = to.resolve(), source.resolve()
+    inside, outside = Path(os.path.realpath(to)), Path(os.path.realpath(source))
     if inside == outside or inside in outside.parents:
         raise PansightError(f"{to}: expected a folder apart from the source, found the source in it")
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
