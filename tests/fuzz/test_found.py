@@ -165,6 +165,14 @@ def test_all_things_and_a_new_class_to_fill_with(place):
         convert(place / "in", place / "other", things=["all"], fill="person")
 
 
+def test_a_class_without_a_name(place, capsys, seeds):
+    laid_out(place, seeds["convert coco_detection_panoptic"])
+    file = Path("in/annotations/panoptic_train.json")
+    file.write_text(file.read_text().replace('"sky"', '" "'))
+    line = complaint(capsys, "convert", "in", "--to", "out", "--things", "all")
+    assert "classes: expected a name for every class, found none for 2" in line
+
+
 def test_large_palettes_are_read_without_a_warning(place, monkeypatch):
     values = np.arange(48).reshape(6, 8)
     palette(place / "a.png", values, list(range(256)) * 3)

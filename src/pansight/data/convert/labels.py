@@ -39,6 +39,8 @@ def join_classes(sources: Sequence[Source], fill: str | None) -> Joined:
     said: dict[str, set[bool]] = {}
     for source in sources:
         for category in source.categories:
+            if not category.name.strip():
+                raise PansightError(f"classes: expected a name for every class, found none for {category.source_id}")
             known[category.name] = _joined(known.get(category.name), category, known)
             said.setdefault(category.name, set()).update([] if category.is_thing is None else [category.is_thing])
     for name, answers in said.items():
