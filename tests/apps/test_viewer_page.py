@@ -56,11 +56,15 @@ def at(page: Any, panel: str, x: float, y: float) -> tuple[float, float]:
     """Where the middle of pixel (x, y) of a file of 40 × 20 is on screen."""
     canvas = page.locator(f"[data-part={panel}] canvas")
     canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
+    box = None
+    while (last := box) is None or box != last:  # on a busy machine the layout is still settling
+        box = canvas.bounding_box()
+        page.wait_for_timeout(30)
     return box["x"] + box["width"] * (x + 0.5) / 40, box["y"] + box["height"] * (y + 0.5) / 20
 
 
 def text_of(page: Any, part: str) -> str:
+    page.locator(f"#viewer [data-part={part}]").wait_for()
     return " ".join(page.locator(f"#viewer [data-part={part}]").inner_text().split())
 
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
-from pansight.metrics.overlap import Overlaps
 from pansight.ops.idmap import rgb_to_ids
+from pansight.ops.overlap import Overlaps
 from pansight.types import Category, LabelSpace
 
 CAT, DOG, SKY, GRASS = range(4)

@@ -17,6 +17,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from pansight.apps import cli_data, cli_scores
+from pansight.apps.cli_scores import FileSettings
 from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pansight.errors import PansightError
 
@@ -154,46 +155,6 @@ def train(
     from pansight.apps import commands
 
     commands.train(model, backbone, data, recipe, weights, out, resume, overwrite, max_minutes, dict(_given))
-
-
-@dataclass(frozen=True)
-class FileSettings:
-    """Scoring files: predictions of any tool against a truth, both as COCO panoptic JSON and PNGs."""
-
-    gt: Path | None = None
-    """JSON of the truth."""
-    gt_dir: Path | None = None
-    """Folder or ZIP of its PNGs. [default: the folder of the JSON's name]"""
-    pred: Path | None = None
-    """JSON of the predictions."""
-    pred_dir: Path | None = None
-    """Folder or ZIP of their PNGs. [default: the folder of the JSON's name]"""
-    json: Path | None = None
-    """Write all figures to this file."""
-    table: Path | None = None
-    """Write a row for each segment to this Parquet file."""
-    report: Path | None = None
-    """Write a page with truth, prediction and errors of every image."""
-    images: Path | None = None
-    """Folder of the photos, for the report."""
-    map: str | None = None
-    """Match classes by name: the word names, or a TOML file with lines "predicted class" = "class of the truth"."""
-    boundary: bool = False
-    """Boundary PQ and Boundary IoU as well (slower)."""
-    errors: bool = True
-    """Error classes, what repairing each would gain, and the confusion of segments."""
-    convention: str = "cityscapes"
-    """Of mIoU: cityscapes, detectron2 or semseg."""
-    strict_compat: bool = False
-    """As panopticapi: areas from the JSON, the last crowd of a class only."""
-    shard: str = "1/1"
-    """Only this part of the images, such as 3/16."""
-    partial: Path | None = None
-    """Write a partial result to be joined by --merge."""
-    merge: Annotated[list[Path] | None, Parameter(negative=())] = None
-    """Join partial results of all shards; needs no other files."""
-    threads: int = 0
-    """0: all cores."""
 
 
 @app.command(

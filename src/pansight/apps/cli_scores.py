@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from pansight.errors import PansightError
 
-if TYPE_CHECKING:
-    from pansight.apps.cli import FileSettings
+
+@dataclass(frozen=True)
+class FileSettings:
+    """Scoring files: predictions of any tool against a truth, both as COCO panoptic JSON and PNGs."""
+
+    gt: Path | None = None
+    """JSON of the truth."""
+    gt_dir: Path | None = None
+    """Folder or ZIP of its PNGs. [default: the folder of the JSON's name]"""
+    pred: Path | None = None
+    """JSON of the predictions."""
+    pred_dir: Path | None = None
+    """Folder or ZIP of their PNGs. [default: the folder of the JSON's name]"""
+    json: Path | None = None
+    """Write all figures to this file."""
+    table: Path | None = None
+    """Write a row for each segment to this Parquet file."""
+    report: Path | None = None
+    """Write a page with truth, prediction and errors of every image."""
+    images: Path | None = None
+    """Folder of the photos, for the report."""
+    map: str | None = None
+    """Match classes by name: the word names, or a TOML file with lines "predicted class" = "class of the truth"."""
+    boundary: bool = False
+    """Boundary PQ and Boundary IoU as well (slower)."""
+    errors: bool = True
+    """Error classes, what repairing each would gain, and the confusion of segments."""
+    convention: str = "cityscapes"
+    """Of mIoU: cityscapes, detectron2 or semseg."""
+    strict_compat: bool = False
+    """As panopticapi: areas from the JSON, the last crowd of a class only."""
+    shard: str = "1/1"
+    """Only this part of the images, such as 3/16."""
+    partial: Path | None = None
+    """Write a partial result to be joined by --merge."""
+    merge: Annotated[list[Path] | None, Parameter(negative=())] = None
+    """Join partial results of all shards; needs no other files."""
+    threads: int = 0
+    """0: all cores."""
 
 
 def register(app: App) -> None:

@@ -52,8 +52,8 @@ from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.metrics.matching import IGNORED, MATCHED, ImageMatch
-from pansight.metrics.overlap import IntArray
 from pansight.metrics.scores import IOU_UNIT
+from pansight.ops.overlap import IntArray
 from pansight.types import LabelSpace
 
 ERRORS = (

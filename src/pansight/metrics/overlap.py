@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pansight.ops.overlap import IntArray, Overlaps, overlaps_of
+from pansight.ops.overlap import Overlaps, overlaps_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["IntArray", "Overlaps", "count_overlaps"]
 
 
 def count_overlaps(first: Tensor, second: Tensor) -> Overlaps:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.metrics.matching import ImageMatch
-from pansight.metrics.overlap import IntArray
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, image_rows
+from pansight.ops.overlap import IntArray
 from pansight.types import LabelSpace
 
 
