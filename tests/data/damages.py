@@ -91,7 +91,8 @@ def photo(n: int) -> str:
 
 
 def read_ids(root: Path, n: int) -> np.ndarray:
-    return rgb_to_ids(np.array(Image.open(root / png(n))))
+    with Image.open(root / png(n)) as image:  # closed at once where an earlier damage cut it short
+        return rgb_to_ids(np.array(image))
 
 
 def bomb(path: Path) -> None:
@@ -269,7 +270,9 @@ def png_outside(root: Path, n: int) -> Expected:
 
 
 def png_as_palette(root: Path, n: int) -> Expected:
-    Image.open(root / png(n)).quantize(8).save(root / png(n))
+    with Image.open(root / png(n)) as image:
+        few = image.quantize(8)
+    few.save(root / png(n))
     return Expected("png-mode", png(n), n)
 
 
@@ -288,7 +291,9 @@ def png_of_classes(root: Path, n: int) -> Expected:
 
 
 def png_is_jpeg(root: Path, n: int) -> Expected:
-    Image.open(root / png(n)).save(root / png(n), "jpeg")
+    with Image.open(root / png(n)) as image:
+        whole = image.copy()
+    whole.save(root / png(n), "jpeg")
     return Expected("png-mode", png(n), n)
 
 
