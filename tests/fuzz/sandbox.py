@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
+import pyarrow
+
 from pansight.apps.cli import main
 
 SECONDS = 10.0
@@ -148,6 +150,8 @@ class Sandbox:
         handler = signal.signal(signal.SIGALRM, _alarm)
         os.chdir(self.place)
         tempfile.tempdir = str(self.place / "temporary")
+        # Arrow's own pool reserves a gigabyte of addresses at its first use, whatever it is asked for
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
         limit = _address_space() + GROWTH
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
