@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
 import pyarrow
+import pyarrow.parquet
 
 from pansight.apps.cli import main
 
@@ -150,8 +151,8 @@ class Sandbox:
         handler = signal.signal(signal.SIGALRM, _alarm)
         os.chdir(self.place)
         tempfile.tempdir = str(self.place / "temporary")
-        # Arrow's own pool reserves a gigabyte of addresses at its first use, whatever it is asked for
-        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+        # Arrow's pool reserves a gigabyte of addresses at its first use, whatever it is asked for: outside the limit
+        pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), pyarrow.BufferOutputStream())
         limit = _address_space() + GROWTH
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
