@@ -101,7 +101,7 @@ def run(name: str, set_name: str, cores: int) -> dict[str, Any]:
 
 def decoding(set_name: str) -> dict[str, float]:
     """Milliseconds a pair: inflating alone, both id maps, and everything, on one core."""
-    from pansight.ops.label_png import PairCounter, decode_ids, open_label_png
+    from pansight.ops.maps.label_png import PairCounter, decode_ids, open_label_png
 
     folder = FOLDER / set_name
     names = sorted(path.name for path in (folder / "gt").iterdir())[:100]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
 from pansight.ops.idmap import rgb_to_ids
-from pansight.ops.overlap import Overlaps
+from pansight.ops.maps.overlap import Overlaps
 from pansight.types import Category, LabelSpace
 
 CAT, DOG, SKY, GRASS = range(4)

@@ -15,7 +15,7 @@ from pansight.errors import PansightError
 from pansight.metrics.errors import ERRORS, ErrorAnalysis, SegmentErrors, classify_errors, repaired_iou
 from pansight.metrics.matching import IGNORED, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.scores import ClassCounts, group_means, image_rows
-from pansight.ops.overlap import Overlaps
+from pansight.ops.maps.overlap import Overlaps
 from pansight.types import LabelSpace
 
 Found = tuple[dict[str, str], dict[str, str]]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pansight.errors import PansightError
 from pansight.metrics.matching import IGNORED, MATCHED, PHANTOM, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, group_means, image_rows
-from pansight.ops.overlap import Overlaps
+from pansight.ops.maps.overlap import Overlaps
 
 Row = tuple[int, int, bool, float]  # id, category, crowd, area as stated
 

@@ -145,7 +145,7 @@ import numpy as np
 import psutil
 from pansight.metrics import boundary, errors, pq_dagger, segment_table
 from pansight.metrics.matching import SegmentTable, match_tables
-from pansight.ops.overlap import Overlaps
+from pansight.ops.maps.overlap import Overlaps
 from pansight.types import LabelSpace
 assert "torch" not in sys.modules and "pyarrow" not in sys.modules
 ids = np.arange(1, 41)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pansight.ops.label_png import SIGNATURE
+from pansight.ops.maps.label_png import SIGNATURE
 
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 """First row, first column, step of rows, step of columns of each pass."""

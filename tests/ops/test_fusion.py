@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pansight.ops.fusion import accept_instances, merge_by_label_map, merge_by_stuff_masks
+from pansight.ops.fusion.instances import accept_instances, merge_by_label_map, merge_by_stuff_masks
 from pansight.types import LabelSpace
 
 LABELS = LabelSpace.from_names(["cat", "dog"], ["grass", "sky"])

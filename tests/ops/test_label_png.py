@@ -16,10 +16,10 @@ from PIL import Image
 from pngs import chunk, filtered, header, interlaced_png, packed_png, png, rgb_of, structured_ids
 
 from pansight.errors import PansightError
-from pansight.ops import png_kernels
-from pansight.ops.compiled import compiled
-from pansight.ops.label_png import MAX_PIXELS, SIGNATURE, PairCounter, decode_ids, open_label_png
-from pansight.ops.overlap import overlaps_of
+from pansight.ops.maps import png_kernels
+from pansight.ops.maps.compiled import compiled
+from pansight.ops.maps.label_png import MAX_PIXELS, SIGNATURE, PairCounter, decode_ids, open_label_png
+from pansight.ops.maps.overlap import overlaps_of
 
 FILTERS = {"none": 0, "sub": 1, "up": 2, "average": 3, "paeth": 4}
 

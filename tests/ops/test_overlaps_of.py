@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from pansight.ops.overlap import overlaps_of
+from pansight.ops.maps.overlap import overlaps_of
 
 SIZES = st_numpy.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 

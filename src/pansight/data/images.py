@@ -29,7 +29,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pansight.errors import PansightError
 from pansight.files import read_plain, replacing
 from pansight.ops.idmap import IdArray
-from pansight.ops.label_png import MAX_PIXELS, decode_ids, open_label_png
+from pansight.ops.maps.label_png import MAX_PIXELS, decode_ids, open_label_png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 

@@ -12,7 +12,7 @@ from pansight.metrics.files.class_map import ClassMap, map_table
 from pansight.metrics.files.panoptic_json import UNMAPPED
 from pansight.metrics.matching import SegmentTable
 from pansight.ops.idmap import present_ids, relabel
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
 

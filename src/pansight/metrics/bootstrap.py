@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 
 FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]

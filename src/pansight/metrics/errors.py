@@ -53,7 +53,7 @@ from numpy.typing import NDArray
 from pansight.errors import PansightError
 from pansight.metrics.matching import IGNORED, MATCHED, ImageMatch
 from pansight.metrics.scores import IOU_UNIT
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace
 
 ERRORS = (

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.ops.overlap import IntArray, Overlaps
+from pansight.ops.maps.overlap import IntArray, Overlaps
 from pansight.types import VOID, Segment
 
 PHANTOM, MATCHED, IGNORED = 0, 1, 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pansight.ops.overlap import Overlaps, overlaps_of
+from pansight.ops.maps.overlap import Overlaps, overlaps_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,7 @@ from pansight.errors import PansightError
 from pansight.metrics.matching import IGNORED, PHANTOM, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.overlap import count_overlaps
 from pansight.metrics.scores import ClassCounts, group_means, image_rows, joined_iou
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pansight.errors import PansightError
 from pansight.metrics.matching import ImageMatch
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, image_rows
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.metrics.matching import PHANTOM, ImageMatch
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace
 
 IOU_UNIT = 2**53

@@ -34,7 +34,7 @@ from pansight.errors import PansightError
 from pansight.files import replacing
 from pansight.metrics.errors import ERRORS, SegmentErrors
 from pansight.metrics.matching import ImageMatch
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace
 
 COLUMNS = (

@@ -19,7 +19,7 @@ import numpy as np
 from pansight.errors import PansightError, choice_error
 from pansight.metrics.matching import ImageMatch
 from pansight.metrics.overlap import count_overlaps
-from pansight.ops.overlap import IntArray
+from pansight.ops.maps.overlap import IntArray
 from pansight.types import IGNORE, VOID, LabelSpace, PanopticSegmentation, Prediction, Sample
 
 if TYPE_CHECKING:

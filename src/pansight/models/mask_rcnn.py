@@ -25,7 +25,7 @@ from pansight.nn.rcnn import (
     detectron2_rcnn,
     torchvision_rcnn,
 )
-from pansight.ops.fusion import merge_by_label_map
+from pansight.ops.fusion.instances import merge_by_label_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction

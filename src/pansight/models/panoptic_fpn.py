@@ -23,7 +23,7 @@ from pansight.nn.fpn import FPN
 from pansight.nn.normalize import caffe_bgr
 from pansight.nn.rcnn import RCNN, Detections, detections_to_instances, detectron2_rcnn
 from pansight.nn.semantic_head import SemanticFPNHead
-from pansight.ops.fusion import merge_by_label_map
+from pansight.ops.fusion.instances import merge_by_label_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, semantic_targets, valid_extents
 from pansight.types import IGNORE, Batch, LabelSpace, Prediction

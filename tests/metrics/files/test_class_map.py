@@ -12,7 +12,7 @@ from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import UNMAPPED, PanopticFile
 from pansight.metrics.files.score import Figures, score
 from pansight.metrics.matching import SegmentTable
-from pansight.ops.overlap import Overlaps
+from pansight.ops.maps.overlap import Overlaps
 from pansight.types import LabelSpace
 
 TRUTH = LabelSpace.from_names(["vehicle", "person"], ["road", "sky"])

@@ -13,7 +13,7 @@ from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.pairs import Pair, PanopticPairs
 from pansight.metrics.files.panoptic_json import PanopticFile
 from pansight.metrics.files.score import Figures, score
-from pansight.ops.label_png import PairCounter
+from pansight.ops.maps.label_png import PairCounter
 
 CAT_AND_SKY = drawn([[5, 5, 5], [5, 9, 9]], {5: 17, 9: 187})
 

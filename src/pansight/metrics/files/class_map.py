@@ -18,7 +18,7 @@ from pansight.errors import PansightError, choice_error
 from pansight.files import read_plain
 from pansight.metrics.files.panoptic_json import UNMAPPED
 from pansight.metrics.matching import SegmentTable
-from pansight.ops.overlap import IntArray, Overlaps
+from pansight.ops.maps.overlap import IntArray, Overlaps
 from pansight.types import VOID, LabelSpace
 
 BY_NAME = "names"

@@ -16,7 +16,7 @@ from pansight.metrics.files.pairs import Pair, PanopticPairs
 from pansight.metrics.panoptic_quality import PanopticQuality
 from pansight.metrics.pq_dagger import PanopticQualityDagger
 from pansight.metrics.semantic_iou import SemanticIoU
-from pansight.ops.label_png import PairCounter
+from pansight.ops.maps.label_png import PairCounter
 from pansight.types import LabelSpace
 
 CHUNK = 8

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.ops import png_kernels
 from pansight.ops.idmap import IdArray, rgb_to_ids
-from pansight.ops.overlap import Overlaps, overlaps_of
+from pansight.ops.maps import png_kernels
+from pansight.ops.maps.overlap import Overlaps, overlaps_of
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused after reading their header: a file of some kilobytes may ask for gigabytes."""

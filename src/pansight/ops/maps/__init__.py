@@ -1,0 +1,1 @@
+"""Label maps: read from PNG files and counted as runs, without a map of pixels where none is needed."""
