@@ -22,7 +22,7 @@ ALLOWED = {
     "models": BASE | {"ops", "nn"},
     "data": BASE | {"ops"},
     "metrics": BASE | {"ops"},
-    "weights": SPINE,
+    "weights": SPINE | {"data"},
     "config": BASE,
     "engine": SPINE | {"data", "metrics", "weights", "config"},
     "apps": SPINE | {"data", "metrics", "weights", "config", "engine"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pansight.errors import PansightError
@@ -40,10 +41,44 @@ def rename(state: Mapping[str, Tensor], rules: Iterable[Rule], ignored: str, sou
     return result
 
 
-def _renamed(match: re.Match[str] | None, replacement: str | Callable[[re.Match[str]], str]) -> str | None:
-    if match is None:
-        return None
-    return match.expand(replacement) if isinstance(replacement, str) else replacement(match)
+def join_rows(
+    state: Mapping[str, Tensor], pattern: str, parts: Sequence[str], joined: str, source: str
+) -> dict[str, Tensor]:
+    """Tensors that differ in one part of their key, stacked along their rows; all others as they are.
+
+    pattern: must match a whole key, with the group ``part``; joined: the new key, as in re.sub. So
+    ``join_rows(state, r"(.*)\\.(?P<part>[qkv])_proj\\.(weight|bias)", "qkv", r"\\1.in_proj_\\3", source)``.
+    Raises PansightError where a part is missing.
+    """
+    compiled = re.compile(pattern)
+    result: dict[str, Tensor] = {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        match = compiled.fullmatch(key)
+        if match is None:
+            result[key] = tensor
+        else:
+            found.setdefault(match.expand(joined), {})[match["part"]] = tensor
+    for key, pieces in found.items():
+        missing = [part for part in parts if part not in pieces]
+        if missing:
+            raise PansightError(f"{source}: expected the parts {', '.join(parts)} of {key}, found no {missing[0]}")
+        result[key] = torch.cat([pieces[part] for part in parts])
+    return result
+
+
+def split_rows(state: Mapping[str, Tensor], pattern: str, parts: Sequence[str], template: str) -> dict[str, Tensor]:
+    """The inverse of `join_rows`: matching tensors are cut into equal parts; `template` holds ``{part}``."""
+    compiled = re.compile(pattern)
+    result: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        match = compiled.fullmatch(key)
+        if match is None:
+            result[key] = tensor
+            continue
+        for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True):
+            result[match.expand(template).replace("{part}", part)] = piece.clone()
+    return result
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
