@@ -5,6 +5,7 @@ from importlib.resources import files
 import pytest
 
 from pansight.data.categories import TABLES, category_table, label_space
+from pansight.data.categories.coco import coco_91, coco_ids, coco_panoptic, coco_things
 from pansight.errors import PansightError
 
 COUNTS = {
@@ -77,3 +78,26 @@ def test_a_table_is_the_callers_own():
 def test_an_unknown_table_names_the_known():
     with pytest.raises(PansightError, match=r"unknown category table 'coco'; known: ade20k_panoptic, cityscapes_all"):
         category_table("coco")
+
+
+def test_coco_ids_stand_at_their_own_index():
+    """DETR's classes are COCO's raw ids: 91 for boxes, 250 for panoptic segmentation."""
+    for count, named in ((91, 80), (250, 133)):
+        labels = coco_ids(count)
+        assert [c.source_id for c in labels] == [c.id for c in labels] == list(range(count))
+        assert sum(not c.name.startswith("unused_") for c in labels) == named
+    rows = {row["id"]: row for row in category_table("coco_panoptic")}
+    for c in coco_ids(250):
+        if c.id in rows:
+            row = rows[c.id]
+            assert (c.name, c.is_thing, list(c.color)) == (row["name"], bool(row["isthing"]), row["color"])
+    assert [c.id for c in coco_ids(250) if c.is_thing] == list(range(91))  # the official rule: a thing up to 90
+    assert coco_ids(250)[12].name == "unused_12"
+    assert [c.name for c in coco_91()] == [c.name for c in coco_ids(91)[1:]]
+    assert coco_91()[0].source_id == 1
+
+
+def test_coco_things_come_first():
+    assert coco_panoptic() == label_space("coco_panoptic")
+    assert coco_things()[:] == coco_panoptic()[:80]
+    assert coco_panoptic()[80].name == "banner"

@@ -74,6 +74,20 @@ def find_tail(places: Sequence[Path], text: str) -> Path | None:
         return None
 
 
+def image_root(root: Path, folder: str | None) -> Path:
+    """Where the images are: `root`, or the folder that the user names, below `root` or as it stands.
+
+    Raises PansightError where it is no folder.
+    """
+    if folder is None:
+        return root
+    places = root / folder, Path(folder)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise PansightError(f"{places[0]}: expected a folder of images, found none")
+    return found
+
+
 def short_names(images: Sequence[Path]) -> list[str]:
     """The name of each file below the deepest folder that holds all of them, with "/"; two files never share one."""
     shared = os.path.commonpath([image.parent for image in images]) if images else ""

@@ -15,7 +15,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_size, short_names, stems
+from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_root, image_size, short_names, stems
 from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
@@ -102,12 +102,7 @@ def open_cvat(source: Path, split: str | None = None, *, image_folder: str | Non
     chosen, note = choose_part(by_subset, None if split is None else split.lower(), file)
     rows = by_subset[str(chosen)]
     notes = [] if note is None else [note]
-    root = file.parent
-    if image_folder is not None:
-        places = root / image_folder, Path(image_folder)
-        root = next((folder for folder in places if folder.is_dir()), places[0])
-        if not root.is_dir():
-            raise PansightError(f"{root}: expected a folder of images, found none")
+    root = image_root(file.parent, image_folder)
     paths = _paths(rows, root, file)
     if all(path is None for path in paths):
         notes.append(f"no image was found in {root.name} or its images/: sizes are those of the XML")

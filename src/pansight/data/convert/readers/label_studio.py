@@ -21,7 +21,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.data.convert.lookup import PARTS, choose_part, decode_json, find_tail, image_size, short_names, stems
+from pansight.data.convert.lookup import (
+    PARTS,
+    choose_part,
+    decode_json,
+    find_tail,
+    image_root,
+    image_size,
+    short_names,
+    stems,
+)
 from pansight.data.convert.polygons import expect_short, region_of_mask, region_of_polygons
 from pansight.data.convert.shapes import ellipse_points, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
@@ -144,12 +153,7 @@ def open_label_studio(source: Path, split: str | None = None, *, image_folder: s
         part, _ = choose_part([part for part in PARTS if (source / part).is_dir()], split, source)
         source = source / str(part)
     file = _json_of(source)
-    root = file.parent
-    if image_folder is not None:
-        places = root / image_folder, Path(image_folder)
-        root = next((folder for folder in places if folder.is_dir()), places[0])
-        if not root.is_dir():
-            raise PansightError(f"{root}: expected a folder of images, found none")
+    root = image_root(file.parent, image_folder)
     counts: Counter[str] = Counter()
     rows = list(_rows(_tasks(file), root, file, counts))
     if not rows:
