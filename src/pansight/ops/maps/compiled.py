@@ -8,15 +8,17 @@ from typing import Any, TypeVar, cast
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, reorder_sums: bool = False) -> Function:
     """Compile at the first call, and keep the machine code on disk; other Python threads go on while it runs.
 
+    reorder_sums: long sums may be taken in several parts, as vector instructions do; NaN and inf stay what they are.
     Where no folder for the machine code can be written (a read-only installation without a home), it is made anew in
     every process.
     """
     from numba import njit  # type: ignore[import-untyped]
 
+    fastmath = {"reassoc", "contract", "nsz"} if reorder_sums else False
     try:
-        return cast(Function, njit(nogil=True, cache=True)(function))
+        return cast(Function, njit(nogil=True, cache=True, fastmath=fastmath)(function))
     except RuntimeError:
-        return cast(Function, njit(nogil=True)(function))
+        return cast(Function, njit(nogil=True, fastmath=fastmath)(function))
