@@ -41,6 +41,34 @@ def box_iou_matrix(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return overlap.div_(union.masked_fill_(union <= 0, 1))
 
 
+def box_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Centre and sides → corners, (…, 4)."""
+    center, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
+    return torch.cat((center - half, center + half), dim=-1)
+
+
+def box_xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    """Corners → centre and sides, (…, 4)."""
+    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return torch.cat((0.5 * (low + high), high - low), dim=-1)
+
+
+def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """IoU − (hull − union) / hull of (…, 4) and (…, 4), which broadcast → (…), −1 … 1; two empty boxes: −1 … 0.
+
+    Rezatofighi et al., CVPR 2019, algorithm 1.
+    """
+    low = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
+    union = box_area(a_xyxy) + box_area(b_xyxy) - overlap
+    low = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    high = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    hull = (high - low).clamp(min=0).prod(-1)
+    tiny = torch.finfo(hull.dtype).tiny
+    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
 def encode_boxes(boxes_xyxy: Tensor, anchors_xyxy: Tensor, weights: Sequence[float]) -> Tensor:
     """What a regressor must say to move each anchor onto its box: (N, 4), (N, 4) → (N, 4) dx, dy, dw, dh.
 

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.ops.queries.matching import Matches
+from pansight.ops.boxes import box_cxcywh_to_xyxy, generalized_iou
+from pansight.ops.queries.matching import Matches, class_cost, hungarian, mask_cost
+from pansight.ops.queries.targets import padded_labels, sample_masks
 from pansight.ops.targets import InstanceTargets
 
 
@@ -22,27 +25,42 @@ def set_class_loss(class_logits: Tensor, matches: Matches, labels: Tensor, no_ob
 
     class_logits (L, B, Q, C + 1), labels int64 (B, N). no_object: the weight of the last class. DETR, section 3.1.
     """
-    raise NotImplementedError
+    logits = class_logits.float()
+    layers, images, queries, classes = logits.shape
+    wanted = torch.full((layers, images, queries), classes - 1, dtype=torch.int64, device=logits.device)
+    wanted[matches.layer, matches.image, matches.query] = labels[matches.image, matches.target]
+    weight = (wanted == classes - 1) * (no_object - 1.0) + 1.0  # (L, B, Q)
+    loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(weight)
+    return (loss * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
 def box_losses(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
     """(L1 summed over the 4 numbers, 1 − GIoU) of each pair: (M, 4) both, 0 … 1 → (M,) each. DETR, eq. 9 and 10."""
-    raise NotImplementedError
+    boxes, targets = boxes_cxcywh.float(), targets_cxcywh.float()
+    overlap = generalized_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(targets))
+    return (boxes - targets).abs().sum(1), 1 - overlap
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Mean over the P pixels of each pair: (M, P) both → (M,). Lin et al., eq. 5."""
-    raise NotImplementedError
+    logits, targets = logits.float(), targets.float()
+    probability = logits.sigmoid()
+    wrong = probability + targets - 2 * probability * targets  # 1 − p_t
+    weight = (1 - alpha) + (2 * alpha - 1) * targets  # alpha where the target is 1
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (weight * wrong**gamma * loss).mean(1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """1 − (2 Σ p g + 1) / (Σ p + Σ g + 1) of each pair: (M, P) both → (M,)."""
-    raise NotImplementedError
+    probability, targets = logits.float().sigmoid(), targets.float()
+    overlap = (probability * targets).sum(1)
+    return 1 - (2 * overlap + 1) / (probability.sum(1) + targets.sum(1) + 1)
 
 
 def binary_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross-entropy over the P points of each pair: (M, P) both → (M,)."""
-    raise NotImplementedError
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(1)
 
 
 class PointSettings(NamedTuple):
@@ -70,7 +88,104 @@ def point_set_loss(
 
     class_logits (L, B, Q, C + 1); mask_embeddings (L, B, Q, D); features: L maps (B, D, h, w), which may be one map L
     times; the mask logits of a layer are their product, which is never formed as a whole. canvas: (H, W), the padded
-    size that the truth is placed on. draw(*shape, device=…) gives uniform numbers: for tests against other
-    implementations. Matching is redone for each layer. Divided by the number of targets of the batch (at least 1).
+    size that the truth is placed on. Matching is redone for each layer. Divided by the number of targets of the batch
+    (at least 1). All in float32, also under autocast.
+
+    draw(*shape, device=…) gives uniform numbers 0 … 1. It is called for (B, K, 2) first: the matching points x, y of
+    each image, which all layers share; then, layer by layer where anything matched, for (M, 3 K, 2) and (M, K / 4, 2)
+    (with the default settings), the candidates and the fresh points of the layer's M pairs, by image, then query.
     """
-    raise NotImplementedError
+    device = class_logits.device
+    class_logits, mask_embeddings = class_logits.float(), mask_embeddings.float()
+    labels, counts = padded_labels(targets)
+    with torch.autocast(device.type, enabled=False):
+        points = draw(len(targets), settings.points, 2, device=device)  # (B, K, 2)
+        matches = _match(class_logits, mask_embeddings, features, targets, points, canvas, settings)
+        classes = set_class_loss(class_logits, matches, labels, settings.no_object).sum()
+        nothing = 0.0 * (mask_embeddings.sum() + sum(f.sum() for f in {id(f): f for f in features}.values()))
+        binary, dice = nothing.float(), nothing.float()
+        for layer, feature in enumerate(features):
+            chosen = matches.layer == layer
+            pairs = Matches(*(column[chosen] for column in matches))
+            if not len(pairs.query):
+                continue
+            embeddings = mask_embeddings[layer, pairs.image, pairs.query]  # (M, D)
+            masks = _pair_masks(embeddings, feature.float(), pairs.image)  # (M, h, w)
+            where, wanted = _loss_points(masks.detach(), pairs, targets, canvas, settings, draw)
+            logits = _sample(masks, where)  # (M, K)
+            binary = binary + binary_loss(logits, wanted).sum()
+            dice = dice + dice_loss(logits, wanted).sum()
+    total = max(1, sum(counts))
+    return {
+        "class": settings.class_weight * classes,
+        "mask": settings.binary_weight * binary / total,
+        "dice": settings.dice_weight * dice / total,
+    }
+
+
+def _match(
+    class_logits: Tensor,
+    mask_embeddings: Tensor,
+    features: Sequence[Tensor],
+    targets: Sequence[InstanceTargets],
+    points: Tensor,
+    canvas: tuple[int, int],
+    settings: PointSettings,
+) -> Matches:
+    """The assignment of all layers by one cost tensor. Sampling is linear, so features are sampled, not masks."""
+    labels, counts = padded_labels(targets)
+    with torch.no_grad():
+        cost = settings.class_weight * class_cost(class_logits, labels)  # (L, B, Q, N)
+        for image, target in enumerate(targets):
+            if not counts[image]:
+                continue
+            wanted = sample_masks(target, points[image], canvas).unsqueeze(0)  # (1, N, K)
+            sampled: dict[int, Tensor] = {}
+            for layer, feature in enumerate(features):
+                if id(feature) not in sampled:  # often one map serves all layers
+                    sampled = {id(feature): _sample_features(feature[image].float(), points[image])}  # (D, K)
+                logits = mask_embeddings[layer, image] @ sampled[id(feature)]  # (Q, K)
+                binary, dice = mask_cost(logits[None, None], wanted)
+                part = settings.binary_weight * binary + settings.dice_weight * dice
+                cost[layer, image, :, : counts[image]] += part[0, 0]
+    return hungarian(cost, counts)
+
+
+def _sample(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples, 0 outside: (M, h, w), points (M, P, 2) as x, y in 0 … 1 → (M, P)."""
+    return F.grid_sample(masks.unsqueeze(1), 2 * points.unsqueeze(1) - 1, align_corners=False)[:, 0, 0]
+
+
+def _sample_features(feature: Tensor, points: Tensor) -> Tensor:
+    """(D, h, w), points (P, 2) → (D, P)."""
+    return F.grid_sample(feature.unsqueeze(0), 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+
+
+def _pair_masks(embeddings: Tensor, feature: Tensor, image: Tensor) -> Tensor:
+    """The mask logits of each pair, from the map of its image: (M, D), (B, D, h, w), image rising (M,) → (M, h, w)."""
+    parts = [embeddings[image == b] @ feature[b].flatten(1) for b in range(len(feature))]  # (m, h · w) each
+    return torch.cat(parts).unflatten(1, feature.shape[2:])
+
+
+def _loss_points(
+    masks: Tensor,
+    pairs: Matches,
+    targets: Sequence[InstanceTargets],
+    canvas: tuple[int, int],
+    settings: PointSettings,
+    draw: Callable[..., Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Where each pair is compared, mostly where its logit is near 0, and the truth there: (M, K, 2), (M, K)."""
+    with torch.no_grad():
+        count, device = len(masks), masks.device
+        uncertain = int(settings.importance * settings.points)
+        points = draw(count, int(settings.oversample * settings.points), 2, device=device)
+        best = _sample(masks, points).abs().topk(uncertain, dim=1, largest=False, sorted=False).indices  # (M, U)
+        points = points.gather(1, best.unsqueeze(2).expand(-1, -1, 2))  # (M, U, 2)
+        if settings.points > uncertain:
+            points = torch.cat((points, draw(count, settings.points - uncertain, 2, device=device)), dim=1)
+        parts = [
+            sample_masks(target, points[pairs.image == b], canvas, pairs.target[pairs.image == b])
+            for b, target in enumerate(targets)
+        ]
+        return points, torch.cat(parts)  # pairs are sorted by image
