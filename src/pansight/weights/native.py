@@ -27,12 +27,15 @@ from pansight.models import build
 from pansight.nn.normalize import Normalize
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
+from pansight.weights import huggingface
 from pansight.weights.keys import load_strictly
 from pansight.weights.unpickle import read_tensors
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
+PATTERNS = [CONFIG, "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "README.md"]
+PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -81,12 +84,15 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
     write_json(folder / CONFIG, config)
 
 
-def load_folder(folder: Path) -> tuple[Any, str, dict[str, Any]]:
-    """A folder that ``save_model`` wrote → (model in eval mode on the CPU, name, options).
+def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict[str, Any]]:
+    """A folder that ``save_model`` or transformers wrote → (model in eval mode on the CPU, name, options).
 
+    What config.json holds decides. source: what the user called the folder, for messages about foreign ones.
     Raises PansightError where a file is missing, damaged or of a later format, or a tensor has another shape.
     """
     config = read_json(folder / CONFIG)
+    if huggingface.is_foreign(config):
+        return huggingface.load_folder(folder, source)
     keys = ("format_version", "model", "options", "labels", "input")
     if not isinstance(config, dict) or any(key not in config for key in keys):
         raise PansightError(f"{folder / CONFIG}: expected a saved model with the keys {', '.join(keys)}")
@@ -131,9 +137,15 @@ def find_folder(path: str | Path) -> Path | None:
 
 
 def download(hub_id: str) -> Path:
-    """Fetch config and tensors of a model on the Hugging Face hub, or find them in its cache → folder."""
+    """Fetch config and tensors of a model on the Hugging Face hub, or find them in its cache → folder.
+
+    Pickled tensors are fetched only where there are no others.
+    """
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[CONFIG, TENSORS]))
+        folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PATTERNS))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PICKLED))
+        return folder
     except Exception as error:  # the client raises its own types, its HTTP library's and ValueError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise PansightError(

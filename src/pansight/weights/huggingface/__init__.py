@@ -1,0 +1,122 @@
+"""Folders and hub ids of transformers to ours and back: what all systems share; one file here for each of them.
+
+A system's file holds ``MODEL_TYPES``; ``load(config, state, labels, source) -> (model, name, options)``; and
+``export(model, name, options) -> (config, state, processor)``. `config` is config.json, `state` the tensors under their
+names on disk, `processor` is preprocessor_config.json.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pansight.errors import PansightError
+from pansight.files import read_json, safe_join
+from pansight.types import LabelSpace
+from pansight.weights.huggingface.labels import label_space
+from pansight.weights.huggingface.processor import apply_processor
+from pansight.weights.unpickle import read_tensors
+
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+TENSORS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+
+SYSTEMS = {
+    "detr": "detr",
+    "maskformer": "maskformer",
+    "mask2former": "mask2former",
+    "eomt": "eomt",
+    "eomt_dinov3": "eomt",
+}
+"""model_type in config.json → the file here that knows it; loaded when it is needed."""
+
+
+def system(model_type: str) -> Any:
+    """The module of a model_type; the caller has looked it up in SYSTEMS."""
+    return import_module(f"{__name__}.{SYSTEMS[model_type]}")
+
+
+def is_foreign(config: Any) -> bool:
+    """Whether a config.json is one that transformers wrote (or our export), and not a saved model of ours."""
+    return isinstance(config, dict) and "model_type" in config and "format_version" not in config
+
+
+def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict[str, Any]]:
+    """A folder of transformers → (model in eval mode on the CPU, its name in MODELS, its options).
+
+    source: what the user called it, for messages. Raises PansightError, one line with the file, for a model_type that
+    is none of ours, missing or damaged tensors, or tensors that do not fit what the config says.
+    """
+    source = source or str(folder)
+    config = read_json(folder / CONFIG)
+    model_type = config["model_type"]
+    if not isinstance(model_type, str) or model_type not in SYSTEMS:
+        known = ", ".join(SYSTEMS)
+        raise PansightError(f"{source}: {CONFIG}: expected a model_type among {known}, found {model_type!r:.80}")
+    state = read_state(folder, source)
+    labels = label_space(config, f"{source}: {CONFIG}")
+    try:
+        model, name, options = system(model_type).load(config, state, labels, source)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a config whose values are of another kind
+        found = f"{type(error).__name__}: {error}"
+        raise PansightError(
+            f"{source}: {CONFIG}: expected the settings of a {model_type}, found {found:.200}"
+        ) from error
+    if (folder / PROCESSOR).is_file():
+        apply_processor(model, read_json(folder / PROCESSOR), model_type, f"{source}: {PROCESSOR}")
+    return model.eval(), name, options
+
+
+def read_state(folder: Path, source: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a folder: one safetensors file, several with an index, or pytorch_model.bin likewise.
+
+    Raises PansightError where there are none, one of several is missing, or a file is damaged or holds code.
+    """
+    source = source or str(folder)
+    for name in (TENSORS, PICKLED):
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _read_parts(folder, index)
+    raise PansightError(f"{source}: expected tensors ({TENSORS}, {TENSORS}.index.json or {PICKLED}), found none")
+
+
+def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise PansightError(f"{index}: expected weight_map, from tensors to files, found none")
+    state: dict[str, Tensor] = {}
+    for name in sorted({str(value) for value in places.values()}):
+        state |= read_tensors(safe_join(folder, name, index))
+    missing = [key for key in places if key not in state]
+    if missing:
+        raise PansightError(f"{index}: expected tensor {missing[0]} in {places[missing[0]]}, found none by that name")
+    return state
+
+
+def exporter(name: str, source: str) -> Any:
+    """The module that writes models of this name in MODELS (``detr_panoptic_r50``: detr).
+
+    Raises PansightError, listing those that can be written, where transformers has no such model.
+    """
+    family = name.partition("_")[0]
+    if family not in SYSTEMS:
+        known = ", ".join(sorted(set(SYSTEMS.values())))
+        raise PansightError(f"{source}: expected a model that transformers has ({known}), found {name}")
+    return system(family)
+
+
+def label_entries(labels: LabelSpace) -> dict[str, Any]:
+    """What config.json says of the classes: names for transformers, and everything else for us."""
+    return {
+        "id2label": {str(c.id): c.name for c in labels},
+        "label2id": {c.name: c.id for c in labels},
+        "num_labels": len(labels),
+        "pansight": {"labels": labels.to_json()},
+    }
