@@ -1,8 +1,8 @@
 """Everything that decides a run: four flat dataclasses, read from TOML, overridden by dotted keys.
 
 ``Config`` is what ``config.toml`` in a run folder holds. No model, layer or data set takes one: the engine and the
-command line read the numbers and pass them on. Values of 0 or "auto" are chosen from the data and the machine
-(``pansight.engine.automatic``), printed, and written out as the figures that were used.
+command line read the numbers and pass them on. Values of 0, -1 or "auto" are chosen from the model, the data and the
+machine (``pansight.engine.automatic``), printed, and written out as the figures that were used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pansight.files import write_text
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "poly", "step", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DECAYS = ("weights", "biases", "everything")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class ModelConfig:
     """Weights of the backbone: none, timm (downloaded), packaged (EfficientNet-Lite0); auto: the model's default."""
     weights: str = ""
     """Fine-tune from this run folder, saved model or official checkpoint; classes are kept by name."""
+    first: str = ""
+    """Training in two steps: the recipe of the first one, which runs before this one and whose best weights this one
+    starts from; not where `weights` are given."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of the model's builder, as `--model.options.NAME VALUE`; `pansight models NAME` lists them."""
 
@@ -113,12 +117,15 @@ class TrainConfig:
     """adamw or sgd (with momentum)."""
     lr: float = 0.0
     """Peak learning rate; 0: chosen from the optimiser and the batch size."""
-    backbone_lr_factor: float = 1.0
-    """The backbone's learning rate as a share of `lr`."""
-    weight_decay: float = 1e-4
-    """Decay of weights; never of normalisation layers."""
-    decay_biases: bool = False
-    """Decay biases too, as detectron2 does."""
+    backbone_lr_factor: float = -1.0
+    """The backbone's learning rate as a share of `lr`; -1: chosen from the model."""
+    layer_decay: float = -1.0
+    """For a ViT backbone: each block learns at so many times the rate of the one above; 1: all alike; -1: chosen."""
+    weight_decay: float = -1.0
+    """Decay of weights; -1: chosen from the model."""
+    decay: str = "weights"
+    """What decays. weights: matrices and filters; biases: these and biases, as in detectron2; everything: norms and
+    embeddings too, as in DETR and EoMT."""
     momentum: float = 0.9
     """For sgd."""
     schedule: str = "cosine"
@@ -127,6 +134,9 @@ class TrainConfig:
     """Steps over which the learning rate rises linearly to its peak; -1: chosen from the number of steps."""
     warmup_factor: float = 0.001
     """The share of the peak that warm-up starts from."""
+    backbone_delay: tuple[int, ...] = ()
+    """Two numbers of steps: first the backbone stands still, then it has a warm-up of its own, as in EoMT; empty: it
+    warms up with the rest."""
     milestones: tuple[float, ...] = (0.667, 0.889)
     """For schedule step: the shares of the run after which the rate is multiplied by `gamma`."""
     gamma: float = 0.1
@@ -135,8 +145,8 @@ class TrainConfig:
     """For schedule poly: (1 - progress) ** power."""
     final_lr_factor: float = 0.0
     """For cosine and poly: the share of the peak rate at the end."""
-    clip_norm: float = 0.0
-    """Largest gradient norm (L2, all parameters); 0: no clipping."""
+    clip_norm: float = -1.0
+    """Largest gradient norm (L2, all parameters); 0: no clipping; -1: chosen from the model."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is then what is evaluated and saved; 0: no average."""
     precision: str = "auto"
@@ -161,15 +171,18 @@ class TrainConfig:
     """Repeat bit for bit on an accelerator too, more slowly; on the CPU a run always does."""
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        choices = ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("decay", DECAYS)
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise choice_error(f"train.{name}", getattr(self, name), known)
-        for name in ("steps", "batch_size", "lr", "weight_decay", "clip_norm", "max_minutes", "checkpoint_every"):
+        for name in ("steps", "batch_size", "lr", "max_minutes", "checkpoint_every", "final_lr_factor", "seed"):
             _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
-        for name in ("backbone_lr_factor", "final_lr_factor", "seed"):
-            _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
-        for name in ("evaluate_every", "warmup_steps"):
-            _check(getattr(self, name) >= -1, f"train.{name}", "-1, 0 or more", self)
+        for name in ("evaluate_every", "warmup_steps", "weight_decay", "clip_norm", "backbone_lr_factor"):
+            value = getattr(self, name)
+            _check(value == -1 or value >= 0, f"train.{name}", "-1, 0 or more", self)
+        _check(self.layer_decay == -1 or 0 < self.layer_decay <= 1, "train.layer_decay", "-1 or a share up to 1", self)
+        delay = not self.backbone_delay or (len(self.backbone_delay) == 2 and min(self.backbone_delay) >= 0)
+        _check(delay, "train.backbone_delay", "two numbers of steps", self)
         for name in ("accumulate", "log_every"):
             _check(getattr(self, name) >= 1, f"train.{name}", "1 or more", self)
         _check(0 <= self.ema_decay < 1, "train.ema_decay", "at least 0 and below 1", self)

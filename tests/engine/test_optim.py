@@ -9,8 +9,33 @@ import torch
 from torch import nn
 
 from pansight.config import TrainConfig
-from pansight.engine.optim import MovingAverage, averaged, freeze, lr_factor, make_optimizer, parameter_groups
+from pansight.engine.optim import (
+    MovingAverage,
+    averaged,
+    freeze,
+    lr_factor,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+    settled,
+)
 from pansight.errors import PansightError
+
+
+class ViT(nn.Module):
+    """The names of a timm ViT with three blocks behind our Backbone, and a head with learned queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.features = features = nn.Module()
+        features.pos_embed = nn.Parameter(torch.zeros(1, 4, 2))
+        features.patch_embed = nn.Conv2d(3, 2, 1)
+        features.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        features.norm = nn.LayerNorm(2)
+        self.q = nn.Embedding(5, 2)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+        self.head = nn.Linear(2, 2)
 
 
 class Net(nn.Module):
@@ -44,9 +69,59 @@ def test_groups_cover_each_trained_parameter_once():
 
 def test_biases_decay_on_request_but_norms_never():
     model = Net()
-    groups = parameter_groups(model, TrainConfig(lr=0.1, decay_biases=True, weight_decay=0.2))
+    groups = parameter_groups(model, TrainConfig(lr=0.1, decay="biases", weight_decay=0.2))
     decayed = {n for g in groups if g["weight_decay"] for n in names_in(model, g)}
     assert decayed == {"backbone.0.weight", "backbone.0.bias", "head.weight", "head.bias", "tied.bias"}
+    groups = parameter_groups(model, TrainConfig(lr=0.1, decay="everything", weight_decay=0.2))
+    assert {g["weight_decay"] for g in groups} == {0.2}
+
+
+def test_embeddings_decay_only_with_everything():
+    model = ViT()
+    for decay, spared in (("weights", 4), ("biases", 4), ("everything", 0)):
+        groups = parameter_groups(model, TrainConfig(lr=1.0, decay=decay, weight_decay=0.2))
+        kept = {n for g in groups if not g["weight_decay"] for n in names_in(model, g)}
+        embeddings = {"backbone.features.pos_embed", "q.weight", "relative_position_bias_table"}
+        norm = {"backbone.features.norm.weight", "backbone.features.norm.bias"}
+        assert (embeddings | norm <= kept) == bool(spared)
+        assert ("head.bias" in kept) == (decay == "weights")
+        assert "head.weight" not in kept
+
+
+def test_layer_decay_counts_from_the_top_of_the_backbone():
+    model = ViT()
+    config = TrainConfig(lr=1.0, layer_decay=0.5, backbone_lr_factor=0.1)
+    groups = parameter_groups(model, config)
+    every = [id(p) for g in groups for p in g["params"]]
+    assert sorted(every) == sorted(id(p) for p in model.parameters())  # each once
+    rate = {n: g["lr"] for g in groups for n in names_in(model, g)}
+    features = "backbone.features"
+    expected = {"blocks.2.weight": 0.1, "blocks.1.weight": 0.05, "blocks.0.bias": 0.025, "pos_embed": 0.025}
+    expected |= {"patch_embed.weight": 0.025, "norm.weight": 0.1}
+    for name, value in expected.items():
+        assert math.isclose(rate[f"{features}.{name}"], value), name
+    assert rate["q.weight"] == rate["head.weight"] == 1.0
+    assert {g["lr"] for g in parameter_groups(model, TrainConfig(lr=1.0))} == {1.0}
+    with pytest.raises(PansightError, match=r"train.layer_decay: expected a ViT .*, found another backbone"):
+        parameter_groups(Net(), config)
+
+
+def test_open_values_are_plain_ones():
+    config = settled(TrainConfig())
+    found = config.backbone_lr_factor, config.layer_decay, config.weight_decay, config.clip_norm
+    assert found == (1.0, 1.0, 1e-4, 0.0)
+    assert settled(TrainConfig(clip_norm=0.1, weight_decay=0.0)).weight_decay == 0.0
+
+
+def test_the_backbone_may_wait_and_warm_up_by_itself():
+    config = TrainConfig(schedule="constant", warmup_steps=4, warmup_factor=0.0, backbone_delay=(4, 10), lr=2.0)
+    assert [lr_factor(config, step, 0.0) for step in (0, 2, 4, 9)] == [0.0, 0.5, 1.0, 1.0]
+    assert [lr_factor(config, step, 0.0, backbone=True) for step in (0, 3, 4, 9, 14)] == [0.0, 0.0, 0.0, 0.5, 1.0]
+    optimizer = make_optimizer(Net(), config)
+    set_learning_rate(optimizer, config, 9, 0.0)
+    rates = {g["name"].split(",")[0]: g["lr"] for g in optimizer.param_groups}
+    assert rates == {"backbone": 1.0, "rest": 2.0}
+    assert lr_factor(TrainConfig(warmup_steps=4), 2, 0.0) == lr_factor(TrainConfig(warmup_steps=4), 2, 0.0, True)
 
 
 def test_freezing():

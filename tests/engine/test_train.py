@@ -274,6 +274,19 @@ def test_frozen_parts_do_not_move(tmp_path, shapes):
     assert not torch.equal(start.head.weight, model.head.weight)
 
 
+def test_annealing_follows_the_progress(tmp_path, shapes, monkeypatch):
+    """Of 8 steps: 1 until a quarter of the run, (1 - x) ** 0.9 over the half after it, 0 from three quarters on."""
+    seen = []
+    loss = toy.Toy.loss
+    monkeypatch.setattr(
+        toy.Toy, "loss", lambda self, batch: seen.append(self.annealing.probs.item()) or loss(self, batch)
+    )
+    model, _ = run(tmp_path, shapes, steps=8)
+    expected = [1, 1, 1, 0.75**0.9, 0.5**0.9, 0.25**0.9, 0, 0]
+    assert seen == pytest.approx(expected)
+    assert load_model(tmp_path)[0].annealing.probs.item() == model.annealing.probs.item() == 0
+
+
 def test_log_drops_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 5}\n{"st')

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight import models
+from pansight.nn.annealing import MaskAnnealing
 from pansight.nn.normalize import Normalize
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import semantic_targets, valid_extents
@@ -50,6 +51,7 @@ class Toy(nn.Module):
         self.resize = ResizeRule(0, 0, 8)
         self.backbone = ToyBackbone(width)
         self.head = nn.Conv2d(width, len(labels), 1)
+        self.annealing = MaskAnnealing(starts=[0.25], ends=[0.75])
         self.memory_limit = memory_limit
         self.poison = str(poison)
         self.quiet = quiet
@@ -76,7 +78,7 @@ class Toy(nn.Module):
         poisoned = torch.tensor([str(i) == self.poison for i in batch.image_ids])
         return {
             "classes": torch.where(poisoned, float("nan"), per_pixel).mean(),
-            "size": 0.001 * chance * logits.float().square().mean(),
+            "size": 0.001 * (chance + self.annealing.probs[0]) * logits.float().square().mean(),
         }
 
     def decode(

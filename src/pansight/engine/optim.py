@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +15,18 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pansight.config import TrainConfig
 from pansight.errors import PansightError
+
+PLAIN = {"backbone_lr_factor": 1.0, "layer_decay": 1.0, "weight_decay": 1e-4, "clip_norm": 0.0}
+"""What -1 means in settings that nobody chose for."""
+
+BLOCK = re.compile(r"backbone\.features\.blocks\.(\d+)\.")
+EMBEDDINGS = ("relative_position_bias_table", "pos_embed", "cls_token", "reg_token")
+"""Last words of the names of embeddings that are no nn.Embedding: Swin's and timm's ViT's."""
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """`config` with the values of `PLAIN` for those that were left open."""
+    return replace(config, **{name: value for name, value in PLAIN.items() if getattr(config, name) == -1})
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
@@ -34,30 +48,51 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Every parameter that is trained, exactly once: backbone and rest, each with and without weight decay.
+    """Every parameter that is trained, exactly once, by its share of the learning rate and by whether it decays.
 
-    Normalisation layers never decay (recognised by their type); other vectors and scalars, mostly biases, only with
-    ``decay_biases``. Empty groups are left out. Raises PansightError where nothing is left to train.
+    ``decay`` "weights": normalisation layers and embeddings (both known by their type, Swin's bias tables and ViT's
+    positions and tokens by their name) and other vectors and scalars, mostly biases, never decay; "biases": those
+    do; "everything" leaves nothing out. Shares: `backbone_lr_factor` for ``backbone.*``, and in a ViT, with N blocks
+    ``backbone.features.blocks.i``, ``layer_decay ** (N - 1 - i)``; what feeds its first block has that block's share,
+    its last norm 1. Empty groups are left out. Raises PansightError where nothing is left to train, or where
+    `layer_decay` has no ViT to act on.
     """
+    config = settled(config)
     norms = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
-    of_norms = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    fixed = {
+        id(p) for m in model.modules() if isinstance(m, (*norms, nn.Embedding)) for p in m.parameters(recurse=False)
+    }
+    blocks = 1 + max((int(m[1]) for n, _ in model.named_parameters() if (m := BLOCK.match(n))), default=-1)
+    if config.layer_decay != 1 and not blocks:
+        raise PansightError("train.layer_decay: expected a ViT (backbone.features.blocks.N), found another backbone")
+    groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():  # a shared parameter comes once
         if parameter.requires_grad:
             # timm has normalisation layers of its own, which are known by their vectors alone
-            decays = id(parameter) not in of_norms and (parameter.ndim > 1 or config.decay_biases)
-            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+            weight = id(parameter) not in fixed and not name.endswith(EMBEDDINGS)
+            weight = weight and (parameter.ndim > 1 or config.decay == "biases")
+            backbone = name.startswith("backbone.")
+            share = config.backbone_lr_factor * config.layer_decay ** _depth(name, blocks) if backbone else 1.0
+            groups.setdefault((backbone, share, weight or config.decay == "everything"), []).append(parameter)
     if not groups:
         raise PansightError(f"train.freeze: expected something left to train, found none beside {config.freeze}")
     return [
         {
             "params": parameters,
-            "name": f"{'backbone' if backbone else 'rest'}, {'decay' if decays else 'no decay'}",
-            "lr": config.lr * (config.backbone_lr_factor if backbone else 1.0),
+            "name": f"{'backbone' if backbone else 'rest'}, {'decay' if decays else 'no decay'}, rate × {share:.4g}",
+            "lr": config.lr * share,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (backbone, decays), parameters in groups.items()
+        for (backbone, share, decays), parameters in groups.items()
     ]
+
+
+def _depth(name: str, blocks: int) -> int:
+    """How many blocks of a ViT lie above a parameter of the backbone."""
+    if not blocks or name.startswith("backbone.features.norm."):
+        return 0
+    block = BLOCK.match(name)
+    return blocks - 1 - (int(block[1]) if block else 0)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -71,10 +106,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
 
 
-def lr_factor(config: TrainConfig, step: int, progress: float) -> float:
+def lr_factor(config: TrainConfig, step: int, progress: float, backbone: bool = False) -> float:
     """The share of the peak learning rate at `step` (from 0). progress: the share of the run that is over, 0 … 1.
 
     Warm-up multiplies the schedule, as in detectron2: linear from `warmup_factor` to 1 over `warmup_steps`.
+    backbone: the backbone's share, which differs where `backbone_delay` is given.
     """
     progress = min(max(progress, 0.0), 1.0)
     low = config.final_lr_factor
@@ -86,14 +122,18 @@ def lr_factor(config: TrainConfig, step: int, progress: float) -> float:
         factor = config.gamma ** sum(progress >= m for m in config.milestones)
     else:
         factor = 1.0
-    if step < config.warmup_steps:
-        factor *= config.warmup_factor + (1 - config.warmup_factor) * step / config.warmup_steps
+    start, length = config.backbone_delay if backbone and config.backbone_delay else (0, config.warmup_steps)
+    if step < start:
+        return 0.0
+    if step < start + length:
+        factor *= config.warmup_factor + (1 - config.warmup_factor) * (step - start) / length
     return factor
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, progress: float) -> None:
+    """Every group's rate at `step`, by its peak rate and `lr_factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        group["lr"] = group["peak_lr"] * lr_factor(config, step, progress, group["name"].startswith("backbone"))
 
 
 class MovingAverage:

@@ -24,11 +24,12 @@ from pansight.engine import distributed
 from pansight.engine.optim import (
     MovingAverage,
     freeze,
-    lr_factor,
     make_optimizer,
     set_learning_rate,
+    settled,
 )
 from pansight.engine.session import Interrupted, Session, stop_signal
+from pansight.nn.annealing import MaskAnnealing
 from pansight.types import Batch
 
 
@@ -58,7 +59,7 @@ def train(
     resume: the model has the weights of checkpoints/last; everything else is read from there.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C.
     """
-    device = accelerator.device
+    device, config = accelerator.device, settled(config)
     model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     frozen = freeze(model, config.freeze)
     distributed.broadcast_weights(model, accelerator)
@@ -68,6 +69,7 @@ def train(
     if resume:
         session.resume()
     precision = distributed.resolve_precision(config.precision, device)
+    annealed = [module for module in model.modules() if isinstance(module, MaskAnnealing)]
     state, clock_start = session.state, time.monotonic() - session.state.seconds
 
     with session, stop_signal() as stop, distributed.repeatable(device, config.deterministic):
@@ -75,8 +77,7 @@ def train(
             train_mode(model, frozen)
             batch = distributed.to_device(batch, device)
             progress = session.progress()
-            set_learning_rate(optimizer, lr_factor(config, state.step, progress))
-
+            follow(optimizer, annealed, config, state.step, progress)
             while True:  # more than once only where memory does not suffice
                 distributed.seed_step(config.seed, state.step, accelerator.process_index)
                 losses, failed = gradients(model, batch, state.parts, precision, accelerator)
@@ -111,6 +112,13 @@ def train(
     if average is not None:
         average.into_model()
     return Result(state.step, "steps" if state.step >= config.steps else "time", state.seconds)
+
+
+def follow(optimizer: Any, annealed: Sequence[MaskAnnealing], config: TrainConfig, step: int, progress: float) -> None:
+    """Rates and annealing as they stand at `step`: functions of it and of the progress, so a resumption repeats them."""
+    set_learning_rate(optimizer, config, step, progress)
+    for module in annealed:
+        module.set_progress(progress)
 
 
 def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
