@@ -1,0 +1,318 @@
+"""Mask2Former. Cheng, Misra, Schwing, Kirillov, Girdhar: Masked-attention Mask Transformer, CVPR 2022.
+
+A pixel decoder of deformable attention makes three levels of memory; 9 decoder layers look at them in turn, every query
+only where its own mask, as the layer before predicted it, is positive. A query is a class (or none) and a mask.
+
+COCO panoptic val2017 PQ (official): R50 51.9, R101 52.6, Swin-T 53.2, S 54.6, B 55.1 (ImageNet-21K: 56.4), L 57.8.
+Differs from the official repository: nothing in the builders of its names. The masks between the layers are products
+with features resized to a level first, which is the same (resizing is linear); masks of full size are made in `decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pansight.errors import choice_error
+from pansight.nn.backbones import Backbone, timm_backbone
+from pansight.nn.deform import DeformPixelDecoder
+from pansight.nn.transformer import MLP, Attention
+from pansight.ops.fusion.queries import Canvas, fuse_hf, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.ops.queries.losses import PointSettings, point_set_loss
+from pansight.ops.queries.targets import segment_targets
+from pansight.ops.resize import ResizeRule
+from pansight.ops.targets import valid_extents
+from pansight.types import Batch, LabelSpace, Prediction
+
+TASKS = ("panoptic", "instance", "semantic", "all")
+
+HF_SIDE = 384
+"""transformers brings all mask logits to this height and width before anything else, whatever the image."""
+
+
+class Mask2FormerOutputs(NamedTuple):
+    class_logits: Tensor  # (B, Q, C + 1), no object last
+    mask_embeddings: Tensor  # (B, Q, D); times the features: mask logits
+    features: Tensor  # (B, D, H / 4, W / 4)
+    extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
+
+
+class CrossAttentionLayer(nn.Module):
+    """Queries look at one level, where `mask` lets them; norm."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.multihead_attn = Attention(channels, heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, positions: Tensor, memory: Tensor, placed_memory: Tensor, mask: Tensor) -> Tensor:
+        """x (B, Q, D), positions (Q, D), memory (B, N, D), mask bool (B, 1, Q, N), True where a query may look."""
+        return self.norm(x + self.multihead_attn(x + positions, placed_memory, memory, mask))
+
+
+class SelfAttentionLayer(nn.Module):
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.self_attn = Attention(channels, heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        placed = x + positions
+        return self.norm(x + self.self_attn(placed, placed, x))
+
+
+class FFNLayer(nn.Module):
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.linear1 = nn.Linear(channels, hidden)
+        self.linear2 = nn.Linear(hidden, channels)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class MaskedDecoder(nn.Module):
+    """`layers` times: masked cross-attention to one of three levels in turn, self-attention, feed-forward.
+
+    There is a prediction before the first layer and after each, by the same norm, class head and mask head.
+    """
+
+    def __init__(self, classes: int, queries: int, channels: int, heads: int, layers: int, hidden: int, levels: int):
+        super().__init__()
+        self.query_feat = nn.Embedding(queries, channels)
+        self.query_embed = nn.Embedding(queries, channels)
+        self.level_embed = nn.Embedding(levels, channels)
+        count = range(layers)
+        self.transformer_cross_attention_layers = nn.ModuleList(CrossAttentionLayer(channels, heads) for _ in count)
+        self.transformer_self_attention_layers = nn.ModuleList(SelfAttentionLayer(channels, heads) for _ in count)
+        self.transformer_ffn_layers = nn.ModuleList(FFNLayer(channels, hidden) for _ in count)
+        for parameter in self.parameters():
+            if parameter.ndim > 1 and parameter.shape[0] > max(queries, levels):
+                nn.init.xavier_uniform_(parameter)
+        self.decoder_norm = nn.LayerNorm(channels)
+        self.class_embed = nn.Linear(channels, classes + 1)
+        self.mask_embed = MLP(channels, channels, channels, channels)
+
+    def forward(
+        self,
+        levels: Sequence[Tensor],
+        positions: Sequence[Tensor],
+        shapes: Sequence[tuple[int, int]],
+        features: Tensor,
+        every: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """levels (B, N_l, D), positions (1, N_l, D), shapes (h, w) with N_l = h · w, features (B, D, H / 4, W / 4).
+
+        → class logits (L, B, Q, C + 1), mask embeddings (L, B, Q, D) of every prediction; unless `every`, of the last.
+        """
+        memory = [x + e for x, e in zip(levels, self.level_embed.weight, strict=True)]
+        placed = [x + p for x, p in zip(memory, positions, strict=True)]
+        small = [F.interpolate(features.detach(), s, mode="bilinear", align_corners=False).flatten(2) for s in shapes]
+        query_positions = self.query_embed.weight  # (Q, D)
+        x = self.query_feat.weight.expand(len(features), -1, -1)  # (B, Q, D)
+        normed, embeddings = [self.decoder_norm(x)], [self.mask_embed(self.decoder_norm(x))]
+        layers = zip(
+            self.transformer_cross_attention_layers,
+            self.transformer_self_attention_layers,
+            self.transformer_ffn_layers,
+            strict=True,
+        )
+        for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
+            level = index % len(levels)
+            mask = may_look(embeddings[-1].detach(), small[level])
+            x = cross_attention(x, query_positions, memory[level], placed[level], mask)
+            x = feed_forward(self_attention(x, query_positions))
+            normed.append(self.decoder_norm(x))
+            embeddings.append(self.mask_embed(normed[-1]))
+        kept = slice(None) if every else slice(-1, None)
+        return self.class_embed(torch.stack(normed[kept])), torch.stack(embeddings[kept])
+
+
+def may_look(embeddings: Tensor, features: Tensor) -> Tensor:
+    """Where the mask of a query is positive, or everywhere if it is nowhere: bool (B, 1, Q, N), the same for all heads.
+
+    embeddings (B, Q, D), features (B, D, N).
+    """
+    positive = embeddings @ features >= 0  # (B, Q, N)
+    return (positive | ~positive.any(2, keepdim=True)).unsqueeze(1)
+
+
+class Mask2Former(nn.Module):
+    """`backbone`, `pixel_decoder` and `predictor` (the masked decoder).
+
+    settings: points and weights of the loss. score_threshold, mask_threshold, overlap: defaults of `decode` (spec 13).
+    top: how many instances the instance task gives.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pixel_decoder: DeformPixelDecoder,
+        predictor: MaskedDecoder,
+        labels: LabelSpace,
+        resize: ResizeRule,
+        settings: PointSettings,
+        score_threshold: float = 0.8,
+        mask_threshold: float = 0.5,
+        overlap: float = 0.8,
+        top: int = 100,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+        self.labels = labels
+        self.resize = resize
+        self.settings = settings
+        self.score_threshold = score_threshold
+        self.mask_threshold = mask_threshold
+        self.overlap = overlap
+        self.top = top
+
+    def _predict(self, images: Tensor, valid: Tensor | None, every: bool) -> tuple[Tensor, Tensor, Tensor]:
+        levels, positions, shapes, features = self.pixel_decoder(self.backbone(images, valid))
+        return (*self.predictor(levels, positions, shapes, features, every), features)
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> Mask2FormerOutputs:
+        """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding.
+
+        Padding is zero after normalisation and looked at like the image, as in the official repository.
+        """
+        class_logits, embeddings, features = self._predict(images, valid, every=False)
+        return Mask2FormerOutputs(class_logits[0], embeddings[0], features, valid_extents(images, valid))
+
+    def loss(self, batch: Batch, draw: Callable[..., Tensor] = torch.rand) -> dict[str, Tensor]:
+        """Class, mask and dice losses, each summed over all predictions of the decoder. draw: see `point_set_loss`."""
+        class_logits, embeddings, features = self._predict(batch.images, batch.valid, every=True)
+        canvas = (batch.images.shape[2], batch.images.shape[3])
+        targets = segment_targets(batch, self.labels)
+        maps = [features] * len(embeddings)
+        return point_set_loss(class_logits, embeddings, maps, targets, canvas, self.settings, draw)
+
+    def mask_logits(self, outputs: Mask2FormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
+        """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
+        embeddings = outputs.mask_embeddings[image]
+        embeddings = embeddings if queries is None else embeddings[queries]
+        return torch.einsum("qd,dhw->qhw", embeddings.float(), outputs.features[image].float())
+
+    def decode(
+        self,
+        outputs: Mask2FormerOutputs,
+        sizes: Sequence[tuple[int, int]],
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap: float | None = None,
+        task: str | None = None,
+        hf_compat: bool = False,
+    ) -> list[Prediction]:
+        """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
+
+        task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
+        transformers, which know nothing of padding.
+        """
+        task = task or "panoptic"
+        if task not in TASKS:
+            raise choice_error("task", task, TASKS)
+        score_threshold = self.score_threshold if score_threshold is None else score_threshold
+        mask_threshold = self.mask_threshold if mask_threshold is None else mask_threshold
+        overlap = self.overlap if overlap is None else overlap
+        stride = self.backbone.strides[0]
+        padded = (outputs.features.shape[2] * stride, outputs.features.shape[3] * stride)
+        predictions: list[Prediction] = []
+        extents: list[list[int]] = outputs.extents.tolist()
+        for image, (extent, size) in enumerate(zip(extents, sizes, strict=True)):
+            canvas = Canvas(padded, (extent[0], extent[1]), size)
+            classes = outputs.class_logits[image].float()
+            panoptic = semantic = instances = None
+            if task in ("panoptic", "all"):
+                kept = keep_queries(classes, score_threshold)
+                masks = self.mask_logits(outputs, image, kept.queries)
+                if hf_compat:
+                    masks = F.interpolate(masks[None], (HF_SIDE, HF_SIDE), mode="bilinear", align_corners=False)[0]
+                    panoptic = fuse_hf(masks, kept, size, self.labels, overlap, mask_threshold)
+                else:
+                    panoptic = fuse_masks(masks, kept, canvas, self.labels, overlap, mask_threshold, cut=True)
+            if task != "panoptic":
+                masks = self.mask_logits(outputs, image)
+                if task != "instance":
+                    semantic = semantic_map(classes, masks, canvas)
+                if task != "semantic":
+                    instances = query_instances(classes, masks, canvas, self.labels, self.top)
+            predictions.append(Prediction(panoptic, semantic, instances))
+        return predictions
+
+
+def mask2former(
+    labels: LabelSpace,
+    backbone: str = "resnet50",
+    pretrained: str = "none",
+    short: int = 800,
+    long: int = 1333,
+    queries: int = 100,
+    channels: int = 256,
+    heads: int = 8,
+    layers: int = 9,
+    hidden: int = 2048,
+    encoder_layers: int = 6,
+    encoder_hidden: int = 1024,
+    sampling_points: int = 4,
+    loss_points: int = 12544,
+    class_weight: float = 2.0,
+    mask_weight: float = 5.0,
+    dice_weight: float = 5.0,
+    no_object: float = 0.1,
+    drop_path: float | None = None,
+    frozen_bn: bool = True,
+    freeze_stages: int = 0,
+) -> Mask2Former:
+    """Mask2Former on any backbone. short, long: the resizing rule in pixels (short 0: keep the size).
+
+    hidden, encoder_hidden: widths of the feed-forward blocks of decoder and pixel decoder. sampling_points: places that
+    a token looks at, per level and head. loss_points: points that a mask is compared at.
+    """
+    net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages, drop_path=drop_path)
+    pixel_decoder = DeformPixelDecoder(net.channels, channels, heads, encoder_layers, encoder_hidden, sampling_points)
+    predictor = MaskedDecoder(len(labels), queries, channels, heads, layers, hidden, len(net.channels) - 1)
+    settings = PointSettings(
+        points=loss_points,
+        class_weight=class_weight,
+        binary_weight=mask_weight,
+        dice_weight=dice_weight,
+        no_object=no_object,
+    )
+    return Mask2Former(net, pixel_decoder, predictor, labels, ResizeRule(short, long), settings)
+
+
+def mask2former_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> Mask2Former:
+    """43,983,878 parameters besides frozen BatchNorm's buffers, for COCO's 133 classes."""
+    return mask2former(labels, "resnet50.tv_in1k", pretrained, queries=queries)
+
+
+def mask2former_r101(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> Mask2Former:
+    """62,923,782 parameters."""
+    return mask2former(labels, "resnet101.tv_in1k", pretrained, queries=queries)
+
+
+def mask2former_swin_tiny(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> Mask2Former:
+    """47,435,264 parameters."""
+    return mask2former(labels, "swin_tiny_patch4_window7_224.ms_in1k", pretrained, queries=queries)
+
+
+def mask2former_swin_small(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> Mask2Former:
+    """68,753,168 parameters."""
+    return mask2former(labels, "swin_small_patch4_window7_224.ms_in1k", pretrained, queries=queries)
+
+
+def mask2former_swin_base(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> Mask2Former:
+    """106,917,822 parameters; windows of 12 pixels."""
+    return mask2former(labels, "swin_base_patch4_window12_384.ms_in22k", pretrained, queries=queries)
+
+
+def mask2former_swin_large(labels: LabelSpace, pretrained: str = "none", queries: int = 200) -> Mask2Former:
+    """215,535,610 parameters with the 200 queries of the published panoptic and instance models."""
+    return mask2former(labels, "swin_large_patch4_window12_384.ms_in22k", pretrained, queries=queries)
