@@ -16,7 +16,7 @@ from pansight.errors import PansightError
 from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights import load_model, save_model
-from pansight.weights.native import replacing_folder, standing_folder
+from pansight.weights.native import download, replacing_folder, standing_folder
 
 LABELS = LabelSpace.from_names(["square", "disc"], ["ground", "sky"])
 OPTIONS: dict[str, Any] = {
@@ -223,7 +223,20 @@ def test_hub_ids(tmp_path: Path, saved: tuple[Path, Any], monkeypatch: Any) -> N
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert load_model("someone/some-model")[1] == "panoptic_fpn"
-    assert asked == [("someone/some-model", ["config.json", "model.safetensors"])]
+    patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "README.md"]
+    assert asked == [("someone/some-model", patterns)]  # no pickle is fetched where there is something better
+
+
+def test_hub_ids_with_pickled_tensors_only(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[Any] = []
+
+    def snapshot_download(_: str, allow_patterns: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert download("someone/old-model") == tmp_path
+    assert asked[1:] == [["pytorch_model*.bin", "pytorch_model.bin.index.json"]]
 
 
 def test_hub_offline(tmp_path: Path, monkeypatch: Any) -> None:

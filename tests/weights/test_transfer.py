@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -71,7 +72,12 @@ def test_rows_follow_class_names() -> None:
     assert report.dropped == ()
     assert len(report.kept) == len(new)
     assert f"{cls} [dog, person, (background)]" in report.kept
-    assert str(report).startswith(f"{len(new)} tensors kept, 0 dropped, 0 new\n  rows kept: rcnn.box_predictor")
+    assert str(report).splitlines() == [
+        f"{len(new)} tensors kept, 0 dropped, 0 new",
+        "  3 classes kept: dog, person, road",
+        "  2 classes dropped: car, sky",
+        "  3 classes new: tree, grass, water",
+    ]
 
 
 def test_equal_shapes_with_other_classes_are_not_taken_over() -> None:
@@ -116,6 +122,83 @@ def test_between_systems_and_sizes() -> None:
     assert "rcnn.mask_head.predictor.weight" in report.kept
     report = transfer(mask, panoptic.state_dict(), SOURCE, SOURCE)
     assert "semantic_head.predictor.weight" in report.dropped
+
+
+class QueryModel(nn.Module):
+    """What the transfer knows of DETR, MaskFormer, Mask2Former and EoMT: the names of their class heads and queries."""
+
+    def __init__(self, classes: int, queries: int, hidden: tuple[int, ...] = (), width: int = 4):
+        super().__init__()
+        self.predictor = nn.Module()
+        self.predictor.query_embed = nn.Embedding(queries, width)
+        self.predictor.query_feat = nn.Embedding(queries, width)
+        sizes = [width, *hidden, classes + 1]
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.predictor.class_embed = MLP(layers) if hidden else layers[0]
+        self.class_head = nn.Linear(width, classes + 1)
+        self.level_embed = nn.Embedding(3, width)
+
+
+class MLP(nn.Module):
+    def __init__(self, layers: list[nn.Linear]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+@pytest.mark.parametrize("head", ["predictor.class_embed", "class_head"])
+def test_query_models_keep_rows_of_things_and_stuff_by_name(head: str) -> None:
+    source, target = randomised(QueryModel(5, 3)), randomised(QueryModel(6, 3))
+    before = target.state_dict()[f"{head}.weight"].clone()
+    report = transfer(target, source.state_dict(), SOURCE, TARGET)
+    old, new = source.state_dict()[f"{head}.weight"], target.state_dict()[f"{head}.weight"]
+    # source: person car dog sky road; target: dog tree person road grass water; then the row for no object
+    expected = [old[2], before[1], old[0], old[4], before[4], before[5], old[5]]
+    assert torch.equal(new, torch.stack(expected))
+    assert f"{head}.bias [dog, person, road, (no object)]" in report.kept
+    assert report.classes_kept == ("dog", "person", "road")
+    assert report.classes_dropped == ("car", "sky")
+    assert report.classes_new == ("tree", "grass", "water")
+    assert report.new == ()
+    assert torch.equal(target.predictor.query_feat.weight, source.predictor.query_feat.weight)
+
+
+def test_of_several_class_layers_only_the_last_one_has_classes() -> None:
+    """The hidden sizes are those of a class head by chance: they must be copied as they are."""
+    source, target = randomised(QueryModel(5, 3, hidden=(6, 6))), randomised(QueryModel(5, 3, hidden=(6, 6)))
+    other = LabelSpace.from_names(["dog", "person", "car"], ["road", "sky"])
+    transfer(target, source.state_dict(), SOURCE, other)
+    old, new = source.state_dict(), target.state_dict()
+    for layer in (0, 1):
+        key = f"predictor.class_embed.layers.{layer}.weight"
+        assert torch.equal(new[key], old[key])
+    last = "predictor.class_embed.layers.2.weight"
+    assert torch.equal(new[last], old[last][[2, 0, 1, 4, 3, 5]])
+
+
+@pytest.mark.parametrize(("before", "after"), [(5, 3), (3, 5)])
+def test_another_number_of_queries(before: int, after: int) -> None:
+    source, target = randomised(QueryModel(5, before)), randomised(QueryModel(5, after))
+    own = target.predictor.query_embed.weight.detach().clone()
+    report = transfer(target, source.state_dict(), SOURCE, SOURCE)
+    found = target.predictor.query_embed.weight
+    assert torch.equal(found[:3], source.predictor.query_embed.weight[:3])
+    assert torch.equal(found[3:], own[3:])
+    title = f"predictor.query_embed.weight [first 3 of {before}, {max(0, after - 3)} new]"
+    assert title in report.kept
+    assert f"  queries kept: {title}" in str(report).splitlines()
+    assert torch.equal(target.level_embed.weight, source.level_embed.weight)
+
+
+def test_long_reports_are_cut() -> None:
+    labels = LabelSpace.from_names([f"class {i}" for i in range(40)])
+    report = transfer(QueryModel(40, 3), QueryModel(40, 3).state_dict(), labels, labels)
+    assert "  40 classes kept: class 0, class 1" in str(report)
+    assert "class 11 … and 28 more" in str(report)
+
+
+def test_query_head_with_other_rows_than_its_label_space() -> None:
+    with pytest.raises(PansightError, match=r"class_embed\.weight: expected 4 rows .*, found 6"):
+        transfer(QueryModel(5, 3), QueryModel(5, 3).state_dict(), LabelSpace.from_names(["a", "b", "c"]), SOURCE)
 
 
 def test_faults() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pansight.errors import PansightError
-from pansight.weights import detectron2, torchvision
+from pansight.weights import detectron2, licences, torchvision
 from pansight.weights.native import HUB_ID, download, find_folder, load_folder, save_model
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
@@ -18,19 +18,26 @@ ORIGINS = {"torchvision": torchvision, "detectron2": detectron2}
 
 
 def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
-    """A run folder (its best checkpoint, else its last), a saved folder, a hub id or an official checkpoint file.
+    """A run folder (its best checkpoint, else its last), a saved folder of ours or of transformers, a hub id or an
+    official checkpoint file.
 
-    → (model in eval mode on the CPU, its name in MODELS, the options it was built with). Raises PansightError, one
-    line with the file, what was expected and what was found.
+    → (model in eval mode on the CPU, its name in MODELS, the options it was built with). The licence of known weights
+    is logged, by the logger "pansight". Raises PansightError, one line with the file, what was expected and what was
+    found.
     """
     folder = find_folder(path)
-    if folder is None and not Path(path).exists() and HUB_ID.fullmatch(str(path)):
+    is_hub_id = folder is None and not Path(path).exists() and HUB_ID.fullmatch(str(path)) is not None
+    if is_hub_id:
         folder = download(str(path))
     if folder is not None:
-        return load_folder(folder)
+        loaded = load_folder(folder, str(path))
+        licences.show_folder(folder, str(path), is_hub_id)
+        return loaded
     state = read_tensors(path)
-    for origin in ORIGINS.values():
+    for layout, origin in ORIGINS.items():
         if origin.recognises(state):
-            return origin.load(state, str(path))
+            loaded = origin.load(state, str(path))
+            licences.show_file(str(path), layout, loaded[1])
+            return loaded
     some = ", ".join(list(state)[:3])
     raise PansightError(f"{path}: expected a checkpoint of {' or '.join(ORIGINS)}, found tensors {some} …")
