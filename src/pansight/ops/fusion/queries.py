@@ -1,7 +1,7 @@
 """From queries (a class distribution and a mask each) to a panoptic map, by the rules of each official repository.
 
 Rules: spec 11 (DETR), 12 (MaskFormer), 13 (Mask2Former), 14 (EoMT), 17.4 (transformers). Only kept queries are looked
-at, and only cells near a border get the argmax at full size: the result is that of the plain rule.
+at, and only cells near a border get the argmax at full size (`contest`): the result is that of the plain rule.
 """
 
 # torch leaves some of its return types open
@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from pansight.types import Instances, LabelSpace, PanopticSegmentation
+from pansight.ops.fusion.contest import Canvas, canvas_rows, contest, nearest_source
+from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
+
+__all__ = ["Canvas", "Kept", "fuse_detr", "fuse_hf", "fuse_masks", "keep_queries", "query_instances", "semantic_map"]
 
 
 class Kept(NamedTuple):
@@ -23,20 +28,14 @@ class Kept(NamedTuple):
     categories: Tensor  # int64 (K,), indices into the LabelSpace
 
 
-class Canvas(NamedTuple):
-    """How mask logits reach the size of the file: bilinear to `padded`, cut to `extent`, bilinear to `size`; (H, W)."""
-
-    padded: tuple[int, int]
-    extent: tuple[int, int]
-    size: tuple[int, int]
-
-
 def keep_queries(class_logits: Tensor, threshold: float) -> Kept:
     """Queries whose most probable class (softmax over all, no-object last) is a class, and likelier than `threshold`.
 
     class_logits (Q, C + 1).
     """
-    raise NotImplementedError
+    scores, categories = class_logits.float().softmax(-1).max(-1)  # (Q,)
+    queries = ((categories != class_logits.shape[-1] - 1) & (scores > threshold)).nonzero().flatten()  # (K,)
+    return Kept(queries, scores[queries], categories[queries])
 
 
 def fuse_detr(mask_logits: Tensor, kept: Kept, canvas: Canvas, labels: LabelSpace) -> PanopticSegmentation:
@@ -44,8 +43,35 @@ def fuse_detr(mask_logits: Tensor, kept: Kept, canvas: Canvas, labels: LabelSpac
 
     Every pixel goes to the query of the highest logit; stuff of one class is one segment; segments of at most 4 pixels
     are taken out and their pixels given to the others, until none is left.
+    The contest is held at the size that the network saw: logits go bilinearly to `padded` and are cut to `extent`.
+    Its result goes to `size` as PIL's NEAREST does it, and pixels are counted there.
+    The official loop merges stuff in its first round only. There a later query of a class has no pixel of its own, so
+    it is taken out as too small, and in the next round its pixels are contested anew: the first query of each stuff
+    class stays. Nothing kept, or nothing left: all void.
     """
-    raise NotImplementedError
+    categories: list[int] = kept.categories.tolist()
+    first = [k if labels[c].is_thing else categories.index(c) for k, c in enumerate(categories)]
+    alive = list(range(len(categories)))
+    while alive:
+        chosen = torch.tensor(alive, device=mask_logits.device)
+        found = contest(mask_logits[chosen], kept.scores[chosen], canvas._replace(size=canvas.extent), "never", 0.0)
+        code = _nearest(found.code, canvas.size)
+        pixels = torch.bincount(code.flatten() >> 1, minlength=len(alive)).tolist()
+        if len(alive) == len(categories):
+            pixels = np.bincount(first, weights=pixels).tolist()
+        large = [k for k, area in zip(alive, pixels, strict=False) if area > 4]
+        if large == alive:
+            rows = [Segment(n, categories[k], float(kept.scores[k])) for n, k in enumerate(alive, start=1)]
+            return _painted(code, [(row.id, row.id) for row in rows], rows)
+        alive = large
+    return _void(canvas.size, mask_logits.device)
+
+
+def _nearest(code: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(code.shape) == tuple(size):
+        return code
+    rows, columns = (nearest_source(a, b).to(code.device) for a, b in zip(code.shape, size, strict=True))
+    return code[rows][:, columns]
 
 
 def fuse_masks(
@@ -60,30 +86,101 @@ def fuse_masks(
     """MaskFormer's (cut=False), Mask2Former's and EoMT's (cut=True) panoptic inference (spec 12, 13).
 
     mask_logits float (K, h, w). cut: only pixels where the mask itself is at least `mask_threshold` are written.
+    Queries are accepted in their order. A stuff class has the score of its first accepted query.
     """
-    raise NotImplementedError
+    found = contest(mask_logits, kept.scores, canvas, "last", mask_threshold)
+    numbers = [0] * len(kept.queries)
+    rows: list[Segment] = []
+    stuff: dict[int, int] = {}  # category → id
+    pixels = zip(found.won.tolist(), found.inside.tolist(), found.mask.tolist(), strict=True)
+    for k, (won, inside, mask) in enumerate(pixels):
+        if won == 0 or mask == 0 or (cut and inside == 0) or won / mask < overlap:
+            continue
+        category = int(kept.categories[k])
+        if category in stuff:
+            numbers[k] = stuff[category]
+            continue
+        rows.append(Segment(len(rows) + 1, category, float(kept.scores[k])))
+        numbers[k] = rows[-1].id
+        if not labels[category].is_thing:
+            stuff[category] = rows[-1].id
+    return _painted(found.code, [(0 if cut else number, number) for number in numbers], rows)
 
 
 def fuse_hf(
     mask_logits: Tensor,
     kept: Kept,
-    size: tuple[int, int] | None,
+    size: tuple[int, int] | Canvas | None,
     labels: LabelSpace,
     overlap: float = 0.8,
     mask_threshold: float = 0.5,
     eomt: bool = False,
+    logits_size: tuple[int, int] | None = None,
 ) -> PanopticSegmentation:
     """The rules of transformers' ``post_process_panoptic_segmentation`` (spec 17.4), for comparison.
 
-    mask_logits float (K, h, w); size None keeps (h, w). eomt: the variant of its EoMT processor. Ids are ours (from 1,
-    0 = void, one segment a row), whatever transformers calls them; stuff categories are the ones fused.
+    mask_logits float (K, h, w). The probabilities are resized to `size`; None keeps (h, w). logits_size: the logits are
+    resized there before, (384, 384) in its Mask2Former. eomt: the variant of its EoMT processor, where `size` may be
+    the Canvas on which the logits are resized, cut and resized again. Stuff categories are the ones fused.
+
+    The map is exactly theirs, 0 = void (their EoMT counts from −1; here all is 1 more). That includes their collision
+    of ids: after a second query of a stuff class they go on counting from the id of that class, so the next segment
+    may share its id with an earlier one of another class. Their table then has two rows of one id; ours has the later
+    row alone, the one that a dictionary by id (as panopticapi builds) keeps. So has a stuff class of several queries.
     """
-    raise NotImplementedError
+    if isinstance(size, Canvas):
+        canvas = size
+    else:
+        between = logits_size or (mask_logits.shape[1], mask_logits.shape[2])
+        canvas = Canvas(between, between, size or between)
+    found = contest(mask_logits, kept.scores, canvas, "last" if eomt else "between", mask_threshold, not eomt)
+    numbers = [0] * len(kept.queries)
+    rows: dict[int, Segment] = {}
+    stuff: dict[int, int] = {}  # category → id
+    current = 0
+    for k, category in enumerate(kept.categories.tolist()):
+        if found.won[k] == 0 or found.mask[k] == 0 or (eomt and found.inside[k] == 0):
+            continue
+        if not float(found.won[k] / found.mask[k]) > overlap:  # the ratio is of float32: 4 / 5 is more than 0.8
+            continue
+        if category in stuff:
+            numbers[k] = stuff[category]
+            if eomt:
+                continue
+            current = numbers[k]
+        else:
+            current += 1
+            numbers[k] = current
+        rows[numbers[k]] = Segment(numbers[k], category, float(kept.scores[k]))
+        if not labels[category].is_thing:
+            stuff[category] = numbers[k]
+    return _painted(found.code, [(0 if eomt else number, number) for number in numbers], list(rows.values()))
+
+
+def _painted(code: Tensor, numbers: list[tuple[int, int]], rows: list[Segment]) -> PanopticSegmentation:
+    """numbers[k]: the id of pixels that query k won (outside its own mask, inside it)."""
+    if not numbers:
+        return _void((code.shape[0], code.shape[1]), code.device)
+    table = torch.tensor(numbers, dtype=torch.int32, device=code.device).flatten()  # (2 K,)
+    return PanopticSegmentation(table[code.int()], tuple(rows))
+
+
+def _void(size: tuple[int, int], device: torch.device) -> PanopticSegmentation:
+    return PanopticSegmentation(torch.zeros(size, dtype=torch.int32, device=device), ())
 
 
 def semantic_map(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas) -> Tensor:
     """argmax over classes of Σ_q softmax(class)·sigmoid(mask): (Q, C + 1), (Q, h, w) → int64 (H, W), no void."""
-    raise NotImplementedError
+    weights = class_logits.float().softmax(-1)[:, :-1].T  # (C, Q)
+    height, width = canvas.size
+    step = max(1, (1 << 23) // ((weights.shape[0] + weights.shape[1]) * width))
+    result = torch.empty((height, width), dtype=torch.int64, device=class_logits.device)
+    with torch.autocast(weights.device.type, enabled=False):
+        for start in range(0, height, step):
+            rows = range(start, min(start + step, height))
+            masks = canvas_rows(mask_logits, canvas, rows).sigmoid_().flatten(1)  # (Q, R · W)
+            result[rows.start : rows.stop] = (weights @ masks).max(0).indices.view(-1, width)
+    return result
 
 
 def query_instances(
@@ -91,6 +188,36 @@ def query_instances(
 ) -> Instances:
     """Mask2Former's instance inference: the `top` of all Q × C scores, things only, masks where the logit is positive,
 
-    scored by class probability times the mean probability inside the mask. boxes_xyxy are the masks' own.
+    scored by class probability times the mean probability inside the mask. boxes_xyxy are the masks' own; a query whose
+    mask is empty says nothing.
     """
-    raise NotImplementedError
+    classes = class_logits.shape[-1] - 1
+    scores = class_logits.float().softmax(-1)[:, :-1].flatten()  # (Q · C,)
+    scores, index = scores.topk(min(top, len(scores)), sorted=False)
+    things = torch.tensor([c.is_thing for c in labels], dtype=torch.bool, device=scores.device)[index % classes]
+    scores, index = scores[things], index[things]
+    queries, place = (index // classes).unique(return_inverse=True)  # (U,) ascending, (N,)
+    masks = torch.zeros((len(queries), *canvas.size), dtype=torch.bool, device=scores.device)
+    certainty = torch.zeros(len(queries), device=scores.device)
+    for n, query in enumerate(queries.tolist()):
+        logits = canvas_rows(mask_logits[query : query + 1], canvas, range(canvas.size[0]))[0]  # (H, W)
+        masks[n] = logits > 0
+        certainty[n] = logits.sigmoid_().mul_(masks[n]).sum() / (masks[n].sum() + 1e-6)
+    boxes = _boxes(masks)
+    scores = scores * certainty[place]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[boxes[place[order], 2] > 0]
+    place = place[order]
+    return Instances(boxes[place], (index % classes)[order], scores[order], masks[place])
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """Tight boxes at pixel edges: bool (N, H, W) → xyxy float32 (N, 4), 0 where a mask is empty."""
+    bounds: list[Tensor] = []
+    for seen in (masks.view(torch.uint8).amax(1), masks.view(torch.uint8).amax(2)):  # (N, W), (N, H)
+        after = torch.arange(1, seen.shape[1] + 1, device=masks.device)
+        high = (seen * after).amax(1)
+        low = seen.shape[1] - (seen * after.flip(0)).amax(1)
+        bounds += [torch.where(high > 0, low, 0), high]
+    x1, x2, y1, y2 = bounds
+    return torch.stack((x1, y1, x2, y2), dim=1).float()

@@ -1,0 +1,120 @@
+"""Which of K queries wins each pixel of a file: the part of panoptic fusion whose work grows with the pixels."""
+
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Canvas(NamedTuple):
+    """How mask logits reach the size of the file: bilinear to `padded`, cut to `extent`, bilinear to `size`; (H, W)."""
+
+    padded: tuple[int, int]
+    extent: tuple[int, int]
+    size: tuple[int, int]
+
+
+class Contest(NamedTuple):
+    """What the contest of K queries says of each pixel, and of each query.
+
+    code int16 (H, W): 2 · winner + inside. winner: the query of the highest value, the first of equal ones; inside: the
+    winner's own mask is at least the threshold there. Pixels of each query, int64 (K,), on the CPU: won; won and
+    inside; mask (where its own mask is at least the threshold, won or not).
+    """
+
+    code: Tensor
+    won: Tensor
+    inside: Tensor
+    mask: Tensor
+
+
+Sigmoid = Literal["never", "between", "last"]
+"""Where logits become probabilities: never (logits compete), between the two resizes, or after both."""
+
+
+def contest(
+    mask_logits: Tensor, scores: Tensor, canvas: Canvas, sigmoid: Sigmoid, threshold: float, weighted: bool = False
+) -> Contest:
+    """mask_logits float (K, h, w), scores float (K,), which weigh the probabilities (logits are not weighed).
+
+    weighted: the threshold is put to score · probability (transformers), not to the probability.
+    """
+    return plain_contest(mask_logits, scores, canvas, sigmoid, threshold, weighted)
+
+
+def plain_contest(
+    mask_logits: Tensor, scores: Tensor, canvas: Canvas, sigmoid: Sigmoid, threshold: float, weighted: bool = False
+) -> Contest:
+    """The rule word by word: every mask at full size. What `contest` must equal; accelerators run it as it is."""
+    masks = resized(mask_logits.float(), canvas.padded)[:, : canvas.extent[0], : canvas.extent[1]]
+    if sigmoid == "between":
+        masks = masks.sigmoid()
+    masks = resized(masks, canvas.size)  # (K, H, W)
+    if sigmoid == "last":
+        masks = masks.sigmoid()
+    values = masks if sigmoid == "never" else masks * scores[:, None, None]
+    count = len(values)
+    if count == 0:
+        none = torch.zeros(0, dtype=torch.int64)
+        return Contest(torch.zeros(canvas.size, dtype=torch.int16, device=values.device), none, none, none)
+    above = (values if weighted else masks) >= threshold  # (K, H, W)
+    winner = values.max(0).indices  # six times as fast as argmax(0) on a CPU, the first of equal ones alike
+    code = 2 * winner + above.gather(0, winner.unsqueeze(0))[0]  # (H, W)
+    pixels = torch.bincount(code.flatten(), minlength=2 * count).cpu().view(count, 2)
+    return Contest(code.to(torch.int16), pixels.sum(1), pixels[:, 1], above.flatten(1).sum(1).cpu())
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, h, w) → (N, H, W), bilinear between pixel centres; the same tensor where the size is the same."""
+    if tuple(maps.shape[1:]) == tuple(size) or not len(maps):
+        return maps if len(maps) else maps.new_zeros((0, *size))
+    return F.interpolate(maps.unsqueeze(0), size=size, mode="bilinear", align_corners=False)[0]
+
+
+def resized_rows(maps: Tensor, height: int, size: tuple[int, int], rows: range, first: int = 0) -> Tensor:
+    """Some rows of ``resized(…, size)``: (N, len(rows), W). maps: rows from `first` on of maps of `height` rows."""
+    if height != size[0]:
+        position = (torch.arange(rows.start, rows.stop, device=maps.device) + 0.5) * (height / size[0]) - 0.5
+        position = position.clamp_(min=0)
+        above = position.long()
+        weight = (position - above)[:, None]  # (R, 1)
+        below = (above + 1).clamp_(max=height - 1) - first
+        part = torch.lerp(maps[:, above - first], maps[:, below], weight)  # (N, R, w)
+    else:
+        part = maps[:, rows.start - first : rows.stop - first]
+    return resized(part, (len(rows), size[1]))
+
+
+def source_rows(height: int, size: int, rows: range) -> range:
+    """The rows of a map of `height` rows that `rows` of its resized version (of `size` rows) are made of."""
+    if height == size:
+        return rows
+    start = max(0, int((rows.start + 0.5) * height / size - 0.5))
+    stop = max(0, int((rows.stop - 0.5) * height / size - 0.5)) + 2
+    return range(start, min(stop, height))
+
+
+def canvas_rows(mask_logits: Tensor, canvas: Canvas, rows: range) -> Tensor:
+    """Some rows of the masks at the size of the file: float (N, h, w) → float32 (N, len(rows), W)."""
+    between = source_rows(canvas.extent[0], canvas.size[0], rows)
+    height = mask_logits.shape[1]
+    needed = source_rows(height, canvas.padded[0], between)
+    part = mask_logits[:, needed.start : needed.stop].float()
+    part = resized_rows(part, height, canvas.padded, between, needed.start)[:, :, : canvas.extent[1]]
+    return resized_rows(part, canvas.extent[0], canvas.size, rows, between.start)
+
+
+def nearest_source(source: int, target: int) -> Tensor:
+    """Which of `source` pixels each of `target` pixels takes, as PIL's NEAREST has it: int64 (target,)."""
+    step = source / target
+    centers = np.full(target, step)
+    centers[0] = 0.5 * step
+    return torch.from_numpy(
+        np.minimum(np.cumsum(centers).astype(np.int64), source - 1)
+    )  # PIL adds up, it does not multiply
