@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pansight.apps.commands import evaluate, train
+    from pansight.apps.exporting import export
     from pansight.apps.pages.comparison import compare
     from pansight.apps.photos import predict
     from pansight.apps.scoring import evaluate_files
@@ -48,6 +49,7 @@ __all__ = [
     "convert",
     "evaluate",
     "evaluate_files",
+    "export",
     "load",
     "predict",
     "train",
@@ -60,6 +62,7 @@ _HOME = {
     "evaluate_files": "apps.scoring",
     "train": "apps.commands",
     "evaluate": "apps.commands",
+    "export": "apps.exporting",
     "predict": "apps.photos",
     "load": "engine.predict",
     "Predictor": "engine.predict",

@@ -232,6 +232,27 @@ def predict(
     print(f"overlays and predictions: {out}")
 
 
+@app.command(help_epilogue="Example: pansight export runs/scenes --to hf --out my-model")
+def export(weights: str, /, *, out: Path, to: str = "hf", overwrite: bool = False):
+    """Write a model as a folder that Hugging Face transformers loads: DETR, MaskFormer, Mask2Former and EoMT.
+
+    Parameters
+    ----------
+    weights
+        A run folder, a saved model, a hub id or a checkpoint file.
+    out
+        The new folder: config.json, model.safetensors, preprocessor_config.json and a model card.
+    to
+        hf: transformers.
+    overwrite
+        Replace an earlier export that stands there.
+    """
+    from pansight.apps import exporting
+
+    architecture = exporting.export(weights, out, to, overwrite)
+    print(f"{out}: {architecture}.from_pretrained({str(out)!r})")
+
+
 @app.command(help_epilogue="Example: pansight models panoptic_fpn")
 def models(name: str | None = None, /):
     """List the models, or the options of one.

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pansight.errors import PansightError
 from pansight.files import read_json, safe_join
-from pansight.types import LabelSpace
 from pansight.weights.huggingface.labels import label_space
 from pansight.weights.huggingface.processor import apply_processor
 from pansight.weights.unpickle import read_tensors
@@ -98,25 +97,3 @@ def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
     if missing:
         raise PansightError(f"{index}: expected tensor {missing[0]} in {places[missing[0]]}, found none by that name")
     return state
-
-
-def exporter(name: str, source: str) -> Any:
-    """The module that writes models of this name in MODELS (``detr_panoptic_r50``: detr).
-
-    Raises PansightError, listing those that can be written, where transformers has no such model.
-    """
-    family = name.partition("_")[0]
-    if family not in SYSTEMS:
-        known = ", ".join(sorted(set(SYSTEMS.values())))
-        raise PansightError(f"{source}: expected a model that transformers has ({known}), found {name}")
-    return system(family)
-
-
-def label_entries(labels: LabelSpace) -> dict[str, Any]:
-    """What config.json says of the classes: names for transformers, and everything else for us."""
-    return {
-        "id2label": {str(c.id): c.name for c in labels},
-        "label2id": {c.name: c.id for c in labels},
-        "num_labels": len(labels),
-        "pansight": {"labels": labels.to_json()},
-    }

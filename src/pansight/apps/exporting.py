@@ -1,0 +1,67 @@
+"""``pansight export``: a model as a folder that other tools load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pansight.config import read_config
+from pansight.engine.checkpoint import CONFIG
+from pansight.engine.evaluate import EVALUATION
+from pansight.errors import PansightError, choice_error
+from pansight.files import read_json
+from pansight.metrics.files.summary import summary
+from pansight.weights import licences, load_model
+from pansight.weights.huggingface.export import exporter, is_export, write_folder
+from pansight.weights.native import HUB_ID, find_folder, replacing_folder
+
+TARGETS = {"hf": "a folder of Hugging Face transformers"}
+
+
+def export(weights: str | Path, out: str | Path, to: str = "hf", overwrite: bool = False) -> str:
+    """Write a model as a folder that transformers loads → the class there that loads it.
+
+    weights: a run folder (its best checkpoint), a saved folder, a hub id or an official checkpoint file. The folder
+    holds config.json, model.safetensors, preprocessor_config.json and a model card (README.md) with the figures of the
+    run's evaluation, and appears whole or not at all. `load` reads it back with the same classes, exactly.
+    Raises PansightError where transformers has no such model, or something stands at `out`: with overwrite, an earlier
+    export is replaced, but nothing else.
+    """
+    if to not in TARGETS:
+        raise choice_error("export target", to, TARGETS)
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and is_export(out)):
+        raise PansightError(f"{out}: expected a new folder or an earlier export, found something else")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise PansightError(f"{out}: expected no export yet, found one; add --overwrite")
+    model, name, options = load_model(weights)
+    exporter(name, str(weights))  # before anything is written
+    licence, origin = _licence(str(weights), name)
+    with replacing_folder(out) as folder:
+        return write_folder(folder, model, name, options, str(weights), f"{origin}\n\n{_figures(weights)}", licence)
+
+
+def _licence(weights: str, name: str) -> tuple[licences.Licence | None, str]:
+    """(the licence of the weights where it is known, a sentence on where they come from).
+
+    Weights that a run started from have a licence of their own, which is named, not taken over.
+    """
+    folder = find_folder(weights)
+    if folder is None and HUB_ID.fullmatch(weights) and not Path(weights).exists():
+        return licences.of_hub(weights), f"Converted from {weights} on the Hugging Face hub."
+    if folder is None:
+        return licences.of_layout(name.partition("_")[0], name), f"Converted from {Path(weights).name}."
+    config = Path(weights) / CONFIG
+    start = read_config(config).model.weights if config.is_file() else ""
+    if not start:
+        return licences.of_folder(folder), ""
+    known = licences.of_hub(start)
+    terms = f", whose weights are under {known}" if known else ""
+    return None, f"Fine-tuned from {Path(start).name if Path(start).exists() else start}{terms}."
+
+
+def _figures(weights: str | Path) -> str:
+    """The table of evaluation.json, where the run has one."""
+    path = Path(weights) / EVALUATION
+    if not path.is_file():
+        return ""
+    return f"## Figures\n\nOn the validation images of the run:\n\n```\n{summary(read_json(path))}\n```"
