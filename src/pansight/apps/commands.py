@@ -7,6 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,27 +16,40 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from pansight.apps.pages.report import write_overview, write_report
+from pansight.apps.pages.report import REPORT, write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream
 from pansight.engine import distributed
-from pansight.engine.assemble import describe, make_model, make_transform, open_data, open_evaluation_data, relabel
+from pansight.engine.assemble import (
+    check_thresholds,
+    describe,
+    make_model,
+    make_transform,
+    open_data,
+    open_evaluation_data,
+    relabel,
+    same_architecture,
+)
 from pansight.engine.automatic import choose
 from pansight.engine.checkpoint import CONFIG, LOG, RunLog, check_folder, last_checkpoint, start_folder
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
+from pansight.engine.optim import freeze
 from pansight.engine.progress import clock
-from pansight.engine.session import evaluation_row
+from pansight.engine.session import evaluation_row, merit
 from pansight.engine.train import Result
 from pansight.engine.train import train as run_loop
 from pansight.errors import PansightError, choice_error
-from pansight.files import write_json
+from pansight.files import read_json, write_json
 from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.summary import summary
 from pansight.models import MODELS, builder_options
 from pansight.weights import load_model
 from pansight.weights.native import write_model
+
+FIRST = "first"
+"""The folder, in that of a run, of the run that came before it."""
 
 
 class Run(NamedTuple):
@@ -71,29 +85,103 @@ def train(
     if weights and not recipe and not resume and "model.name" not in given:
         given["model.name"] = load_model(weights)[1]
     if resume:
-        last_checkpoint(folder)
+        if not (folder / FIRST / CONFIG).is_file():
+            last_checkpoint(folder)
         config = override(read_config(folder / CONFIG), given)
     else:
         config = override(read_recipe(recipe) if recipe else Config(), given)
+    if config.model.first and not config.model.weights:
+        return _train_in_two_steps(config, given, folder, resume, overwrite)
+    return _train(config, folder, resume, overwrite)
+
+
+def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: Mapping[str, Any] | None = None) -> Run:
+    """first: what run.json is to say of the run in FOLDER/first, whose weights this one starts from."""
     accelerator = distributed.make_accelerator(config.train.precision, folder, config.train.trackers)
-    check_folder(folder, resume, overwrite)
+    if first is None or resume:
+        check_folder(folder, resume, overwrite)
     say = print if accelerator.is_main_process else _silent
-    prepared = _prepare(config, folder, accelerator, resume, say)
+    start = override(config, {"model.weights": folder / FIRST}) if first else config
+    prepared = _prepare(start, folder, accelerator, resume, say)
     if accelerator.is_main_process:
-        start_folder(folder, prepared.config, _heading(), resume)
-        write_json(
-            folder / "run.json", {"hardware": _hardware(accelerator), "started": time.strftime("%Y-%m-%d %H:%M")}
-        )
+        # the weights of a first step are no setting: whoever repeats the run trains them again
+        used = override(prepared.config, {"model.weights": ""}) if first else prepared.config
+        start_folder(folder, used, _heading(), resume or first is not None)
+        facts = {"hardware": _hardware(accelerator), "started": time.strftime("%Y-%m-%d %H:%M")}
+        write_json(folder / "run.json", facts | ({"first": first} if first else {}))
     accelerator.wait_for_everyone()
     try:
         result = _fit(prepared, folder, accelerator, resume)
     except PansightError:
-        if accelerator.is_main_process and not any((folder / "checkpoints").glob("*/*.safetensors")):
+        if accelerator.is_main_process and not any(folder.rglob("*.safetensors")):
             shutil.rmtree(folder, ignore_errors=True)  # no weights are in it yet
         raise
     rate = f"{result.step} steps in {clock(result.seconds)}"
     say(f"trained    {rate}" + (", stopped by the clock" if result.stopped_by == "time" else ""))
     return _finish(prepared, result, folder, accelerator, say)
+
+
+def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, resume: bool, overwrite: bool) -> Run:
+    """The run of ``config.model.first`` in FOLDER/first, then `config` from its best weights; what is done is kept.
+
+    given: the settings over the recipe, which hold for both steps.
+    """
+    inner = folder / FIRST
+    accelerator = distributed.make_accelerator(config.train.precision, folder)
+    say = print if accelerator.is_main_process else _silent
+    if not resume:
+        check_folder(folder, False, overwrite)
+        before = _first_step(config, given)
+        _check_second_step(config, folder, accelerator)
+        if accelerator.is_main_process:
+            start_folder(folder, _absolute(config), _heading(), False)
+        accelerator.wait_for_everyone()
+    else:
+        before = override(read_config(inner / CONFIG), _for_first(given, read_config(inner / CONFIG).model.name))
+    if not (inner / REPORT).is_file():  # the last file that a run writes
+        say(f"step 1     {config.model.first}, in {inner}")
+        try:
+            _train(before, inner, resume, False)
+        except PansightError:
+            if accelerator.is_main_process and not any(folder.rglob("*.safetensors")):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    figure, value = merit(read_json(inner / EVALUATION))
+    say(f"step 2     {config.model.name}, from {figure} {100 * value:.1f}")
+    first = {"recipe": config.model.first, "figure": figure, "value": value, "report": f"{FIRST}/{REPORT}"}
+    return _train(config, folder, resume and (folder / "checkpoints" / "last").is_dir(), False, first)
+
+
+def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
+    """The settings of the first of two steps: its recipe on the data of the second. Raises PansightError."""
+    first = read_recipe(config.model.first)
+    if first.model.first:
+        raise PansightError(f"model.first: expected a recipe of one step, found {config.model.first} with two")
+    if not same_architecture(config.model.name, first.model.name):
+        raise PansightError(
+            f"model.first: expected a recipe for weights of {config.model.name}, "
+            f"found {config.model.first} of {first.model.name}"
+        )
+    return override(replace(first, data=config.data), _for_first(given, first.model.name))
+
+
+def _for_first(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What holds for the first step, too, of the settings that were given for both."""
+    known = {f"model.options.{option}" for option in builder_options(name)}
+    not_its_own = ("model.name", "model.weights", "model.first", "train.freeze", "evaluate.thresholds")
+    return {
+        key: value
+        for key, value in given.items()
+        if not key.startswith(not_its_own) and (key in known or not key.startswith("model.options."))
+    }
+
+
+def _check_second_step(config: Config, folder: Path, accelerator: Accelerator) -> None:
+    """Its mistakes are named before the first step takes its time."""
+    if "pretrained" in builder_options(config.model.name):
+        config = override(config, {"model.pretrained": "none"})  # nothing is downloaded for a look
+    prepared = _prepare(config, folder, accelerator, False, _silent)
+    freeze(prepared.model, config.train.freeze)
 
 
 class _Prepared(NamedTuple):
@@ -126,13 +214,14 @@ def _prepare(
     model, name, options, lines = make_model(config.model, training.labels)
     for line in lines:
         say(f"weights    {line}")
+    check_thresholds(model, name, config.evaluate.thresholds)
     return _Prepared(config, training, validation, model, name, options)
 
 
 def _absolute(config: Config) -> Config:
     """Paths that hold wherever the run is resumed from."""
     paths = {"data.source": config.data.source, "data.validation_source": config.data.validation_source}
-    paths["model.weights"] = config.model.weights
+    paths |= {"model.weights": config.model.weights, "model.first": config.model.first}
     return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
 
 
@@ -212,7 +301,8 @@ def evaluate(
     folder = Path(out) if out else default
     if out and (folder / EVALUATION).exists() and not overwrite:
         raise PansightError(f"{folder / EVALUATION}: expected no evaluation yet, found one; add --overwrite")
-    model, _, _ = load_model(weights)
+    model, name, _ = load_model(weights)
+    check_thresholds(model, name, config.evaluate.thresholds)
     mapping = None
     if class_map is not None:
         dataset = open_evaluation_data(config.data, None)

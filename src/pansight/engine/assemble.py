@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -25,8 +27,8 @@ from pansight.data.transforms import (
     VerticalFlip,
     resize_sample,
 )
-from pansight.errors import PansightError
-from pansight.models import build, builder_options
+from pansight.errors import PansightError, choice_error
+from pansight.models import MODELS, build, builder_options
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
@@ -180,16 +182,19 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
 def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[str, Any], list[str]]:
     """(model, its name, the builder's options, lines on what was taken from ``config.weights``).
 
-    With weights, the network is theirs unless the settings say otherwise, and classes are kept by name.
+    With weights, the network is theirs unless the settings say otherwise, and classes are kept by name. They may come
+    from another builder of the same architecture: DETR's weights start DETR-panoptic.
+    Raises PansightError for weights of another architecture.
     """
-    options = model_options(config)
+    name, options = config.name, model_options(config)
     if not config.weights:
-        return build(config.name, labels, **options), config.name, options, []
-    source, name, saved = load_model(config.weights)
-    if name != config.name:
-        raise PansightError(f"{config.weights}: expected weights of {config.name}, found {name} (--model {name})")
-    options = {**saved, **options}
-    if "pretrained" in builder_options(name):
+        return build(name, labels, **options), name, options, []
+    source, found, saved = load_model(config.weights)
+    if not same_architecture(name, found):
+        raise PansightError(f"{config.weights}: expected weights of {name}, found {found} (--model {found})")
+    known = builder_options(name)
+    options = {**{key: value for key, value in saved.items() if key in known}, **options}
+    if "pretrained" in known:
         options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
     model = build(name, labels, **options)
     report = transfer(model, source.state_dict(), source.labels, labels)
@@ -197,6 +202,26 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
     if not {"short", "long"} & set(config.options):
         model.resize = source.resize
     return model, name, options, str(report).splitlines()
+
+
+def same_architecture(name: str, other: str) -> bool:
+    """Whether two entries of MODELS build the same class, or one that extends the other.
+
+    Raises PansightError for an unknown name.
+    """
+    for each in (name, other):
+        if each not in MODELS:
+            raise choice_error("model", each, MODELS)
+    left, right = (get_type_hints(MODELS[each])["return"] for each in (name, other))
+    return issubclass(left, right) or issubclass(right, left)
+
+
+def check_thresholds(model: Any, name: str, thresholds: Mapping[str, Any]) -> None:
+    """Raises PansightError for one that the model's decode does not know, listing those it knows."""
+    known = [p for p in inspect.signature(model.decode).parameters if p not in ("outputs", "sizes")]
+    for threshold in thresholds:
+        if threshold not in known:
+            raise choice_error(f"threshold of {name} (evaluate.thresholds):", threshold, known)
 
 
 def describe(source: str | Path, dataset: Dataset) -> str:

@@ -115,7 +115,7 @@ def train(
 
 
 def follow(optimizer: Any, annealed: Sequence[MaskAnnealing], config: TrainConfig, step: int, progress: float) -> None:
-    """Rates and annealing as they stand at `step`: functions of it and of the progress, so a resumption repeats them."""
+    """Rates and annealing as they stand at `step`: functions of it and of the progress, which a resumption repeats."""
     set_learning_rate(optimizer, config, step, progress)
     for module in annealed:
         module.set_progress(progress)

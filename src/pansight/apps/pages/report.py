@@ -141,7 +141,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     pairs = {
         "Model": model.get("name"),
         "Backbone": model.get("backbone"),
-        "Started from": model.get("weights") or model.get("pretrained"),
+        "Started from": model.get("weights") or _first_step(run.facts.get("first")) or model.get("pretrained"),
         "Data": data.get("source"),
         "Steps": steps,
         "Batch": train.get("batch_size"),
@@ -156,6 +156,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Date": run.facts.get("started") or run.date,
     }
     return [(k, str(v)) for k, v in pairs.items() if v not in (None, "", 0)]
+
+
+def _first_step(first: Any) -> str:
+    """Where a run was the second of two steps: the first one's recipe and figure."""
+    if not isinstance(first, dict) or not {"recipe", "figure", "value"} <= set(first):
+        return ""
+    return f"{first['recipe']}, {first['figure']} {100 * first['value']:.1f}"
 
 
 def curves(log: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
