@@ -34,3 +34,7 @@ class MaskAnnealing(nn.Module):
             inside = min(max((progress - start) / max(end - start, 1e-9), 0.0), 1.0)
             values.append(1.0 if progress < start else 0.0 if progress >= end else (1 - inside) ** self.power)
         self.probs.copy_(torch.tensor(values))
+
+    def shares(self) -> list[float]:
+        """`probs` on the host, one number a block."""
+        return self.probs.tolist()

@@ -1,0 +1,457 @@
+"""EoMT. Kerssies, Cavagnero, Hermans, Norouzi, Averta, Leibe, Dubbelman, de Geus: Your ViT is Secretly an Image
+Segmentation Model, CVPR 2025.
+
+A plain ViT and nothing else: the queries enter its last blocks as further tokens, and two small upscaling blocks turn
+its patches into features at stride 4. In training those blocks let each query look only at the patches of the mask that
+it predicts so far; annealing lets go of that (nn/annealing.py), so that at the end no mask is needed.
+
+COCO val2017 PQ (tue-mps/eomt): DINOv2 S-640 46.7, B-640 51.6, L-640 56.0, L-1280 58.3, g-640 57.0; DINOv3 S-640 47.2,
+B-640 53.1, L-640 56.8, L-1280 58.9.
+Differs from tue-mps/eomt: canvases of other sizes than `size` run too (positions are resampled, as timm does);
+evaluation looks through the masks in blocks whose annealing has not passed one half (the repository draws queries at
+random in its validation, and switches masks off for the figures above; a finished run has none left in either case);
+semantic inference looks at the whole photo, not at square windows along its long side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from pansight.errors import PansightError, choice_error
+from pansight.nn.annealing import MaskAnnealing
+from pansight.nn.normalize import Normalize
+from pansight.ops.fusion.queries import (
+    Canvas,
+    fuse_hf,
+    fuse_masks,
+    keep_queries,
+    query_instances,
+    semantic_map,
+)
+from pansight.ops.queries.losses import PointSettings, point_set_loss
+from pansight.ops.queries.targets import segment_targets
+from pansight.ops.resize import ResizeRule
+from pansight.ops.targets import valid_extents
+from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
+
+TASKS = ("panoptic", "instance", "semantic", "all")
+
+
+class EoMTOutputs(NamedTuple):
+    """L predictions: 1 in evaluation; in training one before each of the last blocks and one after all."""
+
+    class_logits: Tensor  # (L, B, Q, C + 1), no-object last
+    mask_embeddings: Tensor  # (L, B, Q, D)
+    features: tuple[Tensor, ...]  # L maps (B, D, H / stride, W / stride); their products are the mask logits
+    extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
+
+
+class PlainViT(nn.Module):
+    """A ViT of timm, run block by block: `features`, with keys as in ``backbone.features.blocks.0.attn.qkv.weight``.
+
+    Both families are known: learned positions (DINOv2 …) and rotary ones (DINOv3 …).
+    """
+
+    features: Any  # VisionTransformer or Eva, which share what is used here
+
+    def __init__(self, features: VisionTransformer | Eva, normalize: Normalize):
+        super().__init__()
+        self.features = features
+        self.normalize = normalize
+        self.rotary = isinstance(features, Eva)
+        self.patch: int = self.features.patch_embed.patch_size[0]
+        self.prefix: int = self.features.num_prefix_tokens
+        self.channels: int = self.features.embed_dim
+        self.strides = (self.patch,)
+
+    def tokens(self, images: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """uint8 (B, 3, H, W), valid bool (B, H, W) → (tokens (B, P + h·w, D), rotations or None, (h, w)).
+
+        P prefix tokens (class, registers) come first. Padding is black *before* normalisation, as in both references.
+        """
+        if valid is not None:
+            images = images * valid.unsqueeze(1)
+        bottom, right = -images.shape[2] % self.patch, -images.shape[3] % self.patch
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom))
+        patches = self.features.patch_embed(self.normalize(images))  # (B, h, w, D)
+        placed = self.features._pos_embed(patches)
+        tokens, rotations = placed if self.rotary else (placed, None)
+        return self.features.norm_pre(tokens), rotations, (patches.shape[1], patches.shape[2])
+
+    def block(self, index: int, tokens: Tensor, rotations: Tensor | None, mask: Tensor | None) -> Tensor:
+        """tokens (B, N, D); mask bool (B, 1, N, N), True where a token may look, or None → (B, N, D)."""
+        if self.rotary:
+            return self.features.blocks[index](tokens, rope=rotations, attn_mask=mask)
+        return self.features.blocks[index](tokens, attn_mask=mask)
+
+
+class ScaleBlock(nn.Module):
+    """Twice the size: transposed 2×2 convolution, GELU, depthwise 3×3 convolution, norm over the channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) → (B, D, 2h, 2w), channels last in memory, so that the norm reads rows."""
+        x = self.conv2(F.gelu(self.conv1(x)))
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class EoMT(nn.Module):
+    """A ViT whose last `len(annealing.probs)` blocks carry the queries.
+
+    upscales: blocks that double the patch grid: 2 for 16 px patches give masks at stride 4. masked: whether training
+    looks through masks (and learns from the predictions between blocks); without, `annealing` has no effect.
+    score_threshold, mask_threshold, overlap: defaults of `decode` (spec 14).
+    """
+
+    def __init__(
+        self,
+        backbone: PlainViT,
+        annealing: MaskAnnealing,
+        labels: LabelSpace,
+        resize: ResizeRule,
+        queries: int = 200,
+        upscales: int = 2,
+        settings: PointSettings | None = None,
+        masked: bool = True,
+    ):
+        super().__init__()
+        channels = backbone.channels
+        self.backbone = backbone
+        self.q = nn.Embedding(queries, channels)
+        self.class_head = nn.Linear(channels, len(labels) + 1)
+        linears = [nn.Linear(channels, channels) for _ in range(3)]
+        self.mask_head = nn.Sequential(linears[0], nn.GELU(), linears[1], nn.GELU(), linears[2])
+        self.upscale = nn.Sequential(*(ScaleBlock(channels) for _ in range(upscales)))
+        self.annealing = annealing
+        self.labels = labels
+        self.resize = resize
+        self.settings = PointSettings() if settings is None else settings
+        self.masked = masked
+        self.stride = backbone.patch // 2**upscales
+        self.score_threshold = 0.8
+        self.mask_threshold = 0.5
+        self.overlap = 0.8
+        depth, last = len(backbone.features.blocks), len(annealing.starts)
+        if not 0 < last <= depth:
+            raise PansightError(f"eomt: expected 1 … {depth} blocks with queries, found {last}")
+        self.first = depth - last
+        if backbone.rotary:  # queries have no place in the image: the rotation skips them like the class token
+            for block in backbone.features.blocks[self.first :]:
+                block.attn.num_prefix_tokens = queries + backbone.prefix
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> EoMTOutputs:
+        """images uint8 (B, 3, H, W); valid bool (B, H, W), False on padding. Sides are padded to multiples of a patch.
+
+        In training mode: all L predictions, masks as annealed (draws from torch's global generator).
+        """
+        return self._run(images, valid, every=self.training and self.masked)
+
+    def _run(self, images: Tensor, valid: Tensor | None, every: bool) -> EoMTOutputs:
+        tokens, rotations, grid = self.backbone.tokens(images, valid)
+        shares = self.annealing.shares() if self.masked else [0.0] * len(self.annealing.starts)
+        predictions: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index in range(len(self.backbone.features.blocks)):
+            mask = None
+            if index == self.first:
+                tokens = torch.cat((self.q.weight.expand(len(tokens), -1, -1), tokens), dim=1)  # (B, Q + P + h·w, D)
+            if index >= self.first:
+                share = shares[index - self.first]
+                if every:
+                    predictions.append(self._predict(tokens, grid))
+                    if share > 0:
+                        mask = self._attention_mask(*predictions[-1][1:], grid, share)
+                elif share > 0.5:
+                    mask = self._attention_mask(*self._masks(self.backbone.features.norm(tokens), grid), grid, 1.0)
+            tokens = self.backbone.block(index, tokens, rotations, mask)
+        predictions.append(self._predict(tokens, grid))
+        class_logits, embeddings, features = zip(*predictions, strict=True)
+        extents = valid_extents(images, valid)
+        return EoMTOutputs(torch.stack(class_logits), torch.stack(embeddings), features, extents)
+
+    def _predict(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens (B, Q + P + h·w, D) → class logits (B, Q, C + 1), and what `_masks` returns."""
+        normed = self.backbone.features.norm(tokens)
+        return self.class_head(normed[:, : self.q.num_embeddings]), *self._masks(normed, grid)
+
+    def _masks(self, normed: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Normed tokens → mask embeddings (B, Q, D), features (B, D, H / stride, W / stride)."""
+        patches = normed[:, self.q.num_embeddings + self.backbone.prefix :]  # (B, h·w, D)
+        features = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        return self.mask_head(normed[:, : self.q.num_embeddings]), self.upscale(features)
+
+    @torch.no_grad()
+    def _attention_mask(self, embeddings: Tensor, features: Tensor, grid: tuple[int, int], share: float) -> Tensor:
+        """bool (B, 1, N, N), True where a token may look: a query at the patches where its mask is positive.
+
+        Queries see each other and the prefix always, all else sees everything. `share` of the queries, drawn at random,
+        keep to their masks. The features are resized, not the masks of all queries: both are linear.
+        """
+        small = F.interpolate(features.detach(), size=grid, mode="bilinear", align_corners=False).flatten(2)
+        inside = embeddings.detach() @ small > 0  # (B, Q, h·w)
+        if share < 1:
+            inside |= torch.rand(inside.shape[:2], device=inside.device).unsqueeze(2) > share
+        batch, queries, patches = inside.shape
+        skipped = queries + self.backbone.prefix
+        mask = inside.new_ones((batch, 1, skipped + patches, skipped + patches))
+        mask[:, 0, :queries, skipped:] = inside
+        return mask
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Mask2Former's set loss (point-sampled) of all L predictions: "class", "mask", "dice", weighted."""
+        outputs = self._run(batch.images, batch.valid, every=self.masked)
+        targets = segment_targets(batch, self.labels)
+        return point_set_loss(
+            outputs.class_logits,
+            outputs.mask_embeddings,
+            outputs.features,
+            targets,
+            self._canvas(outputs),
+            self.settings,
+        )
+
+    def mask_logits(self, outputs: EoMTOutputs, image: int, queries: Tensor | None = None, layer: int = -1) -> Tensor:
+        """float32 (K, H / stride, W / stride) of the given queries (int64 (K,)) of an image, of all by default."""
+        embeddings = outputs.mask_embeddings[layer, image]  # (Q, D)
+        if queries is not None:
+            embeddings = embeddings[queries]
+        features = outputs.features[layer][image]  # (D, h, w)
+        return (embeddings.float() @ features.flatten(1).float()).unflatten(1, features.shape[1:])
+
+    def _canvas(self, outputs: EoMTOutputs) -> tuple[int, int]:
+        height, width = outputs.features[-1].shape[2:]
+        return height * self.stride, width * self.stride
+
+    def decode(
+        self,
+        outputs: EoMTOutputs,
+        sizes: Sequence[tuple[int, int]],
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap: float | None = None,
+        task: str | None = None,
+        hf_compat: bool = False,
+    ) -> list[Prediction]:
+        """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
+
+        task: "panoptic" (default), "instance", "semantic" or "all". hf_compat: the panoptic rules of transformers.
+        """
+        task = "panoptic" if task is None else task
+        if task not in TASKS:
+            raise choice_error("task", task, TASKS)
+        rules = (
+            self.score_threshold if score_threshold is None else score_threshold,
+            self.mask_threshold if mask_threshold is None else mask_threshold,
+            self.overlap if overlap is None else overlap,
+        )
+        padded = self._canvas(outputs)
+        predictions: list[Prediction] = []
+        for image, (extent, size) in enumerate(zip(outputs.extents.tolist(), sizes, strict=True)):
+            canvas = Canvas(padded, (extent[0], extent[1]), (size[0], size[1]))
+            class_logits = outputs.class_logits[-1, image].float()  # (Q, C + 1)
+            every = self.mask_logits(outputs, image) if task != "panoptic" else None
+            panoptic = semantic = instances = None
+            if task in ("panoptic", "all"):
+                panoptic = self._panoptic(outputs, image, class_logits, canvas, rules, hf_compat)
+            if task in ("semantic", "all"):
+                assert every is not None
+                semantic = semantic_map(class_logits, every, canvas)
+            if task in ("instance", "all"):
+                assert every is not None
+                instances = query_instances(class_logits, every, canvas, self.labels)
+            predictions.append(Prediction(panoptic, semantic, instances))
+        return predictions
+
+    def _panoptic(
+        self,
+        outputs: EoMTOutputs,
+        image: int,
+        class_logits: Tensor,
+        canvas: Canvas,
+        rules: tuple[float, float, float],
+        hf_compat: bool,
+    ) -> PanopticSegmentation:
+        """Masks of the kept queries alone; rules: (score threshold, mask threshold, overlap)."""
+        score_threshold, mask_threshold, overlap = rules
+        kept = keep_queries(class_logits, score_threshold)
+        logits = self.mask_logits(outputs, image, kept.queries)  # (K, h, w)
+        if not hf_compat:
+            return fuse_masks(logits, kept, canvas, self.labels, overlap, mask_threshold)
+        return fuse_hf(logits, kept, canvas, self.labels, overlap, mask_threshold, eomt=True)
+
+
+def vit_backbone(
+    name: str,
+    pretrained: str = "none",
+    size: int = 640,
+    patch: int = 16,
+    options: dict[str, Any] | None = None,
+    norm_eps: float | None = None,
+) -> PlainViT:
+    """The timm ViT `name` for `patch` px patches and positions on the grid of a `size` px square.
+
+    pretrained: "none" or "timm" (downloaded; patch kernel and positions are resampled). options: further arguments of
+    timm's model, such as {"depth": 4, "embed_dim": 64}. norm_eps: another epsilon for all norms.
+    Raises PansightError for a name that is unknown or no plain ViT, an unknown option, or weights that cannot be had.
+    """
+    if pretrained not in ("none", "timm"):
+        raise choice_error("pretrained", pretrained, ("none", "timm"))
+    if not timm.is_model(name.split(".")[0]):
+        some = "vit_small_patch14_reg4_dinov2, vit_small_patch16_dinov3_qkvb"
+        raise PansightError(f"unknown backbone {name!r}; expected a ViT of timm, such as {some}")
+    if size % patch:
+        raise PansightError(f"backbone {name}: expected a size that {patch} px patches divide, found {size}")
+    given: dict[str, Any] = {"img_size": size, "patch_size": patch, "num_classes": 0, "global_pool": ""}
+    given |= {"dynamic_img_size": True} | (options or {})
+    try:
+        net: Any = timm.create_model(name, pretrained=pretrained == "timm", **given)
+    except TypeError as error:
+        raise PansightError(f"backbone {name}: expected a ViT that takes {', '.join(given)}: {error}") from error
+    except Exception as error:
+        if pretrained == "none":
+            raise
+        # the hub client raises many types; what the user needs is one line and a way on
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise PansightError(
+            f"backbone {name}: timm's weights cannot be had ({reason}); use pretrained='none'"
+        ) from error
+    if not isinstance(net, VisionTransformer | Eva) or not isinstance(net.norm, nn.LayerNorm):
+        found = type(net).__name__
+        raise PansightError(f"backbone {name}: expected a plain ViT with a norm after its blocks, found {found}")
+    if norm_eps is not None:
+        for module in net.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.mean:
+        return PlainViT(net, Normalize())
+    return PlainViT(net, Normalize([255 * v for v in config.mean], [255 * v for v in config.std]))
+
+
+def eomt(
+    labels: LabelSpace,
+    backbone: str = "vit_small_patch14_reg4_dinov2",
+    pretrained: str = "none",
+    size: int = 640,
+    patch: int = 16,
+    square: bool = True,
+    queries: int = 200,
+    blocks: int = 3,
+    upscales: int | None = None,
+    vit_options: dict[str, Any] | None = None,
+    norm_eps: float | None = None,
+    masked: bool = True,
+    anneal_starts: Sequence[float] | None = None,
+    anneal_ends: Sequence[float] | None = None,
+    anneal_power: float = 0.9,
+    points: int = 12544,
+    oversample: float = 3.0,
+    importance: float = 0.75,
+    class_weight: float = 2.0,
+    binary_weight: float = 5.0,
+    dice_weight: float = 5.0,
+    no_object: float = 0.1,
+) -> EoMT:
+    """EoMT on a ViT of timm, `vit_options` being timm's own arguments for it.
+
+    square: photos are scaled to a long side of `size` px and padded to the square; without, they keep their size.
+    blocks: how many of the last blocks carry the queries. upscales: default is what gives masks at stride 4.
+    anneal_starts, anneal_ends: shares of the run for each of these blocks; default is the published schedule.
+    """
+    vit = vit_backbone(backbone, pretrained, size, patch, vit_options, norm_eps)
+    if upscales is None:
+        upscales = max(1, int(math.log2(patch)) - 2)
+    if patch % 2**upscales:
+        raise PansightError(f"eomt: expected patches that halve {upscales} times, found {patch} px")
+    annealing = MaskAnnealing(*schedule(blocks, anneal_starts, anneal_ends), power=anneal_power)
+    settings = PointSettings(points, oversample, importance, class_weight, binary_weight, dice_weight, no_object)
+    rule = ResizeRule(size, size, size) if square else ResizeRule(0, 0, patch)
+    return EoMT(vit, annealing, labels, rule, queries, upscales, settings, masked)
+
+
+def schedule(
+    blocks: int, starts: Sequence[float] | None = None, ends: Sequence[float] | None = None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """(starts, ends) of the annealing of each block, shares of the run.
+
+    The published ones (3, 4 and 5 blocks): starts evenly from 1/6 to 2/3, the first block first, each 1/6 long.
+    """
+    if starts is None:
+        starts = [1 / 6 + 0.5 * i / max(blocks - 1, 1) for i in range(blocks)]
+    if ends is None:
+        ends = [start + 1 / 6 for start in starts]
+    if len(starts) != blocks or len(ends) != blocks:
+        raise PansightError(f"eomt: expected {blocks} starts and ends of annealing, found {len(starts)}, {len(ends)}")
+    return starts, ends
+
+
+def eomt_small_640(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """DINOv2 ViT-S, 12 blocks of 384 channels, queries in the last 3: 23,975,942 parameters for COCO's 133 classes."""
+    return eomt(labels, "vit_small_patch14_reg4_dinov2", pretrained, 640, queries=queries, blocks=3)
+
+
+def eomt_base_640(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """DINOv2 ViT-B, 12 blocks of 768 channels, queries in the last 3: 93,663,110 parameters."""
+    return eomt(labels, "vit_base_patch14_reg4_dinov2", pretrained, 640, queries=queries, blocks=3)
+
+
+def eomt_large_640(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """DINOv2 ViT-L, 24 blocks of 1,024 channels, queries in the last 4: 316,695,686 parameters."""
+    return eomt(labels, "vit_large_patch14_reg4_dinov2", pretrained, 640, queries=queries, blocks=4)
+
+
+def eomt_large_1280(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """As eomt_large_640 with positions on a grid of 80 × 80: 321,610,886 parameters."""
+    return eomt(labels, "vit_large_patch14_reg4_dinov2", pretrained, 1280, queries=queries, blocks=4)
+
+
+def eomt_giant_640(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """DINOv2 ViT-g, 40 blocks of 1,536 channels, queries in the last 5: 1,163,622,022 parameters."""
+    return eomt(labels, "vit_giant_patch14_reg4_dinov2", pretrained, 640, queries=queries, blocks=5)
+
+
+def eomt_giant_1280(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """As eomt_giant_640 with positions on a grid of 80 × 80."""
+    return eomt(labels, "vit_giant_patch14_reg4_dinov2", pretrained, 1280, queries=queries, blocks=5)
+
+
+DINOV3_TRAINING: dict[str, Any] = {"rope_rescale_coords": 2.0}
+"""In training, DINOv3's coordinates are scaled by a factor drawn from 1/2 … 2 at every step."""
+
+
+def eomt_dinov3_small_640(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """DINOv3 ViT-S (weights: dinov3-license, gated): rotary positions instead of learned ones."""
+    name = "vit_small_patch16_dinov3_qkvb"
+    return eomt(labels, name, pretrained, 640, queries=queries, blocks=3, vit_options=DINOV3_TRAINING)
+
+
+def eomt_dinov3_base_640(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """DINOv3 ViT-B (weights: dinov3-license, gated)."""
+    name = "vit_base_patch16_dinov3_qkvb"
+    return eomt(labels, name, pretrained, 640, queries=queries, blocks=3, vit_options=DINOV3_TRAINING)
+
+
+def eomt_dinov3_large_640(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """DINOv3 ViT-L (weights: dinov3-license, gated)."""
+    name = "vit_large_patch16_dinov3_qkvb"
+    return eomt(labels, name, pretrained, 640, queries=queries, blocks=4, vit_options=DINOV3_TRAINING)
+
+
+def eomt_dinov3_large_1280(labels: LabelSpace, queries: int = 200, pretrained: str = "none") -> EoMT:
+    """As eomt_dinov3_large_640 at 1,280 px."""
+    name = "vit_large_patch16_dinov3_qkvb"
+    return eomt(labels, name, pretrained, 1280, queries=queries, blocks=4, vit_options=DINOV3_TRAINING)
