@@ -32,7 +32,7 @@ def rename(state: Mapping[str, Tensor], rules: Iterable[Rule], ignored: str, sou
         )
         if match is None:
             raise PansightError(
-                f"{source}: unknown tensor {key} {list(tensor.shape)}; expected a layout of spec 01 or 02"
+                f"{source}: unknown tensor {key} {list(tensor.shape)}; expected only those of the layout that it has"
             )
         name = match.expand(replacement) if isinstance(replacement, str) else replacement(match)
         if name in result:

@@ -42,7 +42,7 @@ def label_space(config: dict[str, Any], source: str) -> LabelSpace:
     names = _names(config, source)
     if isinstance(block, dict) and "labels" in block:
         labels = _own(block["labels"], f"{source}: pansight.labels")
-        if len(labels) == len(names):  # else num_labels was changed since
+        if [name.strip() for name in labels.names] == names:  # else it was trained on with other classes since
             return labels
     if _are_coco_ids(names):
         return coco_ids(len(names))
