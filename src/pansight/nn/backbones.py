@@ -78,6 +78,7 @@ def timm_backbone(
     stride_in_1x1: bool = False,
     normalize: Normalize | None = None,
     drop_path: float | None = None,
+    output_stride: int = 32,
 ) -> Backbone:
     """Build the timm model `name` with features at `strides`; Swin's published sizes are our own (see nn/swin.py).
 
@@ -87,16 +88,20 @@ def timm_backbone(
     stride_in_1x1: MSRA/Caffe ResNets put the stride into the first 1×1 convolution of a stage.
     normalize: default is the mean and deviation that timm records for these weights.
     drop_path: the rate of the last block, for a family that has it; default: Swin 0.3, others as timm says.
+    output_stride: 16 dilates the last stage (DC5; not every family can), `strides` then end in 16, 16.
     Raises PansightError for an unknown name, strides that the model lacks, or weights that cannot be had.
     """
     if pretrained not in PRETRAINED:
         raise choice_error("pretrained", pretrained, PRETRAINED)
     if pretrained == "packaged" and name != PACKAGED:
         raise PansightError(f"backbone {name}: pretrained='packaged' exists for {PACKAGED} only; use 'timm' or 'none'")
-    if size := swin_size(name):
+    if (size := swin_size(name)) and output_stride == 32:
         rate = DROP_PATH if drop_path is None else drop_path
         return swin_backbone(size, strides, rate, name if pretrained == "timm" else None, freeze_stages, normalize)
-    net = _create(name, strides, pretrained == "timm", {} if drop_path is None else {"drop_path_rate": drop_path})
+    options: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    net = _create(name, strides, pretrained == "timm", options)
     if pretrained == "packaged":
         net.load_state_dict(packaged_state_dict(set(net.state_dict())))
     if stride_in_1x1:
@@ -146,13 +151,16 @@ def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[s
     _require_timm_name(name)
     try:
         with torch.device("meta"):  # a look at the strides costs no memory
-            reductions: list[int] = timm.create_model(name, features_only=True).feature_info.reduction()  # pyright: ignore
-    except (RuntimeError, AttributeError) as error:
+            reductions: list[int] = timm.create_model(name, features_only=True, **options).feature_info.reduction()  # pyright: ignore
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise PansightError(f"backbone {name}: expected a pyramid of feature maps, timm says: {error}") from error
-    missing = [s for s in strides if s not in reductions]
-    if missing:
-        raise PansightError(f"backbone {name}: expected feature maps at strides {tuple(strides)}, found {reductions}")
-    options = options | {"features_only": True, "out_indices": [reductions.index(s) for s in strides]}
+    indices: list[int] = []
+    for stride in strides:
+        place = indices[-1] + 1 if indices else 0  # two stages may have one stride
+        if stride not in reductions[place:]:
+            raise PansightError(f"backbone {name}: expected feature maps at strides {(*strides,)}, found {reductions}")
+        indices.append(reductions.index(stride, place))
+    options = options | {"features_only": True, "out_indices": indices}
     return _download(name, options) if pretrained else timm.create_model(name, **options)
 
 
