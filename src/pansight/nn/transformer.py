@@ -95,6 +95,7 @@ class TransformerEncoder(nn.Module):
     def __init__(self, layers: int = 6, channels: int = 256, heads: int = 8, hidden: int = 2048, dropout: float = 0.1):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(channels, heads, hidden, dropout) for _ in range(layers))
+        _initialise(self)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """x, positions (B, N, D) → (B, N, D)."""
@@ -110,6 +111,7 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(channels, heads, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
+        _initialise(self)
 
     def forward(
         self, query_positions: Tensor, memory: Tensor, positions: Tensor, mask: Tensor | None = None, every: bool = True
@@ -127,6 +129,13 @@ class TransformerDecoder(nn.Module):
             if every or index == len(self.layers) - 1:
                 outputs.append(self.norm(x))
         return torch.stack(outputs)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Every matrix by Xavier's rule, as the official repositories."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
 
 
 class MLP(nn.Module):
