@@ -189,6 +189,25 @@ def test_another_number_of_queries(before: int, after: int) -> None:
     assert torch.equal(target.level_embed.weight, source.level_embed.weight)
 
 
+def test_positions_of_a_vit_at_another_size() -> None:
+    class Vit(nn.Module):
+        def __init__(self, tokens: int):
+            super().__init__()
+            self.pos_embed = nn.Parameter(torch.zeros(1, tokens, 2))
+
+    ramp = torch.arange(4.0).repeat(4, 1)  # by column: the same in every row
+    source, target = Vit(16), Vit(64)
+    source.pos_embed.data = torch.stack([ramp, ramp.T], -1).reshape(1, 16, 2)
+    report = transfer(target, source.state_dict(), SOURCE, TARGET)
+    assert report.kept == ("pos_embed",)
+    columns, rows = target.pos_embed[0].detach().unflatten(0, (8, 8)).unbind(-1)
+    assert torch.allclose(columns, rows.T, atol=1e-6)
+    assert torch.allclose(columns[0, 2:6], torch.tensor([0.75, 1.25, 1.75, 2.25]), atol=0.05)
+    assert torch.allclose(columns, columns[:1].expand(8, 8), atol=1e-6)
+    with pytest.raises(PansightError, match="no tensor that fits"):
+        transfer(Vit(17), source.state_dict(), SOURCE, TARGET)  # no square: with prefix tokens
+
+
 def test_long_reports_are_cut() -> None:
     labels = LabelSpace.from_names([f"class {i}" for i in range(40)])
     report = transfer(QueryModel(40, 3), QueryModel(40, 3).state_dict(), labels, labels)

@@ -1,16 +1,19 @@
 """Trained weights to a model of other classes: everything general is kept, class heads row by row, by class name.
 
-Of learned queries, the first ones are kept where their number differs: no query is tied to a class.
+Of learned queries, the first ones are kept where their number differs: no query is tied to a class. A ViT's positions are
+resampled to another input size.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pansight.errors import PansightError
@@ -95,6 +98,10 @@ QUERIES = re.compile(r"(?:.*\.)?(?:query_embed|query_feat|q)\.weight")
 """Learned queries: one row each."""
 
 
+POSITIONS = re.compile(r"(?:.*\.)?pos_embed")
+"""A ViT's learned positions: (1, side², channels), which grow with the input."""
+
+
 def transfer(
     model: Any, state: Mapping[str, Tensor], source_labels: LabelSpace, target_labels: LabelSpace
 ) -> TransferReport:
@@ -111,6 +118,8 @@ def transfer(
     for key, tensor in targets.items():
         source = state.get(key)
         names_of_rows = _names_of_rows(key, targets)
+        if source is not None and POSITIONS.fullmatch(key) and source.shape != tensor.shape:
+            source = resampled_positions(source, tensor)
         if source is None or source.shape[1:] != tensor.shape[1:]:
             new.append(key)
         elif names_of_rows is not None:
@@ -158,6 +167,16 @@ def _names_of_rows(key: str, keys: Iterable[str]) -> RowNames | None:
         return None
     layers = [int(other[2] or 0) for other in map(QUERY_HEAD.fullmatch, keys) if other and other[1] == match[1]]
     return _all if int(match[2] or 0) == max(layers) else None
+
+
+def resampled_positions(source: Tensor, target: Tensor) -> Tensor | None:
+    """A square of positions (1, side², channels), bicubically to target's square. None where either is no square."""
+    sides = [math.isqrt(t.shape[1]) if t.ndim == 3 else 0 for t in (source, target)]
+    if any(side == 0 or side**2 != t.shape[1] for side, t in zip(sides, (source, target))):
+        return None
+    grid = source.transpose(1, 2).unflatten(2, (sides[0], sides[0])).float()  # (1, channels, side, side)
+    grid = F.interpolate(grid, (sides[1], sides[1]), mode="bicubic", antialias=True, align_corners=False)
+    return grid.flatten(2).transpose(1, 2).to(source)  # (1, side², channels)
 
 
 def copy_rows(source: Tensor, found: Sequence[str], target: Tensor, wanted: Sequence[str]) -> tuple[Tensor, list[str]]:
