@@ -1,7 +1,7 @@
 """Trained weights to a model of other classes: everything general is kept, class heads row by row, by class name.
 
-Of learned queries, the first ones are kept where their number differs: no query is tied to a class. A ViT's positions are
-resampled to another input size.
+Of learned queries, the first ones are kept where their number differs: no query is tied to a class. A ViT's positions
+are resampled to another input size.
 """
 
 from __future__ import annotations
