@@ -222,7 +222,8 @@ def _move_stride_to_1x1(net: nn.Module) -> None:
 def _open_residual_branches(net: nn.Module) -> None:
     """timm starts the last BatchNorm of each residual branch at weight zero; frozen there, it would never open."""
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+        # a model on the meta device has no values to look at
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.is_meta and not module.weight.any():
             nn.init.ones_(module.weight)
 
 

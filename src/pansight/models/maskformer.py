@@ -1,0 +1,331 @@
+"""MaskFormer. Cheng, Schwing, Kirillov: Per-Pixel Classification is Not All You Need, NeurIPS 2021.
+
+DETR's decoder turns 100 queries into a class (or none) and a mask each; a mask is the product of the query's embedding
+with features of stride 4, which a feature pyramid makes ("fpn"), behind a transformer encoder in some ("encoder").
+
+COCO panoptic val2017 PQ (official): R50 + 6 encoder layers 46.5, R101 47.6, Swin-T 47.7, S 49.7, B 51.8, L 52.7.
+Differs from the official repository: nothing in the builders of its names. The last convolution before the features is
+linear, so it is multiplied with the queries' embeddings and applied in `decode`, for the queries that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pansight.errors import choice_error
+from pansight.nn.backbones import Backbone, timm_backbone
+from pansight.nn.deform import ConvGroupNorm, whole_positions
+from pansight.nn.transformer import MLP, TransformerDecoder, TransformerEncoder
+from pansight.ops.fusion.queries import Canvas, fuse_hf, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.ops.queries.dense import DenseSettings, dense_set_loss
+from pansight.ops.queries.targets import segment_targets
+from pansight.ops.resize import ResizeRule
+from pansight.ops.targets import valid_extents
+from pansight.types import Batch, LabelSpace, Prediction
+
+TASKS = ("panoptic", "instance", "semantic", "all")
+PIXEL_DECODERS = ("fpn", "encoder")
+
+
+class MaskFormerOutputs(NamedTuple):
+    class_logits: Tensor  # (B, Q, C + 1), no object last
+    mask_kernels: Tensor  # float32 (B, Q, D, 3, 3): the convolution of `features` that gives a query's mask logits
+    mask_biases: Tensor  # float32 (B, Q)
+    features: Tensor  # (B, D, H / 4, W / 4)
+    extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
+    canvas: Tensor  # int64 (2,): (H, W)
+
+
+class FPNPixelDecoder(nn.Module):
+    """Maps of a backbone, fine to coarse → the features that masks are made of, before their last convolution.
+
+    Top-down by the nearest pixel: a 1×1 convolution of the backbone's map is added, then 3×3; GroupNorm after each.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256):
+        super().__init__()
+        *lateral, top = in_channels
+        self.count = len(in_channels)
+        for level, width in enumerate(lateral, start=1):  # 1 is the finest
+            self.add_module(f"adapter_{level}", ConvGroupNorm(width, channels, 1))
+            self.add_module(f"layer_{level}", ConvGroupNorm(channels, channels, 3))
+        self.add_module(f"layer_{self.count}", ConvGroupNorm(top, channels, 3))
+        self.mask_features = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """maps (B, C_i, h_i, w_i) → (features (B, D, h_1, w_1), what the queries look at (B, C, h, w))."""
+        return self.pyramid(maps), maps[-1]
+
+    def pyramid(self, maps: Sequence[Tensor]) -> Tensor:
+        y = F.relu(self.get_submodule(f"layer_{self.count}")(maps[-1]))
+        for level in range(self.count - 1, 0, -1):
+            lateral = self.get_submodule(f"adapter_{level}")(maps[level - 1])
+            y = lateral + F.interpolate(y, size=lateral.shape[2:], mode="nearest")
+            y = F.relu(self.get_submodule(f"layer_{level}")(y))
+        return y
+
+
+class EncoderPixelDecoder(FPNPixelDecoder):
+    """The same below an encoder: the coarsest map passes `layers` encoder layers first, and queries look at those."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int = 256,
+        heads: int = 8,
+        layers: int = 6,
+        hidden: int = 2048,
+        dropout: float = 0.1,
+    ):
+        super().__init__([*in_channels[:-1], channels], channels)
+        self.input_proj = nn.Conv2d(in_channels[-1], channels, 1)
+        self.encoder = TransformerEncoder(layers, channels, heads, hidden, dropout)
+        nn.init.kaiming_uniform_(self.input_proj.weight, a=1)
+        nn.init.zeros_(self.input_proj.bias)  # pyright: ignore[reportArgumentType]
+        xavier(self.encoder)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        x = self.input_proj(maps[-1])  # (B, D, h, w)
+        positions = whole_positions((x.shape[2], x.shape[3]), x.shape[1], x.device).flatten(1, 2)  # (1, h · w, D)
+        tokens = self.encoder(x.flatten(2).transpose(1, 2), positions)  # (B, h · w, D)
+        encoded = tokens.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, D, h, w)
+        return self.pyramid([*maps[:-1], encoded]), encoded
+
+
+class Predictor(nn.Module):
+    """Queries to classes and mask embeddings, by DETR's decoder; the heads are shared by all layers.
+
+    in_channels: of what the queries look at; None where that has `channels` already and is taken as it is.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | None,
+        classes: int,
+        queries: int = 100,
+        channels: int = 256,
+        heads: int = 8,
+        layers: int = 6,
+        hidden: int = 2048,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.decoder = TransformerDecoder(layers, channels, heads, hidden, dropout)
+        self.query_embed = nn.Embedding(queries, channels)
+        self.input_proj = nn.Identity() if in_channels is None else nn.Conv2d(in_channels, channels, 1)
+        if isinstance(self.input_proj, nn.Conv2d):
+            nn.init.kaiming_uniform_(self.input_proj.weight, a=1)
+            nn.init.zeros_(self.input_proj.bias)  # pyright: ignore[reportArgumentType]
+        self.class_embed = nn.Linear(channels, classes + 1)
+        self.mask_embed = MLP(channels, channels, channels, channels)
+        xavier(self.decoder)
+
+    def forward(self, memory: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+        """memory (B, C, h, w), padding looked at like the image → class logits (L, B, Q, C + 1), mask embeddings
+
+        (L, B, Q, D) of every layer; unless `every`, of the last alone (L = 1).
+        """
+        x = self.input_proj(memory)  # (B, D, h, w)
+        positions = whole_positions((x.shape[2], x.shape[3]), x.shape[1], x.device).flatten(1, 2)
+        hidden = self.decoder(self.query_embed.weight, x.flatten(2).transpose(1, 2), positions, every=every)
+        return self.class_embed(hidden), self.mask_embed(hidden)
+
+
+def xavier(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+class MaskFormer(nn.Module):
+    """`backbone`, `pixel_decoder` and `predictor`.
+
+    settings: the weights of the loss. score_threshold, mask_threshold, overlap: defaults of `decode` (spec 12).
+    top: how many instances the instance task gives.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pixel_decoder: FPNPixelDecoder,
+        predictor: Predictor,
+        labels: LabelSpace,
+        resize: ResizeRule,
+        settings: DenseSettings,
+        score_threshold: float = 0.8,
+        mask_threshold: float = 0.5,
+        overlap: float = 0.8,
+        top: int = 100,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+        self.labels = labels
+        self.resize = resize
+        self.settings = settings
+        self.score_threshold = score_threshold
+        self.mask_threshold = mask_threshold
+        self.overlap = overlap
+        self.top = top
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskFormerOutputs:
+        """images uint8 (B, 3, H, W), any size; valid bool (B, H, W), False on padding.
+
+        Padding is zero after normalisation and looked at like the image, as in the official repository.
+        """
+        features, memory = self.pixel_decoder(self.backbone(images, valid))
+        class_logits, embeddings = self.predictor(memory, every=False)
+        last = self.pixel_decoder.mask_features
+        assert last.bias is not None
+        with torch.autocast(images.device.type, enabled=False):  # little work, and all masks hang on it
+            embeddings = embeddings[0].float()  # (B, Q, D)
+            kernels = torch.einsum("bqe,edyx->bqdyx", embeddings, last.weight.float())
+            biases = embeddings @ last.bias.float()
+        canvas = torch.tensor(images.shape[2:], device=images.device)
+        return MaskFormerOutputs(class_logits[0], kernels, biases, features, valid_extents(images, valid), canvas)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Class, mask (focal) and dice losses, each summed over the layers of the decoder."""
+        features, memory = self.pixel_decoder(self.backbone(batch.images, batch.valid))
+        class_logits, embeddings = self.predictor(memory, every=True)
+        features = self.pixel_decoder.mask_features(features)
+        targets = segment_targets(batch, self.labels)
+        canvas = (batch.images.shape[2], batch.images.shape[3])
+        return dense_set_loss(class_logits, embeddings, features, targets, canvas, self.settings)
+
+    def mask_logits(self, outputs: MaskFormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
+        """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
+        kernels, biases = outputs.mask_kernels[image], outputs.mask_biases[image]
+        if queries is not None:
+            kernels, biases = kernels[queries], biases[queries]
+        features = outputs.features[image : image + 1].float()
+        if not len(biases):
+            return features.new_zeros((0, *features.shape[2:]))
+        return F.conv2d(features, kernels, biases, padding=1)[0]
+
+    def decode(
+        self,
+        outputs: MaskFormerOutputs,
+        sizes: Sequence[tuple[int, int]],
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap: float | None = None,
+        task: str | None = None,
+        hf_compat: bool = False,
+    ) -> list[Prediction]:
+        """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
+
+        task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
+        transformers, which know nothing of padding.
+        """
+        task = task or "panoptic"
+        if task not in TASKS:
+            raise choice_error("task", task, TASKS)
+        score_threshold = self.score_threshold if score_threshold is None else score_threshold
+        mask_threshold = self.mask_threshold if mask_threshold is None else mask_threshold
+        overlap = self.overlap if overlap is None else overlap
+        padded: list[int] = outputs.canvas.tolist()
+        extents: list[list[int]] = outputs.extents.tolist()
+        predictions: list[Prediction] = []
+        for image, (extent, size) in enumerate(zip(extents, sizes, strict=True)):
+            canvas = Canvas((padded[0], padded[1]), (extent[0], extent[1]), size)
+            classes = outputs.class_logits[image].float()
+            panoptic = semantic = instances = None
+            if task in ("panoptic", "all"):
+                kept = keep_queries(classes, score_threshold)
+                masks = self.mask_logits(outputs, image, kept.queries)
+                if hf_compat:
+                    panoptic = fuse_hf(masks, kept, size, self.labels, overlap, mask_threshold)
+                else:
+                    panoptic = fuse_masks(masks, kept, canvas, self.labels, overlap, mask_threshold, cut=False)
+            if task != "panoptic":
+                masks = self.mask_logits(outputs, image)
+                if task != "instance":
+                    semantic = semantic_map(classes, masks, canvas)
+                if task != "semantic":
+                    instances = query_instances(classes, masks, canvas, self.labels, self.top)
+            predictions.append(Prediction(panoptic, semantic, instances))
+        return predictions
+
+
+def maskformer(
+    labels: LabelSpace,
+    backbone: str = "resnet50",
+    pretrained: str = "none",
+    short: int = 800,
+    long: int = 1333,
+    divisor: int = 32,
+    pixel_decoder: str = "fpn",
+    queries: int = 100,
+    channels: int = 256,
+    heads: int = 8,
+    layers: int = 6,
+    hidden: int = 2048,
+    encoder_layers: int = 6,
+    dropout: float = 0.1,
+    class_weight: float = 1.0,
+    mask_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    no_object: float = 0.1,
+    score_threshold: float = 0.8,
+    drop_path: float | None = None,
+    frozen_bn: bool = True,
+    freeze_stages: int = 0,
+) -> MaskFormer:
+    """MaskFormer on any backbone. short, long: the resizing rule in pixels (short 0: keep the size).
+
+    pixel_decoder: "fpn", or "encoder" with `encoder_layers` below it. hidden: of the feed-forward blocks of decoder and
+    encoder. The authors keep queries above score 0.8, on ADE20K 0.7, and pad photos to multiples of 32 (on COCO: 1).
+    """
+    net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages, drop_path=drop_path)
+    if pixel_decoder not in PIXEL_DECODERS:
+        raise choice_error("pixel_decoder", pixel_decoder, PIXEL_DECODERS)
+    is_encoded = pixel_decoder == "encoder"
+    pixels = (
+        EncoderPixelDecoder(net.channels, channels, heads, encoder_layers, hidden, dropout)
+        if is_encoded
+        else FPNPixelDecoder(net.channels, channels)
+    )
+    in_channels = None if is_encoded else net.channels[-1]
+    predictor = Predictor(in_channels, len(labels), queries, channels, heads, layers, hidden, dropout)
+    settings = DenseSettings(class_weight, mask_weight, dice_weight, no_object)
+    rule = ResizeRule(short, long, divisor)
+    return MaskFormer(net, pixels, predictor, labels, rule, settings, score_threshold)
+
+
+def maskformer_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:
+    """45,012,038 parameters besides frozen BatchNorm's buffers, for COCO's 133 classes."""
+    return maskformer(labels, "resnet50.tv_in1k", pretrained, divisor=1, pixel_decoder="encoder", queries=queries)
+
+
+def maskformer_r101(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:
+    """63,951,942 parameters."""
+    return maskformer(labels, "resnet101.tv_in1k", pretrained, divisor=1, pixel_decoder="encoder", queries=queries)
+
+
+def maskformer_swin_tiny(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:
+    """41,752,640 parameters."""
+    return maskformer(labels, "swin_tiny_patch4_window7_224.ms_in1k", pretrained, divisor=1, queries=queries)
+
+
+def maskformer_swin_small(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:
+    """63,070,544 parameters."""
+    return maskformer(labels, "swin_small_patch4_window7_224.ms_in1k", pretrained, divisor=1, queries=queries)
+
+
+def maskformer_swin_base(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:
+    """101,825,022 parameters; windows of 12 pixels."""
+    return maskformer(labels, "swin_base_patch4_window12_384.ms_in22k", pretrained, divisor=1, queries=queries)
+
+
+def maskformer_swin_large(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:
+    """211,571,258 parameters."""
+    return maskformer(labels, "swin_large_patch4_window12_384.ms_in22k", pretrained, divisor=1, queries=queries)
