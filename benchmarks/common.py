@@ -49,6 +49,17 @@ def save(name: str, record: dict[str, Any]) -> Path:
     return path
 
 
+def merge_rows(
+    name: str, facts: dict[str, Any], rows: list[dict[str, Any]], key: tuple[str, ...] = ("what", "settings")
+) -> None:
+    """Add `rows` to benchmarks/results/NAME.json, in place of those with the same `key`: long runs can be cut short."""
+    path = RESULTS / f"{name}.json"
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {tuple(row[k] for k in key): row for row in old}
+    new |= {tuple(row[k] for k in key): row for row in rows}
+    save(name, {**facts, "rows": list(new.values())})
+
+
 def alternate(contenders: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, float]:
     """Median seconds of each contender, run in turns so that drifts of the machine hit all alike."""
     for run in contenders.values():
