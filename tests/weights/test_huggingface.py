@@ -137,6 +137,18 @@ def test_what_config_json_holds_decides(tmp_path: Path) -> None:
     assert "expected a saved model with the keys format_version, model" in complaint(tmp_path / "ours")
 
 
+def test_a_file_out_of_a_folder(folder: Path) -> None:
+    line = complaint(folder / "model.safetensors")
+    assert line.endswith(f"; config.json lies beside it: load the folder {folder}")
+
+
+def test_values_that_no_memory_holds(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"hidden": 10**12}))
+    assert "config.json: expected the settings of a fake, found RuntimeError" in complaint(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"hidden": "4"}))
+    assert "config.json: expected the settings of a fake, found TypeError" in complaint(folder)
+
+
 def test_hub_id(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))

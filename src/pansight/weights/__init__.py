@@ -7,7 +7,7 @@ from typing import Any
 
 from pansight.errors import PansightError
 from pansight.weights import detectron2, licences, torchvision
-from pansight.weights.native import HUB_ID, download, find_folder, load_folder, save_model
+from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
 
@@ -40,4 +40,6 @@ def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
             licences.show_file(str(path), layout, loaded[1])
             return loaded
     some = ", ".join(list(state)[:3])
-    raise PansightError(f"{path}: expected a checkpoint of {' or '.join(ORIGINS)}, found tensors {some} …")
+    parent = Path(path).parent
+    hint = f"; {CONFIG} lies beside it: load the folder {parent}" if (parent / CONFIG).is_file() else ""
+    raise PansightError(f"{path}: expected a checkpoint of {' or '.join(ORIGINS)}, found tensors {some} …{hint}")

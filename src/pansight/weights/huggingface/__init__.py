@@ -60,7 +60,8 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
     labels = label_space(config, f"{source}: {CONFIG}")
     try:
         model, name, options = system(model_type).load(config, state, labels, source)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a config whose values are of another kind
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        # a config whose values are of another kind, or too large for the memory
         found = f"{type(error).__name__}: {error}"
         raise PansightError(
             f"{source}: {CONFIG}: expected the settings of a {model_type}, found {found:.200}"
