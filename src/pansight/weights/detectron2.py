@@ -39,10 +39,18 @@ def _block(match: re.Match[str]) -> str:
     return f"{BACKBONE}layer{stage}.{block}.{'bn' if norm else 'conv'}{unit[-1]}.{part}"
 
 
+def resnet_rules(prefix: str) -> list[Rule]:
+    """The ResNet of every repository that is built on detectron2; prefix: what its keys begin with."""
+    prefix = re.escape(prefix)
+    return [
+        (prefix + r"stem\.conv1\.weight", BACKBONE + "conv1.weight"),
+        (prefix + rf"stem\.conv1\.norm\.{NORM}", BACKBONE + r"bn1.\1"),
+        (prefix + rf"res([2-5])\.(\d+)\.(shortcut|conv[123])\.(weight|norm\.{NORM})", _block),
+    ]
+
+
 RULES: list[Rule] = [
-    (r"backbone\.bottom_up\.stem\.conv1\.weight", BACKBONE + "conv1.weight"),
-    (rf"backbone\.bottom_up\.stem\.conv1\.norm\.{NORM}", BACKBONE + r"bn1.\1"),
-    (rf"backbone\.bottom_up\.res([2-5])\.(\d+)\.(shortcut|conv[123])\.(weight|norm\.{NORM})", _block),
+    *resnet_rules("backbone.bottom_up."),
     (r"backbone\.fpn_lateral([2-5])\.(weight|bias)", lambda m: f"fpn.lateral.{int(m[1]) - 2}.{m[2]}"),
     (r"backbone\.fpn_output([2-5])\.(weight|bias)", lambda m: f"fpn.output.{int(m[1]) - 2}.{m[2]}"),
     (r"proposal_generator\.rpn_head\.conv\.(weight|bias)", r"rcnn.rpn.conv.0.\1"),
