@@ -1,0 +1,210 @@
+"""transformers' DetrForSegmentation and DetrForObjectDetection (Apache-2.0) to ours and back.
+
+Versions 4 and 5 of transformers write one layout, that of version 4; version 5 has other names in memory, which are
+read too. The backbone is timm's under timm's names or transformers' own ResNet; files are written with timm's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pansight.errors import PansightError
+from pansight.models import build, builder_options
+from pansight.types import LabelSpace
+from pansight.weights.huggingface.backbones import backbone_name, from_hf
+from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
+
+MODEL_TYPES = ("detr",)
+
+WB = r"(weight|bias)"
+NORMS = {
+    "encoder": {"self_attn_layer_norm": "norm1", "final_layer_norm": "norm2"},
+    "decoder": {"self_attn_layer_norm": "norm1", "encoder_attn_layer_norm": "norm2", "final_layer_norm": "norm3"},
+}
+ATTENTIONS = {"self_attn": "self_attn", "encoder_attn": "multihead_attn"}
+STAGES = {"fpn_adapter": "adapter{}", "refine.conv": "lay{}", "refine.norm": "gn{}"}
+BACKBONE_PREFIX = re.compile(r"model\.backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?")
+
+
+def _stage(match: re.Match[str]) -> str:
+    """``fpn_stages.0.refine.conv`` → lay3; ``.fpn_adapter`` → adapter1"""
+    number = int(match[1]) + (1 if match[2] == "fpn_adapter" else 3)
+    return f"mask_head.{STAGES[match[2]].format(number)}.{match[3]}"
+
+
+RULES: list[Rule] = [
+    (rf"model\.input_projection\.{WB}", r"input_proj.\1"),
+    (r"model\.query_position_embeddings\.weight", "query_embed.weight"),
+    (
+        rf"model\.(encoder|decoder)\.layers\.(\d+)\.(self_attn|encoder_attn)\.([qkv])_proj\.{WB}",
+        lambda m: f"transformer.{m[1]}.layers.{m[2]}.{ATTENTIONS[m[3]]}.{m[4]}_proj.{m[5]}",
+    ),
+    (
+        rf"model\.(encoder|decoder)\.layers\.(\d+)\.(self_attn|encoder_attn)\.(?:out|o)_proj\.{WB}",
+        lambda m: f"transformer.{m[1]}.layers.{m[2]}.{ATTENTIONS[m[3]]}.out_proj.{m[4]}",
+    ),
+    (rf"model\.(encoder|decoder)\.layers\.(\d+)\.(?:mlp\.)?fc(\d)\.{WB}", r"transformer.\1.layers.\2.linear\3.\4"),
+    (
+        rf"model\.(encoder|decoder)\.layers\.(\d+)\.(\w+_layer_norm)\.{WB}",
+        lambda m: f"transformer.{m[1]}.layers.{m[2]}.{NORMS[m[1]].get(m[3], m[3])}.{m[4]}",
+    ),
+    (rf"model\.decoder\.layernorm\.{WB}", r"transformer.decoder.norm.\1"),
+    (rf"class_labels_classifier\.{WB}", r"class_embed.\1"),
+    (rf"bbox_predictor\.layers\.(\d)\.{WB}", r"bbox_embed.layers.\1.\2"),
+    (rf"bbox_attention\.([qk])_(?:linear|proj)\.{WB}", r"bbox_attention.\1_linear.\2"),
+    (rf"(mask_head\.(?:lay|gn|adapter)\d)\.{WB}", r"\1.\2"),
+    (rf"mask_head\.conv(\d)\.conv\.{WB}", r"mask_head.lay\1.\2"),
+    (rf"mask_head\.conv(\d)\.norm\.{WB}", r"mask_head.gn\1.\2"),
+    (rf"mask_head\.fpn_stages\.(\d)\.(fpn_adapter|refine\.conv|refine\.norm)\.{WB}", _stage),
+    (rf"mask_head\.(?:out_lay|output_conv)\.{WB}", r"mask_head.out_lay.\1"),
+]
+
+SETTINGS = {
+    "d_model": "channels",
+    "encoder_attention_heads": "heads",
+    "encoder_ffn_dim": "hidden",
+    "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers",
+    "dropout": "dropout",
+    "num_queries": "queries",
+    "dilation": "dilate",
+    "bbox_loss_coefficient": "box_weight",
+    "giou_loss_coefficient": "giou_weight",
+    "mask_loss_coefficient": "mask_weight",
+    "dice_loss_coefficient": "dice_weight",
+    "eos_coefficient": "no_object",
+}
+"""config.json → options of our builders; their defaults are the same."""
+
+EXPECTED = {"position_embedding_type": "sine", "activation_function": "relu", "num_channels": 3}
+
+
+def renamed(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """transformers' keys, old or new, to ours. Raises PansightError naming a key of another layout."""
+    plain = {key.removeprefix("detr."): tensor for key, tensor in state.items() if "num_batches_tracked" not in key}
+    prefix = next((match[0] for key in plain if (match := BACKBONE_PREFIX.match(key))), "model.backbone.")
+    if any(key.startswith(prefix + "embedder.") for key in plain):
+        backbone, rest = from_hf(plain, prefix, source)
+    else:
+        backbone = {BACKBONE + k.removeprefix(prefix): t for k, t in plain.items() if k.startswith(prefix)}
+        rest = {key: tensor for key, tensor in plain.items() if not key.startswith(prefix)}
+    ours = rename(rest, RULES, "", source)
+    return backbone | join_rows(ours, rf"(.+attn\.)(?P<part>[qkv])_proj\.{WB}", "qkv", r"\1in_proj_\3", source)
+
+
+def load(
+    config: dict[str, Any], state: Mapping[str, Tensor], labels: LabelSpace, source: str
+) -> tuple[Any, str, dict[str, Any]]:
+    """→ (model, "detr" or "detr_panoptic", options). Raises PansightError where config and tensors do not agree."""
+    for key, expected in EXPECTED.items():
+        if (found := config.get(key, expected)) != expected:
+            raise PansightError(f"{source}: config.json: expected {key} {expected}, found {found!r:.80}")
+    for size in ("attention_heads", "ffn_dim"):
+        one, other = (config.get(f"{part}_{size}") for part in ("encoder", "decoder"))
+        if one != other:
+            raise PansightError(f"{source}: config.json: expected one {size} of both parts, found {one} and {other}")
+    name = "detr_panoptic" if any(key.startswith("mask_head.") for key in state) else "detr"
+    known = builder_options(name)
+    options = {ours: config[theirs] for theirs, ours in SETTINGS.items() if theirs in config and ours in known}
+    options = {"backbone": _backbone(config, source)} | options
+    model: Any = build(name, labels, **options)
+    load_strictly(model, renamed(state, source), source)
+    return model.eval(), name, options
+
+
+def _backbone(config: dict[str, Any], source: str) -> str:
+    """The timm name; at the top of config.json in files of transformers 4, in backbone_config in those of 5."""
+    inner = config.get("backbone_config")
+    if inner is None:
+        return config.get("backbone") or "resnet50"
+    if inner.get("model_type") == "timm_backbone":
+        return inner["backbone"]
+    return backbone_name(inner, source)
+
+
+def export(model: Any, name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """→ (config.json without its classes, tensors, preprocessor_config.json).
+
+    Raises PansightError for a class head with hidden layers, or a backbone other than timm's of a stem and four stages.
+    """
+    info: Any = getattr(model.backbone.features, "feature_info", None)
+    if (builder_options(name) | options).get("class_hidden"):
+        raise PansightError(f"{name}: expected a class head of one layer, which transformers has, found more")
+    if info is None or len(info.info) != 5:
+        raise PansightError(f"{name}: expected a timm backbone of a stem and four stages, found another kind")
+    is_panoptic = model.mask_head is not None
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items() if "num_batches_tracked" not in key}
+    tensors = rename(split_rows(state, *SPLIT), INVERSE, "", name)
+    if is_panoptic:
+        heads = ("mask_head.", "bbox_attention.")
+        tensors = {k if k.startswith(heads) else f"detr.{k}": tensor for k, tensor in tensors.items()}
+    return _config(model, is_panoptic), tensors, _processor(model, is_panoptic)
+
+
+SPLIT = rf"(transformer\..+attn\.)in_proj_{WB}", "qkv", r"\1{part}_proj.\2"
+
+INVERSE: list[Rule] = [
+    (re.escape(BACKBONE) + r"(.+)", r"model.backbone.conv_encoder.model.\1"),
+    (rf"input_proj\.{WB}", r"model.input_projection.\1"),
+    (r"query_embed\.weight", "model.query_position_embeddings.weight"),
+    (r"transformer\.(.+)\.multihead_attn\.(.+)", r"model.\1.encoder_attn.\2"),
+    (r"transformer\.(.+)\.self_attn\.(.+)", r"model.\1.self_attn.\2"),
+    (rf"transformer\.(.+)\.linear(\d)\.{WB}", r"model.\1.fc\2.\3"),
+    (
+        rf"transformer\.(encoder|decoder)\.layers\.(\d+)\.(norm\d)\.{WB}",
+        lambda m: f"model.{m[1]}.layers.{m[2]}.{next(k for k, v in NORMS[m[1]].items() if v == m[3])}.{m[4]}",
+    ),
+    (rf"transformer\.decoder\.norm\.{WB}", r"model.decoder.layernorm.\1"),
+    (rf"class_embed\.{WB}", r"class_labels_classifier.\1"),
+    (r"bbox_embed\.(.+)", r"bbox_predictor.\1"),
+    (r"((?:bbox_attention|mask_head)\..+)", r"\1"),
+]
+
+
+def _config(model: Any, is_panoptic: bool) -> dict[str, Any]:
+    layer = model.transformer.decoder.layers[0]
+    weights = model.weights
+    config: dict[str, Any] = {
+        "model_type": "detr",
+        "architectures": ["DetrForSegmentation" if is_panoptic else "DetrForObjectDetection"],
+        "use_timm_backbone": True,
+        "backbone": model.backbone.features.default_cfg["architecture"],
+        "backbone_config": None,
+        "use_pretrained_backbone": False,
+        "dilation": model.backbone.strides[-1] == 16,
+        "d_model": model.query_embed.embedding_dim,
+        "num_queries": model.query_embed.num_embeddings,
+        "encoder_layers": len(model.transformer.encoder.layers),
+        "decoder_layers": len(model.transformer.decoder.layers),
+        "dropout": layer.dropout.p,
+        "auxiliary_loss": False,  # transformers 5 normalises twice where it is on
+        "eos_coefficient": weights.no_object,
+    }
+    for part in ("encoder", "decoder"):
+        config[f"{part}_attention_heads"] = layer.self_attn.heads
+        config[f"{part}_ffn_dim"] = layer.linear1.out_features
+    terms = {"bbox": weights.box, "giou": weights.giou, "mask": weights.mask, "dice": weights.dice}
+    numbers = {f"{term}_loss_coefficient": value for term, value in terms.items()}
+    numbers |= {"class_cost": weights.classes, "bbox_cost": weights.box, "giou_cost": weights.giou}
+    # transformers takes whole numbers alone; others, which matter in training only, stay at its defaults
+    return config | {key: int(value) for key, value in numbers.items() if value == int(value)}
+
+
+def _processor(model: Any, is_panoptic: bool) -> dict[str, Any]:
+    normalize, rule = model.backbone.normalize, model.resize
+    return {
+        "image_processor_type": "DetrImageProcessor",
+        "format": "coco_panoptic" if is_panoptic else "coco_detection",
+        "do_resize": rule.short > 0,
+        "size": {"shortest_edge": rule.short or 800, "longest_edge": rule.long or 1333},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [v / 255 for v in normalize.mean.flatten().tolist()],
+        "image_std": [1 / (255 * v) for v in normalize.scale.flatten().tolist()],
+        "do_pad": True,
+    }
