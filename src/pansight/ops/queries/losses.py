@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,24 +103,24 @@ def point_set_loss(
         points = draw(len(targets), settings.points, 2, device=device)  # (B, K, 2)
         matches = _match(class_logits, mask_embeddings, features, targets, points, canvas, settings)
         classes = set_class_loss(class_logits, matches, labels, settings.no_object).sum()
-        nothing = 0.0 * (mask_embeddings.sum() + sum(f.sum() for f in {id(f): f for f in features}.values()))
-        binary, dice = nothing.float(), nothing.float()
-        for layer, feature in enumerate(features):
-            chosen = matches.layer == layer
-            pairs = Matches(*(column[chosen] for column in matches))
-            if not len(pairs.query):
+        binary, dice = [0.0 * mask_embeddings.sum()], [0.0 * features[0].float().sum()]  # a part of the graph always
+        embeddings = mask_embeddings[matches.layer, matches.image, matches.query]  # (M, D) of all layers
+        of_layer = torch.bincount(matches.layer, minlength=len(features)).tolist()
+        masks = _pair_masks(embeddings, features, matches, of_layer)  # L of (M of the layer, h, w)
+        columns = [column.split(of_layer) for column in matches]
+        for mask, *pairs in zip(masks, *columns, strict=True):
+            if not len(mask):
+                binary.append(0.0 * mask.sum())
                 continue
-            embeddings = mask_embeddings[layer, pairs.image, pairs.query]  # (M, D)
-            masks = _pair_masks(embeddings, feature.float(), pairs.image)  # (M, h, w)
-            where, wanted = _loss_points(masks.detach(), pairs, targets, canvas, settings, draw)
-            logits = _sample(masks, where)  # (M, K)
-            binary = binary + binary_loss(logits, wanted).sum()
-            dice = dice + dice_loss(logits, wanted).sum()
+            where, wanted = _loss_points(mask.detach(), Matches(*pairs), targets, canvas, settings, draw)
+            logits = _sample(mask, where)  # (M, K)
+            binary.append(binary_loss(logits, wanted).sum())
+            dice.append(dice_loss(logits, wanted).sum())
     total = max(1, sum(counts))
     return {
         "class": settings.class_weight * classes,
-        "mask": settings.binary_weight * binary / total,
-        "dice": settings.dice_weight * dice / total,
+        "mask": settings.binary_weight * torch.stack(binary).sum() / total,
+        "dice": settings.dice_weight * torch.stack(dice).sum() / total,
     }
 
 
@@ -132,7 +133,10 @@ def _match(
     canvas: tuple[int, int],
     settings: PointSettings,
 ) -> Matches:
-    """The assignment of all layers by one cost tensor. Sampling is linear, so features are sampled, not masks."""
+    """The assignment of all layers by one cost tensor; masks at the points of an image (B, K, 2) only.
+
+    Sampling is linear: it acts on the features, or on the masks of one layer, whichever is less work.
+    """
     labels, counts = padded_labels(targets)
     with torch.no_grad():
         cost = settings.class_weight * class_cost(class_logits, labels)  # (L, B, Q, N)
@@ -140,12 +144,16 @@ def _match(
             if not counts[image]:
                 continue
             wanted = sample_masks(target, points[image], canvas).unsqueeze(0)  # (1, N, K)
-            sampled: dict[int, Tensor] = {}
+            near, weights = _neighbours(points[image], features[0].shape[2:])  # (K, 4) both
+            table = near  # of each map, below
+            few = features[0][0, 0].numel() <= len(near)
             for layer, feature in enumerate(features):
-                if id(feature) not in sampled:  # often one map serves all layers
-                    sampled = {id(feature): _sample_features(feature[image].float(), points[image])}  # (D, K)
-                logits = mask_embeddings[layer, image] @ sampled[id(feature)]  # (Q, K)
-                binary, dice = mask_cost(logits[None, None], wanted)
+                if layer == 0 or feature is not features[layer - 1]:  # often one map serves all layers
+                    pixels = feature[image].float().flatten(1).T  # (h · w, D)
+                    table = pixels if few else _weighted(pixels, near, weights)  # (h · w, D) or (K, D)
+                logits = table @ mask_embeddings[layer, image].T  # (h · w or K, Q)
+                logits = _weighted(logits, near, weights) if few else logits  # (K, Q)
+                binary, dice = mask_cost(logits.T[None, None], wanted)
                 part = settings.binary_weight * binary + settings.dice_weight * dice
                 cost[layer, image, :, : counts[image]] += part[0, 0]
     return hungarian(cost, counts)
@@ -156,15 +164,56 @@ def _sample(masks: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(masks.unsqueeze(1), 2 * points.unsqueeze(1) - 1, align_corners=False)[:, 0, 0]
 
 
-def _sample_features(feature: Tensor, points: Tensor) -> Tensor:
-    """(D, h, w), points (P, 2) → (D, P)."""
-    return F.grid_sample(feature.unsqueeze(0), 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+def _neighbours(points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The 4 pixels around each point and their bilinear weights, 0 outside: (P, 2) → int64 (P, 4), float32 (P, 4)."""
+    height, width = size
+    position = points * points.new_tensor([width, height]) - 0.5
+    low = position.floor()
+    far = position - low
+    corner = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=points.device)  # x, y
+    pixel = low.long().unsqueeze(1) + corner  # (P, 4, 2)
+    weight = torch.where(corner == 1, far.unsqueeze(1), 1 - far.unsqueeze(1)).prod(2)
+    inside = ((pixel >= 0) & (pixel < torch.tensor([width, height], device=points.device))).all(2)
+    return (pixel[..., 1] * width + pixel[..., 0]).where(inside, 0), weight * inside
 
 
-def _pair_masks(embeddings: Tensor, feature: Tensor, image: Tensor) -> Tensor:
-    """The mask logits of each pair, from the map of its image: (M, D), (B, D, h, w), image rising (M,) → (M, h, w)."""
-    parts = [embeddings[image == b] @ feature[b].flatten(1) for b in range(len(feature))]  # (m, h · w) each
-    return torch.cat(parts).unflatten(1, feature.shape[2:])
+def _weighted(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of 4 rows each: (R, D), (P, 4), (P, 4) → (P, D)."""
+    return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
+
+
+def _pair_masks(
+    embeddings: Tensor, features: Sequence[Tensor], matches: Matches, of_layer: Sequence[int]
+) -> list[Tensor]:
+    """The mask logits of each pair, from the map of its layer and image: (M, D) → L of (M of the layer, h, w).
+
+    Pairs are by layer, then image. Layers that share a map are one product an image, and one sum of gradients.
+    """
+    result: list[Tensor] = []
+    start = 0
+    while start < len(features):
+        feature = features[start]
+        stop = start + 1
+        while stop < len(features) and features[stop] is feature:
+            stop += 1
+        group = (matches.layer >= start) & (matches.layer < stop)
+        image = matches.image[group]  # (m,)
+        order = image.argsort(stable=True)
+        parts = embeddings[group][order].split(torch.bincount(image, minlength=len(feature)).tolist())
+        maps = feature.float().flatten(2).unbind(0)  # B of (D, h · w)
+        masks = torch.cat([part @ pixels for part, pixels in zip(parts, maps, strict=True)])
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        masks = masks[back].unflatten(1, feature.shape[2:])  # (m, h, w), by layer again
+        result += masks.split(list(of_layer[start:stop]))
+        start = stop
+    return result
+
+
+def _smallest(values: Tensor, count: int) -> Tensor:
+    """Where the `count` least values of each row are, in any order: (M, P) → int64 (M, count)."""
+    if values.device.type == "cpu":  # several times as fast as topk
+        return torch.from_numpy(np.argpartition(values.numpy(), count - 1, axis=1)[:, :count])
+    return values.topk(count, dim=1, largest=False, sorted=False).indices
 
 
 def _loss_points(
@@ -180,7 +229,7 @@ def _loss_points(
         count, device = len(masks), masks.device
         uncertain = int(settings.importance * settings.points)
         points = draw(count, int(settings.oversample * settings.points), 2, device=device)
-        best = _sample(masks, points).abs().topk(uncertain, dim=1, largest=False, sorted=False).indices  # (M, U)
+        best = _smallest(_sample(masks, points).abs_(), uncertain)  # (M, U)
         points = points.gather(1, best.unsqueeze(2).expand(-1, -1, 2))  # (M, U, 2)
         if settings.points > uncertain:
             points = torch.cat((points, draw(count, settings.points - uncertain, 2, device=device)), dim=1)

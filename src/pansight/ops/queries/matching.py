@@ -78,13 +78,17 @@ def mask_cost(point_logits: Tensor, point_targets: Tensor) -> tuple[Tensor, Tens
     logits, targets = point_logits.float(), point_targets.float()
     with torch.autocast(logits.device.type, enabled=False):
         # −t log σ(x) − (1 − t) log(1 − σ(x)) = softplus(x) − t x: one product instead of two
-        columns = targets.transpose(1, 2)  # (B, P, N)
         total = F.softplus(logits).sum(-1, keepdim=True)  # (L, B, Q, 1)
-        binary = (total - logits @ columns) / logits.shape[-1]
+        binary = (total - _products(logits, targets)) / logits.shape[-1]
         probability = logits.sigmoid()
         size = probability.sum(-1, keepdim=True) + targets.sum(-1)[:, None]  # (L, B, Q, N)
-        dice = 1 - (2 * (probability @ columns) + 1) / (size + 1)
+        dice = 1 - (2 * _products(probability, targets) + 1) / (size + 1)
     return binary, dice
+
+
+def _products(values: Tensor, targets: Tensor) -> Tensor:
+    """Σ over P of all pairs: (L, B, Q, P), (B, N, P) → (L, B, Q, N). The few targets come first: twice as fast."""
+    return (targets @ values.transpose(2, 3)).transpose(2, 3)
 
 
 def focal_cost(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -94,5 +98,5 @@ def focal_cost(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
         probability = logits.sigmoid()
         inside = alpha * (1 - probability) ** gamma * F.softplus(-logits)  # what a pixel of the segment costs
         outside = (1 - alpha) * probability**gamma * F.softplus(logits)  # and any other
-        both = outside.sum(-1, keepdim=True) + (inside - outside) @ targets.transpose(1, 2)
+        both = outside.sum(-1, keepdim=True) + _products(inside - outside, targets)
     return both / logits.shape[-1]
