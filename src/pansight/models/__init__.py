@@ -43,6 +43,15 @@ from pansight.models.mask_rcnn import (
     mask_rcnn_r50_tv_v2,
     mask_rcnn_r101_d2,
 )
+from pansight.models.maskformer import (
+    maskformer,
+    maskformer_r50,
+    maskformer_r101,
+    maskformer_swin_base,
+    maskformer_swin_large,
+    maskformer_swin_small,
+    maskformer_swin_tiny,
+)
 from pansight.models.panoptic_fpn import panoptic_fpn, panoptic_fpn_r50_d2, panoptic_fpn_r101_d2
 from pansight.types import LabelSpace
 
@@ -60,6 +69,13 @@ MODELS: dict[str, Callable[..., Any]] = {
     "panoptic_fpn": panoptic_fpn,
     "panoptic_fpn_r50_d2": panoptic_fpn_r50_d2,
     "panoptic_fpn_r101_d2": panoptic_fpn_r101_d2,
+    "maskformer": maskformer,
+    "maskformer_r50": maskformer_r50,
+    "maskformer_r101": maskformer_r101,
+    "maskformer_swin_tiny": maskformer_swin_tiny,
+    "maskformer_swin_small": maskformer_swin_small,
+    "maskformer_swin_base": maskformer_swin_base,
+    "maskformer_swin_large": maskformer_swin_large,
     "mask2former": mask2former,
     "mask2former_r50": mask2former_r50,
     "mask2former_r101": mask2former_r101,
