@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from pansight.errors import PansightError
-from pansight.weights import detectron2, licences, torchvision
+from pansight.weights import detectron2, detr, eomt, licences, maskformer, torchvision
+from pansight.weights.keys import MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
 
 __all__ = ["ORIGINS", "TransferReport", "load_model", "read_tensors", "save_model", "transfer"]
 
-ORIGINS = {"torchvision": torchvision, "detectron2": detectron2}
+ORIGINS = {
+    "torchvision": torchvision,
+    "detectron2": detectron2,
+    "detr": detr,
+    "maskformer": maskformer,
+    "eomt": eomt,
+}
 """Each has ``recognises(state) -> bool`` and ``load(state, source) -> (model, name, options)``."""
 
 
@@ -36,7 +43,11 @@ def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
     state = read_tensors(path)
     for layout, origin in ORIGINS.items():
         if origin.recognises(state):
-            loaded = origin.load(state, str(path))
+            try:
+                loaded = origin.load(state, str(path))
+            except MISFITS as error:
+                found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise PansightError(f"{path}: expected a whole checkpoint ({layout}), found {found:.200}") from error
             licences.show_file(str(path), layout, loaded[1])
             return loaded
     some = ", ".join(list(state)[:3])

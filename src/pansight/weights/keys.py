@@ -17,6 +17,10 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 """A pattern that must match a whole key, and its replacement as in re.sub."""
 
 
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+"""What building and filling a model raises where a file's values are of another kind, or too large for the memory."""
+
+
 def rename(state: Mapping[str, Tensor], rules: Iterable[Rule], ignored: str, source: str) -> dict[str, Tensor]:
     """Every key by the first rule that matches it; keys that match `ignored` are left out.
 

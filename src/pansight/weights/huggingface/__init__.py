@@ -17,6 +17,7 @@ from pansight.errors import PansightError
 from pansight.files import read_json, safe_join
 from pansight.weights.huggingface.labels import label_space
 from pansight.weights.huggingface.processor import apply_processor
+from pansight.weights.keys import MISFITS
 from pansight.weights.unpickle import read_tensors
 
 CONFIG = "config.json"
@@ -60,9 +61,8 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
     labels = label_space(config, f"{source}: {CONFIG}")
     try:
         model, name, options = system(model_type).load(config, state, labels, source)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        # a config whose values are of another kind, or too large for the memory
-        found = f"{type(error).__name__}: {error}"
+    except MISFITS as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PansightError(
             f"{source}: {CONFIG}: expected the settings of a {model_type}, found {found:.200}"
         ) from error
