@@ -8,13 +8,14 @@ at, and only cells near a border get the argmax at full size (`contest`): the re
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pansight.ops.fusion.contest import Canvas, canvas_rows, contest, nearest_source
+from pansight.ops.fusion.contest import Canvas, canvas_rows, contest, nearest_source, painted
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
 
 __all__ = ["Canvas", "Kept", "fuse_detr", "fuse_hf", "fuse_masks", "keep_queries", "query_instances", "semantic_map"]
@@ -52,9 +53,10 @@ def fuse_detr(mask_logits: Tensor, kept: Kept, canvas: Canvas, labels: LabelSpac
     categories: list[int] = kept.categories.tolist()
     first = [k if labels[c].is_thing else categories.index(c) for k, c in enumerate(categories)]
     alive = list(range(len(categories)))
+    seen = canvas._replace(size=canvas.extent)
     while alive:
         chosen = torch.tensor(alive, device=mask_logits.device)
-        found = contest(mask_logits[chosen], kept.scores[chosen], canvas._replace(size=canvas.extent), "never", 0.0)
+        found = contest(mask_logits[chosen], kept.scores[chosen], seen, "never", -math.inf)
         code = _nearest(found.code, canvas.size)
         pixels = torch.bincount(code.flatten() >> 1, minlength=len(alive)).tolist()
         if len(alive) == len(categories):
@@ -162,7 +164,7 @@ def _painted(code: Tensor, numbers: list[tuple[int, int]], rows: list[Segment]) 
     if not numbers:
         return _void((code.shape[0], code.shape[1]), code.device)
     table = torch.tensor(numbers, dtype=torch.int32, device=code.device).flatten()  # (2 K,)
-    return PanopticSegmentation(table[code.int()], tuple(rows))
+    return PanopticSegmentation(painted(code, table), tuple(rows))
 
 
 def _void(size: tuple[int, int], device: torch.device) -> PanopticSegmentation:

@@ -8,16 +8,19 @@ from typing import Any, TypeVar, cast
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function, reorder_sums: bool = False) -> Function:
+def compiled(function: Function, reorder_sums: bool = False, fuse_products: bool = False) -> Function:
     """Compile at the first call, and keep the machine code on disk; other Python threads go on while it runs.
 
     reorder_sums: long sums may be taken in several parts, as vector instructions do; NaN and inf stay what they are.
+    fuse_products: a · b + c may be rounded once, as torch's own loops have it.
     Where no folder for the machine code can be written (a read-only installation without a home), it is made anew in
     every process.
     """
     from numba import njit  # type: ignore[import-untyped]
 
-    fastmath = {"reassoc", "contract", "nsz"} if reorder_sums else False
+    fastmath: set[str] | bool = {"contract"} if fuse_products else False
+    if reorder_sums:
+        fastmath = {"reassoc", "contract", "nsz"}
     try:
         return cast(Function, njit(nogil=True, cache=True, fastmath=fastmath)(function))
     except RuntimeError:
