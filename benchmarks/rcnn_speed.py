@@ -26,10 +26,10 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from common import alternate, save
+from pansight.data.categories.coco import coco_91
 from pansight.models import build
 from pansight.ops.targets import boxes_of_ids
 from pansight.types import Batch, PanopticSegmentation, Segment
-from pansight.weights.coco_labels import coco_91
 from pansight.weights.torchvision import renamed
 
 CONTENDERS = ("torchvision", "ours")

@@ -10,6 +10,7 @@ import torch
 from contract import LABELS, assert_close, flat, shapes_batch, void_batch
 from torch import Tensor
 
+from pansight.data.categories.coco import coco_panoptic
 from pansight.errors import PansightError
 from pansight.models.eomt import (
     EoMT,
@@ -25,7 +26,6 @@ from pansight.models.eomt import (
 )
 from pansight.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pansight.types import LabelSpace
-from pansight.weights.coco_labels import coco_panoptic
 
 TINY: dict[str, Any] = {"size": 64, "queries": 6, "blocks": 2, "points": 64}
 LEARNED = TINY | {"vit_options": {"embed_dim": 32, "depth": 3, "num_heads": 2, "init_values": 1.0}}

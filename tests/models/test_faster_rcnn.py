@@ -7,8 +7,8 @@ import torch
 from torchvision.models import detection
 from twins import calibrate, load, photo, small_twins
 
+from pansight.data.categories.coco import coco_91, coco_things
 from pansight.models import build
-from pansight.weights.coco_labels import coco_91, coco_things
 
 
 @pytest.mark.parametrize("size", [(128, 160), (160, 96), (97, 160)])

@@ -8,12 +8,12 @@ from torch import Tensor
 from torchvision.models import detection
 from twins import SIDE, calibrate, load, photo, small_twins
 
+from pansight.data.categories.coco import coco_91, coco_things
 from pansight.models import build
 from pansight.ops.boxes import box_iou_matrix
 from pansight.ops.roi import make_pyramid
 from pansight.ops.targets import instance_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Segment
-from pansight.weights.coco_labels import coco_91, coco_things
 
 TINY = {"backbone": "resnet10t", "fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8}
 

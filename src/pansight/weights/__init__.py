@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pansight.errors import PansightError
-from pansight.weights import detectron2, detr, eomt, licences, maskformer, torchvision
+from pansight.weights import detectron2, detr, eomt, licences, mask2former, maskformer, torchvision
 from pansight.weights.keys import MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
 from pansight.weights.transfer import TransferReport, transfer
@@ -19,6 +19,7 @@ ORIGINS = {
     "detectron2": detectron2,
     "detr": detr,
     "maskformer": maskformer,
+    "mask2former": mask2former,
     "eomt": eomt,
 }
 """Each has ``recognises(state) -> bool`` and ``load(state, source) -> (model, name, options)``."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pansight.data.categories.coco import coco_panoptic, coco_things
 from pansight.errors import PansightError
 from pansight.models import build
 from pansight.types import LabelSpace
-from pansight.weights.coco_labels import coco_panoptic, coco_things
 from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
 from pansight.weights.unpickle import read_tensors
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pansight.data.categories.coco import coco_ids
 from pansight.models import build
 from pansight.types import LabelSpace
-from pansight.weights.coco_labels import coco_ids
 from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
 
 WB = r"(?:weight|bias)"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pansight.data.categories import category_table
+from pansight.data.categories.coco import coco_panoptic, coco_things
 from pansight.errors import PansightError
 from pansight.models.eomt import (
     EoMT,
@@ -35,7 +36,6 @@ from pansight.models.eomt import (
     eomt_small_640,
 )
 from pansight.types import LabelSpace
-from pansight.weights.coco_labels import coco_panoptic, coco_things
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, rows
 from pansight.weights.unpickle import read_tensors
 

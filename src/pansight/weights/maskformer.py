@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from pansight.data.categories import category_table
+from pansight.data.categories.coco import coco_panoptic, coco_things
 from pansight.models import build
 from pansight.nn.swin import SwinSize, swin_name
 from pansight.types import LabelSpace
-from pansight.weights.coco_labels import coco_panoptic, coco_things
 from pansight.weights.detectron2 import resnet_rules
 from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
 

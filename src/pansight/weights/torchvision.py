@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pansight.data.categories.coco import coco_91
 from pansight.models import build
 from pansight.types import LabelSpace
-from pansight.weights.coco_labels import coco_91
 from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
 
 PARTS = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
