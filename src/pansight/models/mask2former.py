@@ -233,7 +233,8 @@ class Mask2Former(nn.Module):
                 kept = keep_queries(classes, score_threshold)
                 masks = self.mask_logits(outputs, image, kept.queries)
                 if hf_compat:
-                    masks = F.interpolate(masks[None], (HF_SIDE, HF_SIDE), mode="bilinear", align_corners=False)[0]
+                    if len(masks):  # nothing cannot be resized
+                        masks = F.interpolate(masks[None], (HF_SIDE, HF_SIDE), mode="bilinear", align_corners=False)[0]
                     panoptic = fuse_hf(masks, kept, size, self.labels, overlap, mask_threshold)
                 else:
                     panoptic = fuse_masks(masks, kept, canvas, self.labels, overlap, mask_threshold, cut=True)

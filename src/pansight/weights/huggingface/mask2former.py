@@ -99,8 +99,12 @@ EXPECTED = {
 
 
 def renamed(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """transformers' keys, of any version, to ours, one to one. Raises PansightError naming a key of another layout."""
-    backbone, rest = from_hf(state, BACKBONE_PREFIX, source)
+    """transformers' keys, of any version, to ours, one to one; BatchNorm's counters are left out.
+
+    Raises PansightError naming a key of another layout.
+    """
+    counted = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    backbone, rest = from_hf(counted, BACKBONE_PREFIX, source)
     ours = rename(rest, RULES, IGNORED, source)
     return backbone | join_rows(ours, rf"(.+\.self_attn\.)(?P<part>[qkv])_proj\.{WB}", "qkv", r"\1in_proj_\3", source)
 
