@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import CASES
 from torch import nn
 
 from pansight.errors import PansightError
@@ -187,6 +188,26 @@ def test_another_number_of_queries(before: int, after: int) -> None:
     assert title in report.kept
     assert f"  queries kept: {title}" in str(report).splitlines()
     assert torch.equal(target.level_embed.weight, source.level_embed.weight)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_systems_keep_everything_but_rows_of_other_classes(name: str) -> None:
+    """Nothing but the class head depends on the classes, and every system's class head is known."""
+    options = CASES[name][1]
+    source = randomised(build(name, SOURCE, **options))
+    target = randomised(build(name, TARGET, **(options | {"queries": 7})))
+    report = transfer(target, source.state_dict(), SOURCE, TARGET)
+    assert (report.new, report.dropped) == ((), ())
+    assert report.classes_kept == ("dog", "person", "road")
+    partly = {key.split(" ")[0] for key in report.kept if key.endswith("]")}
+    head = "class_head" if name == "eomt" else "class_embed"
+    assert {key.split(".")[-2] for key in partly} <= {head, "query_embed", "query_feat", "q"}
+    weight = next(key for key in partly if key.endswith(f"{head}.weight"))
+    new, old = target.state_dict()[weight], source.state_dict()[weight]
+    assert torch.equal(new[[0, 2, 3, 6]], old[[2, 0, 4, 5]])  # dog, person, road, no object
+    for key, tensor in source.state_dict().items():
+        if key not in partly:
+            assert torch.equal(target.state_dict()[key], tensor), key
 
 
 def test_positions_of_a_vit_at_another_size() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_models import CASES
 
 from pansight.models import build
 from pansight.types import LabelSpace
@@ -20,24 +22,15 @@ LABELS = LabelSpace.from_json(
         {"id": 9, "name": "floor", "isthing": 0, "color": [7, 8, 9]},
     ]
 )
-DETR: dict[str, Any] = {
-    "backbone": "resnet18",
-    "short": 64,
-    "long": 64,
-    "channels": 32,
-    "heads": 2,
-    "hidden": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "queries": 5,
-}
-VIT = {"depth": 4, "embed_dim": 32, "num_heads": 2}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "eomt": (
-        "EomtForUniversalSegmentation",
-        {"backbone": "vit_small_patch14_reg4_dinov2", "size": 64, "queries": 5, "blocks": 2, "vit_options": VIT},
-    ),
-}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny layers: threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", CASES)
