@@ -20,6 +20,9 @@ from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
 
 __all__ = ["Canvas", "Kept", "fuse_detr", "fuse_hf", "fuse_masks", "keep_queries", "query_instances", "semantic_map"]
 
+FLOATS_AT_ONCE = 1 << 23
+"""The most that a semantic map holds of masks and class maps at a time, of which a band of rows is made."""
+
 
 class Kept(NamedTuple):
     """K queries of one image that say something, in query order."""
@@ -175,12 +178,12 @@ def semantic_map(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas) -> T
     """argmax over classes of Σ_q softmax(class)·sigmoid(mask): (Q, C + 1), (Q, h, w) → int64 (H, W), no void."""
     weights = class_logits.float().softmax(-1)[:, :-1].T  # (C, Q)
     height, width = canvas.size
-    step = max(1, (1 << 23) // ((weights.shape[0] + weights.shape[1]) * width))
+    step = max(1, FLOATS_AT_ONCE // ((weights.shape[0] + weights.shape[1]) * width))
     result = torch.empty((height, width), dtype=torch.int64, device=class_logits.device)
     with torch.autocast(weights.device.type, enabled=False):
         for start in range(0, height, step):
             rows = range(start, min(start + step, height))
-            masks = canvas_rows(mask_logits, canvas, rows).sigmoid_().flatten(1)  # (Q, R · W)
+            masks = canvas_rows(mask_logits, canvas, rows).sigmoid().flatten(1)  # (Q, R · W)
             result[rows.start : rows.stop] = (weights @ masks).max(0).indices.view(-1, width)
     return result
 
@@ -204,7 +207,7 @@ def query_instances(
     for n, query in enumerate(queries.tolist()):
         logits = canvas_rows(mask_logits[query : query + 1], canvas, range(canvas.size[0]))[0]  # (H, W)
         masks[n] = logits > 0
-        certainty[n] = logits.sigmoid_().mul_(masks[n]).sum() / (masks[n].sum() + 1e-6)
+        certainty[n] = (logits.sigmoid() * masks[n]).sum() / (masks[n].sum() + 1e-6)
     boxes = _boxes(masks)
     scores = scores * certainty[place]
     order = scores.argsort(descending=True, stable=True)
