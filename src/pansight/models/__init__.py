@@ -7,6 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from pansight.errors import PansightError, choice_error
+from pansight.models.detr import (
+    detr,
+    detr_panoptic,
+    detr_panoptic_r50,
+    detr_panoptic_r50_dc5,
+    detr_panoptic_r101,
+    detr_r50,
+    detr_r50_dc5,
+    detr_r101,
+)
 from pansight.models.eomt import (
     eomt,
     eomt_base_640,
@@ -69,6 +79,14 @@ MODELS: dict[str, Callable[..., Any]] = {
     "panoptic_fpn": panoptic_fpn,
     "panoptic_fpn_r50_d2": panoptic_fpn_r50_d2,
     "panoptic_fpn_r101_d2": panoptic_fpn_r101_d2,
+    "detr": detr,
+    "detr_r50": detr_r50,
+    "detr_r50_dc5": detr_r50_dc5,
+    "detr_r101": detr_r101,
+    "detr_panoptic": detr_panoptic,
+    "detr_panoptic_r50": detr_panoptic_r50,
+    "detr_panoptic_r50_dc5": detr_panoptic_r50_dc5,
+    "detr_panoptic_r101": detr_panoptic_r101,
     "maskformer": maskformer,
     "maskformer_r50": maskformer_r50,
     "maskformer_r101": maskformer_r101,
