@@ -73,6 +73,10 @@ def test_detr_stands_at_cocos_raw_ids() -> None:
     panoptic = [f"LABEL_{c.id}" if c.name.startswith("unused") else c.name for c in coco_ids(250)]
     assert of(panoptic) == coco_ids(250)
     assert of([c.name for c in coco_ids(201)]) == coco_ids(201)
+    assert of([name.removesuffix("-merged") for name in panoptic]) == coco_ids(250)
+    shifted = of([c.name for c in coco_ids(250)][1:])  # as many names, each at another id
+    assert shifted != coco_ids(249)
+    assert shifted[0].name == "person"
 
 
 def test_names_of_ones_own() -> None:

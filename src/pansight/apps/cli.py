@@ -142,7 +142,7 @@ def train(
     recipe
         Settings that were measured: a shipped name such as shapes/panoptic_fpn, or a TOML file.
     weights
-        Fine-tune from a run, a saved model or an official checkpoint; classes are kept by name.
+        Fine-tune from a run, a saved model, a hub id or an official checkpoint; classes are kept by name.
     out
         The run folder. [default: runs/RECIPE or runs/MODEL]
     resume
@@ -177,7 +177,7 @@ def evaluate(
     Parameters
     ----------
     weights
-        A run folder (its best weights), a saved model or a checkpoint file. Files are scored without one.
+        A run folder (its best weights), a saved model, a hub id or a checkpoint file. Files are scored without one.
     data
         Images with their truth. [default: the validation images of the run]
     split
@@ -216,7 +216,7 @@ def predict(
     Parameters
     ----------
     weights
-        A run folder, a saved model or a checkpoint file.
+        A run folder, a saved model, a hub id or a checkpoint file.
     images
         Image files, and folders of them.
     out
