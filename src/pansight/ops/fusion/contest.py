@@ -50,9 +50,9 @@ def contest(
     """mask_logits float (K, h, w), scores float (K,), which weigh the probabilities (logits are not weighed).
 
     weighted: the threshold is put to score · probability (transformers), not to the probability.
-    On the CPU only tiles that are open are looked at in full (`contest_kernels`); the result is that of
-    `plain_contest` but where two values, or a value and the threshold, are equal to the last bits of a float32: there
-    the two exponential functions in use may round differently.
+    On the CPU only tiles that are open are looked at in full (`contest_kernels`). The result is that of `plain_contest`
+    but where two values, or a value and the threshold, are equal up to the last bits of a float32: torch's exponential
+    function, and its resize to sizes of H + W ≤ 128, may round differently there.
     """
     if mask_logits.device.type != "cpu" or not len(mask_logits):
         return plain_contest(mask_logits, scores, canvas, sigmoid, threshold, weighted)
@@ -109,7 +109,7 @@ def plain_contest(
     mask_logits: Tensor, scores: Tensor, canvas: Canvas, sigmoid: Sigmoid, threshold: float, weighted: bool = False
 ) -> Contest:
     """The rule word by word: every mask at full size. What `contest` must equal; accelerators run it as it is."""
-    masks = resized(mask_logits.float(), canvas.padded)[:, : canvas.extent[0], : canvas.extent[1]]
+    masks = resized(mask_logits.float().contiguous(), canvas.padded)[:, : canvas.extent[0], : canvas.extent[1]]
     if sigmoid == "between":
         masks = masks.sigmoid()
     masks = resized(masks, canvas.size)  # (K, H, W)
