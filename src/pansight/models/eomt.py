@@ -22,21 +22,16 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.eva import Eva
+from timm.layers import Attention, apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pansight.errors import PansightError, choice_error
 from pansight.nn.annealing import MaskAnnealing
 from pansight.nn.normalize import Normalize
-from pansight.ops.fusion.queries import (
-    Canvas,
-    fuse_hf,
-    fuse_masks,
-    keep_queries,
-    query_instances,
-    semantic_map,
-)
+from pansight.nn.transformer import attend_in_slices
+from pansight.ops.fusion.queries import Canvas, fuse_hf, fuse_masks, keep_queries, query_instances, semantic_map
 from pansight.ops.queries.losses import PointSettings, point_set_loss
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
@@ -72,6 +67,13 @@ class PlainViT(nn.Module):
         self.prefix: int = self.features.num_prefix_tokens
         self.channels: int = self.features.embed_dim
         self.strides = (self.patch,)
+        self.usual = all(  # attention without the extras that timm has for other ViTs
+            type(block.attn) in (Attention, EvaAttention)
+            and block.attn.qkv is not None
+            and block.attn.gate is None
+            and all(isinstance(m, nn.Identity) for m in (block.attn.q_norm, block.attn.k_norm, block.attn.norm))
+            for block in self.features.blocks
+        )
 
     def tokens(self, images: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """uint8 (B, 3, H, W), valid bool (B, H, W) → (tokens (B, P + h·w, D), rotations or None, (h, w)).
@@ -90,9 +92,37 @@ class PlainViT(nn.Module):
 
     def block(self, index: int, tokens: Tensor, rotations: Tensor | None, mask: Tensor | None) -> Tensor:
         """tokens (B, N, D); mask bool (B, 1, N, N), True where a token may look, or None → (B, N, D)."""
+        block = self.features.blocks[index]
+        if mask is None and self.usual and self._slices_pay(tokens):
+            return self._block_in_slices(block, tokens, rotations)
         if self.rotary:
-            return self.features.blocks[index](tokens, rope=rotations, attn_mask=mask)
-        return self.features.blocks[index](tokens, attn_mask=mask)
+            return block(tokens, rope=rotations, attn_mask=mask)
+        return block(tokens, attn_mask=mask)
+
+    def _slices_pay(self, tokens: Tensor) -> bool:
+        """In bfloat16 on a CPU: see `attend_in_slices`."""
+        half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tokens.dtype
+        inference = not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return inference and tokens.device.type == "cpu" and half == torch.bfloat16
+
+    def _block_in_slices(self, block: Any, tokens: Tensor, rotations: Tensor | None) -> Tensor:
+        """What timm's block computes, but for the attention's kernel."""
+        attn, bias = block.attn, block.attn.qkv.bias
+        if self.rotary and attn.q_bias is not None:
+            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        qkv = F.linear(block.norm1(tokens), attn.qkv.weight, bias).unflatten(2, (3, attn.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
+        if rotations is not None:
+            for part in (query, key):
+                placed = part[:, :, attn.num_prefix_tokens :]
+                placed.copy_(apply_rot_embed_cat(placed, rotations, half=attn.rotate_half))
+        out = attn.proj(attend_in_slices(query, key, value).transpose(1, 2).flatten(2))  # (B, N, D)
+        if not self.rotary:
+            tokens = tokens + block.ls1(out)
+            return tokens + block.ls2(block.mlp(block.norm2(tokens)))
+        tokens = tokens + (out if block.gamma_1 is None else block.gamma_1 * out)
+        out = block.mlp(block.norm2(tokens))
+        return tokens + (out if block.gamma_2 is None else block.gamma_2 * out)
 
 
 class ScaleBlock(nn.Module):
