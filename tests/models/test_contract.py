@@ -11,6 +11,8 @@ import torch
 from contract import (
     FULL_SIZE,
     LABELS,
+    PUBLISHED,
+    QUERY_MODELS,
     SMALL,
     assert_close,
     assert_legal,
@@ -26,19 +28,32 @@ from contract import (
     void_batch,
 )
 
+from pansight.config import TrainConfig
 from pansight.data.loader import collate
 from pansight.data.shapes import LABELS_VOID
+from pansight.engine.optim import parameter_groups
 from pansight.errors import PansightError
 from pansight.models import MODELS, build, builder_options
 from pansight.types import Batch, LabelSpace
 from pansight.weights import load_model, save_model
 
 EVERY_SMALL = pytest.mark.parametrize("name", SMALL)
+EVERY_QUERY_MODEL = pytest.mark.parametrize("name", QUERY_MODELS)
+
+IDLE = (
+    # DETR's queries start from zero, so the first self-attention has nothing but its biases, zero themselves
+    "decoder.layers.0.self_attn.in_proj_weight",
+    "decoder.layers.0.self_attn.out_proj.weight",
+    "decoder.layers.0.norm1.weight",
+    # deformable attention begins with weights of zero on what a place says of itself
+    "pixel_decoder.transformer.level_embed",
+)
+"""Parameters without an effect before the first step."""
 
 
 def test_the_sweep_is_complete() -> None:
-    assert len(MODELS) == 13
-    assert sorted([*SMALL, *FULL_SIZE]) == sorted(MODELS)
+    assert len(MODELS) == 46
+    assert sorted([*SMALL, *FULL_SIZE, *PUBLISHED]) == sorted(MODELS)
 
 
 @EVERY_SMALL
@@ -56,7 +71,7 @@ def test_loss_is_finite_and_reaches_every_parameter(name: str) -> None:
     for key, parameter in trained.items():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-        assert parameter.grad.abs().sum() > 0, key
+        assert parameter.grad.abs().sum() > 0 or key.endswith(IDLE), key
 
 
 @EVERY_SMALL
@@ -108,7 +123,7 @@ def test_inputs_are_left_alone(name: str) -> None:
         before = [tensor.clone() for tensor in flat(outputs)]
         first = model.decode(outputs, batch.sizes, **thresholds(name))
         second = model.decode(outputs, batch.sizes, **thresholds(name))
-    assert len(before) >= 5
+    assert len(before) >= 3
     assert all(torch.equal(a, b) for a, b in zip(before, flat(outputs), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(flat(first), flat(second), strict=True))
 
@@ -144,13 +159,18 @@ def test_few_classes(name: str, labels: LabelSpace) -> None:
 @EVERY_SMALL
 def test_no_detection_at_all(name: str) -> None:
     model = small(name).eval()
-    model.rcnn.score_threshold = 1.1
+    asked = thresholds(name)
+    if name in (*QUERY_MODELS, "detr"):
+        asked = asked | {"score_threshold": 1.1, "task": None}
+    else:
+        model.rcnn.score_threshold = 1.1
     batch = shapes_batch()
     with torch.inference_mode():
-        predictions = model.decode(model(batch.images, batch.valid), batch.sizes, **thresholds(name))
+        predictions = model.decode(model(batch.images, batch.valid), batch.sizes, **asked)
     for prediction, size in zip(predictions, batch.sizes):
         assert_legal(prediction, size, LABELS)
-        assert len(prediction.instances) == 0
+        assert prediction.instances is None or len(prediction.instances) == 0
+        assert name not in QUERY_MODELS or prediction.panoptic is None or not prediction.panoptic.segments
 
 
 @EVERY_SMALL
@@ -161,9 +181,15 @@ def test_an_image_does_not_see_its_neighbours(name: str) -> None:
     with torch.inference_mode():
         together = model.decode(model(batch.images, batch.valid), batch.sizes, **thresholds(name))
         alone = model.decode(model(batch.images[:1], batch.valid[:1]), batch.sizes[:1], **thresholds(name))
+        outputs = [model(batch.images[:n], batch.valid[:n]) for n in (1, 2)]
     ours, theirs = alone[0].instances, together[0].instances
     assert len(ours) > 0
     assert_close(flat(ours)[:3], flat(theirs)[:3], 1e-4)
+    if name in QUERY_MODELS:
+        classes = [each.class_logits.select(-3, 0) for each in outputs]  # (…, B, Q, C + 1) → (…, Q, C + 1)
+        with torch.inference_mode():
+            masks = [model.mask_logits(each, 0) for each in outputs]
+        assert_close(classes[:1] + masks[:1], classes[1:] + masks[1:], 1e-4)
 
 
 @EVERY_SMALL
@@ -211,6 +237,72 @@ def test_every_option_has_a_default_and_unknown_ones_are_named(name: str) -> Non
     assert set(SMALL[name]) <= set(builder_options(name))
     with pytest.raises(PansightError, match=f"unknown option of model {name}: 'depth'; known: .*backbone"):
         build(name, LABELS, depth=3)
+
+
+@EVERY_SMALL
+@pytest.mark.parametrize("size", [(32, 32), (4096, 64), (64, 4096)])
+def test_long_images(name: str, size: tuple[int, int]) -> None:
+    model = small(name).eval()
+    batch = collate([random_sample(*size, 0)], model.resize.divisor)
+    with torch.inference_mode():
+        (prediction,) = model.decode(model(batch.images, batch.valid), [size], **thresholds(name))
+    assert_legal(prediction, size, LABELS)
+
+
+@EVERY_SMALL
+def test_an_optimiser_has_each_parameter_once(name: str) -> None:
+    model = small(name)
+    for decay in ("weights", "everything"):
+        groups = parameter_groups(model, TrainConfig(lr=1e-3, decay=decay))
+        found = [id(p) for group in groups for p in group["params"]]
+        assert sorted(found) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+@EVERY_QUERY_MODEL
+def test_stuff_alone_is_enough_for_queries(name: str) -> None:
+    labels = LabelSpace.from_names([], ["road", "sky"])
+    model = small(name, labels)
+    batch = collate([random_sample(64, 64, 0)])
+    assert sum(model.train().loss(batch).values()).isfinite()
+    with torch.inference_mode():
+        (prediction,) = model.eval().decode(model(batch.images, batch.valid), [(64, 64)], **thresholds(name))
+    assert_legal(prediction, (64, 64), labels)
+
+
+@EVERY_QUERY_MODEL
+def test_the_task_decides_what_a_prediction_holds(name: str) -> None:
+    model, batch = small(name).eval(), shapes_batch(1)
+    filled = {"panoptic": (1, 0, 0), "semantic": (0, 1, 0), "instance": (0, 0, 1), "all": (1, 1, 1), None: (1, 0, 0)}
+    with torch.inference_mode():
+        outputs = model(batch.images, batch.valid)
+        for task, expected in filled.items():
+            (found,) = model.decode(outputs, batch.sizes, **thresholds(name) | {"task": task})
+            kinds = (found.panoptic, found.semantic, found.instances)
+            assert tuple(int(kind is not None) for kind in kinds) == expected, task
+        with pytest.raises(PansightError, match=r"unknown task 'boxes'; known: .*instance"):
+            model.decode(outputs, batch.sizes, task="boxes")
+
+
+@EVERY_QUERY_MODEL
+def test_masks_of_some_queries_are_those_of_all(name: str) -> None:
+    model, batch = small(name).eval(), shapes_batch(2)
+    some = torch.tensor([7, 0, 3])
+    with torch.inference_mode():
+        outputs = model(batch.images, batch.valid)
+        every = model.mask_logits(outputs, 1)
+        assert every.shape[0] == SMALL[name]["queries"]
+        torch.testing.assert_close(model.mask_logits(outputs, 1, some), every[some], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_query_models(name: str) -> None:
+    """Built without memory; their parameters are counted in the tests of each system."""
+    with torch.device("meta"):
+        model = build(name, LABELS)
+    assert model.labels == LABELS
+    heads = [p for key, p in model.named_parameters() if "class_" in key and key.endswith(".weight")]
+    assert [len(p) for p in heads] == [len(LABELS) + 1]
+    assert (model.resize.short, model.resize.long) in ((800, 1333), (640, 640), (1280, 1280))
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

@@ -1,7 +1,7 @@
-"""Every system learns eight generated images by heart in 200 steps: forward, loss, decode and the metrics agree.
+"""Every system learns eight generated images by heart: forward, loss, decode and the metrics agree.
 
-On one core each takes about 22 seconds. Two seeds gave box AP ≥ 0.93, mask AP ≥ 0.90, PQ ≥ 0.94 (asked for: 0.80,
-0.80, 0.90).
+On one core each takes about 22 seconds, Mask2Former 18. Two seeds gave box AP ≥ 0.93, mask AP ≥ 0.90, PQ ≥ 0.94 (asked
+for: 0.80, 0.80, 0.90); of the query models PQ alone is asked for.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pansight.data.loader import evaluation_loader, train_stream
 from pansight.data.shapes import Shapes
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.models import build
+from pansight.nn.annealing import MaskAnnealing
 
-STEPS, WARM_UP, PEAK = 200, 20, 1.5e-3
+WARM_UP = 20
 RCNN: dict[str, Any] = {
     "backbone": "tf_efficientnet_lite0",
     "pretrained": "packaged",
@@ -31,21 +32,47 @@ RCNN: dict[str, Any] = {
     "box_features": 128,
 }
 MASKS: dict[str, Any] = {"mask_convs": 2, "mask_channels": 64}
+QUERY: dict[str, Any] = {
+    "backbone": "tf_efficientnet_lite0",
+    "pretrained": "packaged",
+    "short": 0,
+    "long": 0,
+    "queries": 20,
+    "channels": 64,
+    "heads": 4,
+    "hidden": 128,
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": RCNN,
     "mask_rcnn": RCNN | MASKS,
     "panoptic_fpn": RCNN | MASKS | {"semantic_width": 64, "min_stuff_area": 50},
+    "maskformer": QUERY | {"layers": 3, "dropout": 0.0},
+    "mask2former": QUERY | {"layers": 3, "encoder_layers": 1, "encoder_hidden": 128, "loss_points": 1024},
+    "eomt": {
+        "backbone": "vit_tiny_patch16_224",  # nothing is packaged for a ViT: from scratch
+        "vit_options": {"depth": 4, "embed_dim": 96, "num_heads": 4},
+        "size": 96,
+        "patch": 8,
+        "queries": 20,
+        "blocks": 2,
+        "points": 1024,
+    },
 }
+SCHEDULES: dict[str, tuple[int, float]] = {"maskformer": (250, 1e-3), "mask2former": (150, 1e-3), "eomt": (250, 1e-3)}
+"""(steps, peak rate); others have 200 steps at 1.5e-3."""
 
 
-def train(model: Any, dataset: Shapes) -> None:
+def train(model: Any, dataset: Shapes, steps: int, peak: float) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4)
+    annealed = [module for module in model.modules() if isinstance(module, MaskAnnealing)]
     model.train()
-    for step, batch in enumerate(train_stream(dataset, None, 4, model.resize.divisor, STEPS, seed=0)):
-        cosine = 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    for step, batch in enumerate(train_stream(dataset, None, 4, model.resize.divisor, steps, seed=0)):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = PEAK * min(1, (step + 1) / WARM_UP) * cosine
+            group["lr"] = peak * min(1, (step + 1) / WARM_UP) * cosine
+        for module in annealed:
+            module.set_progress(step / steps)
         optimizer.zero_grad()
         torch.stack(list(model.loss(batch).values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 10.0)
@@ -69,9 +96,11 @@ def test_eight_images_by_heart(name: str) -> None:
     torch.manual_seed(0)
     dataset = Shapes(8, 96, 96, seed=0)
     model = build(name, dataset.labels, **OPTIONS[name])
-    train(model, dataset)
+    train(model, dataset, *SCHEDULES.get(name, (200, 1.5e-3)))
     record = evaluate(model, dataset)
-    assert record["instances"]["box"]["ap"] >= 0.8
-    if name != "faster_rcnn":
+    if "instances" in record:
+        assert record["instances"]["box"]["ap"] >= 0.8
+    if name in ("mask_rcnn", "panoptic_fpn"):
         assert record["instances"]["mask"]["ap"] >= 0.8
+    if name != "faster_rcnn":
         assert record["All"]["pq"] >= 0.9
