@@ -125,6 +125,37 @@ def _span(low: Indices, size: int) -> int:
 
 
 @compiled
+def _take(
+    k: int,
+    tile: Floats,
+    score: float,
+    limit: float,
+    weighted: bool,
+    running: bool,
+    best: Floats,
+    code: Codes,
+    pixels: Indices,
+) -> None:
+    """Query k takes the pixels of a tile where it is better than all before, if it is in the running at all."""
+    for y in range(code.shape[0]):
+        for x in range(code.shape[1]):
+            value = tile[y, x] * score
+            inside = (value if weighted else tile[y, x]) >= limit
+            pixels[k, 2] += inside
+            if running and value > best[y, x]:
+                best[y, x] = value
+                code[y, x] = 2 * k + inside
+
+
+@compiled
+def _count(code: Codes, pixels: Indices) -> None:
+    for y in range(code.shape[0]):
+        for x in range(code.shape[1]):
+            pixels[code[y, x] >> 1, 0] += 1
+            pixels[code[y, x] >> 1, 1] += code[y, x] & 1
+
+
+@compiled
 def run_contest(
     maps: Floats,
     bounds: Floats,
@@ -187,18 +218,8 @@ def run_contest(
                 _resize(between, tile, scratch, b_low_y, b_far_y, b_low_x, b_far_x, (y0, y1, x0, x1), (p0, q0), extent)
                 if mode == LAST:
                     _sigmoid(tile, y1 - y0, x1 - x0)
-                for y in range(y1 - y0):
-                    for x in range(x1 - x0):
-                        value = tile[y, x] * scores[k]
-                        inside = (value if weighted else tile[y, x]) >= limit
-                        pixels[k, 2] += inside
-                        if running and value > best[y, x]:
-                            best[y, x] = value
-                            code[y0 + y, x0 + x] = 2 * k + inside
-            for y in range(y0, y1):
-                for x in range(x0, x1):
-                    pixels[code[y, x] >> 1, 0] += 1
-                    pixels[code[y, x] >> 1, 1] += code[y, x] & 1
+                _take(k, tile, scores[k], limit, weighted, running, best, code[y0:y1, x0:x1], pixels)
+            _count(code[y0:y1, x0:x1], pixels)
 
 
 @compiled

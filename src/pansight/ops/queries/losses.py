@@ -103,14 +103,16 @@ def point_set_loss(
         points = draw(len(targets), settings.points, 2, device=device)  # (B, K, 2)
         matches = _match(class_logits, mask_embeddings, features, targets, points, canvas, settings)
         classes = set_class_loss(class_logits, matches, labels, settings.no_object).sum()
-        binary, dice = [0.0 * mask_embeddings.sum()], [0.0 * features[0].float().sum()]  # a part of the graph always
+        binary: list[Tensor] = []
+        dice: list[Tensor] = []
         embeddings = mask_embeddings[matches.layer, matches.image, matches.query]  # (M, D) of all layers
         of_layer = torch.bincount(matches.layer, minlength=len(features)).tolist()
         masks = _pair_masks(embeddings, features, matches, of_layer)  # L of (M of the layer, h, w)
         columns = [column.split(of_layer) for column in matches]
         for mask, *pairs in zip(masks, *columns, strict=True):
-            if not len(mask):
-                binary.append(0.0 * mask.sum())
+            if not len(mask):  # 0, and a part of the graph: whatever is trained has a gradient
+                binary.append(mask.sum())
+                dice.append(mask.sum())
                 continue
             where, wanted = _loss_points(mask.detach(), Matches(*pairs), targets, canvas, settings, draw)
             logits = _sample(mask, where)  # (M, K)
