@@ -13,6 +13,7 @@ from fake_system import Fake, install
 from safetensors.torch import load_file
 
 import pansight
+from pansight.apps import exporting
 from pansight.apps.cli import main
 from pansight.errors import PansightError
 from pansight.types import LabelSpace
@@ -74,6 +75,14 @@ def test_model_card(fake: Fake) -> None:
     card = Path("out/README.md").read_text()
     assert "Fine-tuned from facebook/mask2former-swin-tiny-coco-panoptic, whose weights are under CC BY-NC 4.0" in card
     assert "\nlicense:" not in card  # that is for the owner to say
+    Path("start").mkdir()
+    Path("start/config.json").write_text("{}")
+    Path("start/README.md").write_text("---\nlicense: mit\n---\n")
+    Path("run/config.toml").write_text('[model]\nweights = "start"\n')
+    pansight.export("run", "out", overwrite=True)
+    assert "Fine-tuned from start, whose weights are under MIT." in Path("out/README.md").read_text()
+    Path("detr.pth").write_bytes(b"x")
+    assert exporting._licence("detr.pth", "detr_r50") == (licences.APACHE, "Converted from detr.pth.")
     pansight.export("facebook/detr-resnet-50", "hub")
     card = Path("hub/README.md").read_text()
     assert card.startswith("---\n")

@@ -12,7 +12,7 @@ from pansight.files import read_json
 from pansight.metrics.files.summary import summary
 from pansight.weights import licences, load_model
 from pansight.weights.huggingface.export import exporter, is_export, write_folder
-from pansight.weights.native import HUB_ID, find_folder, replacing_folder
+from pansight.weights.native import find_folder, replacing_folder
 
 TARGETS = {"hf": "a folder of Hugging Face transformers"}
 
@@ -45,18 +45,25 @@ def _licence(weights: str, name: str) -> tuple[licences.Licence | None, str]:
 
     Weights that a run started from have a licence of their own, which is named, not taken over.
     """
-    folder = find_folder(weights)
-    if folder is None and HUB_ID.fullmatch(weights) and not Path(weights).exists():
-        return licences.of_hub(weights), f"Converted from {weights} on the Hugging Face hub."
-    if folder is None:
-        return licences.of_layout(name.partition("_")[0], name), f"Converted from {Path(weights).name}."
     config = Path(weights) / CONFIG
     start = read_config(config).model.weights if config.is_file() else ""
-    if not start:
-        return licences.of_folder(folder), ""
-    known = licences.of_hub(start)
-    terms = f", whose weights are under {known}" if known else ""
-    return None, f"Fine-tuned from {Path(start).name if Path(start).exists() else start}{terms}."
+    if start:
+        known = _known(start, name)
+        terms = f", whose weights are under {known}" if known else ""
+        return None, f"Fine-tuned from {Path(start).name if Path(start).exists() else start}{terms}."
+    if find_folder(weights) is not None:
+        return _known(weights, name), ""
+    where = Path(weights).name if Path(weights).exists() else f"{weights} on the Hugging Face hub"
+    return _known(weights, name), f"Converted from {where}."
+
+
+def _known(weights: str, name: str) -> licences.Licence | None:
+    """The licence of a hub id, of a folder by its model card, or of what was published in an official file's layout."""
+    path = Path(weights)
+    if path.is_dir():
+        folder = find_folder(path)
+        return None if folder is None else licences.of_folder(folder)
+    return licences.of_layout(name.partition("_")[0], name) if path.exists() else licences.of_hub(weights)
 
 
 def _figures(weights: str | Path) -> str:
@@ -64,4 +71,5 @@ def _figures(weights: str | Path) -> str:
     path = Path(weights) / EVALUATION
     if not path.is_file():
         return ""
-    return f"## Figures\n\nOn the validation images of the run:\n\n```\n{summary(read_json(path))}\n```"
+    how = "On the validation images of the run, by pansight with the model's own inference rules, not transformers'"
+    return f"## Figures\n\n{how}:\n\n```\n{summary(read_json(path))}\n```"
