@@ -91,6 +91,7 @@ class DETR(nn.Module):
         score_threshold: float = 0.0,
         mask_head: MaskHead | None = None,
         bbox_attention: AttentionMap | None = None,
+        stuff: bool = False,
     ):
         super().__init__()
         channels = query_embed.embedding_dim
@@ -102,6 +103,7 @@ class DETR(nn.Module):
         self.bbox_embed = MLP(channels, channels, channels, 4)
         self.mask_head = mask_head
         self.bbox_attention = bbox_attention
+        self.stuff = stuff
         self.labels = labels
         self.resize = resize
         self.auxiliary = auxiliary
@@ -165,7 +167,9 @@ class DETR(nn.Module):
             return states.new_zeros((0, *shared[-1].shape[2:]), dtype=torch.float32)
         chunk = max(1, CHUNK_ELEMENTS // max(1, shared[-1][0].numel()))
         half = shared[0].dtype != torch.float32 and self.mask_head.lay1.weight.dtype == torch.float32
-        with torch.autocast(states.device.type, dtype=shared[0].dtype if half else None, enabled=half):
+        learning = torch.is_grad_enabled() and not states.is_inference()
+        autocast = torch.autocast(states.device.type, dtype=shared[0].dtype if half else None, enabled=half)
+        with torch.set_grad_enabled(learning), autocast:
             parts = [
                 self.mask_head(shared, self.bbox_attention(some, outputs.memory[image], outputs.valid[image])).float()
                 for some in states.split(chunk)
@@ -178,7 +182,7 @@ class DETR(nn.Module):
         Detection learns things, panoptic segmentation every segment. Where a mask head, but no parameter of the
         detector is trained (the second step), the detector runs without gradient and only masks are reported.
         """
-        targets = segment_targets(batch, self.labels, things_only=self.mask_head is None)
+        targets = segment_targets(batch, self.labels, things_only=self.mask_head is None and not self.stuff)
         frozen = self.mask_head is not None and self._detector_is_frozen()
         classes, boxes, outputs = self._predict(batch.images, batch.valid, self.auxiliary and not frozen, frozen)
         labels, counts = padded_labels(targets)
@@ -293,14 +297,15 @@ class DETR(nn.Module):
         self, outputs: DETROutputs, image: int, size: tuple[int, int], score_threshold: float
     ) -> tuple[Instances, Tensor]:
         """Each query as the likeliest thing, by falling score, and which query it is, int64 (N,)."""
-        things = torch.tensor([c.id for c in self.labels.things], device=outputs.extents.device)
-        scores, best = outputs.class_logits[image].float().softmax(1)[:, things].max(1)  # (Q,)
+        thing = torch.tensor([c.is_thing for c in self.labels], device=outputs.extents.device)
+        probabilities = outputs.class_logits[image].float().softmax(1)[:, :-1]  # (Q, C)
+        scores, best = probabilities.masked_fill(~thing, 0.0).max(1)  # (Q,)
         side = torch.tensor([size[1], size[0]] * 2, device=scores.device)
         boxes = box_cxcywh_to_xyxy(outputs.boxes_cxcywh[image]).clamp(0, 1) * side  # (Q, 4)
         queries = scores.argsort(descending=True, stable=True)
-        usable = (boxes[:, 2:] > boxes[:, :2]).all(1) & (scores >= score_threshold)
+        usable = (boxes[:, 2:] > boxes[:, :2]).all(1) & (scores >= score_threshold) & thing[best]
         queries = queries[usable[queries]]
-        return Instances(boxes[queries], things[best[queries]], scores[queries]), queries
+        return Instances(boxes[queries], best[queries], scores[queries]), queries
 
 
 def pixel_losses(
@@ -347,8 +352,11 @@ def detr(
     giou_weight: float = 2.0,
     no_object: float = 0.1,
     score_threshold: float = 0.0,
+    stuff: bool = False,
 ) -> DETR:
     """DETR for boxes on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size).
+
+    stuff: learn the boxes of stuff too, which decode leaves out: the first of two steps to panoptic segmentation.
 
     hidden: width of the feed-forward blocks. auxiliary: losses of the earlier decoder layers too. class_hidden: widths
     of hidden layers of the class head, none in the paper. dilate: stride 16 at the end of the backbone (DC5).
@@ -369,6 +377,7 @@ def detr(
         auxiliary,
         LossWeights(class_weight, box_weight, giou_weight, no_object=no_object),
         score_threshold,
+        stuff=stuff,
     )
 
 
@@ -436,19 +445,19 @@ def detr_panoptic(
 R50, R101 = "resnet50.tv_in1k", "resnet101.tv_in1k"
 
 
-def detr_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> DETR:
+def detr_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100, stuff: bool = False) -> DETR:
     """41,302,368 trained parameters for COCO's 91 ids, 222,400 frozen (the stem and the first stage)."""
-    return detr(labels, R50, pretrained, queries=queries, freeze_stages=2)
+    return detr(labels, R50, pretrained, queries=queries, freeze_stages=2, stuff=stuff)
 
 
-def detr_r50_dc5(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> DETR:
+def detr_r50_dc5(labels: LabelSpace, pretrained: str = "none", queries: int = 100, stuff: bool = False) -> DETR:
     """As many parameters as `detr_r50`; the last stage dilated, so that the map has four times the places."""
-    return detr(labels, R50, pretrained, queries=queries, freeze_stages=2, dilate=True)
+    return detr(labels, R50, pretrained, queries=queries, freeze_stages=2, dilate=True, stuff=stuff)
 
 
-def detr_r101(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> DETR:
+def detr_r101(labels: LabelSpace, pretrained: str = "none", queries: int = 100, stuff: bool = False) -> DETR:
     """60,242,272 trained parameters for COCO's 91 ids."""
-    return detr(labels, R101, pretrained, queries=queries, freeze_stages=2)
+    return detr(labels, R101, pretrained, queries=queries, freeze_stages=2, stuff=stuff)
 
 
 def detr_panoptic_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> DETR:
