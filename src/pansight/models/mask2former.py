@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pansight.errors import choice_error
 from pansight.nn.backbones import Backbone, timm_backbone
 from pansight.nn.deform import DeformPixelDecoder
-from pansight.nn.transformer import MLP, Attention
+from pansight.nn.transformer import MLP, Attention, Linear
 from pansight.ops.fusion.queries import Canvas, fuse_hf, fuse_masks, keep_queries, query_instances, semantic_map
 from pansight.ops.queries.losses import PointSettings, point_set_loss
 from pansight.ops.queries.targets import segment_targets
@@ -68,8 +68,8 @@ class SelfAttentionLayer(nn.Module):
 class FFNLayer(nn.Module):
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
+        self.linear1 = Linear(channels, hidden)
+        self.linear2 = Linear(hidden, channels)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class MaskedDecoder(nn.Module):
             if parameter.ndim > 1 and parameter.shape[0] > max(queries, levels):
                 nn.init.xavier_uniform_(parameter)
         self.decoder_norm = nn.LayerNorm(channels)
-        self.class_embed = nn.Linear(channels, classes + 1)
+        self.class_embed = Linear(channels, classes + 1)
         self.mask_embed = MLP(channels, channels, channels, channels)
 
     def forward(

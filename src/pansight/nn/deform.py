@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.transformer import Linear
 from pansight.ops.deform_attention import deform_attention
 from pansight.ops.positions import sine_positions
 
@@ -28,10 +29,10 @@ class DeformAttention(nn.Module):
         self.heads = heads
         self.levels = levels
         self.points = points
-        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(channels, heads * levels * points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, heads * levels * points * 2)
+        self.attention_weights = Linear(channels, heads * levels * points)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self._reset()
 
     def _reset(self) -> None:
@@ -71,8 +72,8 @@ class DeformEncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformAttention(channels, heads, levels, points)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
+        self.linear1 = Linear(channels, hidden)
+        self.linear2 = Linear(hidden, channels)
         self.norm2 = nn.LayerNorm(channels)
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
