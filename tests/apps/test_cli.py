@@ -493,16 +493,22 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(data, tmp_path):
 
 def test_shipped_recipes_build_their_models():
     found = recipes()
-    assert len(found) == 6, list(found)
+    assert len(found) == 22, list(found)
     for name, path in found.items():
         head = path.read_text().split("\n[")[0]
         assert all(f"# {word}" in head for word in ("command", "hardware", "time", "measured")), name
         config = read_config(path)
         assert f"pansight train --recipe {name}" in head
-        from pansight.engine.assemble import make_model
+        from pansight.engine import optim
+        from pansight.engine.assemble import make_model, same_architecture
         from pansight.types import LabelSpace
 
         if config.model.pretrained != "auto":
             config = override(config, {"model.pretrained": "none"})
-        model = make_model(config.model, LabelSpace.from_names(["thing"], ["stuff"]))[0]
+        with torch.device("meta"):  # some have hundreds of millions of parameters
+            model = make_model(config.model, LabelSpace.from_names(["thing"], ["stuff"]))[0]
         assert sum(p.numel() for p in model.parameters()) > 1_000_000, name
+        optim.freeze(model, config.train.freeze)
+        assert optim.parameter_groups(model, config.train), name
+        if config.model.first:
+            assert same_architecture(config.model.name, read_config(found[config.model.first]).model.name), name
