@@ -5,7 +5,18 @@ import sys
 
 from common import ROOT
 
-SCRIPTS = ("pq_speed.py", "bootstrap.py", "loader.py", "rcnn_speed.py", "demo.py", "nuclei.py")
+SCRIPTS = (
+    "pq_speed.py",
+    "bootstrap.py",
+    "loader.py",
+    "rcnn_speed.py",
+    "fusion_speed.py",
+    "transformer_speed.py",
+    "transformer_training.py",
+    "demo.py",
+    "nuclei.py",
+    "accuracy.py",
+)
 
 for script in SCRIPTS:
     print(f"== benchmarks/{script}", flush=True)

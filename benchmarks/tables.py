@@ -84,6 +84,65 @@ def rcnn_speed(record: Record) -> str:
     return table(header, rows) + f"\n\n{where(record)}"
 
 
+def beside_transformers(record: Record) -> str:
+    """Rows of transformer_speed and transformer_training; the pixels that differ, where they were compared."""
+    rows = [
+        [
+            row["what"],
+            row["settings"],
+            f"{row['transformers_ms']:.0f}",
+            f"{row['ours_ms']:.0f}",
+            f"{row['time_ratio']:.2f}",
+            *([f"{row['network_ratio']:.2f}"] if "network_ratio" in row else []),
+            f"{row['transformers_mib']:.0f}",
+            f"{row['ours_mib']:.0f}",
+            f"{row['memory_ratio']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    network = ["network alone"] if "network_ratio" in record["rows"][0] else []
+    header = ["", "settings (ours / transformers)", "transformers ms", "ours ms", "ratio", *network]
+    return table([*header, "MiB", "ours MiB", "ratio"], rows) + f"\n\n{record['what']}. {where(record)}"
+
+
+def fusion_speed(record: Record) -> str:
+    rows: list[list[str]] = []
+    for case, figures in record["cases"].items():
+        for name, ratio in figures["ratio"].items():
+            ms = figures["milliseconds"]
+            theirs, ours = ms[f"transformers {name}"], ms[f"fuse_hf as {name}"]
+            rows.append([case, f"{name}, transformers' rules", f"{theirs:.1f}", f"{ours:.1f}", f"{ratio:.3f}"])
+        own = {k: v for k, v in figures["milliseconds"].items() if "own rule" in k}
+        rows += [[case, name, "", f"{value:.1f}", ""] for name, value in own.items()]
+    return table(["", "", "transformers ms", "ours ms", "ratio"], rows) + f"\n\n{where(record)}; the same maps"
+
+
+def accuracy(record: Record) -> str:
+    names = {"detr": "DETR-panoptic", "maskformer": "MaskFormer", "mask2former": "Mask2Former", "eomt": "EoMT"}
+    groups: dict[tuple[str, str, int], dict[str, list[Record]]] = {}
+    for row in record["rows"]:
+        sides = groups.setdefault((row["data"], row["system"], row["steps"]), {})
+        sides.setdefault(row["contender"], []).append(row)
+    rows: list[list[str]] = []
+    for (data, system, steps), sides in sorted(groups.items(), key=lambda item: (item[0][0] != "shapes", item[0])):
+        cells = [spread([row[key] for row in sides.get(side, [])]) for key in ("pq", "pq_things") for side in SIDES]
+        minutes = [spread([row["training_seconds"] / 60 for row in sides.get(side, [])]) for side in SIDES]
+        rows.append([data, names[system], str(steps), *cells, *minutes])
+    figures = [f"{figure}, {side}" for figure in ("PQ", "PQ things", "minutes") for side in SIDES]
+    return table(["", "", "steps", *figures], rows) + f"\n\n{record['what']}. {where(record)}"
+
+
+SIDES = ("transformers", "ours")
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and in brackets the least and the most."""
+    if not values:
+        return ""
+    middle = f"{statistics.mean(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.1f} … {max(values):.1f})"
+
+
 def loader(record: Record) -> str:
     rows = [[row["what"], f"{row['pairs_per_second']:.0f}", f"{row['ratio']:.2f}"] for row in record["rows"]]
     return table(["", "pairs/s", "ratio"], rows) + f"\n\n{where(record)}"
@@ -125,6 +184,10 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "demo": demo,
     "nuclei_mask_rcnn": nuclei,
     "rcnn_speed": rcnn_speed,
+    "transformer_speed": beside_transformers,
+    "transformer_training": beside_transformers,
+    "fusion_speed": fusion_speed,
+    "accuracy": accuracy,
     "loader": loader,
     "pq_speed": pq_speed,
     "bootstrap": bootstrap,
