@@ -75,9 +75,12 @@ def ours(name: str, folder: Path, device: str) -> tuple[nn.Module, Callable[[], 
 
 
 def freeze(name: str, model: Any) -> None:
-    """What is frozen in the published recipes: BatchNorm, and in DETR the stem and the first stage."""
+    """What is frozen in the published recipes: BatchNorm, and in DETR the stem and the first stage.
+
+    And the last norm of transformers' Swin, which nothing reads.
+    """
     for layer_name, layer in model.named_modules():
-        frozen = isinstance(layer, nn.BatchNorm2d)
+        frozen = isinstance(layer, nn.BatchNorm2d) or layer_name.endswith("encoder.swin.layernorm")
         frozen |= name == "detr" and layer_name.endswith(("backbone.model.conv1", "backbone.model.layer1"))
         if frozen:
             layer.requires_grad_(False)
