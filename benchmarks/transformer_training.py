@@ -70,8 +70,11 @@ def ours(name: str, folder: Path, device: str) -> tuple[nn.Module, Callable[[], 
     truths = tuple(PanopticSegmentation(drawn.ids, drawn.segments) for drawn in drawings)
     sizes, nothing = ((SIDE, SIDE),) * IMAGES, (None,) * IMAGES
     batch = Batch(images, valid, sizes, truths, tuple(range(IMAGES)), nothing)
-    model = load_model(folder)[0].to(device).train()
-    return model, lambda: torch.stack(list(model.loss(batch).values())).sum()
+    model = load_model(folder)[0].to(device)
+    if name == "detr":
+        model.backbone.features.conv1.requires_grad_(False)
+        model.backbone.features.layer1.requires_grad_(False)
+    return model.train(), lambda: torch.stack(list(model.loss(batch).values())).sum()
 
 
 def freeze(name: str, model: Any) -> None:
