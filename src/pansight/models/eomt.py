@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import timm
@@ -31,14 +32,13 @@ from pansight.errors import PansightError, choice_error
 from pansight.nn.annealing import MaskAnnealing
 from pansight.nn.normalize import Normalize
 from pansight.nn.transformer import attend_in_slices
-from pansight.ops.fusion.queries import Canvas, fuse_hf, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.losses import PointSettings, point_set_loss
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
-
-TASKS = ("panoptic", "instance", "semantic", "all")
 
 
 class EoMTOutputs(NamedTuple):
@@ -145,7 +145,7 @@ class EoMT(nn.Module):
 
     upscales: blocks that double the patch grid: 2 for 16 px patches give masks at stride 4. masked: whether training
     looks through masks (and learns from the predictions between blocks); without, `annealing` has no effect.
-    score_threshold, mask_threshold, overlap: defaults of `decode` (spec 14).
+    `rules`: thresholds of `decode`.
     """
 
     def __init__(
@@ -173,9 +173,7 @@ class EoMT(nn.Module):
         self.settings = PointSettings() if settings is None else settings
         self.masked = masked
         self.stride = backbone.patch // 2**upscales
-        self.score_threshold = 0.8
-        self.mask_threshold = 0.5
-        self.overlap = 0.8
+        self.rules = QueryRules()
         depth, last = len(backbone.features.blocks), len(annealing.starts)
         if not 0 < last <= depth:
             raise PansightError(f"eomt: expected 1 … {depth} blocks with queries, found {last}")
@@ -280,48 +278,18 @@ class EoMT(nn.Module):
 
         task: "panoptic" (default), "instance", "semantic" or "all". hf_compat: the panoptic rules of transformers.
         """
-        task = "panoptic" if task is None else task
-        if task not in TASKS:
-            raise choice_error("task", task, TASKS)
-        rules = (
-            self.score_threshold if score_threshold is None else score_threshold,
-            self.mask_threshold if mask_threshold is None else mask_threshold,
-            self.overlap if overlap is None else overlap,
+        return decode_queries(
+            outputs.class_logits[-1],
+            partial(self.mask_logits, outputs),
+            canvases_of(self._canvas(outputs), outputs.extents, sizes),
+            self.labels,
+            self.rules.replaced(score_threshold, mask_threshold, overlap),
+            task,
+            self._fuse_hf if hf_compat else None,
         )
-        padded = self._canvas(outputs)
-        predictions: list[Prediction] = []
-        for image, (extent, size) in enumerate(zip(outputs.extents.tolist(), sizes, strict=True)):
-            canvas = Canvas(padded, (extent[0], extent[1]), (size[0], size[1]))
-            class_logits = outputs.class_logits[-1, image].float()  # (Q, C + 1)
-            every = self.mask_logits(outputs, image) if task != "panoptic" else None
-            panoptic = semantic = instances = None
-            if task in ("panoptic", "all"):
-                panoptic = self._panoptic(outputs, image, class_logits, canvas, rules, hf_compat)
-            if task in ("semantic", "all"):
-                assert every is not None
-                semantic = semantic_map(class_logits, every, canvas)
-            if task in ("instance", "all"):
-                assert every is not None
-                instances = query_instances(class_logits, every, canvas, self.labels)
-            predictions.append(Prediction(panoptic, semantic, instances))
-        return predictions
 
-    def _panoptic(
-        self,
-        outputs: EoMTOutputs,
-        image: int,
-        class_logits: Tensor,
-        canvas: Canvas,
-        rules: tuple[float, float, float],
-        hf_compat: bool,
-    ) -> PanopticSegmentation:
-        """Masks of the kept queries alone; rules: (score threshold, mask threshold, overlap)."""
-        score_threshold, mask_threshold, overlap = rules
-        kept = keep_queries(class_logits, score_threshold)
-        logits = self.mask_logits(outputs, image, kept.queries)  # (K, h, w)
-        if not hf_compat:
-            return fuse_masks(logits, kept, canvas, self.labels, overlap, mask_threshold)
-        return fuse_hf(logits, kept, canvas, self.labels, overlap, mask_threshold, eomt=True)
+    def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
+        return fuse_hf(masks, kept, canvas, self.labels, rules.overlap, rules.mask, eomt=True)
 
 
 def vit_backbone(

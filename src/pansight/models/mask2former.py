@@ -11,24 +11,23 @@ with features resized to a level first, which is the same (resizing is linear); 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.errors import choice_error
 from pansight.nn.backbones import Backbone, timm_backbone
 from pansight.nn.deform import DeformPixelDecoder
 from pansight.nn.transformer import MLP, Attention, Linear
-from pansight.ops.fusion.queries import Canvas, fuse_hf, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.losses import PointSettings, point_set_loss
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
-from pansight.types import Batch, LabelSpace, Prediction
-
-TASKS = ("panoptic", "instance", "semantic", "all")
+from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
 
 HF_SIDE = 384
 """transformers brings all mask logits to this height and width before anything else, whatever the image."""
@@ -145,8 +144,7 @@ def may_look(embeddings: Tensor, features: Tensor) -> Tensor:
 class Mask2Former(nn.Module):
     """`backbone`, `pixel_decoder` and `predictor` (the masked decoder).
 
-    settings: points and weights of the loss. score_threshold, mask_threshold, overlap: defaults of `decode` (spec 13).
-    top: how many instances the instance task gives.
+    settings: points and weights of the loss. rules: thresholds of `decode`.
     """
 
     def __init__(
@@ -157,10 +155,7 @@ class Mask2Former(nn.Module):
         labels: LabelSpace,
         resize: ResizeRule,
         settings: PointSettings,
-        score_threshold: float = 0.8,
-        mask_threshold: float = 0.5,
-        overlap: float = 0.8,
-        top: int = 100,
+        rules: QueryRules = QueryRules(),  # noqa: B008 (immutable)
     ):
         super().__init__()
         self.backbone = backbone
@@ -169,10 +164,7 @@ class Mask2Former(nn.Module):
         self.labels = labels
         self.resize = resize
         self.settings = settings
-        self.score_threshold = score_threshold
-        self.mask_threshold = mask_threshold
-        self.overlap = overlap
-        self.top = top
+        self.rules = rules
 
     def _predict(self, images: Tensor, valid: Tensor | None, every: bool) -> tuple[Tensor, Tensor, Tensor]:
         levels, positions, shapes, features = self.pixel_decoder(self.backbone(images, valid))
@@ -215,37 +207,21 @@ class Mask2Former(nn.Module):
         task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
         transformers, which know nothing of padding.
         """
-        task = task or "panoptic"
-        if task not in TASKS:
-            raise choice_error("task", task, TASKS)
-        score_threshold = self.score_threshold if score_threshold is None else score_threshold
-        mask_threshold = self.mask_threshold if mask_threshold is None else mask_threshold
-        overlap = self.overlap if overlap is None else overlap
         stride = self.backbone.strides[0]
-        padded = (outputs.features.shape[2] * stride, outputs.features.shape[3] * stride)
-        predictions: list[Prediction] = []
-        extents: list[list[int]] = outputs.extents.tolist()
-        for image, (extent, size) in enumerate(zip(extents, sizes, strict=True)):
-            canvas = Canvas(padded, (extent[0], extent[1]), size)
-            classes = outputs.class_logits[image].float()
-            panoptic = semantic = instances = None
-            if task in ("panoptic", "all"):
-                kept = keep_queries(classes, score_threshold)
-                masks = self.mask_logits(outputs, image, kept.queries)
-                if hf_compat:
-                    if len(masks):  # nothing cannot be resized
-                        masks = F.interpolate(masks[None], (HF_SIDE, HF_SIDE), mode="bilinear", align_corners=False)[0]
-                    panoptic = fuse_hf(masks, kept, size, self.labels, overlap, mask_threshold)
-                else:
-                    panoptic = fuse_masks(masks, kept, canvas, self.labels, overlap, mask_threshold, cut=True)
-            if task != "panoptic":
-                masks = self.mask_logits(outputs, image)
-                if task != "instance":
-                    semantic = semantic_map(classes, masks, canvas)
-                if task != "semantic":
-                    instances = query_instances(classes, masks, canvas, self.labels, self.top)
-            predictions.append(Prediction(panoptic, semantic, instances))
-        return predictions
+        height, width = outputs.features.shape[2:]
+        return decode_queries(
+            outputs.class_logits,
+            partial(self.mask_logits, outputs),
+            canvases_of((height * stride, width * stride), outputs.extents, sizes),
+            self.labels,
+            self.rules.replaced(score_threshold, mask_threshold, overlap),
+            task,
+            self._fuse_hf if hf_compat else None,
+        )
+
+    def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
+        masks = F.interpolate(masks[None], (HF_SIDE, HF_SIDE), mode="bilinear", align_corners=False)[0]
+        return fuse_hf(masks, kept, canvas.size, self.labels, rules.overlap, rules.mask)
 
 
 def mask2former(

@@ -1,0 +1,88 @@
+"""The last step of MaskFormer, Mask2Former and EoMT alike: class logits and masks on demand to predictions."""
+
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pansight.errors import choice_error
+from pansight.ops.fusion.queries import Canvas, Kept, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.types import LabelSpace, PanopticSegmentation, Prediction
+
+TASKS = ("panoptic", "instance", "semantic", "all")
+
+
+class QueryRules(NamedTuple):
+    """Defaults of a model's decode, as published (spec 12 to 14)."""
+
+    score: float = 0.8
+    """A query counts for the panoptic map where its class is likelier than this."""
+    mask: float = 0.5
+    """A pixel is inside a mask from this probability on."""
+    overlap: float = 0.8
+    """The share of its mask that a query must win."""
+    cut: bool = True
+    """Only pixels inside the mask are written; MaskFormer writes all that a query won."""
+    top: int = 100
+    """How many instances the instance task looks at."""
+
+    def replaced(self, score: float | None, mask: float | None, overlap: float | None) -> QueryRules:
+        """With the thresholds that are given; None keeps the default."""
+        given = {"score": score, "mask": mask, "overlap": overlap}
+        return self._replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def checked_task(task: str | None, default: str = "panoptic", known: Sequence[str] = TASKS) -> str:
+    """`task`, or the default for None. Raises PansightError listing the known ones."""
+    task = task or default
+    if task not in known:
+        raise choice_error("task", task, known)
+    return task
+
+
+def decode_queries(
+    class_logits: Tensor,
+    mask_logits: Callable[[int, Tensor | None], Tensor],
+    canvases: Sequence[Canvas],
+    labels: LabelSpace,
+    rules: QueryRules,
+    task: str | None,
+    hf_rule: Callable[[Tensor, Kept, Canvas, QueryRules], PanopticSegmentation] | None,
+) -> list[Prediction]:
+    """class_logits (B, Q, C + 1), no object last; mask_logits(image, queries int64 (K,) or None for all) → (K, h, w).
+
+    Masks are asked for of kept queries alone, but for the semantic and the instance task. hf_rule: the panoptic map by
+    transformers' rule instead.
+    """
+    task = checked_task(task)
+    predictions: list[Prediction] = []
+    for image, canvas in enumerate(canvases):
+        classes = class_logits[image].float()
+        panoptic = semantic = instances = None
+        if task in ("panoptic", "all"):
+            kept = keep_queries(classes, rules.score)
+            masks = mask_logits(image, kept.queries)
+            if hf_rule is None:
+                panoptic = fuse_masks(masks, kept, canvas, labels, rules.overlap, rules.mask, rules.cut)
+            else:
+                panoptic = hf_rule(masks, kept, canvas, rules)
+        if task != "panoptic":
+            masks = mask_logits(image, None)
+            if task != "instance":
+                semantic = semantic_map(classes, masks, canvas)
+            if task != "semantic":
+                instances = query_instances(classes, masks, canvas, labels, rules.top)
+        predictions.append(Prediction(panoptic, semantic, instances))
+    return predictions
+
+
+def canvases_of(padded: Sequence[int], extents: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Canvas]:
+    """One Canvas an image: padded (H, W) of the batch, extents int64 (B, 2), sizes (H, W) of the files."""
+    return [
+        Canvas((padded[0], padded[1]), (extent[0], extent[1]), (size[0], size[1]))
+        for extent, size in zip(extents.tolist(), sizes, strict=True)
+    ]
