@@ -86,7 +86,7 @@ def test_published_sizes(builder: Callable[..., MaskFormer], count: int, pixel_d
     assert sum(p.numel() for p in model.parameters()) == count
     assert type(model.pixel_decoder).__name__ == pixel_decoder
     assert model.settings == (1.0, 20.0, 1.0, 0.1)
-    assert (model.score_threshold, model.overlap, model.mask_threshold) == (0.8, 0.8, 0.5)
+    assert model.rules == (0.8, 0.5, 0.8, False, 100)
     assert tuple(model.resize) == (800, 1333, 1, False)
 
 

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pansight.errors import PansightError, choice_error
+from pansight.errors import PansightError
 from pansight.nn.backbones import Backbone, timm_backbone
 from pansight.nn.query_masks import AttentionMap, MaskHead
 from pansight.nn.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from pansight.ops.fusion.decode import TASKS, checked_task
 from pansight.ops.fusion.queries import Canvas, fuse_detr, fuse_hf, keep_queries, semantic_map
 from pansight.ops.positions import resize_valid, sine_positions
 from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, sigmoid_focal_loss
@@ -33,8 +34,6 @@ from pansight.ops.queries.targets import dense_masks, padded_labels, segment_tar
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import InstanceTargets, valid_extents
 from pansight.types import Batch, Instances, LabelSpace, Prediction
-
-TASKS = ("panoptic", "instance", "semantic", "all")
 
 CHUNK_ELEMENTS = 1 << 23
 """How large a tensor of several queries may get in the mask head and after it; more queries come in turns."""
@@ -261,10 +260,8 @@ class DETR(nn.Module):
         is where the probability is above mask_threshold. hf_compat: the panoptic map by transformers' rules, the only
         ones that look at mask_threshold and overlap; they know nothing of padding.
         """
-        task = task or ("instance" if self.mask_head is None else "panoptic")
-        known = TASKS if self.mask_head is not None else ("instance", "all")
-        if task not in known:
-            raise choice_error("task", task, known)
+        boxes_only = self.mask_head is None
+        task = checked_task(task, *(("instance", ("instance", "all")) if boxes_only else ("panoptic", TASKS)))
         score_threshold = self.score_threshold if score_threshold is None else score_threshold
         mask_threshold = self.mask_threshold if mask_threshold is None else mask_threshold
         overlap = self.overlap if overlap is None else overlap
@@ -274,11 +271,11 @@ class DETR(nn.Module):
             canvas = Canvas((padded[0], padded[1]), (extent[0], extent[1]), size)
             classes = outputs.class_logits[image].float()
             panoptic = semantic = instances = masks = None
-            if self.mask_head is None:
+            if boxes_only:
                 instances, _ = self._boxes(outputs, image, size, score_threshold)
             elif task != "panoptic":
                 masks = self.mask_logits(outputs, image)
-            if task in ("panoptic", "all") and self.mask_head is not None:
+            if task in ("panoptic", "all") and not boxes_only:
                 kept = keep_queries(classes, score_threshold)
                 of_kept = self.mask_logits(outputs, image, kept.queries) if masks is None else masks[kept.queries]
                 if hf_compat:

@@ -220,8 +220,8 @@ class Mask2Former(nn.Module):
         )
 
     def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
-        masks = F.interpolate(masks[None], (HF_SIDE, HF_SIDE), mode="bilinear", align_corners=False)[0]
-        return fuse_hf(masks, kept, canvas.size, self.labels, rules.overlap, rules.mask)
+        size = (HF_SIDE, HF_SIDE)
+        return fuse_hf(masks, kept, canvas.size, self.labels, rules.overlap, rules.mask, logits_size=size)
 
 
 def mask2former(

@@ -11,6 +11,7 @@ linear, so it is multiplied with the queries' embeddings and applied in `decode`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,14 +22,15 @@ from pansight.errors import choice_error
 from pansight.nn.backbones import Backbone, timm_backbone
 from pansight.nn.deform import ConvGroupNorm, whole_positions
 from pansight.nn.transformer import MLP, TransformerDecoder, TransformerEncoder
-from pansight.ops.fusion.queries import Canvas, fuse_hf, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
-from pansight.types import Batch, LabelSpace, Prediction
+from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
 
-TASKS = ("panoptic", "instance", "semantic", "all")
+MASKFORMER_RULES = QueryRules(cut=False)
 PIXEL_DECODERS = ("fpn", "encoder")
 
 
@@ -147,8 +149,7 @@ def xavier(module: nn.Module) -> None:
 class MaskFormer(nn.Module):
     """`backbone`, `pixel_decoder` and `predictor`.
 
-    settings: the weights of the loss. score_threshold, mask_threshold, overlap: defaults of `decode` (spec 12).
-    top: how many instances the instance task gives.
+    settings: the weights of the loss. rules: thresholds of `decode`.
     """
 
     def __init__(
@@ -159,10 +160,7 @@ class MaskFormer(nn.Module):
         labels: LabelSpace,
         resize: ResizeRule,
         settings: DenseSettings,
-        score_threshold: float = 0.8,
-        mask_threshold: float = 0.5,
-        overlap: float = 0.8,
-        top: int = 100,
+        rules: QueryRules = MASKFORMER_RULES,
     ):
         super().__init__()
         self.backbone = backbone
@@ -171,10 +169,7 @@ class MaskFormer(nn.Module):
         self.labels = labels
         self.resize = resize
         self.settings = settings
-        self.score_threshold = score_threshold
-        self.mask_threshold = mask_threshold
-        self.overlap = overlap
-        self.top = top
+        self.rules = rules
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskFormerOutputs:
         """images uint8 (B, 3, H, W), any size; valid bool (B, H, W), False on padding.
@@ -226,34 +221,18 @@ class MaskFormer(nn.Module):
         task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
         transformers, which know nothing of padding.
         """
-        task = task or "panoptic"
-        if task not in TASKS:
-            raise choice_error("task", task, TASKS)
-        score_threshold = self.score_threshold if score_threshold is None else score_threshold
-        mask_threshold = self.mask_threshold if mask_threshold is None else mask_threshold
-        overlap = self.overlap if overlap is None else overlap
-        padded: list[int] = outputs.canvas.tolist()
-        extents: list[list[int]] = outputs.extents.tolist()
-        predictions: list[Prediction] = []
-        for image, (extent, size) in enumerate(zip(extents, sizes, strict=True)):
-            canvas = Canvas((padded[0], padded[1]), (extent[0], extent[1]), size)
-            classes = outputs.class_logits[image].float()
-            panoptic = semantic = instances = None
-            if task in ("panoptic", "all"):
-                kept = keep_queries(classes, score_threshold)
-                masks = self.mask_logits(outputs, image, kept.queries)
-                if hf_compat:
-                    panoptic = fuse_hf(masks, kept, size, self.labels, overlap, mask_threshold)
-                else:
-                    panoptic = fuse_masks(masks, kept, canvas, self.labels, overlap, mask_threshold, cut=False)
-            if task != "panoptic":
-                masks = self.mask_logits(outputs, image)
-                if task != "instance":
-                    semantic = semantic_map(classes, masks, canvas)
-                if task != "semantic":
-                    instances = query_instances(classes, masks, canvas, self.labels, self.top)
-            predictions.append(Prediction(panoptic, semantic, instances))
-        return predictions
+        return decode_queries(
+            outputs.class_logits,
+            partial(self.mask_logits, outputs),
+            canvases_of(outputs.canvas.tolist(), outputs.extents, sizes),
+            self.labels,
+            self.rules.replaced(score_threshold, mask_threshold, overlap),
+            task,
+            self._fuse_hf if hf_compat else None,
+        )
+
+    def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
+        return fuse_hf(masks, kept, canvas.size, self.labels, rules.overlap, rules.mask)
 
 
 def maskformer(
@@ -298,7 +277,8 @@ def maskformer(
     predictor = Predictor(in_channels, len(labels), queries, channels, heads, layers, hidden, dropout)
     settings = DenseSettings(class_weight, mask_weight, dice_weight, no_object)
     rule = ResizeRule(short, long, divisor)
-    return MaskFormer(net, pixels, predictor, labels, rule, settings, score_threshold)
+    rules = MASKFORMER_RULES._replace(score=score_threshold)
+    return MaskFormer(net, pixels, predictor, labels, rule, settings, rules)
 
 
 def maskformer_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:

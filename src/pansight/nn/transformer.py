@@ -16,16 +16,27 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+def _has_onednn_linear() -> bool:
+    """Whether this build of torch has the operation that its compiler uses for linear maps; it is not a public one."""
+    try:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise.default is not None
+    except AttributeError:
+        return False
+
+
+ONEDNN_LINEAR = _has_onednn_linear()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``; float32 on the CPU by oneDNN, which uses all of AVX-512 also where MKL, not of its own maker's
     processor, stops at AVX2: twice as fast there. Everything else, and what is exported or compiled, is torch's own.
     """
     if (
-        x.device.type != "cpu"
+        not ONEDNN_LINEAR
+        or x.device.type != "cpu"
         or x.dtype != torch.float32
         or weight.dtype != torch.float32
         or x.numel() == 0
-        or not torch.backends.mkldnn.is_available()
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
     ):
