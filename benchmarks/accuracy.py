@@ -5,7 +5,7 @@ same point. The loop is the same (AdamW, cosine, the same images in the same ord
 and decoding are each side's own. Ours decodes by the official rules, transformers by its own ones; both keep queries
 above the same score, and `PanopticQuality` of pansight measures both on the same images.
 
-Data: generated shapes of 96×96, and 128×128 crops of nuclei (dsb2018), whose background is a stuff class. Results are
+Data: generated shapes of 64×64, and 96×96 crops of nuclei (dsb2018), whose background is a stuff class. Results are
 written after every training, in place of those with the same data, system, side, seed and number of steps.
 """
 
@@ -72,22 +72,22 @@ def central_crops(dataset: Dataset, side: int) -> list[Sample]:
 
 TASKS = {
     "shapes": Task(
-        train=lambda: Shapes(4000, 96, 96),
-        val=lambda: whole(Shapes(100, 96, 96, split="val")),
+        train=lambda: Shapes(8000, 64, 64),
+        val=lambda: whole(Shapes(100, 64, 64, split="val")),
         transform=None,
-        side=96,
+        side=64,
         queries=20,
         batch_size=8,
-        steps=300,
+        steps=600,
     ),
     "nuclei": Task(
         train=lambda: nuclei("train"),
-        val=lambda: central_crops(nuclei("val"), 128),
-        transform=Compose([RandomCrop(128, 128), HorizontalFlip(), Rot90()]),
-        side=128,
-        queries=80,
+        val=lambda: central_crops(nuclei("val"), 96),
+        transform=Compose([RandomCrop(96, 96), HorizontalFlip(), Rot90()]),
+        side=96,
+        queries=60,
         batch_size=4,
-        steps=300,
+        steps=400,
     ),
 }
 

@@ -110,7 +110,8 @@ def ours(name: str, setting: str, folder: Path, image: Tensor, device: str) -> R
     def result() -> tuple[Tensor, Tensor, list[int]]:
         outputs = network()
         found = decode(outputs)
-        return outputs.class_logits[0], found.ids.long(), [segment.category for segment in found.segments]
+        logits = outputs.class_logits[-1] if outputs.class_logits.ndim == 4 else outputs.class_logits  # last layer
+        return logits[0], found.ids.long(), [segment.category for segment in found.segments]
 
     return Runs(network, lambda: decode(network()), result)
 
@@ -118,14 +119,19 @@ def ours(name: str, setting: str, folder: Path, image: Tensor, device: str) -> R
 SIDES = {"transformers": theirs, "ours": ours}
 
 
-def check(name: str, runs: dict[str, Runs]) -> dict[str, float]:
+def kept_queries(logits: Tensor, threshold: float) -> int:
+    """How many of (Q, C + 1) name a class with more than this probability."""
+    scores, best = logits.float().softmax(-1).max(-1)
+    return int(((best < logits.shape[-1] - 1) & (scores > threshold)).sum())
+
+
+def check(name: str, runs: dict[str, Runs], threshold: float) -> dict[str, float]:
     """float32: the same logits to 1e-3 of their range and the same map; fast: the share of other pixels is recorded.
 
     Raises AssertionError where that is not so.
     """
     logits, ids, categories = runs["transformers float32"].result()
     our_logits, our_ids, our_categories = runs["ours float32"].result()
-    _, best = logits.softmax(-1).max(-1)
     assert our_logits.shape == logits.shape
     difference = float((our_logits - logits).abs().max() / logits.abs().max())
     assert difference < 1e-3, f"{name}: class logits differ by {difference}"
@@ -136,7 +142,8 @@ def check(name: str, runs: dict[str, Runs]) -> dict[str, float]:
     return {
         "logits_difference": difference,
         "segments": len(our_categories),
-        "kept": int((best < logits.shape[-1] - 1).sum()),
+        "kept": kept_queries(logits, threshold),
+        "kept_fast": kept_queries(fast[0], threshold),
         "other_pixels_float32": other / ids.numel(),
         "other_pixels_fast": different_pixels(ids, fast[1]) / ids.numel(),
     }
@@ -204,7 +211,7 @@ def rows_of(name: str, size: tuple[int, int], repeats: int, device: str, memory:
         hf_models.save(name, drawn, folder)
         torch.save(drawn.image, folder / "image.pt")
         runs = {f"{c} {s}": SIDES[c](name, s, folder, drawn.image, device) for c, s in pairs}
-        facts = check(name, runs)
+        facts = check(name, runs, hf_models.read_notes(folder)["threshold"])
         jobs = {f"{key} {what}": synchronised(getattr(r, what), device) for key, r in runs.items() for what in WHATS}
         ms = {key: 1000 * seconds for key, seconds in alternate(jobs, repeats).items()}
         runs.clear()
