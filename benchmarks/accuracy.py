@@ -1,11 +1,12 @@
 """Mask transformers after a short budget: ours beside transformers', same start, same batches → results/accuracy.json.
 
-Small configurations with random weights, made by transformers and loaded by both sides, so every seed starts at the
-same point. The loop is the same (AdamW, cosine, the same images in the same order); losses, matching, masked attention
-and decoding are each side's own. Ours decodes by the official rules, transformers by its own ones; both keep queries
-above the same score, and `PanopticQuality` of pansight measures both on the same images.
+Small configurations made by transformers and loaded by both sides, so every seed starts at the same point: MaskFormer
+and Mask2Former on the packaged EfficientNet-Lite0, DETR (ResNet-18) and EoMT (a small ViT) from random weights. The
+loop is the same (AdamW, cosine, the same images in the same order); losses, matching, masked attention and decoding are
+each side's own. Ours decodes by the official rules, transformers by its own ones; both keep queries above the same
+score, and `PanopticQuality` of pansight measures both on the same images.
 
-Data: generated shapes of 64×64, and 96×96 crops of nuclei (dsb2018), whose background is a stuff class. Results are
+Data: generated shapes of 96×96, and 96×96 crops of nuclei (dsb2018), whose background is a stuff class. Results are
 written after every training, in place of those with the same data, system, side, seed and number of steps.
 """
 
@@ -26,18 +27,39 @@ from torch import Tensor, nn
 import hf_models
 from common import DATA, merge_rows
 from pansight.data import open_dataset
-from pansight.data.dataset import Dataset, Subset
+from pansight.data.dataset import Dataset
 from pansight.data.loader import collate, train_stream
 from pansight.data.shapes import Shapes
 from pansight.data.transforms import Compose, HorizontalFlip, RandomCrop, Rot90, crop_sample
 from pansight.metrics import PanopticQuality
+from pansight.models import build as build_model
+from pansight.nn.annealing import MaskAnnealing
+from pansight.nn.backbones import PACKAGED, packaged_state_dict
+from pansight.nn.normalize import Normalize
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
-from pansight.weights import load_model
+from pansight.weights import huggingface, load_model
+from pansight.weights.huggingface import read_state
+from pansight.weights.keys import load_strictly
+from transformer_training import freeze, train_mode
 
 CONTENDERS = ("transformers", "ours")
 THRESHOLD = 0.5
 WARM_UP = 20
 CLIP_NORM = 1.0
+BACKBONE = "model.pixel_level_module.encoder._backbone."  # transformers' MaskFormer and Mask2Former
+HEADS: dict[str, dict[str, Any]] = {
+    "maskformer": {"channels": 128, "heads": 4, "layers": 3, "hidden": 256, "dropout": 0.0},
+    "mask2former": {
+        "channels": 128,
+        "heads": 4,
+        "layers": 3,
+        "hidden": 256,
+        "encoder_layers": 2,
+        "encoder_hidden": 256,
+        "loss_points": 2048,
+    },
+}
+"""Options of our builders that say what `small_maskformer` and `small_mask2former` say."""
 
 
 class Task(NamedTuple):
@@ -49,7 +71,7 @@ class Task(NamedTuple):
     side: int
     queries: int
     batch_size: int
-    steps: int
+    steps: dict[str, int]  # of each system, by what a step costs
 
 
 def whole(dataset: Dataset) -> list[Sample]:
@@ -72,13 +94,13 @@ def central_crops(dataset: Dataset, side: int) -> list[Sample]:
 
 TASKS = {
     "shapes": Task(
-        train=lambda: Shapes(8000, 64, 64),
-        val=lambda: whole(Shapes(100, 64, 64, split="val")),
+        train=lambda: Shapes(8000, 96, 96),
+        val=lambda: whole(Shapes(100, 96, 96, split="val")),
         transform=None,
-        side=64,
+        side=96,
         queries=20,
         batch_size=8,
-        steps=600,
+        steps={"detr": 600, "maskformer": 300, "mask2former": 300, "eomt": 600},
     ),
     "nuclei": Task(
         train=lambda: nuclei("train"),
@@ -87,7 +109,7 @@ TASKS = {
         side=96,
         queries=60,
         batch_size=4,
-        steps=400,
+        steps={"detr": 400, "maskformer": 300, "mask2former": 300, "eomt": 400},
     ),
 }
 
@@ -95,17 +117,10 @@ TASKS = {
 # --- small configurations ---------------------------------------------------------------------------------------------
 
 
-def small_swin() -> Any:
-    from transformers import SwinConfig
+def efficientnet() -> Any:
+    from transformers import TimmBackboneConfig
 
-    return SwinConfig(
-        embed_dim=48,
-        depths=(2, 2, 2, 2),
-        num_heads=(2, 4, 8, 16),
-        window_size=4,
-        drop_path_rate=0.0,
-        out_features=hf_models.STAGES,
-    )
+    return TimmBackboneConfig(backbone=PACKAGED, out_indices=(1, 2, 3, 4), use_pretrained_backbone=False)
 
 
 def small_detr(names: Sequence[str], task: Task) -> Any:
@@ -137,7 +152,7 @@ def small_maskformer(names: Sequence[str], task: Task) -> Any:
         dropout=0.0,
     )
     sizes = {"fpn_feature_size": 128, "mask_feature_size": 128, "use_auxiliary_loss": True}
-    config = MaskFormerConfig(**hf_models.named(names), backbone_config=small_swin(), decoder_config=decoder, **sizes)
+    config = MaskFormerConfig(**hf_models.named(names), backbone_config=efficientnet(), decoder_config=decoder, **sizes)
     return MaskFormerForInstanceSegmentation(config)
 
 
@@ -146,7 +161,7 @@ def small_mask2former(names: Sequence[str], task: Task) -> Any:
 
     config = Mask2FormerConfig(
         **hf_models.named(names),
-        backbone_config=small_swin(),
+        backbone_config=efficientnet(),
         feature_size=128,
         mask_feature_size=128,
         hidden_dim=128,
@@ -188,16 +203,42 @@ SYSTEMS: dict[str, tuple[Callable[[Sequence[str], Task], Any], float]] = {
 """transformers' model of a task, and the peak learning rate for both sides."""
 
 
-def save_start(system: str, task: Task, labels: LabelSpace, seed: int, images: Tensor, folder: Path) -> None:
-    """The random weights that both sides begin with. images uint8 (B, 3, H, W): what BatchNorm is set by."""
+def start(
+    system: str, task: Task, labels: LabelSpace, seed: int, images: Tensor, contender: str, device: str
+) -> nn.Module:
+    """The model of one side, with the weights of both. images uint8 (B, 3, H, W): what DETR's BatchNorm is set by."""
     torch.manual_seed(seed)
     model = SYSTEMS[system][0](labels.names, task)
     if system == "detr":
         calibrate(model, images)
-    model.save_pretrained(folder)
-    hf_models.processor(system, task.side).save_pretrained(folder)
-    config = folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"pansight": {"labels": labels.to_json()}}))
+    elif system in HEADS:
+        backbone = model.get_submodule(BACKBONE[:-1])
+        backbone.load_state_dict(packaged_state_dict(set(backbone.state_dict())))
+    if contender == "transformers":
+        return model.to(device)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        model.save_pretrained(folder)
+        if system in HEADS:
+            return with_heads(system, read_state(folder), task, labels).to(device)
+        hf_models.processor(system, task.side).save_pretrained(folder)
+        config = folder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"pansight": {"labels": labels.to_json()}}))
+        return load_model(folder)[0].to(device)
+
+
+def with_heads(system: str, state: dict[str, Tensor], task: Task, labels: LabelSpace) -> nn.Module:
+    """Our model of transformers' tensors; a file of this backbone is none that `load_model` reads."""
+    model = build_model(system, labels, backbone=PACKAGED, short=0, long=0, queries=task.queries, **HEADS[system])
+    model.backbone.normalize = Normalize()  # ImageNet's, as on the other side
+    parts = {
+        f"backbone.features.{key.removeprefix(BACKBONE)}": tensor
+        for key, tensor in state.items()
+        if key.startswith(BACKBONE) and not key.endswith("num_batches_tracked")
+    }
+    rest = {key: tensor for key, tensor in state.items() if not key.startswith(BACKBONE)}
+    load_strictly(model, parts | huggingface.system(system).renamed(rest, system), system)
+    return model
 
 
 @torch.no_grad()
@@ -228,8 +269,13 @@ class Side(NamedTuple):
     anneal: Callable[[float], None]
 
 
-def ours(system: str, folder: Path, labels: LabelSpace, device: str) -> Side:
-    model = load_model(folder)[0].to(device)
+ANNEALED = ((1 / 6, 5 / 12, 2 / 3), (1 / 3, 7 / 12, 5 / 6))
+"""Starts and ends of EoMT's mask annealing in 3 blocks, as shares of the run; transformers leaves them to the user."""
+
+
+def ours(system: str, model: Any, labels: LabelSpace, device: str) -> Side:
+    if system == "eomt":
+        model.annealing.starts, model.annealing.ends = ANNEALED
 
     def predict(images: Tensor) -> list[PanopticSegmentation]:
         sizes = [(images.shape[2], images.shape[3])] * len(images)
@@ -240,8 +286,7 @@ def ours(system: str, folder: Path, labels: LabelSpace, device: str) -> Side:
     return Side(model, lambda batch: torch.stack(list(model.loss(batch).values())).sum(), predict, anneal)
 
 
-def theirs(system: str, folder: Path, labels: LabelSpace, device: str) -> Side:
-    model = hf_models.load(system, folder).to(device)
+def theirs(system: str, model: Any, labels: LabelSpace, device: str) -> Side:
     stuff = [category.id for category in labels.stuff]
     maker: Any = None
 
@@ -259,24 +304,14 @@ def theirs(system: str, folder: Path, labels: LabelSpace, device: str) -> Side:
         found = hf_models.panoptic_map(system, maker, output, sizes, THRESHOLD, stuff)
         return [segmentation_of(one["segmentation"], one["segments_info"]) for one in found]
 
-    probabilities = annealing(folder) if system == "eomt" else None
+    schedule = MaskAnnealing(*ANNEALED) if system == "eomt" else None
 
     def anneal(progress: float) -> None:
-        if probabilities is not None:
-            model.attn_mask_probs.copy_(probabilities(progress))
+        if schedule is not None:
+            schedule.set_progress(progress)
+            model.attn_mask_probs.copy_(schedule.probs)
 
     return Side(model, loss, predict, anneal)
-
-
-def annealing(folder: Path) -> Callable[[float], Tensor]:
-    """The schedule of ours, for transformers, which leaves it to the user."""
-    schedule = load_model(folder)[0].annealing
-
-    def probabilities(progress: float) -> Tensor:
-        schedule.set_progress(progress)
-        return schedule.probs
-
-    return probabilities
 
 
 def segmentation_of(ids: Tensor, rows: Sequence[dict[str, Any]]) -> PanopticSegmentation:
@@ -299,12 +334,13 @@ SIDES = {"transformers": theirs, "ours": ours}
 
 
 def train(side: Side, batches: Iterator[Batch], steps: int, rate: float, device: str) -> float:
-    """Seconds of the loop. The backbone is trained as a whole, on both sides."""
+    """Seconds of the loop. All of the backbone is trained but BatchNorm, which is frozen on both sides."""
     side.model.requires_grad_(True)
-    parameters = list(side.model.parameters())
+    freeze("all", side.model)
+    parameters = [p for p in side.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-4, fused=True)
-    side.model.train()
-    start = time.perf_counter()
+    train_mode(side.model)
+    begin = time.perf_counter()
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -317,7 +353,7 @@ def train(side: Side, batches: Iterator[Batch], steps: int, rate: float, device:
         if (step + 1) % 50 == 0:
             print(f"  step {step + 1}: loss {float(total.detach()):.2f}", flush=True)
     side.anneal(1.0)
-    return time.perf_counter() - start
+    return time.perf_counter() - begin
 
 
 def on_device(batch: Batch, device: str) -> Batch:
@@ -342,11 +378,9 @@ def run(data: str, system: str, contender: str, seed: int, steps: int, device: s
     dataset, samples = task.train(), task.val()
     labels = dataset.labels
     batches = train_stream(dataset, task.transform, task.batch_size, 32, steps, seed)
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        first = collate(whole(Subset(Shapes(8, task.side, task.side), range(8)))).images
-        save_start(system, task, labels, seed, first, folder)
-        side = SIDES[contender](system, folder, labels, device)
+    first = collate(whole(Shapes(8, task.side, task.side))).images
+    model = start(system, task, labels, seed, first, contender, device)
+    side = SIDES[contender](system, model, labels, device)
     torch.manual_seed(seed)
     seconds = train(side, batches, steps, rate, device)
     figures = measure(side, samples, labels, device)
@@ -361,7 +395,7 @@ def run(data: str, system: str, contender: str, seed: int, steps: int, device: s
         "rq": 100 * figures["All"]["rq"],
         "pq_things": 100 * figures["Things"]["pq"],
         "pq_stuff": 100 * figures["Stuff"]["pq"],
-        "parameters": sum(p.numel() for p in side.model.parameters()),
+        "parameters": sum(p.numel() for p in side.model.parameters() if p.requires_grad),
         "training_seconds": seconds,
     }
 
@@ -378,12 +412,12 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="save nothing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    what = "PQ after a short training from random weights, both sides from the same"
+    what = "PQ after a short training, both sides from the same weights"
     for data in args.data:
         for seed in args.seeds:
             for system in args.systems:
                 for contender in args.contenders:
-                    row = run(data, system, contender, seed, args.steps or TASKS[data].steps, args.device)
+                    row = run(data, system, contender, seed, args.steps or TASKS[data].steps[system], args.device)
                     print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
                     if not args.dry:
                         key = ("data", "system", "contender", "seed", "steps")
