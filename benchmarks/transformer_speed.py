@@ -5,9 +5,9 @@ queries; and the network alone, which on our side leaves the masks of the kept q
 are drawn, the weights random but for the last layer of each head, which is solved for (hf_models.teach).
 
 Settings: float32 is each library as it comes; fast is bfloat16 autocast with channels_last weights. `--compile PART`
-has torch compile children of our models for it, e.g. backbone (7 % faster for DETR, after a minute or more). The result in float32 is checked to be the same before anything is timed. Peak
-memory is that of a process of its own per contender, which imports nothing of the other. On an accelerator, where
-there is one, memory is what torch allocated there.
+has torch compile children of our models for it, e.g. backbone (7 % faster for DETR, after a minute or more). The result
+in float32 is checked to be the same before anything is timed. Peak memory is that of a process of its own per
+contender, which imports nothing of the other. On an accelerator, where there is one, memory is what torch allocated.
 """
 
 from __future__ import annotations
