@@ -7,6 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+# one thread in each of pytest's workers and in what they start: several of them, for tiny models, only wait
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 # the same examples in every run, so that a change is what breaks a test; HYPOTHESIS_PROFILE=search looks for new ones
 settings.register_profile("steady", derandomize=True)
 settings.register_profile("search")

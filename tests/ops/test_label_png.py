@@ -252,7 +252,7 @@ def test_what_is_no_id_png(data, found):
 def test_without_a_place_for_machine_code(monkeypatch):
     """As numba says it where neither the package nor the home can be written: compiled anew in each process."""
 
-    def njit(nogil: bool, cache: bool = False):
+    def njit(nogil: bool, fastmath: object, cache: bool = False):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: ("compiled", function)
