@@ -125,14 +125,14 @@ def accuracy(record: Record) -> str:
         sides.setdefault(row["contender"], []).append(row)
     rows: list[list[str]] = []
     for (data, system, steps), sides in sorted(groups.items(), key=lambda item: (item[0][0] != "shapes", item[0])):
-        cells = [spread([row[key] for row in sides.get(side, [])]) for key in ("pq", "pq_things") for side in SIDES]
-        minutes = [spread([row["training_seconds"] / 60 for row in sides.get(side, [])]) for side in SIDES]
-        rows.append([data, names[system], str(steps), *cells, *minutes])
-    figures = [f"{figure}, {side}" for figure in ("PQ", "PQ things", "minutes") for side in SIDES]
+        cells = [spread([row[key] for row in sides.get(side, [])]) for key in PQ_COLUMNS for side in SIDES]
+        rows.append([data, names[system], str(steps), *cells])
+    figures = [f"{figure}, {side}" for figure in PQ_COLUMNS.values() for side in SIDES]
     return table(["", "", "steps", *figures], rows) + f"\n\n{record['what']}. {where(record)}"
 
 
 SIDES = ("transformers", "ours")
+PQ_COLUMNS = {"pq": "PQ", "pq_things": "PQ things", "pq_learnt": "PQ of learnt images"}
 
 
 def spread(values: list[float]) -> str:
