@@ -110,7 +110,7 @@ TASKS = {
         side=96,
         queries=20,
         batch_size=8,
-        steps={"detr": 600, "maskformer": 300, "mask2former": 300, "eomt": 600},
+        steps={"detr": 300, "maskformer": 200, "mask2former": 200, "eomt": 300},
     ),
     "nuclei": Task(
         train=lambda: nuclei("train"),
@@ -119,7 +119,7 @@ TASKS = {
         side=96,
         queries=60,
         batch_size=4,
-        steps={"detr": 400, "maskformer": 300, "mask2former": 300, "eomt": 400},
+        steps={"detr": 200, "maskformer": 200, "mask2former": 200, "eomt": 200},
     ),
 }
 

@@ -23,7 +23,7 @@ from pansight.nn.deform import DeformPixelDecoder
 from pansight.nn.transformer import MLP, Attention, Linear
 from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
-from pansight.ops.queries.losses import PointSettings, point_set_loss
+from pansight.ops.queries.losses import PointSettings, point_set_loss, uniform
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -178,7 +178,7 @@ class Mask2Former(nn.Module):
         class_logits, embeddings, features = self._predict(images, valid, every=False)
         return Mask2FormerOutputs(class_logits[0], embeddings[0], features, valid_extents(images, valid))
 
-    def loss(self, batch: Batch, draw: Callable[..., Tensor] = torch.rand) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, draw: Callable[..., Tensor] = uniform) -> dict[str, Tensor]:
         """Class, mask and dice losses, each summed over all predictions of the decoder. draw: see `point_set_loss`."""
         class_logits, embeddings, features = self._predict(batch.images, batch.valid, every=True)
         canvas = (batch.images.shape[2], batch.images.shape[3])

