@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pansight.nn.transformer import MLP, Attention, DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
+from pansight.nn.transformer import (
+    MLP,
+    Attention,
+    DecoderLayer,
+    EncoderLayer,
+    TransformerDecoder,
+    TransformerEncoder,
+    made_again,
+)
 from pansight.ops.positions import resize_valid, sine_positions
 
 
@@ -169,3 +177,26 @@ def test_resize_valid_takes_the_nearest() -> None:
     valid[0, :5, :3] = True
     expected = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
     assert torch.equal(resize_valid(valid, (4, 4))[0], expected)
+
+
+def test_what_is_made_again_has_the_same_gradients_and_keeps_less() -> None:
+    layer, x = MLP(8, 512, 8, 2), torch.randn(3, 5, 8, requires_grad=True)
+
+    def run(again: bool) -> tuple[list[Tensor], int]:
+        kept = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            y = made_again(layer, x) if again else layer(x)
+        return [y, *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))], kept
+
+    plain, plain_kept = run(False)
+    again, again_kept = run(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert again_kept < plain_kept / 10
+    with torch.no_grad():
+        assert torch.equal(made_again(layer, x), again[0])

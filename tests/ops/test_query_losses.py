@@ -14,6 +14,7 @@ from pansight.ops.queries.losses import (
     point_set_loss,
     set_class_loss,
     sigmoid_focal_loss,
+    uniform,
 )
 from pansight.ops.queries.matching import Matches
 from pansight.ops.queries.targets import dense_masks, segment_targets
@@ -199,3 +200,17 @@ def test_a_perfect_prediction_costs_little():
     wrong = point_set_loss(classes, embeddings, [-features], targets, (32, 40), PointSettings(points=2000))
     assert wrong["dice"] > 2
     assert wrong["mask"] > 10 * found["mask"]
+
+
+def test_uniform_numbers_follow_torchs_seed() -> None:
+    device = torch.device("cpu")
+    torch.manual_seed(5)
+    first, second = uniform(100, 300, 2, device=device), uniform(100, 300, 2, device=device)
+    torch.manual_seed(5)
+    assert torch.equal(uniform(100, 300, 2, device=device), first)
+    assert not torch.equal(first, second)
+    assert first.dtype == torch.float32
+    assert 0 <= first.min() < 1e-3
+    assert 1 - 1e-3 < first.max() < 1
+    assert abs(float(first.mean()) - 0.5) < 0.01
+    assert abs(float(first.var()) - 1 / 12) < 0.01

