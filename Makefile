@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/pansight demo --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -18,6 +18,19 @@ settings.register_profile("search")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
+ALONE = "test_overfit.py"
+"""Each test of it takes half a minute or more: they go first, and not all to one worker."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each file in one worker, for the fixtures of its module; the long tests one by one, before all others."""
+    for item in items:
+        if item.path.name != ALONE:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+    items.sort(key=lambda item: item.path.name != ALONE)  # stable
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data: PANSIGHT_DATA, else ../shared/data beside the repository."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -88,6 +89,7 @@ class Sandbox:
     """A folder with in/ (data), out/ (results), temporary/ (TMPDIR) and elsewhere/, and the process in it."""
 
     def __init__(self, place: Path, watch: Watch):
+        gc.collect()  # what earlier tests left, processes that a loader waits for among it, is not this one's time
         self.place, self.watch = place.resolve(), watch
         (self.place / "elsewhere").mkdir(parents=True)
         (self.place / "temporary").mkdir()
