@@ -11,16 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pansight
 from pansight import models
+from pansight.apps import photos
 from pansight.apps.cli import main
 from pansight.apps.photos import draw_boxes
 from pansight.config import override, read_config, recipes
 from pansight.data import Shapes
 from pansight.data.coco_panoptic import export_coco_panoptic
 from pansight.data.images import read_rgb_ids, write_png
+from pansight.models import build
 from pansight.ops.idmap import ids_to_rgb
+from pansight.types import IGNORE
+from pansight.weights import save_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 import toy
@@ -205,6 +210,48 @@ def test_predict_of_a_model_that_only_gives_objects(trained, data, tmp_path):
     assert not (tmp_path / "out" / "predictions.json").exists()
 
 
+def test_predict_by_task_and_threshold(data, tmp_path, capsys):
+    vit = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    options = {"size": 32, "queries": 4, "blocks": 1, "vit_options": vit}
+    labels = pansight.LabelSpace(
+        c._replace(source_id=10 * c.source_id) for c in pansight.LabelSpace.from_names(["circle"], ["sky", "sea"])
+    )
+    save_model(tmp_path / "model", build("eomt", labels, **options), "eomt", options)
+    words = ["predict", str(tmp_path / "model"), str(data / "val"), "--out"]
+    assert main([*words, str(tmp_path / "a"), "--threshold", "0"]) == 0
+    annotations = json.loads((tmp_path / "a" / "predictions.json").read_text())["annotations"]
+    assert main([*words, str(tmp_path / "b"), "--threshold", "1"]) == 0
+    assert not any(a["segments_info"] for a in json.loads((tmp_path / "b/predictions.json").read_text())["annotations"])
+    assert any(a["segments_info"] for a in annotations)
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "c"), "--task", "semantic"]) == 0
+    assert "3 images" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["overlays", "semantic"]
+    maps = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "c" / "semantic").iterdir())]
+    assert [m.shape for m in maps] == [(32, 40)] * 3
+    assert set(np.unique(maps)) <= {c.source_id for c in labels}
+    assert "expected no predictions yet" in complaint([*words, str(tmp_path / "c")], capsys)
+    line = complaint([*words, str(tmp_path / "d"), "--task", "depth"], capsys)
+    assert "unknown task 'depth'; known: all, instance, panoptic, semantic" in line
+
+
+def test_predict_of_a_model_without_tasks(trained, data, tmp_path, capsys):
+    line = complaint(["predict", str(trained), str(data / "val"), "--task", "semantic"], capsys)
+    assert "unknown threshold of toy 'task'; known: min_area, panoptic" in line
+
+
+def test_semantic_maps_in_ids_of_the_data_set():
+    labels = pansight.LabelSpace(
+        c._replace(source_id=number) for c, number in zip(pansight.LabelSpace.from_names(["a", "b"]), (7, 300))
+    )
+    found = photos.category_ids(torch.tensor([[0, 1, IGNORE]]), labels)
+    assert (found.dtype, found.tolist()) == (np.uint16, [[7, 300, 65535]])
+    small = photos.category_ids(torch.tensor([[0, IGNORE]]), pansight.LabelSpace([labels[0]]))
+    assert (small.dtype, small.tolist()) == (np.uint8, [[7, 255]])
+    regions = photos.regions_of(torch.tensor([[1, 1, IGNORE, 0]]))
+    assert (regions.ids.tolist(), [s.category for s in regions.segments]) == ([[2, 2, 0, 1]], [0, 1])
+
+
 def test_boxes_are_drawn_where_they_are():
     labels = pansight.LabelSpace.from_names(["square"])
     boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0], [50.0, 50.0, 60.0, 60.0]])
@@ -234,8 +281,6 @@ def test_python_face(trained, data):
 
 
 def _pil(path: Path):
-    from PIL import Image
-
     return Image.open(path).convert("RGB")
 
 

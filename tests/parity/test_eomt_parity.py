@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pansight.data.loader import collate
+from pansight.errors import PansightError
 from pansight.models.eomt import EoMT
 from pansight.ops.queries.losses import point_set_loss
 from pansight.ops.queries.targets import dense_masks, segment_targets
@@ -203,6 +204,49 @@ def test_panoptic_map_of_its_image_processor(score: float, overlap: float, tmp_p
         assert rows == [(s["id"], s["label_id"], pytest.approx(s["score"], abs=2e-6)) for s in other["segments_info"]]
         segments += len(rows)
     assert segments >= (4 if score < 0.5 else 0)
+
+
+def test_semantic_map_of_windows(tmp_path: Path) -> None:
+    """Their processor cuts, their model looks, their processor joins; ours, from the same folder, does all of it."""
+    transformers = pytest.importorskip("transformers")
+    theirs = reference()
+    size = {"shortest_edge": SIDE, "longest_edge": 8 * SIDE}
+    processor = transformers.EomtImageProcessor(size=size, do_split_image=True, do_pad=False)
+    processor.save_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    ours, name, options = load_folder(tmp_path)
+    assert (name, options["windows"], ours.window) == ("eomt", True, SIDE)
+    assert ours.resize.target(100, 50) == (2 * SIDE, SIDE)
+    random = torch.Generator().manual_seed(2)
+    shapes = [(SIDE, 150), (170, SIDE), (SIDE, SIDE)]  # no resizing, whose last bits differ between libraries
+    images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=random) for shape in shapes]
+    nothing = PanopticSegmentation(torch.zeros((1, 1), dtype=torch.int32), ())
+    batch = collate([Sample(image, nothing, 0, shape) for image, shape in zip(images, shapes, strict=True)], 16)
+    sizes = [(90, 200), (170, SIDE), (31, 33)]
+    with torch.inference_mode():
+        outputs = ours(batch.images, batch.valid)
+        found = ours.decode(outputs, sizes)
+        inputs = processor(images, return_tensors="pt")
+        answers = theirs(inputs["pixel_values"])
+        # of each photo at the size of its file, as theirs joins at the size that the file gives
+        weights = answers.class_queries_logits.softmax(-1)[..., :-1]
+        masks = torch.nn.functional.interpolate(answers.masks_queries_logits, (SIDE, SIDE), mode="bilinear").sigmoid()
+        scores = torch.einsum("nqc,nqhw->nchw", weights, masks)
+        offsets = [tuple(row.tolist()) for row in inputs["patch_offsets"]]
+        joined = processor.merge_image_patches(scores, offsets, shapes, size)
+    assert [(w.image, w.top + w.left) for w in outputs.windows] == [(image, start) for image, start, _ in offsets]
+    assert len(offsets) == 3 + 3 + 1
+    for one, score, wanted in zip(found, joined, sizes, strict=True):
+        expected = torch.nn.functional.interpolate(score[None], wanted, mode="bilinear")[0].argmax(0)
+        assert len(expected.unique()) > 1  # else equal to anything
+        assert one.panoptic is None
+        assert one.semantic is not None
+        assert (one.semantic != expected).sum() <= 2  # ties, where torch rounds as its number of threads has it
+    with pytest.raises(PansightError, match="unknown task 'panoptic'; known: semantic"):
+        ours.decode(outputs, sizes, task="panoptic")
+    processor = system.export(ours, name, options)[2]
+    assert (processor["do_split_image"], processor["do_pad"]) == (True, False)
+    assert processor["size"] == size
 
 
 def test_their_processor_prepares_a_photo_as_we_do(tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ def test_full_sizes(shapes: Shapes, name: str, options: dict[str, Any]) -> None:
     assert len(model.state_dict()) == len(shapes) - 3  # empty_weight, mean and deviation have no place
 
 
+def test_semantic_models_look_through_windows() -> None:
+    """By their name, as they are published: nothing in the tensors tells."""
+    shapes = dinov2(1024, 24, 512, classes=150, queries=100, blocks=4)
+    with torch.device("meta"):
+        model, name, options = origin.load(empty(shapes), "ade20k_semantic_eomt_large_512/pytorch_model.bin")
+    assert (name, options["windows"], model.window) == ("eomt", True, 512)
+    assert model.resize.target(600, 900) == (512, 768)
+    with torch.device("meta"):
+        large = dinov2(1024, 24, blocks=4)
+        assert origin.load(empty(large), "semantic/pytorch_model.bin")[2]["windows"]  # also of a published size
+
+
 def test_each_tensor_lands_where_it_belongs() -> None:
     state = filled(dinov2(384, 12))
     model, name, options = origin.load(state, "pytorch_model.bin")

@@ -209,6 +209,8 @@ def predict(
     *images: Path,
     out: Path = Path("predictions"),
     overwrite: bool = False,
+    task: str | None = None,
+    threshold: float | None = None,
     score: float = 0.5,
 ):
     """Predict photos: overlays, COCO panoptic PNG and JSON, and a table.
@@ -223,12 +225,18 @@ def predict(
         Where the results go.
     overwrite
         Replace predictions that stand there.
+    task
+        panoptic, instance or semantic, where the model can do several; left out: its own.
+    threshold
+        How sure the model must be of a segment, 0 … 1; left out: the model's own.
     score
         Do not draw objects under this score (models without a panoptic map).
     """
     from pansight.apps import photos
 
-    print(photos.photo_table(photos.predict(weights, images, out, overwrite, score=score)))
+    given = {"task": task, "score_threshold": threshold}
+    thresholds = {name: value for name, value in given.items() if value is not None}
+    print(photos.photo_table(photos.predict(weights, images, out, overwrite, thresholds, score)))
     print(f"overlays and predictions: {out}")
 
 

@@ -7,22 +7,28 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pansight.apps.pages.draw import overlay
 from pansight.data.coco_panoptic import PanopticWriter
 from pansight.data.dataset import image_array, image_tensor
 from pansight.data.images import IMAGE_SUFFIXES, read_image, write_png
+from pansight.engine.assemble import check_thresholds
 from pansight.engine.predict import load
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
 from pansight.files import write_json
-from pansight.types import Instances, LabelSpace
+from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Segment
 from pansight.weights.native import replacing_folder
+
+RESULTS = ("predictions.json", "instances.json", "overlays", "semantic")
+"""What is written into the folder."""
 
 
 class PhotoRow(NamedTuple):
@@ -45,23 +51,27 @@ def predict(
 ) -> list[PhotoRow]:
     """Predict photos and write what was found into `out`; all of it appears at the end, or nothing does.
 
-    images: files and folders, which are searched for images, not their sub-folders. thresholds: of the model's decode.
-    score: objects below it are not drawn by models that only give objects. Written: overlays/NAME.png;
-    predictions.json with predictions/*.png (COCO panoptic), or instances.json where the model gives no panoptic map.
-    Raises PansightError where an image is missing or damaged, or `out` has predictions and `overwrite` is not set.
+    images: files and folders, which are searched for images, not their sub-folders. thresholds: of the model's decode,
+    its `task` among them. score: objects below it are not drawn by models that only give objects.
+    Written: overlays/NAME.png; predictions.json with predictions/*.png (COCO panoptic), or instances.json where the
+    model gives no panoptic map, or semantic/NAME.png where it gives neither: grey, the data set's own category ids.
+    Raises PansightError where an image is missing or damaged, or `out` has predictions and `overwrite` is not set, and
+    for a threshold that the model does not know.
     """
     out = Path(out)
     files = find_images(images)
-    taken = [p for p in (out / "predictions.json", out / "instances.json", out / "overlays") if p.exists()]
+    taken = [p for p in map(out.joinpath, RESULTS) if p.exists()]
     if taken and not overwrite:
         raise PansightError(f"{taken[0]}: expected no predictions yet, found some; add --overwrite")
     predictor = load(weights)
+    check_thresholds(predictor.model, predictor.name, thresholds or {})
     rows: list[PhotoRow] = []
-    objects: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] | None = None
     with ExitStack() as stack:
         bar = stack.enter_context(ProgressBar("predict"))
         overlays = stack.enter_context(replacing_folder(out / "overlays"))
         writer: PanopticWriter | None = None
+        maps: Path | None = None
         names = list(_unique_names(files))
         for number, (file, name) in enumerate(zip(files, names, strict=True), 1):
             photo = read_image(file)
@@ -75,22 +85,49 @@ def predict(
                 writer.add(number, file.name, prediction.panoptic)
                 found = [s.category for s in prediction.panoptic.segments]
                 picture = overlay(image, prediction.panoptic, predictor.labels)
-            else:
-                instances = prediction.instances
-                if instances is None:
-                    raise PansightError(f"{predictor.name}: expected segments or objects, found neither")
+            elif (instances := prediction.instances) is not None:
+                objects = objects or []
                 objects += _coco_results(number, instances, predictor.labels)
                 found = instances.labels[instances.scores >= score].tolist()
                 picture = draw_boxes(image, instances, predictor.labels, score)
+            elif prediction.semantic is not None:
+                if maps is None:
+                    maps = stack.enter_context(replacing_folder(out / "semantic"))
+                write_png(maps / f"{name}.png", category_ids(prediction.semantic, predictor.labels))
+                regions = regions_of(prediction.semantic)
+                found = [s.category for s in regions.segments]
+                picture = overlay(image, regions, predictor.labels)
+            else:
+                raise PansightError(f"{predictor.name}: expected segments, objects or classes, found none of them")
             write_png(overlays / f"{name}.png", image_array(picture))
             counts = Counter(predictor.labels[c].name for c in found)
             classes = ", ".join(f"{n} {label}" for label, n in counts.most_common())
             rows.append(PhotoRow(file.name, (photo.shape[0], photo.shape[1]), len(found), classes, seconds))
             bar.update(number / len(files), f"image {number}/{len(files)}")
-        if writer is None:
+        if objects is not None:
             listing = [{"id": n, "file_name": file.name} for n, file in enumerate(files, 1)]
             write_json(out / "instances.json", {"images": listing, "annotations": objects})
     return rows
+
+
+def category_ids(semantic: Tensor, labels: LabelSpace) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """int64 (H, W), indices into `labels` → the data set's own ids; IGNORE becomes the largest number of the type."""
+    ids = [category.source_id for category in labels]
+    kind = np.uint8 if max(ids) < 255 else np.uint16
+    if not 0 <= min(ids) <= max(ids) < np.iinfo(kind).max:
+        raise PansightError(f"semantic map: expected category ids of 0 … 65534, found {min(ids)} … {max(ids)}")
+    table = np.full(max(IGNORE + 1, len(ids)), np.iinfo(kind).max, kind)
+    table[: len(ids)] = ids
+    return cast(Any, table[semantic.numpy()])
+
+
+def regions_of(semantic: Tensor) -> PanopticSegmentation:
+    """One segment for each class, things too, to be looked at."""
+    categories = [category for category in semantic.unique().tolist() if category != IGNORE]
+    table = torch.zeros(max([IGNORE, *categories]) + 1, dtype=torch.int32)
+    for number, category in enumerate(categories, 1):
+        table[category] = number
+    return PanopticSegmentation(table[semantic], tuple(Segment(n, c) for n, c in enumerate(categories, 1)))
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:

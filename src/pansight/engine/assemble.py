@@ -221,7 +221,7 @@ def check_thresholds(model: Any, name: str, thresholds: Mapping[str, Any]) -> No
     known = [p for p in inspect.signature(model.decode).parameters if p not in ("outputs", "sizes")]
     for threshold in thresholds:
         if threshold not in known:
-            raise choice_error(f"threshold of {name} (evaluate.thresholds):", threshold, known)
+            raise choice_error(f"threshold of {name}", threshold, known)
 
 
 def describe(source: str | Path, dataset: Dataset) -> str:

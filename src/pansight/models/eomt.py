@@ -9,8 +9,7 @@ COCO val2017 PQ (tue-mps/eomt): DINOv2 S-640 46.7, B-640 51.6, L-640 56.0, L-128
 B-640 53.1, L-640 56.8, L-1280 58.9.
 Differs from tue-mps/eomt: canvases of other sizes than `size` run too (positions are resampled, as timm does);
 evaluation looks through the masks in blocks whose annealing has not passed one half (the repository draws queries at
-random in its validation, and switches masks off for the figures above; a finished run has none left in either case);
-semantic inference looks at the whole photo, not at square windows along its long side.
+random in its validation, and switches masks off for the figures above; a finished run has none left in either case).
 """
 
 from __future__ import annotations
@@ -32,22 +31,30 @@ from pansight.errors import PansightError, choice_error
 from pansight.nn.annealing import MaskAnnealing
 from pansight.nn.normalize import Normalize
 from pansight.nn.transformer import attend_in_slices
-from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.decode import QueryRules, canvases_of, checked_task, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
+from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows
 from pansight.ops.queries.losses import PointSettings, point_set_loss
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
 
+LONGEST = 8
+"""As many windows fit into the longest photo; a longer one is scaled down to that, and its windows have a dark edge."""
+
 
 class EoMTOutputs(NamedTuple):
-    """L predictions: 1 in evaluation; in training one before each of the last blocks and one after all."""
+    """L predictions: 1 in evaluation; in training one before each of the last blocks and one after all.
+
+    B is the number of images, or of `windows` where the model looks through some.
+    """
 
     class_logits: Tensor  # (L, B, Q, C + 1), no-object last
     mask_embeddings: Tensor  # (L, B, Q, D)
     features: tuple[Tensor, ...]  # L maps (B, D, H / stride, W / stride); their products are the mask logits
-    extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
+    extents: Tensor  # int64 (images, 2): (height, width) of the unpadded part of each image
+    windows: tuple[Window, ...] = ()  # the square of which image each prediction is of; (): of the whole image
 
 
 class PlainViT(nn.Module):
@@ -158,6 +165,7 @@ class EoMT(nn.Module):
         upscales: int = 2,
         settings: PointSettings | None = None,
         masked: bool = True,
+        window: int = 0,
     ):
         super().__init__()
         channels = backbone.channels
@@ -172,6 +180,7 @@ class EoMT(nn.Module):
         self.resize = resize
         self.settings = PointSettings() if settings is None else settings
         self.masked = masked
+        self.window = window
         self.stride = backbone.patch // 2**upscales
         self.rules = QueryRules()
         depth, last = len(backbone.features.blocks), len(annealing.starts)
@@ -187,6 +196,10 @@ class EoMT(nn.Module):
 
         In training mode: all L predictions, masks as annealed (draws from torch's global generator).
         """
+        if self.window and not self.training:
+            extents = valid_extents(images, valid)
+            cuts, windows = cut_windows(images, [(h, w) for h, w in extents.tolist()], self.window)
+            return self._run(cuts, None, every=False)._replace(extents=extents, windows=tuple(windows))
         return self._run(images, valid, every=self.training and self.masked)
 
     def _run(self, images: Tensor, valid: Tensor | None, every: bool) -> EoMTOutputs:
@@ -276,8 +289,12 @@ class EoMT(nn.Module):
     ) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
 
-        task: "panoptic" (default), "instance", "semantic" or "all". hf_compat: the panoptic rules of transformers.
+        task: "panoptic" (default), "instance", "semantic" or "all"; of windows "semantic" alone, PansightError for the
+        others. hf_compat: the panoptic rules of transformers.
         """
+        if outputs.windows:
+            checked_task(task, "semantic", ("semantic",))
+            return [Prediction(semantic=self._semantic(outputs, image, size)) for image, size in enumerate(sizes)]
         return decode_queries(
             outputs.class_logits[-1],
             partial(self.mask_logits, outputs),
@@ -286,6 +303,19 @@ class EoMT(nn.Module):
             self.rules.replaced(score_threshold, mask_threshold, overlap),
             task,
             self._fuse_hf if hf_compat else None,
+        )
+
+    def _semantic(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
+        """int64 (H, W) of an image that was looked at in windows."""
+        mine = [number for number, window in enumerate(outputs.windows) if window.image == image]
+        height, width = outputs.extents[image].tolist()
+        return semantic_from_windows(
+            outputs.class_logits[-1, mine],
+            lambda index: self.mask_logits(outputs, mine[index]),
+            [outputs.windows[number] for number in mine],
+            self.window,
+            (height, width),
+            size,
         )
 
     def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
@@ -347,6 +377,7 @@ def eomt(
     size: int = 640,
     patch: int = 16,
     square: bool = True,
+    windows: bool = False,
     queries: int = 200,
     blocks: int = 3,
     upscales: int | None = None,
@@ -367,6 +398,8 @@ def eomt(
     """EoMT on a ViT of timm, `vit_options` being timm's own arguments for it.
 
     square: photos are scaled to a long side of `size` px and padded to the square; without, they keep their size.
+    windows: for semantic segmentation: photos are scaled to a short side of `size` px (to a long one of 8 · `size` at
+    most), and predicted in squares along the long side. Training takes them, or crops of them, as they come.
     blocks: how many of the last blocks carry the queries. upscales: default is what gives masks at stride 4.
     anneal_starts, anneal_ends: shares of the run for each of these blocks; default is the published schedule.
     """
@@ -378,7 +411,9 @@ def eomt(
     annealing = MaskAnnealing(*schedule(blocks, anneal_starts, anneal_ends), power=anneal_power)
     settings = PointSettings(points, oversample, importance, class_weight, binary_weight, dice_weight, no_object)
     rule = ResizeRule(size, size, size) if square else ResizeRule(0, 0, patch)
-    return EoMT(vit, annealing, labels, rule, queries, upscales, settings, masked)
+    if windows:
+        rule = ResizeRule(size, LONGEST * size, patch)
+    return EoMT(vit, annealing, labels, rule, queries, upscales, settings, masked, size if windows else 0)
 
 
 def schedule(

@@ -111,6 +111,8 @@ def renamed(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, Any]]:
     """→ (model in eval mode, name, options). 133, 80, 150 and 19 classes get the names of COCO, ADE20K, Cityscapes.
 
+    With "semantic" in its path, as the published ones have it, a file becomes a model that looks through windows.
+
     The published figures are those without masks, whatever annealing the file records: it is taken as over.
     Raises PansightError for another backbone, a key too many or too few, a shape that does not fit, and DINOv3
     differences where DINOv3's own weights are not at hand.
@@ -124,7 +126,9 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     published = next(key for key in PUBLISHED if key[:2] == (family, width))
     probs = ours.setdefault("annealing.probs", torch.zeros(published[3]))
     size = _size_of(ours, source)
-    model, name, options = construct(family, width, depth, len(probs), size, queries, _labels_of(ours, source))
+    windows = "semantic" in Path(source).absolute().as_posix()  # nothing in the file tells
+    labels = _labels_of(ours, source)
+    model, name, options = construct(family, width, depth, len(probs), size, queries, labels, windows)
     if family == "dinov3":
         ours = _add_base(ours, BACKBONES[family, width], source)
     load_strictly(model, ours, source)
@@ -133,14 +137,18 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
 
 
 def construct(
-    family: str, width: int, depth: int, blocks: int, size: int, queries: int, labels: LabelSpace
+    family: str, width: int, depth: int, blocks: int, size: int, queries: int, labels: LabelSpace, windows: bool
 ) -> tuple[EoMT, str, dict[str, Any]]:
-    """(model, name, options) on a backbone of BACKBONES: by a published builder where there is one for this shape."""
-    builder = PUBLISHED.get((family, width, depth, blocks, size))
+    """(model, name, options) on a backbone of BACKBONES: by a published builder where there is one for this shape.
+
+    windows: a model of the semantic task, which looks at a photo in squares.
+    """
+    builder = None if windows else PUBLISHED.get((family, width, depth, blocks, size))
     options: dict[str, Any] = {} if queries == 200 else {"queries": queries}
     if builder is None:
         builder = eomt
         options |= {"backbone": BACKBONES[family, width], "size": size, "blocks": blocks}
+        options |= {"windows": True} if windows else {}
     return builder(labels, **options), builder.__name__, options
 
 

@@ -59,6 +59,9 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
         raise PansightError(f"{source}: {CONFIG}: expected a model_type among {known}, found {model_type!r:.80}")
     state = read_state(folder, source)
     labels = label_space(config, f"{source}: {CONFIG}")
+    processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
+    if isinstance(processor, dict) and processor.get("do_split_image"):
+        config = config | {"windows": True}  # the model's, which transformers keeps with the photos' sizes
     try:
         model, name, options = system(model_type).load(config, state, labels, source)
     except MISFITS as error:
@@ -66,8 +69,8 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
         raise PansightError(
             f"{source}: {CONFIG}: expected the settings of a {model_type}, found {found:.200}"
         ) from error
-    if (folder / PROCESSOR).is_file():
-        apply_processor(model, read_json(folder / PROCESSOR), model_type, f"{source}: {PROCESSOR}")
+    if processor is not None:
+        apply_processor(model, processor, model_type, f"{source}: {PROCESSOR}")
     return model.eval(), name, options
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.models.eomt import EoMT, eomt
+from pansight.models.eomt import LONGEST, EoMT, eomt
 from pansight.types import LabelSpace
 from pansight.weights.eomt import BACKBONES, DINOV3_BLOCKS, PUBLISHED, construct, join_qkv
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
@@ -86,8 +86,12 @@ DEFAULTS: dict[str, Any] = {
     "mask_weight": 5.0,
     "dice_weight": 5.0,
     "no_object_weight": 0.1,
+    "windows": False,
 }
-"""What a key that config.json leaves out means (transformers writes all of them today, but did not always)."""
+"""What a key that config.json leaves out means (transformers writes all of them today, but did not always).
+
+windows: the image processor's do_split_image, which `huggingface.load` puts here.
+"""
 
 
 def load(
@@ -140,7 +144,7 @@ def _build(
         loss == {ours: DEFAULTS[theirs] for ours, theirs in LOSS.items()},
     )
     if (family, width, depth, blocks, size) in PUBLISHED and heads == width // 64 and all(standard):
-        return construct(family, width, depth, blocks, size, queries, labels)
+        return construct(family, width, depth, blocks, size, queries, labels, config["windows"])
     options: dict[str, Any] = {
         "backbone": BACKBONES[family, 1536 if config["use_swiglu_ffn"] and not rotary else 384],
         "size": size,
@@ -152,6 +156,7 @@ def _build(
         "norm_eps": eps,
         **loss,
     }
+    options |= {"windows": True} if config["windows"] else {}
     return eomt(labels, **options), "eomt", options
 
 
@@ -242,10 +247,10 @@ def export(
     processor = {
         "image_processor_type": "EomtImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size, "longest_edge": size},
+        "size": {"shortest_edge": size, "longest_edge": LONGEST * size if model.window else size},
         "resample": 2,
-        "do_pad": True,
-        "do_split_image": False,
+        "do_pad": not model.window,
+        "do_split_image": bool(model.window),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
