@@ -351,10 +351,17 @@ def normalised(image: Tensor) -> Tensor:
 
 
 def panoptic_map(
-    name: str, maker: Any, output: Any, sizes: list[tuple[int, int]], threshold: float, stuff: list[int]
+    name: str,
+    maker: Any,
+    output: Any,
+    sizes: list[tuple[int, int]],
+    threshold: float,
+    stuff: list[int],
+    overlap: float = 0.8,
 ) -> list[dict[str, Any]]:
-    fuse = {"stuff_classes": stuff} if name == "eomt" else {"label_ids_to_fuse": set(stuff)}
-    return maker.post_process_panoptic_segmentation(output, threshold=threshold, target_sizes=sizes, **fuse)
+    rules: dict[str, Any] = {"threshold": threshold, "overlap_mask_area_threshold": overlap}
+    rules |= {"stuff_classes": stuff} if name == "eomt" else {"label_ids_to_fuse": set(stuff)}
+    return maker.post_process_panoptic_segmentation(output, target_sizes=sizes, **rules)
 
 
 def loss(name: str, model: Any, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:

@@ -16,6 +16,7 @@ SCRIPTS = (
     "demo.py",
     "nuclei.py",
     "accuracy.py",
+    "detr_steps.py",
 )
 
 for script in SCRIPTS:

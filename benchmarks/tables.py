@@ -143,6 +143,22 @@ def spread(values: list[float]) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):.1f} … {max(values):.1f})"
 
 
+def detr_steps(record: Record) -> str:
+    rows: list[list[str]] = []
+    for run in record["runs"]:
+        for row in run["steps"]:
+            figures = [f"{row[key]:.1f}" if key in row else "" for key in STEP_COLUMNS]
+            what = ("boxes", "masks beside the frozen detector")[row["step"] - 1]
+            rows.append(
+                [what, str(run["seed"]), str(row["optimizer_steps"]), f"{row['training_seconds']:.0f}", *figures]
+            )
+    header = ["DETR-panoptic in two steps", "seed", "steps", "seconds", *STEP_COLUMNS.values()]
+    return table(header, rows) + f"\n\n{record['what']}. {where(record)}"
+
+
+STEP_COLUMNS = {"box_ap": "box AP", "box_ap50": "box AP50", "pq_all": "PQ", "pq_things": "PQ things"}
+
+
 def loader(record: Record) -> str:
     rows = [[row["what"], f"{row['pairs_per_second']:.0f}", f"{row['ratio']:.2f}"] for row in record["rows"]]
     return table(["", "pairs/s", "ratio"], rows) + f"\n\n{where(record)}"
@@ -188,6 +204,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "transformer_training": beside_transformers,
     "fusion_speed": fusion_speed,
     "accuracy": accuracy,
+    "detr_steps": detr_steps,
     "loader": loader,
     "pq_speed": pq_speed,
     "bootstrap": bootstrap,

@@ -171,7 +171,8 @@ def _match(
 
 def _sample(masks: Tensor, points: Tensor) -> Tensor:
     """Bilinear samples, 0 outside: (M, h, w), points (M, P, 2) as x, y in 0 … 1 → (M, P)."""
-    return F.grid_sample(masks.unsqueeze(1), 2 * points.unsqueeze(1) - 1, align_corners=False)[:, 0, 0]
+    grid = points.unsqueeze(1).mul(2).sub_(1)
+    return F.grid_sample(masks.unsqueeze(1), grid, align_corners=False)[:, 0, 0]
 
 
 def _neighbours(points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
