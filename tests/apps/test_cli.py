@@ -233,6 +233,8 @@ def test_predict_by_task_and_threshold(data, tmp_path, capsys):
     assert "expected no predictions yet" in complaint([*words, str(tmp_path / "c")], capsys)
     line = complaint([*words, str(tmp_path / "d"), "--task", "depth"], capsys)
     assert "unknown task 'depth'; known: all, instance, panoptic, semantic" in line
+    line = complaint([*words, str(tmp_path / "d"), "--threshold", "60"], capsys)
+    assert "score_threshold of eomt: expected 0 … 1, found 60.0" in line
 
 
 def test_predict_of_a_model_without_tasks(trained, data, tmp_path, capsys):

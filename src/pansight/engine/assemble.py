@@ -217,11 +217,13 @@ def same_architecture(name: str, other: str) -> bool:
 
 
 def check_thresholds(model: Any, name: str, thresholds: Mapping[str, Any]) -> None:
-    """Raises PansightError for one that the model's decode does not know, listing those it knows."""
+    """Raises PansightError for one that the model's decode does not know, listing those it knows, or past 0 … 1."""
     known = [p for p in inspect.signature(model.decode).parameters if p not in ("outputs", "sizes")]
-    for threshold in thresholds:
+    for threshold, value in thresholds.items():
         if threshold not in known:
             raise choice_error(f"threshold of {name}", threshold, known)
+        if threshold.endswith("_threshold") and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise PansightError(f"{threshold} of {name}: expected 0 … 1, found {value!r}")
 
 
 def describe(source: str | Path, dataset: Dataset) -> str:
