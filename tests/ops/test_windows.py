@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pansight.errors import PansightError
 from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows, windows_of
 
 
@@ -34,6 +35,8 @@ def test_windows_keep_to_their_image() -> None:
     assert torch.equal(cuts[1], images[0, :, 4:12])
     assert cuts[2, :, :6].unique().tolist() == [7]
     assert cuts[2, :, 6:].unique().tolist() == [0]
+    with pytest.raises(PansightError, match="expected images with a side of at most 7 px, found 12×8"):
+        cut_windows(images, [(12, 8), (6, 8)], 7)
 
 
 def test_scores_are_averaged_where_windows_overlap() -> None:

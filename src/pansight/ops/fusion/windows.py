@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pansight.errors import PansightError
+
 
 class Window(NamedTuple):
     """`side` × `side` px of an image of the batch, from its upper left corner on."""
@@ -31,7 +33,13 @@ def windows_of(image: int, size: tuple[int, int], side: int) -> list[Window]:
 
 
 def cut_windows(images: Tensor, extents: Sequence[tuple[int, int]], side: int) -> tuple[Tensor, list[Window]]:
-    """uint8 (B, 3, H, W), the (height, width) of the unpadded part of each → (N, 3, side, side), 0 beyond; windows."""
+    """uint8 (B, 3, H, W), the (height, width) of the unpadded part of each → (N, 3, side, side), 0 beyond; windows.
+
+    Raises PansightError for an image whose short side is longer than a window.
+    """
+    for height, width in extents:
+        if min(height, width) > side:
+            raise PansightError(f"windows: expected images with a side of at most {side} px, found {height}×{width}")
     windows = [window for image, extent in enumerate(extents) for window in windows_of(image, extent, side)]
     cuts = images.new_zeros((len(windows), images.shape[1], side, side))
     for cut, (image, top, left) in zip(cuts, windows, strict=True):
