@@ -355,6 +355,7 @@ def test_images_without_objects_train() -> None:
         ({"backbone": "resnet18"}, "backbone resnet18: expected a ViT that takes img_size"),
         ({"backbone": "vit_huge"}, "unknown backbone 'vit_huge'; expected a ViT of timm"),
         ({"vit_options": {"width": 3}}, "backbone vit_small_patch14_reg4_dinov2: expected a ViT that takes .*width"),
+        ({"vit_options": "small"}, "expected vit_options as a table .in a recipe., found 'small'"),
         ({"size": 650}, "expected a size that 16 px patches divide, found 650"),
         ({"blocks": 4}, "expected 1 … 3 blocks with queries, found 4"),
         ({"upscales": 5}, "expected patches that halve 5 times, found 16 px"),

@@ -343,6 +343,8 @@ def vit_backbone(
         raise PansightError(f"unknown backbone {name!r}; expected a ViT of timm, such as {some}")
     if size % patch:
         raise PansightError(f"backbone {name}: expected a size that {patch} px patches divide, found {size}")
+    if not isinstance(options, dict | None):
+        raise PansightError(f"backbone {name}: expected vit_options as a table (in a recipe), found {options!r:.80}")
     given: dict[str, Any] = {"img_size": size, "patch_size": patch, "num_classes": 0, "global_pool": ""}
     given |= {"dynamic_img_size": True} | (options or {})
     try:
