@@ -137,7 +137,10 @@ def test_semantic_models_look_through_windows() -> None:
     assert model.resize.target(600, 900) == (512, 768)
     with torch.device("meta"):
         large = dinov2(1024, 24, blocks=4)
-        assert origin.load(empty(large), "semantic/pytorch_model.bin")[2]["windows"]  # also of a published size
+        name = "coco_semantic_eomt_large_640/pytorch_model.bin"
+        assert origin.load(empty(large), name)[2]["windows"]  # also of a published size
+        elsewhere = origin.load(empty(large), "semantic/coco_panoptic_eomt_large_640/pytorch_model.bin")
+    assert (elsewhere[0].window, elsewhere[2]) == (0, {})  # a folder of the user's may be called so
 
 
 def test_each_tensor_lands_where_it_belongs() -> None:

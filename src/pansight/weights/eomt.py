@@ -64,6 +64,9 @@ BACKBONES = {
 }
 """(family, width) → timm's name."""
 
+SEMANTIC = "semantic_eomt"
+"""In the names of the published models of that task (ade20k_semantic_eomt_large_512 …); nothing in the file tells."""
+
 ENCODER = "network.encoder.backbone."
 IGNORED = r"network\.encoder\.pixel_(mean|std)|criterion\.empty_weight|.*\.(mask_token|rope_embeddings\..*)|.*inv_freq"
 DINOV3_BLOCKS: list[Rule] = [
@@ -111,8 +114,7 @@ def renamed(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, Any]]:
     """→ (model in eval mode, name, options). 133, 80, 150 and 19 classes get the names of COCO, ADE20K, Cityscapes.
 
-    With "semantic" in its path, as the published ones have it, a file becomes a model that looks through windows.
-
+    A file with SEMANTIC in its path becomes a model that looks through windows.
     The published figures are those without masks, whatever annealing the file records: it is taken as over.
     Raises PansightError for another backbone, a key too many or too few, a shape that does not fit, and DINOv3
     differences where DINOv3's own weights are not at hand.
@@ -126,7 +128,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     published = next(key for key in PUBLISHED if key[:2] == (family, width))
     probs = ours.setdefault("annealing.probs", torch.zeros(published[3]))
     size = _size_of(ours, source)
-    windows = "semantic" in Path(source).absolute().as_posix()  # nothing in the file tells
+    windows = SEMANTIC in Path(source).absolute().as_posix()
     labels = _labels_of(ours, source)
     model, name, options = construct(family, width, depth, len(probs), size, queries, labels, windows)
     if family == "dinov3":
