@@ -33,15 +33,15 @@ import hf_models
 from common import DATA, merge_rows
 from pansight.data import open_dataset
 from pansight.data.dataset import Dataset
+from pansight.data.formats.shapes import Shapes
 from pansight.data.loader import collate, train_stream
-from pansight.data.shapes import Shapes
 from pansight.data.transforms import Compose, HorizontalFlip, RandomCrop, Rot90, crop_sample
 from pansight.metrics import PanopticQuality
 from pansight.models import build as build_model
-from pansight.nn.annealing import MaskAnnealing
-from pansight.nn.backbones import PACKAGED, packaged_state_dict
+from pansight.nn.backbones.pyramid import PACKAGED, packaged_state_dict
 from pansight.nn.normalize import Normalize
-from pansight.nn.query_masks import ADAPTER_GAIN, ATTENTION_GAIN
+from pansight.nn.queries.annealing import MaskAnnealing
+from pansight.nn.queries.mask_head import ADAPTER_GAIN, ATTENTION_GAIN
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 from pansight.weights import huggingface, load_model
 from pansight.weights.huggingface import read_state

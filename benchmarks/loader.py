@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 
 from common import save
 from pansight.data import CocoPanoptic
-from pansight.data.coco_panoptic import PanopticWriter
+from pansight.data.formats.coco_panoptic import PanopticWriter
 from pansight.data.loader import collate
 from pansight.data.transforms import HorizontalFlip, resize_sample
 from pansight.ops.idmap import present_ids

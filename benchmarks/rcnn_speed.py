@@ -30,7 +30,7 @@ from pansight.data.categories.coco import coco_91
 from pansight.models import build
 from pansight.ops.targets import boxes_of_ids
 from pansight.types import Batch, PanopticSegmentation, Segment
-from pansight.weights.torchvision import renamed
+from pansight.weights.official.torchvision import renamed
 
 CONTENDERS = ("torchvision", "ours")
 SETTINGS = ("float32", "fast")

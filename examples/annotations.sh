@@ -10,7 +10,7 @@ rm -rf "$tour" && mkdir -p "$tour"
 # 60 images of shapes as COCO panoptic, then as a YOLO user would have them
 .venv/bin/python - <<PY
 from pansight.data import Shapes
-from pansight.data.coco_panoptic import export_coco_panoptic
+from pansight.data.formats.coco_panoptic import export_coco_panoptic
 export_coco_panoptic(Shapes(60), "$tour/shapes")
 PY
 $pansight convert "$tour/shapes" --as yolo_seg --to "$tour/yolo"
@@ -25,7 +25,7 @@ $pansight split "$tour/data" --val 0.2 --seed 0 --out "$tour/parts"
 import numpy as np
 import torch
 from pansight.data import open_dataset
-from pansight.data.coco_panoptic import write_coco_panoptic
+from pansight.data.formats.coco_panoptic import write_coco_panoptic
 from pansight.types import PanopticSegmentation
 
 dataset, rng = open_dataset("$tour/parts", split="val"), np.random.default_rng(0)

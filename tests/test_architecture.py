@@ -33,7 +33,7 @@ NAME_IDS = [str(f.relative_to(SOURCE)) for f in FILES]
 
 
 def part_of(module: str) -> str | None:
-    """pansight.ops.boxes → ops; pansight itself → "" ; foreign modules → None."""
+    """pansight.ops.regions.boxes → ops; pansight itself → "" ; foreign modules → None."""
     names = module.split(".")
     if names[0] != "pansight":
         return None

@@ -209,3 +209,35 @@ def safe_join(folder: Path, name: object, source: str | Path) -> Path:
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
         raise PansightError(f"{source}: expected a file name inside the data folder, found {name!r}")
     return folder / name
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`; it takes its place when the block succeeds and is removed when it fails.
+
+    Raises PansightError, naming the folder, where it cannot be written.
+    """
+    folder = Path(folder)
+    temporary, old = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _old(folder)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise PansightError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def standing_folder(folder: str | Path) -> Path:
+    """`folder`, or where a process was killed while replacing it, the folder that stood there before."""
+    folder = Path(folder)
+    return _old(folder) if not folder.exists() and _old(folder).is_dir() else folder
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

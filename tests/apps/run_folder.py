@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pansight.data.shapes import Shapes
+from pansight.data.formats.shapes import Shapes
 from pansight.engine.evaluate import SheetRow, write_sheet
 from pansight.files import write_json
 from pansight.metrics import create_metrics, evaluation_record

@@ -20,7 +20,7 @@ from pansight.apps.cli import main
 from pansight.apps.photos import draw_boxes
 from pansight.config import override, read_config, recipes
 from pansight.data import Shapes
-from pansight.data.coco_panoptic import export_coco_panoptic
+from pansight.data.formats.coco_panoptic import export_coco_panoptic
 from pansight.data.images import read_rgb_ids, write_png
 from pansight.models import build
 from pansight.ops.idmap import ids_to_rgb

@@ -18,7 +18,7 @@ from pansight.apps.pages import viewer
 from pansight.apps.pages.figures import ERROR_STYLES, confusion_matrix, error_rows
 from pansight.apps.pages.viewer import ViewerWriter, image_content, image_row, label_map
 from pansight.errors import PansightError
-from pansight.metrics.errors import ERRORS
+from pansight.metrics.panoptic.errors import ERRORS
 
 
 def decoded(side: dict, size: tuple[int, int]) -> np.ndarray:

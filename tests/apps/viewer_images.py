@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from pansight.apps.pages.viewer import ViewerImage, ViewerWriter
-from pansight.metrics.errors import ErrorAnalysis, classify_errors
-from pansight.metrics.matching import SegmentTable, match_tables
 from pansight.metrics.overlap import count_overlaps
+from pansight.metrics.panoptic.errors import ErrorAnalysis, classify_errors
+from pansight.metrics.panoptic.matching import SegmentTable, match_tables
 from pansight.types import LabelSpace, Segment
 
 LABELS = LabelSpace.from_names(["cat"], ["grass", "<img src=x onerror=alert(1)>"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pansight.data import open_dataset
-from pansight.data.coco_panoptic import export_coco_panoptic
+from pansight.data.formats.coco_panoptic import export_coco_panoptic
+from pansight.data.formats.shapes import Shapes
 from pansight.data.loader import collate, evaluation_loader, stream_indices, train_stream
-from pansight.data.shapes import Shapes
 from pansight.data.transforms import Compose, HorizontalFlip, PhotometricDistortion, RandomCrop, ResizeShortestEdge
 from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule

@@ -21,7 +21,7 @@ from trees import (
 from pansight.config import DataConfig
 from pansight.data import detect_format, find_splits, open_dataset
 from pansight.data.categories import label_space
-from pansight.data.coco_panoptic import CocoPanoptic
+from pansight.data.formats.coco_panoptic import CocoPanoptic
 from pansight.engine.assemble import open_data
 from pansight.errors import PansightError
 

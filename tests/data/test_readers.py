@@ -11,10 +11,10 @@ from PIL import Image
 from pycocotools import mask as reference_mask
 
 from pansight.data import DATASETS, detect_format, find_splits, open_dataset, split_dataset
-from pansight.data.coco_instances import decode_segmentation
-from pansight.data.coco_panoptic import export_coco_panoptic, write_coco_panoptic
+from pansight.data.formats.coco_instances import decode_segmentation
+from pansight.data.formats.coco_panoptic import export_coco_panoptic, write_coco_panoptic
+from pansight.data.formats.shapes import Shapes
 from pansight.data.images import write_png
-from pansight.data.shapes import Shapes
 from pansight.errors import PansightError
 from pansight.ops.idmap import ids_to_rgb, present_ids
 from pansight.types import PanopticSegmentation, Segment

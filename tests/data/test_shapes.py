@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pansight.data import open_dataset
-from pansight.data.shapes import SHAPES, Shapes, draw_shapes, suppress
+from pansight.data.formats.shapes import SHAPES, Shapes, draw_shapes, suppress
 from pansight.errors import PansightError
 from pansight.ops.idmap import present_ids
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pansight.data.coco_instances import make_instances
 from pansight.data.dataset import ids_tensor, image_tensor
-from pansight.data.shapes import Shapes
+from pansight.data.formats.coco_instances import make_instances
+from pansight.data.formats.shapes import Shapes
 from pansight.data.transforms import (
     Compose,
     ElasticDeformation,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pansight.data.coco_panoptic import write_coco_panoptic
-from pansight.engine.mapped import map_prediction, map_truth
+from pansight.data.formats.coco_panoptic import write_coco_panoptic
 from pansight.metrics import AveragePrecision, PanopticQuality, SemanticIoU
 from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import PanopticFile
 from pansight.metrics.files.score import Figures, score
+from pansight.metrics.mapped import map_prediction, map_truth
 from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
 PREDICTED = LabelSpace.from_names(["car", "truck", "boat"], ["grass", "soil", "sky"])

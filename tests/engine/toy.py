@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight import models
-from pansight.nn.annealing import MaskAnnealing
 from pansight.nn.normalize import Normalize
+from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import semantic_targets, valid_extents
 from pansight.types import IGNORE, Batch, Instances, LabelSpace, PanopticSegmentation, Prediction, Segment

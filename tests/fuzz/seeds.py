@@ -25,9 +25,9 @@ from drawn import grey, palette, photo, values_of
 from PIL import Image
 
 from pansight.apps.cli import main
-from pansight.data.coco_panoptic import write_coco_panoptic
 from pansight.data.convert import READERS, TARGETS
 from pansight.data.dataset import ids_tensor
+from pansight.data.formats.coco_panoptic import write_coco_panoptic
 from pansight.types import LabelSpace, PanopticSegmentation, Segment
 
 TO = ("--to", "out", "--overwrite")

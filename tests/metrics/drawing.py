@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
+from pansight.metrics.panoptic.matching import ImageMatch, SegmentTable, match_tables
 from pansight.ops.idmap import rgb_to_ids
 from pansight.ops.maps.overlap import Overlaps
 from pansight.types import Category, LabelSpace

@@ -11,8 +11,8 @@ import pytest
 from drawing import CAT, DOG, LABELS, coco_sample, ids_of, match_drawing, match_maps, random_maps
 
 from pansight.errors import PansightError
-from pansight.metrics import boundary
-from pansight.metrics.boundary import BoundaryQuality, boundary_distance, boundary_ids, boundary_iou
+from pansight.metrics.panoptic import boundary
+from pansight.metrics.panoptic.boundary import BoundaryQuality, boundary_distance, boundary_ids, boundary_iou
 from pansight.types import LabelSpace
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pansight.errors import PansightError
-from pansight.metrics.errors import ERRORS, ErrorAnalysis, SegmentErrors, classify_errors, repaired_iou
-from pansight.metrics.matching import IGNORED, ImageMatch, SegmentTable, match_tables
+from pansight.metrics.panoptic.errors import ERRORS, ErrorAnalysis, SegmentErrors, classify_errors, repaired_iou
+from pansight.metrics.panoptic.matching import IGNORED, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.scores import ClassCounts, group_means, image_rows
 from pansight.ops.maps.overlap import Overlaps
 from pansight.types import LabelSpace

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import IGNORED, MATCHED, PHANTOM, ImageMatch, SegmentTable, match_tables
+from pansight.metrics.panoptic.matching import IGNORED, MATCHED, PHANTOM, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, group_means, image_rows
 from pansight.ops.maps.overlap import Overlaps
 

@@ -15,7 +15,7 @@ from pansight.data import open_dataset
 from pansight.errors import PansightError
 from pansight.metrics import PanopticQuality
 from pansight.metrics.overlap import count_overlaps
-from pansight.metrics.panoptic_quality import match_segments
+from pansight.metrics.panoptic.quality import match_segments
 from pansight.types import Category, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
 LABELS = LabelSpace(

@@ -9,7 +9,7 @@ import pytest
 from drawing import DOG, GRASS, LABELS, SKY, match_drawing, match_maps, random_maps
 
 from pansight.errors import PansightError
-from pansight.metrics.pq_dagger import PanopticQualityDagger
+from pansight.metrics.panoptic.dagger import PanopticQualityDagger
 from pansight.metrics.scores import ClassCounts, image_rows
 from pansight.types import LabelSpace
 

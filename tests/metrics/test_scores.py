@@ -7,9 +7,9 @@ import pytest
 from drawing import LABELS, match_maps, random_maps
 
 from pansight.errors import PansightError
-from pansight.metrics.boundary import BoundaryQuality
-from pansight.metrics.errors import ErrorAnalysis
-from pansight.metrics.pq_dagger import PanopticQualityDagger
+from pansight.metrics.panoptic.boundary import BoundaryQuality
+from pansight.metrics.panoptic.dagger import PanopticQualityDagger
+from pansight.metrics.panoptic.errors import ErrorAnalysis
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, image_rows
 from pansight.types import LabelSpace
 

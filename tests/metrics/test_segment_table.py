@@ -11,9 +11,9 @@ import pytest
 from drawing import DOG, IS_THING, LABELS, SKY, match_drawing, match_maps, random_maps
 
 from pansight.errors import PansightError
-from pansight.metrics import segment_table
-from pansight.metrics.errors import ERRORS, classify_errors
-from pansight.metrics.segment_table import COLUMNS, SegmentTableWriter, segment_columns
+from pansight.metrics.panoptic import segment_table
+from pansight.metrics.panoptic.errors import ERRORS, classify_errors
+from pansight.metrics.panoptic.segment_table import COLUMNS, SegmentTableWriter, segment_columns
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -143,8 +143,8 @@ SCRIPT = """
 import sys
 import numpy as np
 import psutil
-from pansight.metrics import boundary, errors, pq_dagger, segment_table
-from pansight.metrics.matching import SegmentTable, match_tables
+from pansight.metrics.panoptic import boundary, dagger, errors, segment_table
+from pansight.metrics.panoptic.matching import SegmentTable, match_tables
 from pansight.ops.maps.overlap import Overlaps
 from pansight.types import LabelSpace
 assert "torch" not in sys.modules and "pyarrow" not in sys.modules

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pansight.data.formats.shapes import Shapes
 from pansight.data.loader import collate
-from pansight.data.shapes import Shapes
 from pansight.models import build
 from pansight.types import Batch, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 

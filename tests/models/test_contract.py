@@ -29,8 +29,8 @@ from contract import (
 )
 
 from pansight.config import TrainConfig
+from pansight.data.formats.shapes import LABELS_VOID
 from pansight.data.loader import collate
-from pansight.data.shapes import LABELS_VOID
 from pansight.engine.optim import parameter_groups
 from pansight.errors import PansightError
 from pansight.models import MODELS, build, builder_options

@@ -14,7 +14,7 @@ from contract import LABELS, shapes_batch, void_batch
 from pansight.data.categories.coco import coco_ids
 from pansight.errors import PansightError
 from pansight.models import build
-from pansight.nn.query_masks import upsample_conv
+from pansight.nn.queries.mask_head import upsample_conv
 
 TINY: dict[str, Any] = {
     "backbone": "resnet10t",

@@ -10,8 +10,8 @@ from twins import SIDE, calibrate, load, photo, small_twins
 
 from pansight.data.categories.coco import coco_91, coco_things
 from pansight.models import build
-from pansight.ops.boxes import box_iou_matrix
-from pansight.ops.roi import make_pyramid
+from pansight.ops.regions.boxes import box_iou_matrix
+from pansight.ops.regions.roi import make_pyramid
 from pansight.ops.targets import instance_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Segment
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from pansight.data.formats.shapes import Shapes
 from pansight.data.loader import evaluation_loader, train_stream
-from pansight.data.shapes import Shapes
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.models import build
-from pansight.nn.annealing import MaskAnnealing
+from pansight.nn.queries.annealing import MaskAnnealing
 
 WARM_UP = 20
 RCNN: dict[str, Any] = {

@@ -16,13 +16,13 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from pansight.models.faster_rcnn import FasterRCNN
 from pansight.models.mask_rcnn import MaskRCNN
-from pansight.nn.backbones import timm_backbone
+from pansight.nn.backbones.pyramid import timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.normalize import imagenet_rgb
-from pansight.nn.rcnn import torchvision_rcnn
+from pansight.nn.rcnn.two_stage import torchvision_rcnn
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
-from pansight.weights.torchvision import renamed
+from pansight.weights.official.torchvision import renamed
 
 SIDE = 160
 """Longest side of the small twins' images: neither resizes them."""

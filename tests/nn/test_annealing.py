@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pansight.nn.annealing import MaskAnnealing
+from pansight.nn.queries.annealing import MaskAnnealing
 
 
 def at(progress: float, power: float = 0.9) -> list[float]:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pansight.errors import PansightError
-from pansight.nn.backbones import FrozenBatchNorm, timm_backbone
+from pansight.nn.backbones.pyramid import FrozenBatchNorm, timm_backbone
 from pansight.nn.normalize import Normalize, caffe_bgr
 
 
@@ -75,7 +75,7 @@ def test_packaged_weights_classify_a_real_photo(data_root):
     import timm
 
     from pansight.data.images import read_image
-    from pansight.nn.backbones import packaged_state_dict
+    from pansight.nn.backbones.pyramid import packaged_state_dict
 
     net = timm.create_model("tf_efficientnet_lite0").eval()
     net.load_state_dict(packaged_state_dict(set(net.state_dict())))

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from pansight.nn import deform
-from pansight.nn.deform import DeformAttention, DeformPixelDecoder, reference_points, whole_positions
-from pansight.ops.positions import sine_positions
+from pansight.nn.queries import deformable as deform
+from pansight.nn.queries.deformable import DeformAttention, DeformPixelDecoder, reference_points, whole_positions
+from pansight.ops.attention.positions import sine_positions
 
 
 def maps(height: int = 64, width: int = 96) -> list[torch.Tensor]:

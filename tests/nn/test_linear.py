@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.nn.transformer import Linear, linear
+from pansight.nn.queries.transformer import Linear, linear
 
 
 @pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (2, 3, 4, 12)])

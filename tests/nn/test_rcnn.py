@@ -9,9 +9,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from pansight.errors import PansightError
-from pansight.nn.rcnn import RCNN, Detections, detections_to_instances, detectron2_rcnn, torchvision_rcnn
-from pansight.nn.roi_heads import MASK_CHUNK, MaskHead, TwoLinear, fc_over_grid
-from pansight.nn.rpn import RPN, cell_anchors
+from pansight.nn.rcnn.roi_heads import MASK_CHUNK, MaskHead, TwoLinear, fc_over_grid
+from pansight.nn.rcnn.rpn import RPN, cell_anchors
+from pansight.nn.rcnn.two_stage import RCNN, Detections, detections_to_instances, detectron2_rcnn, torchvision_rcnn
 from pansight.ops.targets import InstanceTargets
 from pansight.types import LabelSpace
 
@@ -173,7 +173,7 @@ def test_masks_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch):
     assert MASK_CHUNK > 40
     with torch.inference_mode():
         at_once = rcnn(maps, extents())
-        monkeypatch.setattr("pansight.nn.rcnn.MASK_CHUNK", 7)
+        monkeypatch.setattr("pansight.nn.rcnn.two_stage.MASK_CHUNK", 7)
         in_parts = rcnn(maps, extents())
     assert len(at_once.scores) == 40
     torch.testing.assert_close(in_parts.mask_logits, at_once.mask_logits, rtol=1e-4, atol=1e-6)

@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from pansight.nn.semantic_head import SemanticFPNHead
+from pansight.nn.semantic.fpn_head import SemanticFPNHead
 
 
 def pyramid(height: int, width: int, channels: int) -> list[torch.Tensor]:

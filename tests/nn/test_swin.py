@@ -10,9 +10,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pansight.errors import PansightError
-from pansight.nn import backbones
-from pansight.nn.backbones import timm_backbone
-from pansight.nn.swin import (
+from pansight.nn.backbones import pyramid as backbones
+from pansight.nn.backbones.pyramid import timm_backbone
+from pansight.nn.backbones.swin import (
     SWINS,
     Swin,
     SwinSize,

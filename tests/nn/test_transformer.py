@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pansight.nn.transformer import (
+from pansight.nn.queries.transformer import (
     MLP,
     Attention,
     DecoderLayer,
@@ -17,7 +17,7 @@ from pansight.nn.transformer import (
     TransformerEncoder,
     made_again,
 )
-from pansight.ops.positions import resize_valid, sine_positions
+from pansight.ops.attention.positions import resize_valid, sine_positions
 
 
 def copied(ours: nn.Module, theirs: nn.Module) -> None:

@@ -6,7 +6,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pansight.ops import boxes as ops
+from pansight.ops.regions import boxes as ops
 
 
 def random_boxes(count: int, side: float = 100.0) -> torch.Tensor:

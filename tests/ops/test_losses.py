@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from pansight.ops import losses as ops
+from pansight.ops.regions import losses as ops
 
 
 def test_box_loss_by_hand():

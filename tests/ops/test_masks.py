@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from pansight.ops import masks as ops
+from pansight.ops.regions import masks as ops
 from pansight.ops.targets import InstanceTargets, boxes_of_ids
 
 SIZE = (60, 80)

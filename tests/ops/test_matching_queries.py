@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pansight.errors import PansightError
-from pansight.ops.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_iou
 from pansight.ops.queries.matching import box_cost, class_cost, focal_cost, hungarian, mask_cost
+from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_iou
 
 
 def test_least_cost_of_each_layer_and_image():

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torchvision
 
-from pansight.ops import roi as ops
-from pansight.ops.roi import AlignRule
+from pansight.ops.regions import roi as ops
+from pansight.ops.regions.roi import AlignRule
 
 STRIDES = (4, 8, 16, 32)
 

@@ -142,7 +142,7 @@ def test_mask_head(size: tuple[int, int], odd: int) -> None:
     """Attention and head alone, on drawn features: queries that differ a lot; sides of twice the size and one less."""
     from transformers.models.detr.modeling_detr import DetrMaskHeadSmallConv, DetrMHAttentionMap
 
-    from pansight.nn.query_masks import AttentionMap, MaskHead
+    from pansight.nn.queries.mask_head import AttentionMap, MaskHead
 
     height, width = size
     theirs, attention = DetrMaskHeadSmallConv(72, [20, 24, 28], 64), DetrMHAttentionMap(64, 8)

@@ -15,7 +15,7 @@ from pansight.errors import PansightError
 from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights import load_model, read_tensors
-from pansight.weights.detectron2 import load, load_backbone, renamed
+from pansight.weights.official.detectron2 import load, load_backbone, renamed
 
 
 def save(path: Path, state: dict[str, Any]) -> Path:

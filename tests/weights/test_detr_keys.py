@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.weights import detr
 from pansight.weights.keys import BACKBONE
+from pansight.weights.official import detr
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

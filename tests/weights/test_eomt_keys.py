@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.weights import eomt as origin
+from pansight.weights.official import eomt as origin
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pansight.data.categories.coco import coco_panoptic
 from pansight.errors import PansightError
 from pansight.models import build
-from pansight.weights.mask2former import load, recognises, renamed
+from pansight.weights.official.mask2former import load, recognises, renamed
 
 Shapes = dict[str, tuple[int, ...]]
 SWINS = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from pansight.errors import PansightError
 from pansight.types import LabelSpace
 from pansight.weights import load_model
-from pansight.weights import maskformer as origin
+from pansight.weights.official import maskformer as origin
 
 SWINS = {
     "swin_tiny": (96, (2, 2, 6, 2), 3, 7),

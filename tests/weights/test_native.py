@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pansight.errors import PansightError
+from pansight.files import replacing_folder, standing_folder
 from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights import load_model, save_model
-from pansight.weights.native import download, replacing_folder, standing_folder
+from pansight.weights.native import download
 
 LABELS = LabelSpace.from_names(["square", "disc"], ["ground", "sky"])
 OPTIONS: dict[str, Any] = {

@@ -15,7 +15,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from pansight.errors import PansightError
 from pansight.weights import load_model
-from pansight.weights.torchvision import load
+from pansight.weights.official.torchvision import load
 
 REFERENCES: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "faster_rcnn_r50_tv": (detection.fasterrcnn_resnet50_fpn, 41_755_286),

@@ -12,7 +12,7 @@ from torch import nn
 
 from pansight.errors import PansightError
 from pansight.models import build
-from pansight.nn.rcnn import torchvision_rcnn
+from pansight.nn.rcnn.two_stage import torchvision_rcnn
 from pansight.types import LabelSpace
 from pansight.weights.transfer import copy_rows, transfer
 

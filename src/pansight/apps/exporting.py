@@ -8,11 +8,11 @@ from pansight.config import read_config
 from pansight.engine.checkpoint import CONFIG
 from pansight.engine.evaluate import EVALUATION
 from pansight.errors import PansightError, choice_error
-from pansight.files import read_json
+from pansight.files import read_json, replacing_folder
 from pansight.metrics.files.summary import summary
 from pansight.weights import licences, load_model
 from pansight.weights.huggingface.export import exporter, is_export, write_folder
-from pansight.weights.native import find_folder, replacing_folder
+from pansight.weights.native import find_folder
 
 TARGETS = {"hf": "a folder of Hugging Face transformers"}
 

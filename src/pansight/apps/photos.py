@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pansight.apps.pages.draw import overlay
-from pansight.data.coco_panoptic import PanopticWriter
 from pansight.data.dataset import image_array, image_tensor
+from pansight.data.formats.coco_panoptic import PanopticWriter
 from pansight.data.images import IMAGE_SUFFIXES, read_image, write_png
 from pansight.engine.assemble import check_thresholds
 from pansight.engine.predict import load
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
-from pansight.files import write_json
+from pansight.files import replacing_folder, write_json
 from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Segment
-from pansight.weights.native import replacing_folder
 
 RESULTS = ("predictions.json", "instances.json", "overlays", "semantic")
 """What is written into the folder."""

@@ -243,7 +243,7 @@ def _outputs(
     with ExitStack() as stack:
         viewer = table = None
         if outputs.table is not None:
-            from pansight.metrics.segment_table import SegmentTableWriter
+            from pansight.metrics.panoptic.segment_table import SegmentTableWriter
 
             table = stack.enter_context(SegmentTableWriter(outputs.table, labels, outputs.overwrite))
         if outputs.report is not None:

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pansight.data.coco_instances import CocoInstances, open_coco_instances
-from pansight.data.coco_panoptic import CocoPanoptic, find_json, open_coco_panoptic
 from pansight.data.dataset import SPLITS, Dataset, Subset, split_dataset
-from pansight.data.instance_png import InstancePng, find_layout, open_instance_png
-from pansight.data.official import (
+from pansight.data.formats.coco_instances import CocoInstances, open_coco_instances
+from pansight.data.formats.coco_panoptic import CocoPanoptic, find_json, open_coco_panoptic
+from pansight.data.formats.instance_png import InstancePng, find_layout, open_instance_png
+from pansight.data.formats.official import (
     OFFICIAL,
     official_format,
     official_splits,
@@ -25,7 +25,7 @@ from pansight.data.official import (
     open_cityscapes,
     open_vistas,
 )
-from pansight.data.shapes import Shapes
+from pansight.data.formats.shapes import Shapes
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_json
 

@@ -23,8 +23,8 @@ from pansight.engine.distributed import resolve_precision
 from pansight.engine.optim import settled
 from pansight.errors import PansightError, choice_error
 from pansight.models import MODELS, builder_options
-from pansight.models.eomt import vit_backbone
-from pansight.nn.backbones import PACKAGED, timm_backbone
+from pansight.nn.backbones.pyramid import PACKAGED, timm_backbone
+from pansight.nn.backbones.vit import vit_backbone
 from pansight.ops.targets import boxes_of_ids
 
 SAMPLED = 48

@@ -17,8 +17,7 @@ import torch
 
 from pansight.config import Config
 from pansight.errors import PansightError
-from pansight.files import write_text
-from pansight.weights.native import standing_folder
+from pansight.files import standing_folder, write_text
 
 CONFIG = "config.toml"
 LOG = "metrics.jsonl"

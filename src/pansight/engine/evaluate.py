@@ -15,24 +15,23 @@ import torch
 from accelerate import Accelerator
 
 from pansight.config import EvaluateConfig
-from pansight.data.coco_panoptic import PanopticWriter, segment_rows
 from pansight.data.dataset import Dataset, ids_tensor
+from pansight.data.formats.coco_panoptic import PanopticWriter, segment_rows
 from pansight.data.images import read_rgb_ids, write_png
 from pansight.data.loader import evaluation_loader
 from pansight.engine import distributed
-from pansight.engine.mapped import map_prediction, map_truth
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
-from pansight.files import read_json, write_json
+from pansight.files import read_json, replacing_folder, write_json
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.metrics.bootstrap import record_intervals
-from pansight.metrics.errors import ErrorAnalysis
 from pansight.metrics.files.class_map import ClassMap
-from pansight.metrics.pq_dagger import PanopticQualityDagger
+from pansight.metrics.mapped import map_prediction, map_truth
+from pansight.metrics.panoptic.dagger import PanopticQualityDagger
+from pansight.metrics.panoptic.errors import ErrorAnalysis
 from pansight.metrics.scores import image_pq
 from pansight.ops.idmap import ids_to_rgb
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
-from pansight.weights.native import replacing_folder
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions"

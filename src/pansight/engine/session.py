@@ -28,8 +28,8 @@ from pansight.engine.checkpoint import (
 from pansight.engine.optim import MovingAverage, averaged
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
+from pansight.files import replacing_folder
 from pansight.types import Batch
-from pansight.weights.native import replacing_folder
 
 
 class Interrupted(KeyboardInterrupt):

@@ -29,7 +29,7 @@ from pansight.engine.optim import (
     settled,
 )
 from pansight.engine.session import Interrupted, Session, stop_signal
-from pansight.nn.annealing import MaskAnnealing
+from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.types import Batch
 
 

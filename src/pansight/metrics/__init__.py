@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pansight.errors import PansightError, choice_error
 from pansight.metrics.average_precision import AveragePrecision
-from pansight.metrics.panoptic_quality import PanopticQuality
+from pansight.metrics.panoptic.quality import PanopticQuality
 from pansight.metrics.semantic_iou import SemanticIoU
 from pansight.types import LabelSpace, Prediction, Sample
 

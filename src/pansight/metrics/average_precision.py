@@ -16,7 +16,7 @@ from hotcoco import mask as rle
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import SegmentTable
+from pansight.metrics.panoptic.matching import SegmentTable
 from pansight.types import Instances, LabelSpace, Prediction, Sample
 
 _Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]

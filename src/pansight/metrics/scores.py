@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import PHANTOM, ImageMatch
+from pansight.metrics.panoptic.matching import PHANTOM, ImageMatch
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pansight.errors import PansightError, choice_error
-from pansight.metrics.matching import ImageMatch
 from pansight.metrics.overlap import count_overlaps
+from pansight.metrics.panoptic.matching import ImageMatch
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import IGNORE, VOID, LabelSpace, PanopticSegmentation, Prediction, Sample
 

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pansight.errors import PansightError
-from pansight.nn.backbones import Backbone, timm_backbone
-from pansight.nn.query_masks import AttentionMap, MaskHead
-from pansight.nn.transformer import MLP, TransformerDecoder, TransformerEncoder
-from pansight.ops.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.queries.mask_head import AttentionMap, MaskHead
+from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
+from pansight.ops.attention.positions import resize_valid, sine_positions
 from pansight.ops.fusion.decode import TASKS, checked_task
 from pansight.ops.fusion.queries import Canvas, fuse_detr, fuse_hf, keep_queries, semantic_map
-from pansight.ops.positions import resize_valid, sine_positions
 from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, sigmoid_focal_loss
 from pansight.ops.queries.matching import Matches, box_cost, class_cost, hungarian
 from pansight.ops.queries.targets import dense_masks, padded_labels, segment_targets
+from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import InstanceTargets, valid_extents
 from pansight.types import Batch, Instances, LabelSpace, Prediction

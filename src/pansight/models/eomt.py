@@ -3,7 +3,7 @@ Segmentation Model, CVPR 2025.
 
 A plain ViT and nothing else: the queries enter its last blocks as further tokens, and two small upscaling blocks turn
 its patches into features at stride 4. In training those blocks let each query look only at the patches of the mask that
-it predicts so far; annealing lets go of that (nn/annealing.py), so that at the end no mask is needed.
+it predicts so far; annealing lets go of that (nn/queries/annealing.py), so that at the end no mask is needed.
 
 COCO val2017 PQ (tue-mps/eomt): DINOv2 S-640 46.7, B-640 51.6, L-640 56.0, L-1280 58.3, g-640 57.0; DINOv3 S-640 47.2,
 B-640 53.1, L-640 56.8, L-1280 58.9.
@@ -19,18 +19,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, apply_rot_embed_cat
-from timm.models.eva import Eva, EvaAttention
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pansight.errors import PansightError, choice_error
-from pansight.nn.annealing import MaskAnnealing
-from pansight.nn.normalize import Normalize
-from pansight.nn.transformer import attend_in_slices
+from pansight.errors import PansightError
+from pansight.nn.backbones.vit import PlainViT, vit_backbone
+from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.ops.fusion.decode import QueryRules, canvases_of, checked_task, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows
@@ -55,81 +50,6 @@ class EoMTOutputs(NamedTuple):
     features: tuple[Tensor, ...]  # L maps (B, D, H / stride, W / stride); their products are the mask logits
     extents: Tensor  # int64 (images, 2): (height, width) of the unpadded part of each image
     windows: tuple[Window, ...] = ()  # the square of which image each prediction is of; (): of the whole image
-
-
-class PlainViT(nn.Module):
-    """A ViT of timm, run block by block: `features`, with keys as in ``backbone.features.blocks.0.attn.qkv.weight``.
-
-    Both families are known: learned positions (DINOv2 …) and rotary ones (DINOv3 …).
-    """
-
-    features: Any  # VisionTransformer or Eva, which share what is used here
-
-    def __init__(self, features: VisionTransformer | Eva, normalize: Normalize):
-        super().__init__()
-        self.features = features
-        self.normalize = normalize
-        self.rotary = isinstance(features, Eva)
-        self.patch: int = self.features.patch_embed.patch_size[0]
-        self.prefix: int = self.features.num_prefix_tokens
-        self.channels: int = self.features.embed_dim
-        self.strides = (self.patch,)
-        self.usual = all(  # attention without the extras that timm has for other ViTs
-            type(block.attn) in (Attention, EvaAttention)
-            and block.attn.qkv is not None
-            and block.attn.gate is None
-            and all(isinstance(m, nn.Identity) for m in (block.attn.q_norm, block.attn.k_norm, block.attn.norm))
-            for block in self.features.blocks
-        )
-
-    def tokens(self, images: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """uint8 (B, 3, H, W), valid bool (B, H, W) → (tokens (B, P + h·w, D), rotations or None, (h, w)).
-
-        P prefix tokens (class, registers) come first. Padding is black *before* normalisation, as in both references.
-        """
-        if valid is not None:
-            images = images * valid.unsqueeze(1)
-        bottom, right = -images.shape[2] % self.patch, -images.shape[3] % self.patch
-        if bottom or right:
-            images = F.pad(images, (0, right, 0, bottom))
-        patches = self.features.patch_embed(self.normalize(images))  # (B, h, w, D)
-        placed = self.features._pos_embed(patches)
-        tokens, rotations = placed if self.rotary else (placed, None)
-        return self.features.norm_pre(tokens), rotations, (patches.shape[1], patches.shape[2])
-
-    def block(self, index: int, tokens: Tensor, rotations: Tensor | None, mask: Tensor | None) -> Tensor:
-        """tokens (B, N, D); mask bool (B, 1, N, N), True where a token may look, or None → (B, N, D)."""
-        block = self.features.blocks[index]
-        if mask is None and self.usual and self._slices_pay(tokens):
-            return self._block_in_slices(block, tokens, rotations)
-        if self.rotary:
-            return block(tokens, rope=rotations, attn_mask=mask)
-        return block(tokens, attn_mask=mask)
-
-    def _slices_pay(self, tokens: Tensor) -> bool:
-        """In bfloat16 on a CPU: see `attend_in_slices`."""
-        half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tokens.dtype
-        inference = not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return inference and tokens.device.type == "cpu" and half == torch.bfloat16
-
-    def _block_in_slices(self, block: Any, tokens: Tensor, rotations: Tensor | None) -> Tensor:
-        """What timm's block computes, but for the attention's kernel."""
-        attn, bias = block.attn, block.attn.qkv.bias
-        if self.rotary and attn.q_bias is not None:
-            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        qkv = F.linear(block.norm1(tokens), attn.qkv.weight, bias).unflatten(2, (3, attn.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
-        if rotations is not None:
-            for part in (query, key):
-                placed = part[:, :, attn.num_prefix_tokens :]
-                placed.copy_(apply_rot_embed_cat(placed, rotations, half=attn.rotate_half))
-        out = attn.proj(attend_in_slices(query, key, value).transpose(1, 2).flatten(2))  # (B, N, D)
-        if not self.rotary:
-            tokens = tokens + block.ls1(out)
-            return tokens + block.ls2(block.mlp(block.norm2(tokens)))
-        tokens = tokens + (out if block.gamma_1 is None else block.gamma_1 * out)
-        out = block.mlp(block.norm2(tokens))
-        return tokens + (out if block.gamma_2 is None else block.gamma_2 * out)
 
 
 class ScaleBlock(nn.Module):
@@ -320,56 +240,6 @@ class EoMT(nn.Module):
 
     def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
         return fuse_hf(masks, kept, canvas, self.labels, rules.overlap, rules.mask, eomt=True)
-
-
-def vit_backbone(
-    name: str,
-    pretrained: str = "none",
-    size: int = 640,
-    patch: int = 16,
-    options: dict[str, Any] | None = None,
-    norm_eps: float | None = None,
-) -> PlainViT:
-    """The timm ViT `name` for `patch` px patches and positions on the grid of a `size` px square.
-
-    pretrained: "none" or "timm" (downloaded; patch kernel and positions are resampled). options: further arguments of
-    timm's model, such as {"depth": 4, "embed_dim": 64}. norm_eps: another epsilon for all norms.
-    Raises PansightError for a name that is unknown or no plain ViT, an unknown option, or weights that cannot be had.
-    """
-    if pretrained not in ("none", "timm"):
-        raise choice_error("pretrained", pretrained, ("none", "timm"))
-    if not timm.is_model(name.split(".")[0]):
-        some = "vit_small_patch14_reg4_dinov2, vit_small_patch16_dinov3_qkvb"
-        raise PansightError(f"unknown backbone {name!r}; expected a ViT of timm, such as {some}")
-    if size % patch:
-        raise PansightError(f"backbone {name}: expected a size that {patch} px patches divide, found {size}")
-    if not isinstance(options, dict | None):
-        raise PansightError(f"backbone {name}: expected vit_options as a table (in a recipe), found {options!r:.80}")
-    given: dict[str, Any] = {"img_size": size, "patch_size": patch, "num_classes": 0, "global_pool": ""}
-    given |= {"dynamic_img_size": True} | (options or {})
-    try:
-        net: Any = timm.create_model(name, pretrained=pretrained == "timm", **given)
-    except TypeError as error:
-        raise PansightError(f"backbone {name}: expected a ViT that takes {', '.join(given)}: {error}") from error
-    except Exception as error:
-        if pretrained == "none":
-            raise
-        # the hub client raises many types; what the user needs is one line and a way on
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise PansightError(
-            f"backbone {name}: timm's weights cannot be had ({reason}); use pretrained='none'"
-        ) from error
-    if not isinstance(net, VisionTransformer | Eva) or not isinstance(net.norm, nn.LayerNorm):
-        found = type(net).__name__
-        raise PansightError(f"backbone {name}: expected a plain ViT with a norm after its blocks, found {found}")
-    if norm_eps is not None:
-        for module in net.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = norm_eps
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.mean:
-        return PlainViT(net, Normalize())
-    return PlainViT(net, Normalize([255 * v for v in config.mean], [255 * v for v in config.std]))
 
 
 def eomt(

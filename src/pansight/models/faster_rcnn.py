@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pansight.nn.backbones import Backbone, timm_backbone
+from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.normalize import caffe_bgr, imagenet_rgb
-from pansight.nn.rcnn import (
+from pansight.nn.rcnn.two_stage import (
     RCNN,
     Detections,
     detections_to_instances,

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.nn.backbones import Backbone, timm_backbone
-from pansight.nn.deform import DeformPixelDecoder
-from pansight.nn.transformer import MLP, Attention, Linear
+from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.queries.deformable import DeformPixelDecoder
+from pansight.nn.queries.transformer import MLP, Attention, Linear
 from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.losses import PointSettings, point_set_loss, uniform

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import choice_error
-from pansight.nn.backbones import Backbone, timm_backbone
-from pansight.nn.deform import ConvGroupNorm, whole_positions
-from pansight.nn.transformer import MLP, TransformerDecoder, TransformerEncoder
+from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
+from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.nn.backbones import Backbone, timm_backbone
+from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.normalize import caffe_bgr
-from pansight.nn.rcnn import RCNN, Detections, detections_to_instances, detectron2_rcnn
-from pansight.nn.semantic_head import SemanticFPNHead
+from pansight.nn.rcnn.two_stage import RCNN, Detections, detections_to_instances, detectron2_rcnn
+from pansight.nn.semantic.fpn_head import SemanticFPNHead
 from pansight.ops.fusion.instances import merge_by_label_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, semantic_targets, valid_extents

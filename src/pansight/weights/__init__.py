@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pansight.errors import PansightError
-from pansight.weights import detectron2, detr, eomt, licences, mask2former, maskformer, torchvision
+from pansight.weights import licences
 from pansight.weights.keys import MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
+from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
 

@@ -7,11 +7,8 @@ two moves that this takes, the previous folder stands under ``.NAME.old``, where
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pansight.errors import PansightError
-from pansight.files import read_json, write_json
+from pansight.files import read_json, replacing_folder, standing_folder, write_json
 from pansight.models import build
 from pansight.nn.normalize import Normalize
 from pansight.ops.resize import ResizeRule
@@ -151,35 +148,3 @@ def download(hub_id: str) -> Path:
         raise PansightError(
             f"{hub_id}: no such file or folder here, and the hub cannot be reached for it: {reason}"
         ) from error
-
-
-@contextmanager
-def replacing_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `folder`; it takes its place when the block succeeds and is removed when it fails.
-
-    Raises PansightError, naming the folder, where it cannot be written.
-    """
-    folder = Path(folder)
-    temporary, old = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _old(folder)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-        os.rename(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise PansightError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def standing_folder(folder: str | Path) -> Path:
-    """`folder`, or where a process was killed while replacing it, the folder that stood there before."""
-    folder = Path(folder)
-    return _old(folder) if not folder.exists() and _old(folder).is_dir() else folder
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")

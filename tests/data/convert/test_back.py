@@ -13,10 +13,10 @@ from PIL import Image
 from pycocotools import mask as reference
 
 from pansight.data import open_dataset
-from pansight.data.coco_panoptic import CocoPanoptic, write_coco_panoptic
 from pansight.data.convert import TARGETS, convert
 from pansight.data.convert.targets.outlines import MAX_PARTS, one_outline, outlines
 from pansight.data.dataset import ids_tensor
+from pansight.data.formats.coco_panoptic import CocoPanoptic, write_coco_panoptic
 from pansight.errors import PansightError
 from pansight.ops.idmap import present_ids
 from pansight.types import LabelSpace, PanopticSegmentation, Segment

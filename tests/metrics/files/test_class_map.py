@@ -11,7 +11,7 @@ from pansight.metrics.files.class_map import map_overlaps, map_table, read_class
 from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import UNMAPPED, PanopticFile
 from pansight.metrics.files.score import Figures, score
-from pansight.metrics.matching import SegmentTable
+from pansight.metrics.panoptic.matching import SegmentTable
 from pansight.ops.maps.overlap import Overlaps
 from pansight.types import LabelSpace
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.metrics.panoptic_quality import match_segments
+from pansight.metrics.panoptic.quality import match_segments
 from pansight.types import VOID, LabelSpace, PanopticSegmentation, Segment
 
 Color = tuple[int, int, int]

@@ -26,9 +26,9 @@ from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.errors import PansightError
 from pansight.files import read_json, write_text
-from pansight.metrics.errors import classify_errors
-from pansight.metrics.matching import SegmentTable, match_tables
 from pansight.metrics.overlap import count_overlaps
+from pansight.metrics.panoptic.errors import classify_errors
+from pansight.metrics.panoptic.matching import SegmentTable, match_tables
 from pansight.types import Category, LabelSpace, PanopticSegmentation, Segment, palette_color
 
 REPORT = "report.html"

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from pansight.apps.pages.figures import environment, error_style, figures_of, script_json
 from pansight.errors import PansightError
 from pansight.files import replacing
-from pansight.metrics.errors import ERRORS, SegmentErrors
-from pansight.metrics.matching import ImageMatch, SegmentTable
+from pansight.metrics.panoptic.errors import ERRORS, SegmentErrors
+from pansight.metrics.panoptic.matching import ImageMatch, SegmentTable
 from pansight.ops.idmap import IdArray, boxes_xyxy, relabel
 from pansight.types import LabelSpace
 

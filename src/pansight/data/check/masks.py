@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pansight.data.check.defects import Defect, defect, shown
 from pansight.data.check.examine import Examined, check_stated_size, read_image_file
 from pansight.data.check.reader import Part, Record, whole
-from pansight.data.coco_instances import decode_segmentation
+from pansight.data.formats.coco_instances import decode_segmentation
 from pansight.data.images import MAX_PIXELS
 from pansight.errors import PansightError
 from pansight.ops.idmap import boxes_xyxy, present_ids

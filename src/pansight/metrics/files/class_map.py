@@ -17,7 +17,7 @@ import numpy as np
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_plain
 from pansight.metrics.files.panoptic_json import UNMAPPED
-from pansight.metrics.matching import SegmentTable
+from pansight.metrics.panoptic.matching import SegmentTable
 from pansight.ops.maps.overlap import IntArray, Overlaps
 from pansight.types import VOID, LabelSpace
 

@@ -12,7 +12,7 @@ from pansight.errors import PansightError
 from pansight.files import read_plain, safe_join
 from pansight.metrics.files.class_map import ClassMap, map_overlaps, map_table
 from pansight.metrics.files.panoptic_json import PanopticFile
-from pansight.metrics.matching import ImageMatch, SegmentTable, match_tables
+from pansight.metrics.panoptic.matching import ImageMatch, SegmentTable, match_tables
 from pansight.ops.idmap import IdArray, relabel
 from pansight.ops.maps.label_png import LabelPng, PairCounter, decode_ids, open_label_png
 from pansight.ops.maps.overlap import Overlaps

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.files import read_plain
-from pansight.metrics.matching import SegmentTable
+from pansight.metrics.panoptic.matching import SegmentTable
 from pansight.ops.idmap import MAX_ID
 from pansight.types import LabelSpace
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from pansight.errors import PansightError
 from pansight.metrics.average_precision import AveragePrecision, objects_of_map
-from pansight.metrics.boundary import BoundaryQuality
-from pansight.metrics.errors import ErrorAnalysis, SegmentErrors
 from pansight.metrics.files.pairs import Pair, PanopticPairs
-from pansight.metrics.panoptic_quality import PanopticQuality
-from pansight.metrics.pq_dagger import PanopticQualityDagger
+from pansight.metrics.panoptic.boundary import BoundaryQuality
+from pansight.metrics.panoptic.dagger import PanopticQualityDagger
+from pansight.metrics.panoptic.errors import ErrorAnalysis, SegmentErrors
+from pansight.metrics.panoptic.quality import PanopticQuality
 from pansight.metrics.semantic_iou import SemanticIoU
 from pansight.ops.maps.label_png import PairCounter
 from pansight.types import LabelSpace

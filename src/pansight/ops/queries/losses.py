@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.ops.boxes import box_cxcywh_to_xyxy, generalized_iou
 from pansight.ops.queries.matching import Matches, class_cost, hungarian, mask_cost
 from pansight.ops.queries.targets import padded_labels, sample_masks
+from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, generalized_iou
 from pansight.ops.targets import InstanceTargets
 
 

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.ops.boxes import box_cxcywh_to_xyxy, generalized_iou
+from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, generalized_iou
 
 
 class Matches(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.nn.swin import SWINS, SwinSize, relative_places, swin_name, swin_size
+from pansight.nn.backbones.swin import SWINS, SwinSize, relative_places, swin_name, swin_size
 from pansight.weights.keys import BACKBONE, Rule, join_rows, rename, split_rows
 
 RESNETS: dict[str, tuple[str, tuple[int, ...]]] = {

@@ -1,6 +1,6 @@
 """transformers' EomtForUniversalSegmentation (DINOv2) and EomtDinov3ForUniversalSegmentation to ours and back.
 
-Tensors are absolute in both: it is the official DINOv3 files that hold differences (weights/eomt.py). Layout: spec 14.
+Tensors are absolute in both: it is the official DINOv3 files that hold differences (weights/official/eomt.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from pansight.errors import PansightError
 from pansight.models.eomt import LONGEST, EoMT, eomt
 from pansight.types import LabelSpace
-from pansight.weights.eomt import BACKBONES, DINOV3_BLOCKS, PUBLISHED, construct, join_qkv
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
+from pansight.weights.official.eomt import BACKBONES, DINOV3_BLOCKS, PUBLISHED, construct, join_qkv
 
 MODEL_TYPES = ("eomt", "eomt_dinov3")
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pansight.errors import PansightError
 from pansight.models import build, builder_options
-from pansight.nn.swin import DROP_PATH
+from pansight.nn.backbones.swin import DROP_PATH
 from pansight.types import LabelSpace
 from pansight.weights.huggingface.backbones import backbone_config, backbone_name, from_hf, to_hf
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
-from pansight.weights.mask2former import PUBLISHED
-from pansight.weights.maskformer import backbone_of
+from pansight.weights.official.mask2former import PUBLISHED
+from pansight.weights.official.maskformer import backbone_of
 
 MODEL_TYPES = ("mask2former",)
 

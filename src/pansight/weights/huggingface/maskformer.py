@@ -17,7 +17,7 @@ from pansight.models import build, builder_options
 from pansight.types import LabelSpace
 from pansight.weights.huggingface.backbones import backbone_config, backbone_name, from_hf, to_hf
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
-from pansight.weights.maskformer import PUBLISHED, backbone_of
+from pansight.weights.official.maskformer import PUBLISHED, backbone_of
 
 MODEL_TYPES = ("maskformer",)
 

@@ -18,8 +18,8 @@ from pansight.data.convert.class_table import CLASS_FILES, PixelClass, checked_c
 from pansight.data.convert.lookup import PARTS, choose_part, image_size, images_by_stem, walk_images
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.dataset import part_names
+from pansight.data.formats.instance_png import LAYOUTS
 from pansight.data.images import read_bytes, read_header, read_index_png, read_rgb_ids
-from pansight.data.instance_png import LAYOUTS
 from pansight.errors import PansightError, choice_error
 from pansight.ops.idmap import IdArray, boxes_xyxy, present_ids, relabel
 

@@ -17,8 +17,8 @@ from pansight.data.categories import category_table
 from pansight.data.convert.lookup import choose_part, decode_json, image_size
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import read_annotation, read_values, segments_of, unannotated
+from pansight.data.formats.official import VISTAS_JSON, VISTAS_PARTS, vistas_jsons
 from pansight.data.images import IMAGE_SUFFIXES
-from pansight.data.official import VISTAS_JSON, VISTAS_PARTS, vistas_jsons
 from pansight.errors import PansightError, choice_error
 
 Color = tuple[int, int, int]

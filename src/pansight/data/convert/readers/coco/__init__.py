@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 
 from pansight.data.categories import category_table
-from pansight.data.coco_panoptic import image_folders
 from pansight.data.convert.lookup import decode_json, image_size
 from pansight.data.convert.polygons import expect_short, region_of_polygons, region_of_rle
 from pansight.data.convert.readers.coco.files import choose_file, coco_files, parts_of
@@ -25,6 +24,7 @@ from pansight.data.convert.readers.coco.stuff import OTHER, STUFF, stuff_maps
 from pansight.data.convert.source import Annotated, ListSource, Region, SourceCategory
 from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import expect
+from pansight.data.formats.coco_panoptic import image_folders
 from pansight.data.images import MAX_PIXELS, read_rgb_ids
 from pansight.errors import PansightError, choice_error
 from pansight.files import safe_join

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.nn.transformer import Linear, made_again
-from pansight.ops.deform_attention import deform_attention
-from pansight.ops.positions import sine_positions
+from pansight.nn.queries.transformer import Linear, made_again
+from pansight.ops.attention.deformable import deform_attention
+from pansight.ops.attention.positions import sine_positions
 
 CHUNK = 1024
 """Tokens that pass the feed-forward block at a time in inference: what lies between its two layers stays in cache."""

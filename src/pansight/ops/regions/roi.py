@@ -22,7 +22,7 @@ import torchvision  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pansight.ops.boxes import box_area
+from pansight.ops.regions.boxes import box_area
 
 
 class AlignRule(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pansight.errors import choice_error
 from pansight.nn.fpn import conv_norm
-from pansight.ops.roi import AlignRule, Pyramid, multilevel_roi_align, pyramid_levels, roi_by_kernel
+from pansight.ops.regions.roi import AlignRule, Pyramid, multilevel_roi_align, pyramid_levels, roi_by_kernel
 
 ROI_OPS = ("align", "pool")
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.ops import boxes as box_ops
-from pansight.ops.losses import box_loss, objectness_loss
+from pansight.ops.regions import boxes as box_ops
+from pansight.ops.regions.losses import box_loss, objectness_loss
 from pansight.ops.targets import InstanceTargets
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from pansight.nn.transformer import Linear, made_again
+from pansight.nn.queries.transformer import Linear, made_again
 
 DROP_PATH = 0.3
 """Of MaskFormer and Mask2Former, all sizes: the rate of the last block; the first has 0, the others lie between."""

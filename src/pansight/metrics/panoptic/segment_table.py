@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.files import replacing
-from pansight.metrics.errors import ERRORS, SegmentErrors
-from pansight.metrics.matching import ImageMatch
+from pansight.metrics.panoptic.errors import ERRORS, SegmentErrors
+from pansight.metrics.panoptic.matching import ImageMatch
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace
 

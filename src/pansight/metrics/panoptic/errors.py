@@ -51,7 +51,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import IGNORED, MATCHED, ImageMatch
+from pansight.metrics.panoptic.matching import IGNORED, MATCHED, ImageMatch
 from pansight.metrics.scores import IOU_UNIT
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace

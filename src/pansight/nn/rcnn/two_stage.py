@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pansight.errors import choice_error
-from pansight.nn.roi_heads import (
+from pansight.nn.rcnn.roi_heads import (
     MASK_CHUNK,
     ROI_OPS,
     BoxPredictor,
@@ -24,11 +24,11 @@ from pansight.nn.roi_heads import (
     TwoLinear,
     zero_of,
 )
-from pansight.nn.rpn import RPN, Proposals
-from pansight.ops import boxes as box_ops
-from pansight.ops.losses import box_loss, class_loss, mask_loss
-from pansight.ops.masks import mask_targets, paste_integer, paste_sampled
-from pansight.ops.roi import Pyramid, make_pyramid
+from pansight.nn.rcnn.rpn import RPN, Proposals
+from pansight.ops.regions import boxes as box_ops
+from pansight.ops.regions.losses import box_loss, class_loss, mask_loss
+from pansight.ops.regions.masks import mask_targets, paste_integer, paste_sampled
+from pansight.ops.regions.roi import Pyramid, make_pyramid
 from pansight.ops.targets import InstanceTargets
 from pansight.types import Instances, LabelSpace
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from pansight.data.categories import category_table
 from pansight.data.categories.coco import coco_panoptic, coco_things
 from pansight.models import build
-from pansight.nn.swin import SwinSize, swin_name
+from pansight.nn.backbones.swin import SwinSize, swin_name
 from pansight.types import LabelSpace
-from pansight.weights.detectron2 import resnet_rules
 from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
+from pansight.weights.official.detectron2 import resnet_rules
 
 WB = r"(weight|bias)"
 LAYER = rf"(layers\.\d+\.(?:(?:self_attn|multihead_attn)\.(?:in_proj_|out_proj\.)|(?:linear|norm)\d\.){WB})"

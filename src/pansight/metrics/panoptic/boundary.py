@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import IGNORED, PHANTOM, ImageMatch
+from pansight.metrics.panoptic.matching import IGNORED, PHANTOM, ImageMatch
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, group_means, image_rows
 from pansight.ops.maps.overlap import IntArray, overlaps_of
 from pansight.types import VOID, LabelSpace

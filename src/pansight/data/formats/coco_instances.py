@@ -14,8 +14,8 @@ import torch
 from hotcoco import mask as coco_mask
 from numpy.typing import NDArray
 
-from pansight.data.coco_panoptic import find_json, image_folders, read_coco_json
 from pansight.data.dataset import expect, first_folder, ids_tensor, image_tensor
+from pansight.data.formats.coco_panoptic import find_json, image_folders, read_coco_json
 from pansight.data.images import read_image
 from pansight.errors import PansightError, choice_error
 from pansight.files import safe_join

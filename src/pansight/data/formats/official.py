@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pansight.data.coco_panoptic import CocoPanoptic, read_coco_json
 from pansight.data.dataset import SPLITS, expect, part_names
+from pansight.data.formats.coco_panoptic import CocoPanoptic, read_coco_json
 from pansight.errors import PansightError, choice_error
 
 VISTAS_JSON = {"2.0": "panoptic_2020.json", "1.2": "panoptic_2018.json"}

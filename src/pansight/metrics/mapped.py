@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pansight.metrics.files.class_map import ClassMap, map_table
 from pansight.metrics.files.panoptic_json import UNMAPPED
-from pansight.metrics.matching import SegmentTable
+from pansight.metrics.panoptic.matching import SegmentTable
 from pansight.ops.idmap import present_ids, relabel
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment

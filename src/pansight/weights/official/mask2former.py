@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pansight.models import build, builder_options
 from pansight.weights.keys import Rule, load_strictly, rename, rows
-from pansight.weights.maskformer import BACKBONE_IGNORED, BACKBONE_RULES, backbone_of, labels_of_count
+from pansight.weights.official.maskformer import BACKBONE_IGNORED, BACKBONE_RULES, backbone_of, labels_of_count
 
 WB = r"(?:weight|bias)"
 ATTENTION = rf"(?:in_proj_{WB}|out_proj\.{WB})"

@@ -1,0 +1,1 @@
+"""The data sets that are trained on as they are: one file per format."""

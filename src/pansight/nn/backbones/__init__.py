@@ -1,0 +1,1 @@
+"""What sees the pixels first: timm's networks as feature pyramids, and plain transformers."""

@@ -1,0 +1,1 @@
+"""What the mask transformers share: attention, pixel decoders, DETR's mask head, mask annealing."""

@@ -1,0 +1,1 @@
+"""The two-stage detector: region proposals, and what looks at one region."""

@@ -1,0 +1,1 @@
+"""Attention that looks at few places, and the positions that attention knows of."""

@@ -1,0 +1,1 @@
+"""Boxes, masks and features of single regions, and the losses of detectors."""
