@@ -4,12 +4,14 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 READY := .venv/.ready
 
-.PHONY: help install demo test check format bench tables clean
+.PHONY: help install demo test test-all check format bench tables clean
 
 help:
 	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
 	@echo "make demo      train, measure and explain Panoptic FPN on generated shapes (about 4 minutes, CPU)"
-	@echo "make test      the whole suite (under 8 minutes on 2 cores)"
+	@echo "make test      the newcomer's tests (under 5 minutes on 2 cores)"
+	@echo "make test-all  the long ones too: every system memorises images, full-size networks, 2,000 damaged inputs"
+	@echo "               (about 10 minutes); ORDER=7 runs either in an order drawn from the number 7"
 	@echo "make check     ruff and pyright"
 	@echo "make bench     run every benchmark again and rewrite the README's tables (hours); make tables: only the tables"
 
@@ -25,8 +27,14 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/pansight demo --overwrite
 
+# each file in one worker, the longest first (tests/conftest.py), so that all cores work to the end
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	PANSIGHT_TEST_ORDER=$(ORDER) $(PYTEST) -m "not slow"
+
+test-all: $(READY)
+	PANSIGHT_TEST_ORDER=$(ORDER) $(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -1,6 +1,7 @@
 """What every test may ask for."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,21 @@ settings.register_profile("search")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
-ALONE = "test_overfit.py"
-"""Each test of it takes half a minute or more: they go first, and not all to one worker."""
-
-
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each file in one worker, for the fixtures of its module; the long tests one by one, before all others."""
+    """Each file in one worker, for the fixtures of its module; the slow tests one by one, before all others.
+
+    PANSIGHT_TEST_ORDER=7 puts the tests into a random order drawn from the number 7 instead, to find those that depend
+    on what ran before them.
+    """
     for item in items:
-        if item.path.name != ALONE:
+        if item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-    items.sort(key=lambda item: item.path.name != ALONE)  # stable
+    order = os.environ.get("PANSIGHT_TEST_ORDER")
+    if order:
+        random.Random(order).shuffle(items)
+    else:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # stable
 
 
 @pytest.fixture(scope="session")

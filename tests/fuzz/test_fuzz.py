@@ -1,7 +1,7 @@
 """Hostile and broken input for `evaluate`, `check` and `convert`: a clear error or a right result, nothing else.
 
-2,000 cases by default, each drawn from its own number: PANSIGHT_FUZZ=50000 runs as many, PANSIGHT_FUZZ_CASE=123 that
-one and prints what it did. What long runs found is kept in test_found.py.
+250 cases in `make test`, 2,000 in `make test-all`, each drawn from its own number: PANSIGHT_FUZZ=50000 runs as many,
+PANSIGHT_FUZZ_CASE=123 that one and prints what it did. What long runs found is kept in test_found.py.
 """
 
 from __future__ import annotations
@@ -133,8 +133,12 @@ def test_one_case(seeds, sandbox):
     print(run_case(case, sandbox))
 
 
+BLOCKS = [pytest.param(start, marks=[pytest.mark.slow] * (start > 0)) for start in range(0, COUNT, BLOCK)]
+"""The first block is part of `make test`, the others of `make test-all`."""
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("start", range(0, COUNT, BLOCK))
+@pytest.mark.parametrize("start", BLOCKS)
 def test_mutated_input(start, seeds, sandbox):
     failures: list[str] = []
     codes: Counter[int] = Counter()

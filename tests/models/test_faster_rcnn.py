@@ -32,6 +32,7 @@ def test_small_twins_find_the_same(size):
     assert torch.equal(found.instances.labels, expected["labels"] - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reference", "options"),
     [

@@ -50,6 +50,7 @@ def test_small_twins_find_the_same(size):
     assert_same(ours, theirs, photo(*size, seed=1), at_least=50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reference", "options"),
     [
