@@ -1,0 +1,29 @@
+"""Every system learns: a few dozen steps on two images bring its loss down. Seconds each; test_overfit.py asks for more.
+
+A wrong sign, a frozen head or a target in the wrong place all leave the loss where it was.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract import SMALL, shapes_batch, small
+
+STEPS, RATE = 30, 3e-3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_few_steps_bring_the_loss_down(name: str) -> None:
+    model, batch = small(name).train(), shapes_batch()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE)
+    totals: list[float] = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = torch.stack(list(model.loss(batch).values())).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        totals.append(loss.item())
+    first, last = sum(totals[:3]), sum(totals[-3:])
+    assert last < 0.8 * first
