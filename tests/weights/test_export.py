@@ -56,7 +56,7 @@ def test_a_folder_is_read_back_exactly(fake: Fake) -> None:
     again, name, options = load_model("out")
     assert (name, options) == ("fake_r50", {"channels": 4})
     assert again.labels == LABELS  # source ids, kinds and colours, which id2label does not say
-    assert again.resize == fake.resize
+    assert again.input.resize == fake.input.resize
     for key, tensor in fake.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key])
 

@@ -171,7 +171,7 @@ def test_sizes_of_other_sets() -> None:
     assert name == "mask2former"
     backbone = "swin_tiny_patch4_window7_224"
     assert options == {"backbone": backbone, "queries": 50, "layers": 6, "short": 640, "long": 2560}
-    assert model.resize[:2] == (640, 2560)
+    assert model.input.resize[:2] == (640, 2560)
     assert model.labels[0].name == "wall"
     assert not model.labels[0].is_thing
 

@@ -71,7 +71,7 @@ def test_exported_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     processor.save_pretrained(tmp_path / "theirs")
     for loaded in (again, load_model(tmp_path / "native")[0], load_model(tmp_path / "theirs")[0]):
         assert loaded.labels == LABELS
-        assert loaded.resize == model.resize
-        assert torch.equal(loaded.backbone.normalize.mean, model.backbone.normalize.mean)
+        assert loaded.input.resize == model.input.resize
+        assert torch.equal(loaded.input.mean, model.input.mean)
         with torch.inference_mode():
             assert torch.equal(loaded(image[None]).class_logits, logits)
