@@ -32,7 +32,7 @@ def test_frozen_batch_norm_has_no_parameters_and_never_changes():
     plain, frozen = timm_backbone("resnet18"), timm_backbone("resnet18", frozen_bn=True)
     frozen.load_state_dict(plain.state_dict(), strict=False)  # only num_batches_tracked is left over
     frozen.train()
-    x = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    x = torch.randn(1, 3, 64, 64)
     before = {k: v.clone() for k, v in frozen.state_dict().items()}
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain.eval()(x), frozen(x)))
     assert all(torch.equal(before[k], v) for k, v in frozen.state_dict().items())
@@ -41,7 +41,7 @@ def test_frozen_batch_norm_has_no_parameters_and_never_changes():
 
 
 def test_frozen_batch_norm_keeps_the_activation_of_timms_fused_layers():
-    x = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    x = torch.randn(1, 3, 64, 64)
     plain = timm_backbone("tf_efficientnet_lite0", "packaged").eval()
     frozen = timm_backbone("tf_efficientnet_lite0", "packaged", frozen_bn=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain(x), frozen(x)))

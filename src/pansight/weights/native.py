@@ -109,7 +109,7 @@ def _restore_input(model: Any, saved: Any, path: Path) -> None:
         mean, scale = tuple(float(v) for v in saved["mean"]), [float(v) for v in saved["scale"]]
         pixels = PixelStatistics(mean, tuple(1 / v for v in scale), bool(saved["bgr"]))
         black_padding = bool(saved.get("black_padding", model.input.black_padding))
-        restored = Input(_saved_rule(saved["resize"]), pixels, black_padding)
+        restored = Input(_saved_rule(dict(saved["resize"])), pixels, black_padding)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, PansightError) as error:
         expected = "input with mean, scale, bgr and resize"
         raise PansightError(f"{path}: expected {expected}, found {saved!r}") from error
@@ -118,7 +118,7 @@ def _restore_input(model: Any, saved: Any, path: Path) -> None:
     model.input = restored
 
 
-def _saved_rule(saved: Any) -> ResizeRule:
+def _saved_rule(saved: dict[str, Any]) -> ResizeRule:
     """The rule of a saved folder. The first folders name no filter: photos were sampled between their four nearest
 
     pixels then ("plain"), and ``floor`` told torchvision's rounding from detectron2's.

@@ -16,7 +16,7 @@ from pansight.errors import PansightError
 from pansight.models import build, builder_options
 from pansight.types import LabelSpace
 from pansight.weights.huggingface.backbones import backbone_config, backbone_name, from_hf, to_hf
-from pansight.weights.huggingface.processor import settings_of
+from pansight.weights.huggingface.processor import settings_of, size_divisor
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
 from pansight.weights.official.maskformer import PUBLISHED, backbone_of
 
@@ -203,7 +203,7 @@ def _config(model: Any, network: dict[str, Any]) -> dict[str, Any]:
 def _processor(model: Any) -> dict[str, Any]:
     return settings_of(model.input) | {
         "image_processor_type": "MaskFormerImageProcessor",
-        "size_divisor": model.input.resize.multiple,
+        "size_divisor": size_divisor(model.input.resize),
         "ignore_index": 255,
         "do_reduce_labels": False,
         "num_labels": len(model.labels),

@@ -152,6 +152,11 @@ def _warn_of_the_rest(processor: dict[str, Any], rule: ResizeRule, model_type: s
         warnings.warn(f"{source}: {'; '.join(found)}", UserWarning, stacklevel=2)
 
 
+def size_divisor(rule: ResizeRule) -> int:
+    """Photos are stretched to multiples of it by transformers, which pads none, where ours may be padded to them."""
+    return rule.multiple if rule.multiple > 1 else rule.divisor
+
+
 def settings_of(given: Input) -> dict[str, Any]:
     """The settings that all processors share, of a model's input. Sides may differ from ours by a pixel.
 
