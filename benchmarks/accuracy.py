@@ -39,7 +39,7 @@ from pansight.data.transforms import Compose, HorizontalFlip, RandomCrop, Rot90,
 from pansight.metrics import PanopticQuality
 from pansight.models import build as build_model
 from pansight.nn.backbones.pyramid import PACKAGED, packaged_state_dict
-from pansight.nn.normalize import Normalize
+from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.nn.queries.mask_head import ADAPTER_GAIN, ATTENTION_GAIN
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
@@ -285,7 +285,7 @@ def with_heads(system: str, state: dict[str, Tensor], task: Task, labels: LabelS
     """Our model of transformers' tensors; a file of this backbone is none that `load_model` reads."""
     name = "detr_panoptic" if system == "detr" else system
     model = build_model(name, labels, backbone=PACKAGED, short=0, long=0, queries=task.queries, **HEADS[system])
-    model.backbone.normalize = Normalize()  # ImageNet's, as on the other side
+    model.input = Input(model.input.resize)  # ImageNet's, as on the other side
     if system == "detr":
         parts = {f"backbone.{key}": tensor for key, tensor in model.backbone.state_dict().items()}
         rest = {key: tensor for key, tensor in state.items() if ".backbone." not in key}

@@ -76,7 +76,7 @@ def ours(folder: Path) -> Callable[[int], None]:
     def batch(step: int) -> None:
         rng = np.random.default_rng(step)
         chosen = [(step * BATCH + k) % IMAGES for k in range(BATCH)]
-        result = collate([flip(resize_sample(dataset[i], SIDE, SIDE), rng) for i in chosen], 32)
+        result = collate([flip(resize_sample(dataset[i], SIDE, SIDE, "pillow"), rng) for i in chosen], 32)
         assert result.images.shape == (BATCH, 3, SIDE, SIDE)
         assert result.truths[0].ids.shape == (SIDE, SIDE)
 

@@ -191,7 +191,10 @@ class Instances:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An image with its truth. image uint8 (3, H, W) RGB; size (H, W) of the image file, before any transform."""
+    """An image with its truth. image uint8 (3, H, W) RGB; size (H, W) of the image file, before any transform.
+
+    A resized image is float32 0 … 255 where the model's rule says so (the filter "plain" of ops/resize.py).
+    """
 
     image: Tensor
     truth: PanopticSegmentation
@@ -202,7 +205,8 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B samples padded to one size. images uint8 (B, 3, H, W); valid bool (B, H, W), False on padding.
+    """B samples padded to one size. images uint8 (or float32, as in Sample) (B, 3, H, W); valid bool (B, H, W),
+    False on padding.
 
     truths are not padded: truths[b].ids is (h, w), the top left corner of the padded image.
     """

@@ -14,7 +14,8 @@ from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
 from pansight.types import Batch, Sample
 
-AUGMENT = Compose([ResizeShortestEdge([40, 48, 56], 90), RandomCrop(44, 44), HorizontalFlip(), PhotometricDistortion()])
+RESIZE = ResizeShortestEdge([40, 48, 56], 90, ResizeRule(0, 0))
+AUGMENT = Compose([RESIZE, RandomCrop(44, 44), HorizontalFlip(), PhotometricDistortion()])
 
 
 def same(a: Batch, b: Batch) -> bool:

@@ -7,6 +7,7 @@ import torch
 from pansight.data.dataset import ids_tensor, image_tensor
 from pansight.data.formats.coco_instances import make_instances
 from pansight.data.formats.shapes import Shapes
+from pansight.data.loader import collate, resized
 from pansight.data.transforms import (
     Compose,
     ElasticDeformation,
@@ -25,12 +26,12 @@ from pansight.data.transforms import (
 )
 from pansight.errors import PansightError
 from pansight.ops.idmap import present_ids
-from pansight.ops.resize import ResizeRule
+from pansight.ops.resize import FILTERS, ResizeRule
 from pansight.types import PanopticSegmentation, Sample, Segment
 
 GEOMETRY = [
     Resize(ResizeRule(50, 90)),
-    ResizeShortestEdge([40, 60, 100], 120),
+    ResizeShortestEdge([40, 60, 100], 120, ResizeRule(0, 0)),
     HorizontalFlip(1.0),
     VerticalFlip(1.0),
     Rot90(),
@@ -94,14 +95,15 @@ def test_image_and_map_agree_pixel_by_pixel(transform):
         assert agree[ids > 0].mean() > 0.97
 
 
+@pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize(("old", "new"), [(16, 32), (32, 16), (20, 50), (50, 20), (31, 17)])
-def test_resizing_shifts_neither_image_nor_map(old, new):
+def test_resizing_shifts_neither_image_nor_map(old, new, filter):
     """A ramp keeps its centre of mass, and so does a centred block; half a pixel off would show."""
     ramp = np.broadcast_to(np.arange(old, dtype=np.float64)[None, :, None] * 4, (old, old, 3)).astype(np.uint8)
     ids = np.ones((old, old), np.int32)
     ids[:, old // 2 :] = 2  # the border lies at old / 2 (rounded down)
     truth = PanopticSegmentation(ids_tensor(ids), (Segment(1, 0), Segment(2, 0)))
-    moved = resize_sample(Sample(image_tensor(ramp), truth, 0, (old, old)), new, new)
+    moved = resize_sample(Sample(image_tensor(ramp), truth, 0, (old, old)), new, new, filter)
     expected = ((np.arange(new) + 0.5) * old / new - 0.5) * 4  # half-pixel centres
     inside = slice(2, -2)
     assert np.abs(moved.image[0, 3].numpy().astype(float) - expected)[inside].max() <= 1.0
@@ -164,11 +166,40 @@ def test_lsj_covers_its_range_and_pads():
     assert FixedSizeCrop(100)(with_instances(), np.random.default_rng(0)).image.shape == (3, 60, 80)
 
 
-def test_only_the_image_is_resized_for_evaluation():
+@pytest.mark.parametrize("filter", FILTERS)
+def test_training_evaluation_and_prediction_see_the_same_pixels(filter):
     sample = with_instances()
-    resized = resize_image(sample, 30, 40)
-    assert resized.image.shape == (3, 30, 40)
-    assert resized.truth is sample.truth
+    rule = ResizeRule(33, 50, filter=filter)
+    evaluated = resized(sample, rule)
+    assert evaluated.truth is sample.truth
+    trained = Resize(rule)(sample, np.random.default_rng(0))
+    assert trained.truth.size == rule.target(*sample.truth.size) == tuple(evaluated.image.shape[1:])
+    multiscale = ResizeShortestEdge([33], 50, rule._replace(short=0))(sample, np.random.default_rng(0))
+    alone = resize_image(sample.image, *rule.target(*sample.truth.size), filter)
+    for image in (trained.image, multiscale.image, alone):
+        assert image.dtype == evaluated.image.dtype == (torch.float32 if filter == "plain" else torch.uint8)
+        assert torch.equal(image, evaluated.image)
+
+
+def test_jitter_takes_the_filter_of_the_rule():
+    sample, rng = with_instances(), np.random.default_rng
+    for filter in FILTERS:
+        jittered = ScaleJitter(32, 1.0, 1.0, filter)(sample, rng(0)).image
+        assert torch.equal(jittered, resize_image(sample.image, *jittered.shape[1:], filter))
+
+
+def test_float_photos_pass_every_transform_and_the_loader():
+    """The filter "plain" gives float32: what follows keeps it, but for colours, which are whole levels."""
+    sample = Resize(ResizeRule(33, 50, filter="plain"))(with_instances(), np.random.default_rng(0))
+    for transform in (HorizontalFlip(1.0), Rot90(), RandomCrop(20, 20), FixedSizeCrop(64, fill=9)):
+        assert transform(sample, np.random.default_rng(1)).image.dtype == torch.float32
+    bent = ElasticDeformation(0.0, p=1.0)(sample, np.random.default_rng(0))
+    assert torch.allclose(bent.image, sample.image, atol=1e-3)
+    colours = PhotometricDistortion(p=0.0)(sample, np.random.default_rng(0)).image
+    assert torch.equal(colours, sample.image.round().byte())
+    batch = collate([sample, with_instances()], 16)  # one float photo makes a float batch
+    assert batch.images.dtype == torch.float32
+    assert torch.equal(batch.images[0, :, : sample.image.shape[1], : sample.image.shape[2]], sample.image)
 
 
 def test_photometric_distortion_keeps_the_truth_and_hits_each_knob():
@@ -229,7 +260,7 @@ def test_large_ids_survive():
         lambda: RandomCrop(0, 4),
         lambda: ScaleJitter(0),
         lambda: ScaleJitter(8, 2.0, 1.0),
-        lambda: ResizeShortestEdge([], 8),
+        lambda: ResizeShortestEdge([], 8, ResizeRule(0, 0)),
         lambda: ElasticDeformation(spacing=0),
     ],
 )

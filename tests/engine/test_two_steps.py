@@ -14,7 +14,8 @@ import pansight
 from pansight import models
 from pansight.apps.cli import main
 from pansight.config import read_config
-from pansight.nn.normalize import Normalize
+from pansight.nn.input import Input
+from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -30,7 +31,7 @@ class Stranger(nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone = toy.ToyBackbone(4)
-        self.backbone.normalize = Normalize()
+        self.input = Input(ResizeRule(0, 0, 8))
 
 
 def build_stranger(labels: LabelSpace) -> Stranger:

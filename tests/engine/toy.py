@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight import models
-from pansight.nn.normalize import Normalize
+from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import semantic_targets, valid_extents
@@ -33,7 +33,6 @@ class ToyOutputs(NamedTuple):
 class ToyBackbone(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.normalize = Normalize()
         self.conv = nn.Conv2d(3, width, 3, padding=1)
         self.norm = nn.GroupNorm(2, width)
 
@@ -48,7 +47,7 @@ class Toy(nn.Module):
     def __init__(self, labels: LabelSpace, width: int, memory_limit: int, poison: str, quiet: bool):
         super().__init__()
         self.labels = labels
-        self.resize = ResizeRule(0, 0, 8)
+        self.input = Input(ResizeRule(0, 0, 8))
         self.backbone = ToyBackbone(width)
         self.head = nn.Conv2d(width, len(labels), 1)
         self.annealing = MaskAnnealing(starts=[0.25], ends=[0.75])
@@ -58,7 +57,7 @@ class Toy(nn.Module):
         self.calls = 0
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> ToyOutputs:
-        x = F.relu(self.backbone.norm(self.backbone.conv(self.backbone.normalize(images, valid))))
+        x = F.relu(self.backbone.norm(self.backbone.conv(self.input(images, valid))))
         return ToyOutputs(self.head(x), valid_extents(images, valid))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -243,7 +243,7 @@ def test_every_option_has_a_default_and_unknown_ones_are_named(name: str) -> Non
 @pytest.mark.parametrize("size", [(32, 32), (4096, 64), (64, 4096)])
 def test_long_images(name: str, size: tuple[int, int]) -> None:
     model = small(name).eval()
-    batch = collate([random_sample(*size, 0)], model.resize.divisor)
+    batch = collate([random_sample(*size, 0)], model.input.resize.divisor)
     with torch.inference_mode():
         (prediction,) = model.decode(model(batch.images, batch.valid), [size], **thresholds(name))
     assert_legal(prediction, size, LABELS)
@@ -302,15 +302,15 @@ def test_published_query_models(name: str) -> None:
     assert model.labels == LABELS
     heads = [p for key, p in model.named_parameters() if "class_" in key and key.endswith(".weight")]
     assert [len(p) for p in heads] == [len(LABELS) + 1]
-    assert (model.resize.short, model.resize.long) in ((800, 1333), (640, 640), (1280, 1280))
+    assert (model.input.resize.short, model.input.resize.long) in ((800, 1333), (640, 640), (1280, 1280))
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_builders_of_published_models(name: str) -> None:
     """Forward, decode and loss of the full networks, once, on a small image."""
     model = build(name, LABELS)
-    assert model.resize.short == 800
-    assert model.resize.long == 1333
+    assert model.input.resize.short == 800
+    assert model.input.resize.long == 1333
     batch = shapes_batch(1, 64)
     losses = model.train().loss(batch)
     assert sum(losses.values()).isfinite()

@@ -15,6 +15,7 @@ from pansight.data.categories.coco import coco_ids
 from pansight.errors import PansightError
 from pansight.models import build
 from pansight.nn.queries.mask_head import upsample_conv
+from pansight.ops.resize import ResizeRule
 
 TINY: dict[str, Any] = {
     "backbone": "resnet10t",
@@ -52,7 +53,7 @@ def test_published_counts(name: str) -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
     assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == frozen
     assert model.backbone.strides == ((4, 8, 16, 16) if "dc5" in name else (4, 8, 16, 32))
-    assert model.resize == (800, 1333, 1, False)
+    assert model.input.resize == ResizeRule(800, 1333, 1, "detr")
     if "panoptic" in name:
         heads = [*model.mask_head.parameters(), *model.bbox_attention.parameters()]
         assert sum(p.numel() for p in heads) == 1_333_657

@@ -24,7 +24,7 @@ from pansight.models.eomt import (
     eomt_small_640,
     schedule,
 )
-from pansight.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pansight.nn.input import IMAGENET_MEAN, IMAGENET_STD
 from pansight.nn.queries.transformer import attend_in_slices
 from pansight.types import LabelSpace
 
@@ -76,11 +76,11 @@ def test_dinov3_has_no_learned_positions() -> None:
 
 def test_published_photos_fill_a_square() -> None:
     with torch.device("meta"):
-        rule = eomt_small_640(LABELS).resize
+        rule = eomt_small_640(LABELS).input.resize
     assert rule.target(480, 320) == (640, 427)  # the long side is the size
     assert rule.target(100, 2000) == (32, 640)
     assert rule.padded(*rule.target(480, 320)) == rule.padded(32, 640) == (640, 640)
-    free = tiny(square=False).resize
+    free = tiny(square=False).input.resize
     assert free.target(70, 30) == (70, 30)
     assert free.padded(70, 30) == (80, 32)
 
@@ -374,7 +374,7 @@ def test_other_vits_of_timm() -> None:
     model = eomt(LABELS, "vit_tiny_patch16_224", size=32, patch=8, queries=3, blocks=1, vit_options=vit)
     assert (model.stride, len(model.upscale)) == (4, 1)
     assert model.eval()(noise(1, 48, 32)).features[0].shape == (1, 24, 12, 8)
-    assert model.backbone.normalize.mean.flatten().tolist() == [127.5] * 3  # what timm records for it
+    assert model.input.mean.flatten().tolist() == [127.5] * 3  # what timm records for it
 
 
 def test_one_class() -> None:

@@ -155,7 +155,7 @@ def test_half_precision_changes_three_digits_and_no_more():
     image = photo(128, SIDE, seed=1)[None].contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         exact = ours(image).detections
-        pyramid = make_pyramid(ours.fpn(ours.backbone(image))[:4], (4, 8, 16, 32))
+        pyramid = make_pyramid(ours.fpn(ours.backbone(ours.input(image)))[:4], (4, 8, 16, 32))
         ours.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             fast = ours(image).detections

@@ -27,6 +27,7 @@ from pansight.ops.queries import dense
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss, nearest_masks
 from pansight.ops.queries.losses import dice_loss, sigmoid_focal_loss
 from pansight.ops.queries.targets import dense_masks, segment_targets
+from pansight.ops.resize import ResizeRule
 
 TINY: dict[str, Any] = {
     "backbone": "swin_c16_d1-1-1-1_h1-1-2-2_w4",
@@ -62,7 +63,7 @@ def noise(count: int = 2, height: int = 64, width: int = 96) -> Tensor:
 
 def all_masks(model: MaskFormer, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(class logits, mask logits (L, B, Q, h, w)) as the paper has them: the features first, their product then."""
-    features, memory = model.pixel_decoder(model.backbone(images, valid))
+    features, memory = model.pixel_decoder(model.backbone(model.input(images, valid)))
     classes, embeddings = model.predictor(memory, every=True)
     features = model.pixel_decoder.mask_features(features)
     return classes, torch.einsum("lbqd,bdhw->lbqhw", embeddings, features)
@@ -87,7 +88,7 @@ def test_published_sizes(builder: Callable[..., MaskFormer], count: int, pixel_d
     assert type(model.pixel_decoder).__name__ == pixel_decoder
     assert model.settings == (1.0, 20.0, 1.0, 0.1)
     assert model.rules == (0.8, 0.5, 0.8, False, 100)
-    assert tuple(model.resize) == (800, 1333, 1, False)
+    assert model.input.resize == ResizeRule(800, 1333, 1)
 
 
 @BOTH
@@ -256,7 +257,7 @@ def test_loss_memory_does_not_hold_full_size_masks() -> None:
         return tensor
 
     targets = segment_targets(batch, LABELS)
-    features, memory = model.pixel_decoder(model.backbone(batch.images))
+    features, memory = model.pixel_decoder(model.backbone(model.input(batch.images)))
     classes, embeddings = model.predictor(memory, every=True)
     features = model.pixel_decoder.mask_features(features).detach()
     assert 2 * len(targets[0].labels) * 128 * 128 > features.numel()

@@ -86,7 +86,7 @@ def train(model: Any, dataset: Shapes, steps: int, peak: float, images: int) -> 
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4)
     annealed = [module for module in model.modules() if isinstance(module, MaskAnnealing)]
     model.train()
-    for step, batch in enumerate(train_stream(dataset, None, images, model.resize.divisor, steps, seed=0)):
+    for step, batch in enumerate(train_stream(dataset, None, images, model.input.resize.divisor, steps, seed=0)):
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step + 1) / WARM_UP) * cosine
@@ -102,7 +102,7 @@ def evaluate(model: Any, dataset: Shapes) -> dict[str, Any]:
     metrics = create_metrics(dataset.labels)
     model.eval()
     with torch.inference_mode():
-        for batch, samples in evaluation_loader(dataset, model.resize, 4):
+        for batch, samples in evaluation_loader(dataset, model.input.resize, 4):
             predictions = model.decode(model(batch.images, batch.valid), batch.sizes)
             for prediction, sample in zip(predictions, samples, strict=True):
                 for metric in metrics.values():

@@ -18,7 +18,7 @@ from pansight.models.faster_rcnn import FasterRCNN
 from pansight.models.mask_rcnn import MaskRCNN
 from pansight.nn.backbones.pyramid import timm_backbone
 from pansight.nn.fpn import FPN
-from pansight.nn.normalize import imagenet_rgb
+from pansight.nn.input import IMAGENET_RGB, Input
 from pansight.nn.rcnn.two_stage import torchvision_rcnn
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -93,10 +93,9 @@ def small_twins(masks: bool, things: int = 3, detections: int = 50) -> tuple[Any
     theirs.transform.min_size = (SIDE,)
     calibrate(theirs, photo(128, SIDE, 0))
     labels = LabelSpace.from_names(f"thing {i}" for i in range(things))
-    net = timm_backbone("resnet18", normalize=imagenet_rgb())
+    net = timm_backbone("resnet18", pixels=IMAGENET_RGB)
     rcnn = torchvision_rcnn(things, 32, masks, False, 64, 2, 32, detections=detections)
-    resize = ResizeRule(0, 0, floor=True)
-    parts = (net, FPN(net.channels, 32), rcnn, labels, resize)
+    parts = (net, FPN(net.channels, 32), rcnn, labels, Input(ResizeRule(0, 0), net.pixels))
     ours: Any = MaskRCNN(*parts, integer_paste=True) if masks else FasterRCNN(*parts)
     load(ours, theirs)
     return theirs, ours

@@ -4,7 +4,6 @@ from torch import nn
 
 from pansight.errors import PansightError
 from pansight.nn.backbones.pyramid import FrozenBatchNorm, timm_backbone
-from pansight.nn.normalize import Normalize, caffe_bgr
 
 
 @pytest.mark.parametrize(
@@ -17,14 +16,14 @@ from pansight.nn.normalize import Normalize, caffe_bgr
 )
 def test_any_timm_name_gives_a_pyramid(name, channels):
     backbone = timm_backbone(name).eval()
-    maps = backbone(torch.zeros((1, 3, 64, 96), dtype=torch.uint8))
+    maps = backbone(torch.zeros((1, 3, 64, 96)))
     assert backbone.channels == channels
     assert [tuple(m.shape) for m in maps] == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32))]
 
 
 def test_channels_last_families_are_turned():
     backbone = timm_backbone("swin_tiny_patch4_window7_224").eval()
-    maps = backbone(torch.zeros((1, 3, 224, 224), dtype=torch.uint8))
+    maps = backbone(torch.zeros((1, 3, 224, 224)))
     assert [m.shape[1] for m in maps] == list(backbone.channels)
 
 
@@ -33,7 +32,7 @@ def test_frozen_batch_norm_has_no_parameters_and_never_changes():
     plain, frozen = timm_backbone("resnet18"), timm_backbone("resnet18", frozen_bn=True)
     frozen.load_state_dict(plain.state_dict(), strict=False)  # only num_batches_tracked is left over
     frozen.train()
-    x = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    x = torch.randn(1, 3, 64, 64)
     before = {k: v.clone() for k, v in frozen.state_dict().items()}
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain.eval()(x), frozen(x)))
     assert all(torch.equal(before[k], v) for k, v in frozen.state_dict().items())
@@ -42,7 +41,7 @@ def test_frozen_batch_norm_has_no_parameters_and_never_changes():
 
 
 def test_frozen_batch_norm_keeps_the_activation_of_timms_fused_layers():
-    x = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    x = torch.randn(1, 3, 64, 64)
     plain = timm_backbone("tf_efficientnet_lite0", "packaged").eval()
     frozen = timm_backbone("tf_efficientnet_lite0", "packaged", frozen_bn=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain(x), frozen(x)))
@@ -67,7 +66,7 @@ def test_packaged_weights_see_what_imagenet_taught():
     """The packaged features differ from random ones, load under timm's names and expect their own normalisation."""
     backbone = timm_backbone("tf_efficientnet_lite0", "packaged")
     assert float(backbone.state_dict()["features.bn1.running_var"].std()) > 0
-    assert backbone.normalize.mean.flatten().tolist() == pytest.approx([0.498 * 255] * 3)
+    assert backbone.pixels.mean == pytest.approx([0.498 * 255] * 3)
 
 
 def test_packaged_weights_classify_a_real_photo(data_root):
@@ -105,13 +104,3 @@ def test_errors_are_one_line_and_name_the_way_on(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(PansightError, match=r"cannot be downloaded \(no route to host\).*pretrained='packaged'"):
         timm_backbone("resnet18", "timm")
-
-
-def test_normalize_orders_channels_and_blanks_padding_after_normalising():
-    image = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    valid = torch.tensor([[[True, False], [True, True]]])
-    out = Normalize((1.0, 2.0, 3.0), (1.0, 2.0, 3.0))(image, valid)
-    assert out[0, :, 0, 0].tolist() == pytest.approx([9, 9, 9])
-    assert out[0, :, 0, 1].tolist() == [0, 0, 0]
-    bgr = caffe_bgr()(image)
-    assert bgr[0, :, 0, 0].tolist() == pytest.approx([30 - 103.53, 20 - 116.28, 10 - 123.675], abs=1e-4)

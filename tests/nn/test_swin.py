@@ -183,7 +183,7 @@ def test_drop_path_rises_to_the_rate_asked_for() -> None:
 def test_stages_wanted_and_stages_frozen() -> None:
     net = timm_backbone(swin_name(SMALL), strides=(8, 16), freeze_stages=2)
     assert (net.channels, net.strides) == ((32, 64), (8, 16))
-    assert [tuple(m.shape) for m in net(torch.zeros((1, 3, 64, 96), dtype=torch.uint8))] == [
+    assert [tuple(m.shape) for m in net(torch.zeros((1, 3, 64, 96)))] == [
         (1, 32, 8, 12),
         (1, 64, 4, 6),
     ]

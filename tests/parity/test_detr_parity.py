@@ -121,7 +121,7 @@ def test_logits_boxes_and_masks(layout: str, tmp_path: Path) -> None:
     assert images.shape[2:] == CANVAS
     assert not valid.all()
     with torch.inference_mode():
-        expected = theirs(ours.backbone.normalize(images, valid), pixel_mask=valid.long())
+        expected = theirs(ours.input(images, valid), pixel_mask=valid.long())
         found = ours(images, valid)
         masks = torch.stack([ours.mask_logits(found, image) for image in range(2)])
         some = ours.mask_logits(found, 1, torch.tensor([7, 2]))
@@ -179,7 +179,7 @@ def test_detection(tmp_path: Path) -> None:
     assert ours.mask_head is None
     images, valid = batch().images, batch().valid
     with torch.inference_mode():
-        expected = theirs(ours.backbone.normalize(images, valid), pixel_mask=valid.long())
+        expected = theirs(ours.input(images, valid), pixel_mask=valid.long())
         found = ours(images, valid)
     torch.testing.assert_close(found.class_logits, expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.boxes_cxcywh, expected.pred_boxes, rtol=1e-4, atol=1e-4)
@@ -193,7 +193,7 @@ def test_losses(tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     ours.auxiliary = False
     data = batch()
-    images = ours.backbone.normalize(data.images, data.valid)
+    images = ours.input(data.images, data.valid)
     expected = theirs(images, pixel_mask=data.valid.long(), labels=truth_for_transformers(data))
     found = ours.loss(data)
     assert sorted(found) == sorted(WEIGHTS)
@@ -230,7 +230,7 @@ def test_gradients_of_the_mask_head(tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     ours.auxiliary = False
     data = batch()
-    images = ours.backbone.normalize(data.images, data.valid)
+    images = ours.input(data.images, data.valid)
     theirs(images, pixel_mask=data.valid.long(), labels=truth_for_transformers(data)).loss.backward()
     torch.stack([*ours.loss(data).values()]).sum().backward()
     pairs = {
@@ -257,7 +257,7 @@ def test_panoptic_map(threshold: float, least: int, tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     data, sizes = batch(), [(120, 90), (64, 130)]
     with torch.inference_mode():
-        expected = theirs(ours.backbone.normalize(data.images, data.valid), pixel_mask=data.valid.long())
+        expected = theirs(ours.input(data.images, data.valid), pixel_mask=data.valid.long())
         # drawn classes: those of an untrained model are all alike
         expected.logits = 3 * torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(3))
         found = ours(data.images, data.valid)._replace(class_logits=expected.logits)

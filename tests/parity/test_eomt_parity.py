@@ -86,7 +86,7 @@ def test_logits_and_masks(kind: str, probs: float, tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     with torch.inference_mode():
         outputs = ours(photos())
-        expected = theirs(ours.backbone.normalize(photos()))
+        expected = theirs(ours.input(photos()))
     masks = all_masks(ours, outputs)
     assert expected.masks_queries_logits.std() > 0.1  # else equal to anything
     torch.testing.assert_close(outputs.class_logits[0], expected.class_queries_logits, rtol=1e-4, atol=1e-4)
@@ -100,7 +100,7 @@ def test_an_image_alone_or_beside_another(kind: str, tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     with torch.inference_mode():
         outputs = ours(photos(3))
-        expected = theirs(ours.backbone.normalize(photos(3)[2:]))
+        expected = theirs(ours.input(photos(3)[2:]))
     torch.testing.assert_close(outputs.class_logits[0, 2:], expected.class_queries_logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.mask_logits(outputs, 2)[None], expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
 
@@ -164,7 +164,7 @@ def test_every_layer_and_its_loss_in_training(kind: str, tmp_path: Path, monkeyp
     masks = [dense_masks(t, (SIDE, SIDE)) for t in targets]
     black = data.images * data.valid.unsqueeze(1)
     total = theirs.train()(
-        ours.backbone.normalize(black), mask_labels=masks, class_labels=[t.labels for t in targets]
+        ours.input(black), mask_labels=masks, class_labels=[t.labels for t in targets]
     ).loss
 
     assert len(layers) == len(outputs.features) == 3
@@ -187,11 +187,11 @@ def test_panoptic_map_of_its_image_processor(score: float, overlap: float, tmp_p
     processor = transformers.EomtImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE}, do_pad=True)
     valid = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
     for row, size in zip(valid, sizes, strict=True):
-        height, width = ours.resize.target(*size)
+        height, width = ours.input.resize.target(*size)
         row[:height, :width] = True
     with torch.inference_mode():
         found = ours.decode(ours(photos(), valid), sizes, score_threshold=score, overlap=overlap, hf_compat=True)
-        outputs = theirs(ours.backbone.normalize(photos() * valid.unsqueeze(1)))
+        outputs = theirs(ours.input(photos() * valid.unsqueeze(1)))
         expected = processor.post_process_panoptic_segmentation(
             outputs, sizes, score, 0.5, overlap, stuff_classes=sorted(STUFF)
         )
@@ -216,7 +216,7 @@ def test_semantic_map_of_windows(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     ours, name, options = load_folder(tmp_path)
     assert (name, options["windows"], ours.window) == ("eomt", True, SIDE)
-    assert ours.resize.target(100, 50) == (2 * SIDE, SIDE)
+    assert ours.input.resize.target(100, 50) == (2 * SIDE, SIDE)
     random = torch.Generator().manual_seed(2)
     shapes = [(SIDE, 150), (170, SIDE), (SIDE, SIDE)]  # no resizing, whose last bits differ between libraries
     images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=random) for shape in shapes]
@@ -255,8 +255,8 @@ def test_their_processor_prepares_a_photo_as_we_do(tmp_path: Path) -> None:
     ours = loaded(reference(), tmp_path)
     image = photos(1)[0, :, :40]  # 40 × 64: no resizing, whose last bits differ between libraries
     sample = Sample(image, PanopticSegmentation(torch.zeros((1, 1), dtype=torch.int32), ()), 0, (40, 64))
-    assert ours.resize.target(40, 64) == (40, 64)
-    data = collate([sample], ours.resize.divisor)
+    assert ours.input.resize.target(40, 64) == (40, 64)
+    data = collate([sample], ours.input.resize.divisor)
     seen: list[Tensor] = []
     ours.backbone.features.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     ours(data.images, data.valid)

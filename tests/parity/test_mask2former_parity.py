@@ -101,8 +101,8 @@ def test_logits_and_masks_of_every_layer(kind: str, tmp_path: Path) -> None:
     assert not data.valid.all()
     for images, valid in [(data.images, data.valid), (data.images[:1, :, :61, :90], None)]:
         with torch.inference_mode():
-            expected = theirs(ours.backbone.normalize(images, valid), output_auxiliary_logits=True)
-            levels, positions, shapes, features = ours.pixel_decoder(ours.backbone(images, valid))
+            expected = theirs(ours.input(images, valid), output_auxiliary_logits=True)
+            levels, positions, shapes, features = ours.pixel_decoder(ours.backbone(ours.input(images, valid)))
             classes, embeddings = ours.predictor(levels, positions, shapes, features, every=True)
             found = ours(images, valid)
         masks = torch.einsum("lbqd,bdhw->lbqhw", embeddings, features)
@@ -147,7 +147,7 @@ def test_losses_and_gradients(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched:
         patched.setattr(torch, "rand", their_draw)
         expected = theirs(
-            ours.backbone.normalize(data.images, data.valid),
+            ours.input(data.images, data.valid),
             mask_labels=[dense_masks(target, CANVAS) for target in targets],
             class_labels=[target.labels for target in targets],
         )
@@ -192,7 +192,7 @@ def test_panoptic_map(threshold: float, tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     data, sizes = batch(), [(120, 90), (64, 130)]
     with torch.inference_mode():
-        outputs = theirs(ours.backbone.normalize(data.images, data.valid))
+        outputs = theirs(ours.input(data.images, data.valid))
         predictions = ours.decode(ours(data.images, data.valid), sizes, threshold, overlap=0.2, hf_compat=True)
     expected = Mask2FormerImageProcessor().post_process_panoptic_segmentation(
         outputs,
@@ -221,7 +221,7 @@ def test_batch_invariance(tmp_path: Path) -> None:
     data = batch()
     with torch.inference_mode():
         together, alone = ours(data.images, data.valid), ours(data.images[:1], data.valid[:1])
-        expected = theirs(ours.backbone.normalize(data.images[:1], data.valid[:1]))
+        expected = theirs(ours.input(data.images[:1], data.valid[:1]))
     torch.testing.assert_close(together.class_logits[:1], alone.class_logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.mask_logits(together, 0), ours.mask_logits(alone, 0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.mask_logits(together, 0), expected.masks_queries_logits[0], rtol=1e-4, atol=1e-4)

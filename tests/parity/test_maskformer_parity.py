@@ -107,7 +107,7 @@ def test_logits_and_masks(kind: str, tmp_path: Path) -> None:
     assert not data.valid.all()
     for images, valid in [(data.images, data.valid), (data.images[:1, :, :61, :90], None)]:
         with torch.inference_mode():
-            expected = theirs(ours.backbone.normalize(images, valid))
+            expected = theirs(ours.input(images, valid))
             found = ours(images, valid)
             masks = torch.stack([ours.mask_logits(found, image) for image in range(len(images))])
             some = ours.mask_logits(found, 0, torch.tensor([7, 2]))
@@ -127,7 +127,7 @@ def test_losses_and_gradients(kind: str, tmp_path: Path) -> None:
     theirs = reference(kind, layers=1, mask_weight=15.0, dice_weight=2.0, no_object_weight=0.2)
     ours = loaded(theirs, tmp_path)  # in eval mode: no dropout on either side
     data = batch()
-    expected = theirs(ours.backbone.normalize(data.images, data.valid), **truth_for_transformers(data, ours.labels))
+    expected = theirs(ours.input(data.images, data.valid), **truth_for_transformers(data, ours.labels))
     found = ours.loss(data)
     torch.testing.assert_close(sum(found.values()), expected.loss, rtol=1e-4, atol=1e-4)
 
@@ -151,7 +151,7 @@ def test_losses_of_every_layer(tmp_path: Path) -> None:
     theirs = reference("swin", mask_weight=15.0, dice_weight=2.0, no_object_weight=0.2)
     ours = loaded(theirs, tmp_path)
     data = batch()
-    features, memory = ours.pixel_decoder(ours.backbone(data.images, data.valid))
+    features, memory = ours.pixel_decoder(ours.backbone(ours.input(data.images, data.valid)))
     classes, embeddings = ours.predictor(memory, every=True)
     masks = torch.einsum("lbqd,bdhw->lbqhw", embeddings, ours.pixel_decoder.mask_features(features))
     first = [{"masks_queries_logits": m, "class_queries_logits": c} for m, c in zip(masks[:-1], classes[:-1])]
@@ -178,7 +178,7 @@ def test_panoptic_map(kind: str, threshold: float, least: int, tmp_path: Path) -
     ours = loaded(theirs, tmp_path)
     data, sizes = batch(), [(120, 90), (64, 130)]
     with torch.inference_mode():
-        outputs = theirs(ours.backbone.normalize(data.images, data.valid))
+        outputs = theirs(ours.input(data.images, data.valid))
         predictions = ours.decode(ours(data.images, data.valid), sizes, threshold, overlap=0.2, hf_compat=True)
     expected = MaskFormerImageProcessor().post_process_panoptic_segmentation(
         outputs,

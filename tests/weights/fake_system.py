@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pansight.nn.normalize import Normalize
+from pansight.nn.input import Input
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
 from pansight.weights import huggingface
+from pansight.weights.huggingface.processor import settings_of
 from pansight.weights.keys import load_strictly, rename
 
 
@@ -21,11 +22,10 @@ class Fake(nn.Module):
     def __init__(self, labels: LabelSpace, channels: int = 4):
         super().__init__()
         self.backbone = nn.Module()
-        self.backbone.normalize = Normalize()
         self.class_embed = nn.Linear(channels, len(labels) + 1)
         self.query_embed = nn.Embedding(3, channels)
         self.labels = labels
-        self.resize = ResizeRule(800, 1333)
+        self.input = Input(ResizeRule(800, 1333))
 
 
 def load(config: dict[str, Any], state: Mapping[str, Tensor], labels: LabelSpace, source: str) -> Any:
@@ -42,7 +42,7 @@ def export(model: Fake, name: str, options: Mapping[str, Any]) -> Any:
         "classifier.bias": model.class_embed.bias,
         "queries.weight": model.query_embed.weight,
     }
-    return config, state, {"size": {"shortest_edge": model.resize.short, "longest_edge": model.resize.long}}
+    return config, state, settings_of(model.input)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

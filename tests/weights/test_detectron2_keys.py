@@ -87,9 +87,9 @@ def test_official_layouts(tmp_path: Path, kind: str, depth: int, count: int) -> 
 def test_conventions_of_the_model() -> None:
     """BGR pixels less the mean, stride in the first 1×1, frozen BatchNorm, background last (spec 01)."""
     model = build("mask_rcnn_r50_d2", LabelSpace.from_names(["a"]))
-    assert model.backbone.normalize.bgr
-    assert model.backbone.normalize.scale.flatten().tolist() == [1, 1, 1]
-    assert model.backbone.normalize.mean.flatten().tolist() == pytest.approx([103.53, 116.28, 123.675])
+    assert model.input.bgr
+    assert model.input.scale.flatten().tolist() == [1, 1, 1]
+    assert model.input.mean.flatten().tolist() == pytest.approx([103.53, 116.28, 123.675])
     block = model.backbone.features.layer2[0]
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
     assert not model.rcnn.background_first

@@ -134,7 +134,7 @@ def test_semantic_models_look_through_windows() -> None:
     with torch.device("meta"):
         model, name, options = origin.load(empty(shapes), "ade20k_semantic_eomt_large_512/pytorch_model.bin")
     assert (name, options["windows"], model.window) == ("eomt", True, 512)
-    assert model.resize.target(600, 900) == (512, 768)
+    assert model.input.resize.target(600, 900) == (512, 768)
     with torch.device("meta"):
         large = dinov2(1024, 24, blocks=4)
         name = "coco_semantic_eomt_large_640/pytorch_model.bin"
@@ -295,4 +295,4 @@ def test_rotary_models_have_their_size_from_the_name(source: str, name: str, mon
     with torch.device("meta"):
         model, found, _ = origin.load(empty(dinov3(1024, 24, blocks=4)), source)
     assert found == name
-    assert model.resize.long == (1280 if "1280" in name else 640)
+    assert model.input.resize.long == (1280 if "1280" in name else 640)

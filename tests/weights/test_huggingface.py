@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from pansight.errors import PansightError
 from pansight.models import build
-from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
 from pansight.weights import huggingface, load_model, save_model
 from pansight.weights.huggingface.processor import apply_processor
@@ -172,40 +171,16 @@ def processed(processor: dict[str, Any], model_type: str = "detr") -> Fake:
     return model
 
 
-@pytest.mark.parametrize(
-    ("processor", "expected"),
-    [
-        ({"size": {"shortest_edge": 480, "longest_edge": 640}}, (480, 640)),
-        ({"size": 600, "max_size": 1000}, (600, 1000)),
-        ({"size": {"shortest_edge": 600}, "max_size": 1000}, (600, 1000)),
-        ({"size": {"height": 512, "width": 512}}, (512, 512)),
-        ({"size": {"height": 1024, "width": 512}}, (512, 1024)),
-        ({"size": {"shortest_edge": 512, "longest_edge": None}}, (800, 1333)),
-        ({"size": 600}, (800, 1333)),
-        ({"do_resize": False, "size": {"height": 512, "width": 512}}, (0, 0)),
-        ({}, (800, 1333)),
-    ],
-)
-def test_sizes(processor: dict[str, Any], expected: tuple[int, int]) -> None:
-    assert processed(processor).resize == ResizeRule(*expected)
-
-
-def test_the_hubs_384_is_no_rule_of_mask2former() -> None:
-    square = {"size": {"height": 384, "width": 384}}
-    assert processed(square, "mask2former").resize == ResizeRule(800, 1333)
-    assert processed(square, "eomt").resize == ResizeRule(384, 384)
-
-
 def test_mean_and_deviation() -> None:
     own = processed({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]})
-    assert torch.equal(own.backbone.normalize.mean.flatten(), torch.tensor([123.675, 116.28, 103.53]))
-    half = processed({"image_mean": 0.5, "image_std": [0.5, 0.5, 0.25]}).backbone.normalize
+    assert torch.equal(own.input.mean.flatten(), torch.tensor([123.675, 116.28, 103.53]))
+    half = processed({"image_mean": 0.5, "image_std": [0.5, 0.5, 0.25]}).input
     image = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     assert torch.allclose(half(image).flatten(), torch.tensor([-1.0, -0.6, 2.0]))
     plain = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    unscaled = processed(plain | {"do_rescale": False, "image_mean": [127.5] * 3}).backbone.normalize
+    unscaled = processed(plain | {"do_rescale": False, "image_mean": [127.5] * 3}).input
     assert torch.allclose(unscaled(image).flatten(), torch.tensor([-255.0, -153.0, 255.0]))
-    scaled_only = processed(plain | {"do_normalize": False}).backbone.normalize
+    scaled_only = processed(plain | {"do_normalize": False}).input
     assert torch.allclose(scaled_only(image).flatten(), torch.tensor([0.0, 0.2, 1.0]))
 
 

@@ -114,7 +114,7 @@ def test_official_layouts(kind: str, name: str, count: int) -> None:
     assert (found, options) == (name, {})
     assert sum(p.numel() for p in model.parameters()) == count  # spec 12
     assert len(model.labels.things) == 80
-    assert model.resize.divisor == 1
+    assert model.input.resize.divisor == 1
     assert not model.training
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from pansight.errors import PansightError
 from pansight.files import replacing_folder, standing_folder
 from pansight.models import build
+from pansight.nn.input import CAFFE_BGR, Input
+from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
 from pansight.weights import load_model, save_model
 from pansight.weights.native import download
@@ -51,7 +53,7 @@ def test_round_trip(saved: tuple[Path, Any]) -> None:
     loaded, name, options = load_model(folder)
     assert (name, options) == ("panoptic_fpn", OPTIONS)
     assert loaded.labels == LABELS
-    assert loaded.resize == model.resize
+    assert loaded.input.resize == model.input.resize
     assert not loaded.training
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[key]), key
@@ -77,14 +79,80 @@ def test_what_pretrained_weights_expect_of_pixels_is_kept(tmp_path: Path) -> Non
     save_model(tmp_path / "model", model, "panoptic_fpn", options)
     loaded, name, found = load_model(tmp_path / "model")
     assert found["pretrained"] == "none"
-    fresh = build(name, LABELS, **found).backbone.normalize
+    fresh = build(name, LABELS, **found).input
     for buffer in ("mean", "scale"):
         saved_value, loaded_value = (
-            getattr(model.backbone.normalize, buffer),
-            getattr(loaded.backbone.normalize, buffer),
+            getattr(model.input, buffer),
+            getattr(loaded.input, buffer),
         )
         assert torch.equal(saved_value, loaded_value)
-    assert not torch.equal(fresh.mean, loaded.backbone.normalize.mean)  # else this test would see nothing
+    assert not torch.equal(fresh.mean, loaded.input.mean)  # else this test would see nothing
+
+
+def rewritten(folder: Path, given: dict[str, Any]) -> None:
+    """The folder with another "input" in its config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"input": given}))
+
+
+def test_the_rule_is_kept(tmp_path: Path, saved: tuple[Path, Any]) -> None:
+    model = build("panoptic_fpn", LABELS, **OPTIONS).eval()
+    rules = (
+        ResizeRule(97, 333, 16, "detr", "antialias"),
+        ResizeRule(0, 0, 8, "transformers", "plain", 384, 640, True, 32),
+    )
+    for number, rule in enumerate(rules):
+        model.input = Input(rule, CAFFE_BGR, black_padding=number == 1)
+        save_model(tmp_path / str(number), model, "panoptic_fpn", OPTIONS)
+        loaded = load_model(tmp_path / str(number))[0].input
+        assert loaded.resize == rule
+        assert (loaded.bgr, loaded.black_padding) == (True, number == 1)
+        assert torch.equal(loaded.mean, model.input.mean)
+        assert torch.equal(loaded.scale, model.input.scale)
+
+
+@pytest.mark.parametrize(("floor", "rounding"), [(False, "detectron2"), (True, "torchvision")])
+def test_folders_of_before_the_filters_mean_what_they_meant(
+    tmp_path: Path, saved: tuple[Path, Any], floor: bool, rounding: str
+) -> None:
+    """Photos were sampled between their nearest pixels then, whatever the model."""
+    folder = copy(saved, tmp_path / "old")
+    old = {"mean": [1.0, 2.0, 3.0], "scale": [0.5, 0.25, 0.1], "bgr": False}
+    rewritten(folder, old | {"resize": {"short": 64, "long": 128, "divisor": 32, "floor": floor}})
+    loaded = load_model(folder)[0].input
+    assert loaded.resize == ResizeRule(64, 128, 32, rounding, "plain")
+    assert not loaded.black_padding
+    assert loaded.mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert loaded.scale.flatten().tolist() == pytest.approx([0.5, 0.25, 0.1])
+
+
+def test_padding_of_old_eomt_folders_stays_black(tmp_path: Path) -> None:
+    options = {"size": 32, "queries": 3, "blocks": 1, "vit_options": {"embed_dim": 24, "depth": 2, "num_heads": 2}}
+    save_model(tmp_path / "model", build("eomt", LABELS, **options), "eomt", options)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    given = {key: value for key, value in config["input"].items() if key != "black_padding"}
+    rewritten(tmp_path / "model", given | {"resize": {"short": 32, "long": 32, "divisor": 32, "floor": False}})
+    assert load_model(tmp_path / "model")[0].input.black_padding
+
+
+@pytest.mark.parametrize(
+    "resize",
+    [
+        {"short": 64, "long": 128, "filter": "sharp"},
+        {"short": 64, "long": 128, "filter": "plain", "rounding": "up"},
+        {"short": 64, "long": -1, "filter": "plain"},
+        {"short": 64, "long": 128, "filter": "plain", "colour": 1},
+        {"short": 64, "long": 128, "filter": "plain", "divisor": 0},
+        {"short": 64, "long": 128, "filter": "plain", "height": 64},
+        {"short": 64},
+        [],
+    ],
+)
+def test_rules_that_cannot_be(tmp_path: Path, saved: tuple[Path, Any], resize: Any) -> None:
+    folder = copy(saved, tmp_path / "bad")
+    rewritten(folder, {"mean": [1.0] * 3, "scale": [1.0] * 3, "bgr": False, "resize": resize})
+    with pytest.raises(PansightError, match=r"config.json: expected input with mean, scale, bgr and resize, found"):
+        load_model(folder)
 
 
 def test_run_folders(tmp_path: Path, saved: tuple[Path, Any]) -> None:

@@ -227,7 +227,7 @@ def _absolute(config: Config) -> Config:
 
 def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -> Result:
     config = run.config
-    transform, divisor = make_transform(config.augment, run.model.resize)
+    transform, divisor = make_transform(config.augment, run.model.input.resize)
     scalars = {k: v for k, v in flatten(config.to_dict()).items() if isinstance(v, int | float | str)}
     accelerator.init_trackers("tensorboard", config=scalars)
     return run_loop(

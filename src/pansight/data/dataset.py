@@ -81,12 +81,12 @@ def split_dataset(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tup
 
 
 def image_tensor(image: NDArray[Any]) -> Tensor:
-    """uint8 (H, W, 3) → a (3, H, W) view of the same memory, so that OpenCV can take it back without a copy."""
+    """(H, W, 3) → a (3, H, W) view of the same memory, so that OpenCV can take it back without a copy."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
 
 
-def image_array(image: Tensor) -> NDArray[np.uint8]:
-    """The inverse of image_tensor: uint8 (3, H, W) → contiguous (H, W, 3), a view where it was one."""
+def image_array(image: Tensor) -> NDArray[Any]:
+    """The inverse of image_tensor: (3, H, W) → contiguous (H, W, 3), a view where it was one."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # (3, H, W) → (H, W, 3)
 
 

@@ -29,7 +29,8 @@ ORDER, AUGMENTATION = 0, 1  # the streams of random numbers that a seed is split
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     """Samples → one Batch, images padded right and bottom with zeros to the next multiples of `divisor` px.
 
-    Images have channels_last memory, so the copy of each is a copy of rows. Truths are passed on, not copied.
+    Images have channels_last memory, so the copy of each is a copy of rows; they are float32 where a
+    sample is. Truths are passed on, not copied.
     """
     if not samples:
         raise PansightError("collate: expected at least one sample, found none")
@@ -37,7 +38,8 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     height, width = (-(-max(sides) // divisor) * divisor for sides in (heights, widths))
     whole = all(h == height for h in heights) and all(w == width for w in widths)
     # (B, H, W, 3) in memory; every byte is written below unless there is padding
-    memory = (torch.empty if whole else torch.zeros)((len(samples), height, width, 3), dtype=torch.uint8)
+    dtype = torch.float32 if any(s.image.dtype == torch.float32 for s in samples) else torch.uint8
+    memory = (torch.empty if whole else torch.zeros)((len(samples), height, width, 3), dtype=dtype)
     valid = torch.full((len(samples), height, width), whole)
     for b, (sample, h, w) in enumerate(zip(samples, heights, widths)):
         memory[b, :h, :w] = sample.image.permute(1, 2, 0)  # (3, h, w) → (h, w, 3)
@@ -127,8 +129,13 @@ class EvaluationBatches:
 
     def __getitem__(self, chunk: int) -> tuple[Batch, list[Sample]]:
         samples = [self.dataset[index] for index in self.chunks[chunk]]
-        resized = [resize_image(s, *self.resize.target(s.image.shape[1], s.image.shape[2])) for s in samples]
-        return collate(resized, self.resize.divisor), samples
+        return collate([resized(sample, self.resize) for sample in samples], self.resize.divisor), samples
+
+
+def resized(sample: Sample, rule: ResizeRule) -> Sample:
+    """Only the image by the rule; the truth stays at the size of its file (evaluation)."""
+    height, width = rule.target(sample.image.shape[1], sample.image.shape[2])
+    return replace(sample, image=resize_image(sample.image, height, width, rule.filter))
 
 
 def evaluation_loader(

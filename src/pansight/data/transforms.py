@@ -1,8 +1,9 @@
 """Augmentations: callables ``(sample, rng) -> sample`` that leave their input alone.
 
-Geometry is decided once and applied to the image (bilinear), the id map and the masks of `Sample.instances` (nearest),
-all with pixel centres at half-integers, so that nothing shifts. Segments that vanish leave the table; objects that
-vanish leave the instances; boxes are taken anew from the masks. A sample may lose everything.
+Geometry is decided once and applied to the image (resized by the filter of the model's rule, bent bilinearly), the id
+map and the masks of `Sample.instances` (nearest), all with pixel centres at half-integers, so
+that nothing shifts. Segments that vanish leave the table; objects that vanish leave the instances; boxes are taken anew
+from the masks. A sample may lose everything.
 All randomness comes from the generator that is passed in: the same generator state gives the same sample.
 """
 
@@ -16,14 +17,15 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pansight.data.dataset import ids_tensor, image_array, image_tensor
 from pansight.errors import PansightError
 from pansight.ops.idmap import boxes_xyxy, present_ids
-from pansight.ops.resize import ResizeRule
+from pansight.ops.resize import ResizeRule, resize_photo
 from pansight.types import Instances, PanopticSegmentation, Sample
 
-Array = NDArray[Any]  # uint8 photo or mask, or int32 ids; OpenCV's own types say no more
+Array = NDArray[Any]  # uint8 (or float32) photo, uint8 mask or int32 ids; OpenCV's own types say no more
 Warp = Callable[[Array, bool], Array]
 """(array (H, W) or (H, W, 3), is the photo) → the same kind of array, moved; the photo is interpolated, ids never."""
 
@@ -63,30 +65,28 @@ def _warp_instances(instances: Instances, warp: Warp, size: tuple[int, ...]) -> 
     )
 
 
-def resize_array(array: Array, height: int, width: int, photo: bool) -> Array:
-    """Bilinear for a photo, nearest for ids; both sample at (i + 0.5)·scale − 0.5.
-
-    Plain bilinear when shrinking, without antialiasing, as detectron2 and torchvision train. INTER_NEAREST would pick
-    floor(i·scale), half a source pixel off.
-    """
-    if array.shape[:2] == (height, width):
-        return array
-    code = cv2.INTER_LINEAR if photo else cv2.INTER_NEAREST_EXACT
-    return cv2.resize(array, (width, height), interpolation=code)
+def resize_ids(ids: Array, height: int, width: int) -> Array:
+    """Nearest pixel, at (i + 0.5)·scale − 0.5 as photos are; INTER_NEAREST would be half a source pixel off."""
+    if ids.shape[:2] == (height, width):
+        return ids
+    return cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def resize_sample(sample: Sample, height: int, width: int) -> Sample:
-    """The sample at (height, width); returned as it is where it has that size."""
+def resize_image(image: Tensor, height: int, width: int, filter: str) -> Tensor:
+    """A photo, uint8 (3, H, W), at (height, width) by a filter of ops/resize.py; "plain" makes it float32."""
+    return image_tensor(resize_photo(image_array(image), height, width, filter))
+
+
+def resize_sample(sample: Sample, height: int, width: int, filter: str) -> Sample:
+    """The sample at (height, width), its photo as `resize_image` makes it."""
     old_height, old_width = sample.truth.size
     if (old_height, old_width) == (height, width):
-        return sample
-    grows = height >= old_height and width >= old_width
-    return apply_warp(sample, lambda array, photo: resize_array(array, height, width, photo), keeps_all=grows)
+        return replace(sample, image=resize_image(sample.image, height, width, filter))
 
+    def resize(array: Array, photo: bool) -> Array:
+        return resize_photo(array, height, width, filter) if photo else resize_ids(array, height, width)
 
-def resize_image(sample: Sample, height: int, width: int) -> Sample:
-    """Only the image at (height, width); the truth stays at the size of its file (evaluation)."""
-    return replace(sample, image=image_tensor(resize_array(image_array(sample.image), height, width, True)))
+    return apply_warp(sample, resize, keeps_all=height >= old_height and width >= old_width)
 
 
 class Compose:
@@ -108,20 +108,23 @@ class Resize:
         self.rule = rule
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return resize_sample(sample, *self.rule.target(*sample.truth.size))
+        return resize_sample(sample, *self.rule.target(*sample.truth.size), self.rule.filter)
 
 
 class ResizeShortestEdge:
-    """Multi-scale training: the short side drawn from `shorts`, the long side at most `long` (pixels)."""
+    """Multi-scale training: the short side drawn from `shorts`, the long side at most `long` (pixels), else as `rule`.
 
-    def __init__(self, shorts: Sequence[int], long: int):
+    rule: the model's, of which the rounding and the filter are taken.
+    """
+
+    def __init__(self, shorts: Sequence[int], long: int, rule: ResizeRule):
         if not shorts or min(shorts) < 1 or long < 1:
             raise PansightError(f"ResizeShortestEdge: expected sides of at least 1, found {tuple(shorts)} and {long}")
-        self.shorts, self.long = tuple(shorts), long
+        self.shorts, self.rule = tuple(shorts), rule._replace(long=long, height=0, width=0)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         short = self.shorts[int(rng.integers(len(self.shorts)))]
-        return resize_sample(sample, *ResizeRule(short, self.long).target(*sample.truth.size))
+        return resize_sample(sample, *self.rule._replace(short=short).target(*sample.truth.size), self.rule.filter)
 
 
 class HorizontalFlip:
@@ -161,18 +164,18 @@ class Rot90:
 class ScaleJitter:
     """Large-scale jitter (Ghiasi et al. 2021, "Simple Copy-Paste"): fit into `size` × `size` px, times a random factor.
 
-    The factor is uniform in [low, high], 0.1 … 2 in the paper. Follow with FixedSizeCrop(size).
+    The factor is uniform in [low, high], 0.1 … 2 in the paper. Follow with FixedSizeCrop(size). filter: the model's.
     """
 
-    def __init__(self, size: int, low: float = 0.1, high: float = 2.0):
+    def __init__(self, size: int, low: float = 0.1, high: float = 2.0, filter: str = "pillow"):
         if size < 1 or not 0 < low <= high:
             raise PansightError(f"ScaleJitter: expected size ≥ 1 and 0 < low ≤ high, found {size}, {low}, {high}")
-        self.size, self.low, self.high = size, low, high
+        self.size, self.low, self.high, self.filter = size, low, high, filter
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.truth.size
         scale = rng.uniform(self.low, self.high) * self.size / max(height, width)
-        return resize_sample(sample, max(1, round(height * scale)), max(1, round(width * scale)))
+        return resize_sample(sample, max(1, round(height * scale)), max(1, round(width * scale)), self.filter)
 
 
 def crop_sample(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
@@ -230,6 +233,7 @@ class PhotometricDistortion:
 
     brightness: ± in 0..255; contrast and saturation: factors in 1 ± x; hue: ± degrees. All of it is look-up tables on
     uint8 and, for saturation and hue, a trip to HSV. Contrast comes before saturation and hue, or after, by a coin.
+    A float32 photo (of the filter "plain") is rounded to whole levels first.
     """
 
     def __init__(
@@ -245,7 +249,10 @@ class PhotometricDistortion:
         brighter = levels + shift * self.brightness
         factor = 1 + contrast * self.contrast
         first = brighter if contrast_last else np.clip(brighter, 0, 255) * factor
-        image = _look_up(image_array(sample.image), first)
+        image = image_array(sample.image)
+        if image.dtype != np.uint8:
+            image = np.rint(image).astype(np.uint8)
+        image = _look_up(image, first)
         if use[2] or use[3]:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 256ths of a turn
             tables = np.stack([levels, levels * (1 + saturation * self.saturation), levels], axis=1)

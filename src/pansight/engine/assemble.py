@@ -124,15 +124,18 @@ def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Datas
 
 
 class RandomScale:
-    """The whole sample times a factor from [low, high], log-uniform: halving is as likely as doubling."""
+    """The whole sample times a factor from [low, high], log-uniform: halving is as likely as doubling.
 
-    def __init__(self, low: float, high: float):
-        self.low, self.high = low, high
+    filter: the model's, see `resize_sample`.
+    """
+
+    def __init__(self, low: float, high: float, filter: str = "pillow"):
+        self.low, self.high, self.filter = low, high, filter
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         factor = float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
         height, width = sample.truth.size
-        return resize_sample(sample, max(1, round(height * factor)), max(1, round(width * factor)))
+        return resize_sample(sample, max(1, round(height * factor)), max(1, round(width * factor)), self.filter)
 
 
 def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, int]:
@@ -145,17 +148,17 @@ def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, 
     steps: list[Transform] = []
     if config.crop > 0:
         if config.fit:
-            steps.append(ScaleJitter(config.crop, low, high))
+            steps.append(ScaleJitter(config.crop, low, high, rule.filter))
         elif jitter:
-            steps.append(RandomScale(low, high))
+            steps.append(RandomScale(low, high, rule.filter))
         steps.append(FixedSizeCrop(config.crop))
     else:
         if config.short_sides:
-            steps.append(ResizeShortestEdge(config.short_sides, rule.long or max(config.short_sides) * 2))
+            steps.append(ResizeShortestEdge(config.short_sides, rule.long or max(config.short_sides) * 2, rule))
         else:
             steps.append(Resize(rule))
         if jitter:
-            steps.append(RandomScale(low, high))
+            steps.append(RandomScale(low, high, rule.filter))
     if config.hflip:
         steps.append(HorizontalFlip(config.hflip))
     if config.vflip:
@@ -198,9 +201,10 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
         options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
     model = build(name, labels, **options)
     report = transfer(model, source.state_dict(), source.labels, labels)
-    model.backbone.normalize = source.backbone.normalize
-    if not {"short", "long"} & set(config.options):
-        model.resize = source.resize
+    own = model.input.resize
+    model.input = source.input
+    if {"short", "long"} & set(config.options):
+        model.input.resize = own
     return model, name, options, str(report).splitlines()
 
 

@@ -126,7 +126,7 @@ def predict_all(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     precision = "fp32" if config.precision == "auto" else config.precision
-    for batch, samples in evaluation_loader(dataset, model.resize, config.batch_size, workers, indices):
+    for batch, samples in evaluation_loader(dataset, model.input.resize, config.batch_size, workers, indices):
         images = batch.images.to(device, non_blocking=True)
         valid = batch.valid.to(device, non_blocking=True)
         with torch.inference_mode():

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pansight.data.dataset import image_tensor
 from pansight.data.images import read_image
-from pansight.data.loader import collate
-from pansight.data.transforms import resize_image
+from pansight.data.loader import collate, resized
 from pansight.engine import distributed
 from pansight.errors import PansightError
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample
@@ -60,10 +59,9 @@ class Predictor:
         """As `predict`, in one pass; images of different sizes are padded to the largest."""
         if not images:
             return []
-        rule = self.model.resize
+        rule = self.model.input.resize
         samples = [_sample(read_photo(image)) for image in images]
-        resized = [resize_image(s, *rule.target(*s.size)) for s in samples]
-        batch = collate(resized, rule.divisor)
+        batch = collate([resized(sample, rule) for sample in samples], rule.divisor)
         with torch.inference_mode():
             with distributed.autocast(self.precision, self.device):
                 outputs = self.model(batch.images.to(self.device), batch.valid.to(self.device))

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pansight.errors import PansightError
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.input import Input
 from pansight.nn.queries.mask_head import AttentionMap, MaskHead
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.attention.positions import resize_valid, sine_positions
@@ -84,7 +85,7 @@ class DETR(nn.Module):
         query_embed: nn.Embedding,
         class_embed: nn.Module,
         labels: LabelSpace,
-        resize: ResizeRule,
+        input: Input,
         auxiliary: bool = True,
         weights: LossWeights | None = None,
         score_threshold: float = 0.0,
@@ -104,7 +105,7 @@ class DETR(nn.Module):
         self.bbox_attention = bbox_attention
         self.stuff = stuff
         self.labels = labels
-        self.resize = resize
+        self.input = input
         self.auxiliary = auxiliary
         self.weights = weights or LossWeights()
         self.score_threshold = score_threshold
@@ -113,7 +114,7 @@ class DETR(nn.Module):
 
     def _encode(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
         """→ maps of the backbone; projected (B, D, h, w); memory, positions (B, N, D); valid (B, h, w)."""
-        maps = self.backbone(images, valid)
+        maps = self.backbone(self.input(images, valid))
         projected = self.input_proj(maps[-1])
         size = (projected.shape[2], projected.shape[3])
         if valid is None:
@@ -370,7 +371,8 @@ def detr(
         nn.Embedding(queries, channels),
         MLP(*sizes) if class_hidden else nn.Linear(channels, len(labels) + 1),
         labels,
-        ResizeRule(short, long, divisor=1),  # padding is masked, so it needs no multiple of anything
+        # padding is masked, so it needs no multiple of anything
+        Input(ResizeRule(short, long, divisor=1, rounding="detr"), net.pixels),
         auxiliary,
         LossWeights(class_weight, box_weight, giou_weight, no_object=no_object),
         score_threshold,
@@ -430,7 +432,7 @@ def detr_panoptic(
         net.query_embed,
         net.class_embed,
         labels,
-        net.resize,
+        net.input,
         auxiliary,
         LossWeights(class_weight, box_weight, giou_weight, mask_weight, dice_weight, no_object),
         score_threshold,

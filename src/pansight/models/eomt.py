@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pansight.errors import PansightError
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
+from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.ops.fusion.decode import QueryRules, canvases_of, checked_task, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
@@ -80,7 +81,7 @@ class EoMT(nn.Module):
         backbone: PlainViT,
         annealing: MaskAnnealing,
         labels: LabelSpace,
-        resize: ResizeRule,
+        input: Input,
         queries: int = 200,
         upscales: int = 2,
         settings: PointSettings | None = None,
@@ -97,7 +98,7 @@ class EoMT(nn.Module):
         self.upscale = nn.Sequential(*(ScaleBlock(channels) for _ in range(upscales)))
         self.annealing = annealing
         self.labels = labels
-        self.resize = resize
+        self.input = input
         self.settings = PointSettings() if settings is None else settings
         self.masked = masked
         self.window = window
@@ -123,7 +124,12 @@ class EoMT(nn.Module):
         return self._run(images, valid, every=self.training and self.masked)
 
     def _run(self, images: Tensor, valid: Tensor | None, every: bool) -> EoMTOutputs:
-        tokens, rotations, grid = self.backbone.tokens(images, valid)
+        extents = valid_extents(images, valid)
+        bottom, right = (-side % self.backbone.patch for side in images.shape[2:])
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom))
+            valid = None if valid is None else F.pad(valid, (0, right, 0, bottom))
+        tokens, rotations, grid = self.backbone.tokens(self.input(images, valid))
         shares = self.annealing.shares() if self.masked else [0.0] * len(self.annealing.starts)
         predictions: list[tuple[Tensor, Tensor, Tensor]] = []
         for index in range(len(self.backbone.features.blocks)):
@@ -141,7 +147,6 @@ class EoMT(nn.Module):
             tokens = self.backbone.block(index, tokens, rotations, mask)
         predictions.append(self._predict(tokens, grid))
         class_logits, embeddings, features = zip(*predictions, strict=True)
-        extents = valid_extents(images, valid)
         return EoMTOutputs(torch.stack(class_logits), torch.stack(embeddings), features, extents)
 
     def _predict(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,10 +287,11 @@ def eomt(
         raise PansightError(f"eomt: expected patches that halve {upscales} times, found {patch} px")
     annealing = MaskAnnealing(*schedule(blocks, anneal_starts, anneal_ends), power=anneal_power)
     settings = PointSettings(points, oversample, importance, class_weight, binary_weight, dice_weight, no_object)
-    rule = ResizeRule(size, size, size) if square else ResizeRule(0, 0, patch)
+    rule = ResizeRule(size, size, size, "eomt") if square else ResizeRule(0, 0, patch, "eomt")
     if windows:
-        rule = ResizeRule(size, LONGEST * size, patch)
-    return EoMT(vit, annealing, labels, rule, queries, upscales, settings, masked, size if windows else 0)
+        rule = ResizeRule(size, LONGEST * size, patch, "eomt")
+    input = Input(rule, vit.pixels, black_padding=True)
+    return EoMT(vit, annealing, labels, input, queries, upscales, settings, masked, size if windows else 0)
 
 
 def schedule(

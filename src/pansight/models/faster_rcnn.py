@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
-from pansight.nn.normalize import caffe_bgr, imagenet_rgb
+from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
 from pansight.nn.rcnn.two_stage import (
     RCNN,
     Detections,
@@ -23,7 +23,7 @@ from pansight.nn.rcnn.two_stage import (
     detectron2_rcnn,
     torchvision_rcnn,
 )
-from pansight.ops.resize import ResizeRule
+from pansight.ops.resize import TORCHVISION, ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
 
@@ -36,19 +36,19 @@ class FasterRCNNOutputs(NamedTuple):
 class FasterRCNN(nn.Module):
     """Backbone, pyramid and an instance branch without a mask head."""
 
-    def __init__(self, backbone: Backbone, fpn: FPN, rcnn: RCNN, labels: LabelSpace, resize: ResizeRule):
+    def __init__(self, backbone: Backbone, fpn: FPN, rcnn: RCNN, labels: LabelSpace, input: Input):
         super().__init__()
         self.backbone, self.fpn, self.rcnn = backbone, fpn, rcnn
-        self.labels, self.resize = labels, resize
+        self.labels, self.input = labels, input
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> FasterRCNNOutputs:
-        """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
+        """images uint8 or float32 (B, 3, H, W), sides multiples of 32; valid bool (B, H, W), False on padding."""
         extents = valid_extents(images, valid)
-        return FasterRCNNOutputs(self.rcnn(self.fpn(self.backbone(images, valid)), extents), extents)
+        return FasterRCNNOutputs(self.rcnn(self.fpn(self.backbone(self.input(images, valid))), extents), extents)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """L = L_rpn + L_cls + L_box."""
-        features = self.fpn(self.backbone(batch.images, batch.valid))
+        features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
         extents = valid_extents(batch.images, batch.valid)
         return self.rcnn.loss(features, extents, instance_targets(batch, self.labels))
 
@@ -97,30 +97,30 @@ def faster_rcnn(
         nms_threshold=nms_threshold,
         detections=detections,
     )
-    return FasterRCNN(net, FPN(net.channels, fpn_channels), rcnn, labels, ResizeRule(short, long))
+    return FasterRCNN(net, FPN(net.channels, fpn_channels), rcnn, labels, Input(ResizeRule(short, long), net.pixels))
 
 
 def faster_rcnn_r50_tv(labels: LabelSpace, pretrained: str = "none", bn_eps: float = 0.0) -> FasterRCNN:
     """torchvision's fasterrcnn_resnet50_fpn: 41,755,286 parameters for COCO's 90 ids. Its COCO weights need eps 0."""
     net = timm_backbone(
-        "resnet50.tv_in1k", pretrained, frozen_bn=True, freeze_stages=2, bn_eps=bn_eps, normalize=imagenet_rgb()
+        "resnet50.tv_in1k", pretrained, frozen_bn=True, freeze_stages=2, bn_eps=bn_eps, pixels=IMAGENET_RGB
     )
     rcnn = torchvision_rcnn(len(labels.things), masks=False)
-    return FasterRCNN(net, FPN(net.channels), rcnn, labels, ResizeRule(800, 1333, floor=True))
+    return FasterRCNN(net, FPN(net.channels), rcnn, labels, Input(TORCHVISION, net.pixels))
 
 
 def faster_rcnn_r50_tv_v2(labels: LabelSpace, pretrained: str = "none") -> FasterRCNN:
     """torchvision's fasterrcnn_resnet50_fpn_v2: BatchNorm everywhere, trained; 43,712,278 parameters for 90 ids."""
-    net = timm_backbone("resnet50.tv_in1k", pretrained, normalize=imagenet_rgb())
+    net = timm_backbone("resnet50.tv_in1k", pretrained, pixels=IMAGENET_RGB)
     rcnn = torchvision_rcnn(len(labels.things), masks=False, v2=True)
-    return FasterRCNN(net, FPN(net.channels, norm="bn"), rcnn, labels, ResizeRule(800, 1333, floor=True))
+    return FasterRCNN(net, FPN(net.channels, norm="bn"), rcnn, labels, Input(TORCHVISION, net.pixels))
 
 
 def faster_rcnn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> FasterRCNN:
     """detectron2's faster_rcnn_R_50_FPN: 41,699,936 parameters besides the frozen BatchNorm, for COCO's 80 things."""
-    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, normalize=caffe_bgr())
+    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, pixels=CAFFE_BGR)
     rcnn = detectron2_rcnn(len(labels.things), masks=False)
-    return FasterRCNN(net, FPN(net.channels), rcnn, labels, ResizeRule(800, 1333))
+    return FasterRCNN(net, FPN(net.channels), rcnn, labels, Input(ResizeRule(800, 1333), net.pixels))
 
 
 def faster_rcnn_r101_d2(labels: LabelSpace) -> FasterRCNN:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.input import Input
 from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention, Linear
 from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
@@ -153,7 +154,7 @@ class Mask2Former(nn.Module):
         pixel_decoder: DeformPixelDecoder,
         predictor: MaskedDecoder,
         labels: LabelSpace,
-        resize: ResizeRule,
+        input: Input,
         settings: PointSettings,
         rules: QueryRules = QueryRules(),  # noqa: B008 (immutable)
     ):
@@ -162,12 +163,12 @@ class Mask2Former(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
         self.labels = labels
-        self.resize = resize
+        self.input = input
         self.settings = settings
         self.rules = rules
 
     def _predict(self, images: Tensor, valid: Tensor | None, every: bool) -> tuple[Tensor, Tensor, Tensor]:
-        levels, positions, shapes, features = self.pixel_decoder(self.backbone(images, valid))
+        levels, positions, shapes, features = self.pixel_decoder(self.backbone(self.input(images, valid)))
         return (*self.predictor(levels, positions, shapes, features, every), features)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Mask2FormerOutputs:
@@ -262,7 +263,8 @@ def mask2former(
         dice_weight=dice_weight,
         no_object=no_object,
     )
-    return Mask2Former(net, pixel_decoder, predictor, labels, ResizeRule(short, long), settings)
+    input = Input(ResizeRule(short, long), net.pixels)
+    return Mask2Former(net, pixel_decoder, predictor, labels, input, settings)
 
 
 def mask2former_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> Mask2Former:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
-from pansight.nn.normalize import caffe_bgr, imagenet_rgb
+from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
 from pansight.nn.rcnn.two_stage import (
     RCNN,
     Detections,
@@ -26,7 +26,7 @@ from pansight.nn.rcnn.two_stage import (
     torchvision_rcnn,
 )
 from pansight.ops.fusion.instances import merge_by_label_map
-from pansight.ops.resize import ResizeRule
+from pansight.ops.resize import TORCHVISION, ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
 
@@ -48,25 +48,25 @@ class MaskRCNN(nn.Module):
         fpn: FPN,
         rcnn: RCNN,
         labels: LabelSpace,
-        resize: ResizeRule,
+        input: Input,
         score_threshold: float = 0.5,
         max_overlap: float = 0.5,
         integer_paste: bool = False,
     ):
         super().__init__()
         self.backbone, self.fpn, self.rcnn = backbone, fpn, rcnn
-        self.labels, self.resize = labels, resize
+        self.labels, self.input = labels, input
         self.score_threshold, self.max_overlap = score_threshold, max_overlap
         self.integer_paste = integer_paste
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskRCNNOutputs:
-        """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
+        """images uint8 or float32 (B, 3, H, W), sides multiples of 32; valid bool (B, H, W), False on padding."""
         extents = valid_extents(images, valid)
-        return MaskRCNNOutputs(self.rcnn(self.fpn(self.backbone(images, valid)), extents), extents)
+        return MaskRCNNOutputs(self.rcnn(self.fpn(self.backbone(self.input(images, valid))), extents), extents)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """L = L_rpn + L_cls + L_box + L_mask."""
-        features = self.fpn(self.backbone(batch.images, batch.valid))
+        features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
         extents = valid_extents(batch.images, batch.valid)
         return self.rcnn.loss(features, extents, instance_targets(batch, self.labels))
 
@@ -134,41 +134,42 @@ def mask_rcnn(
         nms_threshold=nms_threshold,
         detections=detections,
     )
-    return MaskRCNN(net, FPN(net.channels, fpn_channels), rcnn, labels, ResizeRule(short, long))
+    return MaskRCNN(net, FPN(net.channels, fpn_channels), rcnn, labels, Input(ResizeRule(short, long), net.pixels))
 
 
 def mask_rcnn_r50_tv(labels: LabelSpace, pretrained: str = "none", bn_eps: float = 0.0) -> MaskRCNN:
     """torchvision's maskrcnn_resnet50_fpn: 44,401,393 parameters for COCO's 90 ids. Its COCO weights need eps 0."""
     net = timm_backbone(
-        "resnet50.tv_in1k", pretrained, frozen_bn=True, freeze_stages=2, bn_eps=bn_eps, normalize=imagenet_rgb()
+        "resnet50.tv_in1k", pretrained, frozen_bn=True, freeze_stages=2, bn_eps=bn_eps, pixels=IMAGENET_RGB
     )
     return MaskRCNN(
         net,
         FPN(net.channels),
         torchvision_rcnn(len(labels.things)),
         labels,
-        ResizeRule(800, 1333, floor=True),
+        Input(TORCHVISION, net.pixels),
         integer_paste=True,
     )
 
 
 def mask_rcnn_r50_tv_v2(labels: LabelSpace, pretrained: str = "none") -> MaskRCNN:
     """torchvision's maskrcnn_resnet50_fpn_v2: BatchNorm everywhere, trained; 46,359,409 parameters for 90 ids."""
-    net = timm_backbone("resnet50.tv_in1k", pretrained, normalize=imagenet_rgb())
+    net = timm_backbone("resnet50.tv_in1k", pretrained, pixels=IMAGENET_RGB)
     return MaskRCNN(
         net,
         FPN(net.channels, norm="bn"),
         torchvision_rcnn(len(labels.things), v2=True),
         labels,
-        ResizeRule(800, 1333, floor=True),
+        Input(TORCHVISION, net.pixels),
         integer_paste=True,
     )
 
 
 def mask_rcnn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> MaskRCNN:
     """detectron2's mask_rcnn_R_50_FPN: 44,343,216 parameters besides the frozen BatchNorm, for COCO's 80 things."""
-    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, normalize=caffe_bgr())
-    return MaskRCNN(net, FPN(net.channels), detectron2_rcnn(len(labels.things)), labels, ResizeRule(800, 1333))
+    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, pixels=CAFFE_BGR)
+    rcnn = detectron2_rcnn(len(labels.things))
+    return MaskRCNN(net, FPN(net.channels), rcnn, labels, Input(ResizeRule(800, 1333), net.pixels))
 
 
 def mask_rcnn_r101_d2(labels: LabelSpace) -> MaskRCNN:

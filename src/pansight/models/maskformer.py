@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pansight.errors import choice_error
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.input import Input
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
@@ -158,7 +159,7 @@ class MaskFormer(nn.Module):
         pixel_decoder: FPNPixelDecoder,
         predictor: Predictor,
         labels: LabelSpace,
-        resize: ResizeRule,
+        input: Input,
         settings: DenseSettings,
         rules: QueryRules = MASKFORMER_RULES,
     ):
@@ -167,7 +168,7 @@ class MaskFormer(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
         self.labels = labels
-        self.resize = resize
+        self.input = input
         self.settings = settings
         self.rules = rules
 
@@ -176,7 +177,7 @@ class MaskFormer(nn.Module):
 
         Padding is zero after normalisation and looked at like the image, as in the official repository.
         """
-        features, memory = self.pixel_decoder(self.backbone(images, valid))
+        features, memory = self.pixel_decoder(self.backbone(self.input(images, valid)))
         class_logits, embeddings = self.predictor(memory, every=False)
         last = self.pixel_decoder.mask_features
         assert last.bias is not None
@@ -189,7 +190,7 @@ class MaskFormer(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Class, mask (focal) and dice losses, each summed over the layers of the decoder."""
-        features, memory = self.pixel_decoder(self.backbone(batch.images, batch.valid))
+        features, memory = self.pixel_decoder(self.backbone(self.input(batch.images, batch.valid)))
         class_logits, embeddings = self.predictor(memory, every=True)
         features = self.pixel_decoder.mask_features(features)
         targets = segment_targets(batch, self.labels)
@@ -276,9 +277,9 @@ def maskformer(
     in_channels = None if is_encoded else net.channels[-1]
     predictor = Predictor(in_channels, len(labels), queries, channels, heads, layers, hidden, dropout)
     settings = DenseSettings(class_weight, mask_weight, dice_weight, no_object)
-    rule = ResizeRule(short, long, divisor)
+    input = Input(ResizeRule(short, long, divisor), net.pixels)
     rules = MASKFORMER_RULES._replace(score=score_threshold)
-    return MaskFormer(net, pixels, predictor, labels, rule, settings, rules)
+    return MaskFormer(net, pixels, predictor, labels, input, settings, rules)
 
 
 def maskformer_r50(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
-from pansight.nn.normalize import caffe_bgr
+from pansight.nn.input import CAFFE_BGR, Input
 from pansight.nn.rcnn.two_stage import RCNN, Detections, detections_to_instances, detectron2_rcnn
 from pansight.nn.semantic.fpn_head import SemanticFPNHead
 from pansight.ops.fusion.instances import merge_by_label_map
@@ -49,7 +49,7 @@ class PanopticFPN(nn.Module):
         rcnn: RCNN,
         semantic_head: SemanticFPNHead,
         labels: LabelSpace,
-        resize: ResizeRule,
+        input: Input,
         semantic_weight: float = 0.5,
         score_threshold: float = 0.5,
         max_overlap: float = 0.5,
@@ -61,7 +61,7 @@ class PanopticFPN(nn.Module):
         self.rcnn = rcnn
         self.semantic_head = semantic_head
         self.labels = labels
-        self.resize = resize
+        self.input = input
         self.semantic_weight = semantic_weight
         self.score_threshold = score_threshold
         self.max_overlap = max_overlap
@@ -70,7 +70,7 @@ class PanopticFPN(nn.Module):
         self.class_of_category = [stuff_class.get(c.id, 0) for c in labels]
 
     def _features(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        return self.fpn(self.backbone(images, valid)), valid_extents(images, valid)
+        return self.fpn(self.backbone(self.input(images, valid))), valid_extents(images, valid)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> PanopticFPNOutputs:
         """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
@@ -172,16 +172,16 @@ def panoptic_fpn(
     groups = max(1, math.gcd(64, semantic_width) // 2)  # 32; two channels in each, as 32 pixels are one cell of P5
     semantic = SemanticFPNHead(fpn_channels, net.strides, 1 + len(labels.stuff), semantic_width, groups)
     fpn = FPN(net.channels, fpn_channels)
-    rule = ResizeRule(short, long)
-    return PanopticFPN(net, fpn, rcnn, semantic, labels, rule, semantic_weight, min_stuff_area=min_stuff_area)
+    input = Input(ResizeRule(short, long), net.pixels)
+    return PanopticFPN(net, fpn, rcnn, semantic, labels, input, semantic_weight, min_stuff_area=min_stuff_area)
 
 
 def panoptic_fpn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> PanopticFPN:
     """detectron2's panoptic_fpn_R_50: 45,973,990 parameters besides frozen BatchNorm, for COCO's 80 + 53 classes."""
-    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, normalize=caffe_bgr())
+    net = timm_backbone(backbone, frozen_bn=True, freeze_stages=2, stride_in_1x1=True, pixels=CAFFE_BGR)
     semantic = SemanticFPNHead(256, net.strides, 1 + len(labels.stuff))
     rcnn = detectron2_rcnn(len(labels.things))
-    return PanopticFPN(net, FPN(net.channels), rcnn, semantic, labels, ResizeRule(800, 1333))
+    return PanopticFPN(net, FPN(net.channels), rcnn, semantic, labels, Input(ResizeRule(800, 1333), net.pixels))
 
 
 def panoptic_fpn_r101_d2(labels: LabelSpace) -> PanopticFPN:

@@ -16,12 +16,11 @@ from typing import Any
 import huggingface_hub
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 
 from pansight.errors import PansightError
 from pansight.files import read_json, replacing_folder, standing_folder, write_json
 from pansight.models import build
-from pansight.nn.normalize import Normalize
+from pansight.nn.input import Input, PixelStatistics
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
 from pansight.weights import huggingface
@@ -54,7 +53,7 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
     # Random weights suffice where the saved ones follow, and loading must not need the network. What the pretrained
     # weights expect of the input is the reason for writing it down.
     options = {k: "none" if k == "pretrained" else v for k, v in options.items()}
-    normalize: Normalize = model.backbone.normalize
+    given: Input = model.input
     config = {
         "format_version": FORMAT_VERSION,
         "pansight": version("pansight"),
@@ -62,10 +61,11 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
         "options": options,
         "labels": model.labels.to_json(),
         "input": {
-            "mean": normalize.mean.flatten().tolist(),
-            "scale": normalize.scale.flatten().tolist(),
-            "bgr": normalize.bgr,
-            "resize": model.resize._asdict(),
+            "mean": given.mean.flatten().tolist(),
+            "scale": given.scale.flatten().tolist(),
+            "bgr": given.bgr,
+            "black_padding": given.black_padding,
+            "resize": given.resize._asdict(),
         },
     }
     try:
@@ -106,16 +106,28 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
 def _restore_input(model: Any, saved: Any, path: Path) -> None:
     """Mean, deviation, channel order and resizing, which are no weights but without which the weights are useless."""
     try:
-        mean, scale = [float(v) for v in saved["mean"]], [float(v) for v in saved["scale"]]
-        resize = ResizeRule(**saved["resize"])
-        normalize: nn.Module = Normalize(mean, [1 / v for v in scale], bool(saved["bgr"]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        mean, scale = tuple(float(v) for v in saved["mean"]), [float(v) for v in saved["scale"]]
+        pixels = PixelStatistics(mean, tuple(1 / v for v in scale), bool(saved["bgr"]))
+        black_padding = bool(saved.get("black_padding", model.input.black_padding))
+        restored = Input(_saved_rule(dict(saved["resize"])), pixels, black_padding)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, PansightError) as error:
         expected = "input with mean, scale, bgr and resize"
         raise PansightError(f"{path}: expected {expected}, found {saved!r}") from error
     # the reciprocal of a reciprocal may differ in the last bit
-    normalize.scale.view(-1).copy_(normalize.scale.new_tensor(scale))  # type: ignore[operator, union-attr]
-    model.backbone.normalize = normalize
-    model.resize = resize
+    restored.scale.view(-1).copy_(restored.scale.new_tensor(scale))
+    model.input = restored
+
+
+def _saved_rule(saved: dict[str, Any]) -> ResizeRule:
+    """The rule of a saved folder. The first folders name no filter: photos were sampled between their four nearest
+
+    pixels then ("plain"), and ``floor`` told torchvision's rounding from detectron2's.
+    """
+    if "filter" not in saved:
+        rounding = "torchvision" if saved.get("floor", False) else "detectron2"
+        known = {key: saved[key] for key in ("short", "long", "divisor") if key in saved}
+        return ResizeRule(**known, rounding=rounding, filter="plain").checked()
+    return ResizeRule(**saved).checked()
 
 
 def find_folder(path: str | Path) -> Path | None:

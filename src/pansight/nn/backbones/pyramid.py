@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pansight.errors import PansightError, choice_error
 from pansight.nn.backbones.swin import DROP_PATH, Swin, SwinSize, from_timm, swin_size
-from pansight.nn.normalize import Normalize
+from pansight.nn.input import IMAGENET_RGB, PixelStatistics
 
 PRETRAINED = ("none", "timm", "packaged")
 PACKAGED = "tf_efficientnet_lite0"
@@ -51,19 +51,19 @@ class Backbone(nn.Module):
     """A feature extractor: forward maps float (B, 3, H, W) to one (B, C_i, H/s_i, W/s_i) per stride s_i.
 
     The timm model is the child `features`, so that keys read ``backbone.features.layer1.0.conv1.weight``.
-    channels, strides: per returned map. mean, std (0..255 RGB): what the weights expect of the input.
+    channels, strides: per returned map. pixels: what the weights expect of their input, for the model's `Input`.
     """
 
-    def __init__(self, features: nn.Module, channels: Sequence[int], strides: Sequence[int], normalize: Normalize):
+    def __init__(self, features: nn.Module, channels: Sequence[int], strides: Sequence[int], pixels: PixelStatistics):
         super().__init__()
         self.features = features
         self.channels = tuple(channels)
         self.strides = tuple(strides)
-        self.normalize = normalize
+        self.pixels = pixels
 
-    def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """images uint8 (B, 3, H, W) RGB, valid bool (B, H, W) or None."""
-        maps = self.features(self.normalize(images, valid))
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """pixels float (B, 3, H, W), normalised."""
+        maps = self.features(pixels)
         # some timm families (Swin) return (B, H, W, C)
         return [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, self.channels, strict=True)]
 
@@ -76,7 +76,7 @@ def timm_backbone(
     freeze_stages: int = 0,
     bn_eps: float | None = None,
     stride_in_1x1: bool = False,
-    normalize: Normalize | None = None,
+    pixels: PixelStatistics | None = None,
     drop_path: float | None = None,
     output_stride: int = 32,
 ) -> Backbone:
@@ -86,7 +86,7 @@ def timm_backbone(
     frozen_bn: every BatchNorm becomes a FrozenBatchNorm. bn_eps: another epsilon (torchvision's V1 COCO weights: 0).
     freeze_stages: 1 freezes the stem, 2 the stem and the first stage (detectron2's FREEZE_AT 2), and so on.
     stride_in_1x1: MSRA/Caffe ResNets put the stride into the first 1×1 convolution of a stage.
-    normalize: default is the mean and deviation that timm records for these weights.
+    pixels: default is the mean and deviation that timm records for these weights.
     drop_path: the rate of the last block, for a family that has it; default: Swin 0.3, others as timm says.
     output_stride: 16 dilates the last stage (DC5; not every family can), `strides` then end in 16, 16.
     Raises PansightError for an unknown name, strides that the model lacks, or weights that cannot be had.
@@ -97,7 +97,7 @@ def timm_backbone(
         raise PansightError(f"backbone {name}: pretrained='packaged' exists for {PACKAGED} only; use 'timm' or 'none'")
     if (size := swin_size(name)) and output_stride == 32:
         rate = DROP_PATH if drop_path is None else drop_path
-        return swin_backbone(size, strides, rate, name if pretrained == "timm" else None, freeze_stages, normalize)
+        return swin_backbone(size, strides, rate, name if pretrained == "timm" else None, freeze_stages, pixels)
     options: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     if output_stride != 32:
         options["output_stride"] = output_stride
@@ -116,9 +116,9 @@ def timm_backbone(
                 module.eps = bn_eps
     info: Any = net.feature_info
     _freeze_stages(net, [entry["module"] for entry in info.info], freeze_stages)
-    if normalize is None:
-        normalize = _recorded_normalize(name, pretrained)
-    return Backbone(net, info.channels(), info.reduction(), normalize)
+    if pixels is None:
+        pixels = _recorded_pixels(name, pretrained)
+    return Backbone(net, info.channels(), info.reduction(), pixels)
 
 
 def swin_backbone(
@@ -127,7 +127,7 @@ def swin_backbone(
     drop_path: float = DROP_PATH,
     weights: str | None = None,
     freeze_stages: int = 0,
-    normalize: Normalize | None = None,
+    pixels: PixelStatistics | None = None,
 ) -> Backbone:
     """Our own Swin of any size. weights: the timm name, with or without tag, whose weights are downloaded.
 
@@ -144,7 +144,7 @@ def swin_backbone(
         pretrained = from_timm(_download(weights, {"num_classes": 0}).state_dict())
         net.load_state_dict({key: pretrained.get(key, tensor) for key, tensor in net.state_dict().items()})
     _freeze_stages(net, ["patch_embed", *(f"layers.{index}" for index in range(len(net.layers)))], freeze_stages)
-    return Backbone(net, [size.channels << i for i in outputs], [known[i] for i in outputs], normalize or Normalize())
+    return Backbone(net, [size.channels << i for i in outputs], [known[i] for i in outputs], pixels or IMAGENET_RGB)
 
 
 def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -183,13 +183,16 @@ def _download(name: str, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _recorded_normalize(name: str, pretrained: str) -> Normalize:
-    if pretrained == "packaged":
-        return Normalize((0.498 * 255,) * 3, (0.502 * 255,) * 3)
-    config = timm.get_pretrained_cfg(name)
+def _recorded_pixels(name: str, pretrained: str) -> PixelStatistics:
+    return PixelStatistics((0.498 * 255,) * 3, (0.502 * 255,) * 3) if pretrained == "packaged" else timm_pixels(name)
+
+
+def timm_pixels(name: str) -> PixelStatistics:
+    """Mean and deviation that timm records for the weights of a name; ImageNet's where it records none."""
+    config: Any = timm.get_pretrained_cfg(name)
     if config is None or not config.mean:
-        return Normalize()
-    return Normalize([255 * v for v in config.mean], [255 * v for v in config.std])
+        return IMAGENET_RGB
+    return PixelStatistics(tuple(255 * v for v in config.mean), tuple(255 * v for v in config.std))
 
 
 def packaged_state_dict(wanted: set[str]) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pansight.errors import PansightError, choice_error
-from pansight.nn.normalize import Normalize
+from pansight.nn.backbones.pyramid import timm_pixels
+from pansight.nn.input import PixelStatistics
 from pansight.nn.queries.transformer import attend_in_slices
 
 
@@ -25,10 +26,10 @@ class PlainViT(nn.Module):
 
     features: Any  # VisionTransformer or Eva, which share what is used here
 
-    def __init__(self, features: VisionTransformer | Eva, normalize: Normalize):
+    def __init__(self, features: VisionTransformer | Eva, pixels: PixelStatistics):
         super().__init__()
         self.features = features
-        self.normalize = normalize
+        self.pixels = pixels
         self.rotary = isinstance(features, Eva)
         self.patch: int = self.features.patch_embed.patch_size[0]
         self.prefix: int = self.features.num_prefix_tokens
@@ -42,17 +43,12 @@ class PlainViT(nn.Module):
             for block in self.features.blocks
         )
 
-    def tokens(self, images: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """uint8 (B, 3, H, W), valid bool (B, H, W) → (tokens (B, P + h·w, D), rotations or None, (h, w)).
+    def tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """float (B, 3, H, W), normalised, of whole patches → (tokens (B, P + h·w, D), rotations or None, (h, w)).
 
-        P prefix tokens (class, registers) come first. Padding is black *before* normalisation, as in both references.
+        P prefix tokens (class, registers) come first.
         """
-        if valid is not None:
-            images = images * valid.unsqueeze(1)
-        bottom, right = -images.shape[2] % self.patch, -images.shape[3] % self.patch
-        if bottom or right:
-            images = F.pad(images, (0, right, 0, bottom))
-        patches = self.features.patch_embed(self.normalize(images))  # (B, h, w, D)
+        patches = self.features.patch_embed(pixels)  # (B, h, w, D)
         placed = self.features._pos_embed(patches)
         tokens, rotations = placed if self.rotary else (placed, None)
         return self.features.norm_pre(tokens), rotations, (patches.shape[1], patches.shape[2])
@@ -136,7 +132,4 @@ def vit_backbone(
         for module in net.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.mean:
-        return PlainViT(net, Normalize())
-    return PlainViT(net, Normalize([255 * v for v in config.mean], [255 * v for v in config.std]))
+    return PlainViT(net, timm_pixels(name))

@@ -16,6 +16,7 @@ from pansight.errors import PansightError
 from pansight.models import build, builder_options
 from pansight.types import LabelSpace
 from pansight.weights.huggingface.backbones import backbone_name, from_hf
+from pansight.weights.huggingface.processor import settings_of
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
 
 MODEL_TYPES = ("detr",)
@@ -195,16 +196,8 @@ def _config(model: Any, is_panoptic: bool) -> dict[str, Any]:
 
 
 def _processor(model: Any, is_panoptic: bool) -> dict[str, Any]:
-    normalize, rule = model.backbone.normalize, model.resize
-    return {
+    return settings_of(model.input) | {
         "image_processor_type": "DetrImageProcessor",
         "format": "coco_panoptic" if is_panoptic else "coco_detection",
-        "do_resize": rule.short > 0,
-        "size": {"shortest_edge": rule.short or 800, "longest_edge": rule.long or 1333},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [v / 255 for v in normalize.mean.flatten().tolist()],
-        "image_std": [1 / (255 * v) for v in normalize.scale.flatten().tolist()],
         "do_pad": True,
     }

@@ -15,6 +15,7 @@ from torch import Tensor
 from pansight.errors import PansightError
 from pansight.models.eomt import LONGEST, EoMT, eomt
 from pansight.types import LabelSpace
+from pansight.weights.huggingface.processor import settings_of
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
 from pansight.weights.official.eomt import BACKBONES, DINOV3_BLOCKS, PUBLISHED, construct, join_qkv
 
@@ -243,20 +244,16 @@ def export(
         "num_register_tokens": model.backbone.prefix - 1,
         **{theirs: getattr(settings, ours) for ours, theirs in LOSS.items()},
     }
-    mean, scale = model.backbone.normalize.mean.flatten(), model.backbone.normalize.scale.flatten()
-    processor = {
+    processor = settings_of(model.input) | {
         "image_processor_type": "EomtImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size, "longest_edge": LONGEST * size if model.window else size},
-        "resample": 2,
         "do_pad": not model.window,
         "do_split_image": bool(model.window),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [round(v / 255, 6) for v in mean.tolist()],
-        "image_std": [round(1 / v / 255, 6) for v in scale.tolist()],
     }
+    if not model.input.resize.height:  # transformers' models take the square of their positions alone
+        longest = LONGEST * size if model.window else size
+        processor |= {"do_resize": True, "size": {"shortest_edge": size, "longest_edge": longest}}
+    else:
+        processor["do_pad"] = False
     return config, _exported(model, state, rotary), processor
 
 

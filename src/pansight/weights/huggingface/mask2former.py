@@ -18,6 +18,7 @@ from pansight.models import build, builder_options
 from pansight.nn.backbones.swin import DROP_PATH
 from pansight.types import LabelSpace
 from pansight.weights.huggingface.backbones import backbone_config, backbone_name, from_hf, to_hf
+from pansight.weights.huggingface.processor import settings_of, size_divisor
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
 from pansight.weights.official.mask2former import PUBLISHED
 from pansight.weights.official.maskformer import backbone_of
@@ -214,17 +215,9 @@ def _config(model: Any, network: dict[str, Any]) -> dict[str, Any]:
 
 
 def _processor(model: Any) -> dict[str, Any]:
-    normalize, rule = model.backbone.normalize, model.resize
-    return {
+    return settings_of(model.input) | {
         "image_processor_type": "Mask2FormerImageProcessor",
-        "do_resize": rule.short > 0,
-        "size": {"shortest_edge": rule.short or 800, "longest_edge": rule.long or 1333},
-        "size_divisor": rule.divisor,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [v / 255 for v in normalize.mean.flatten().tolist()],
-        "image_std": [1 / (255 * v) for v in normalize.scale.flatten().tolist()],
+        "size_divisor": size_divisor(model.input.resize),
         "ignore_index": 255,
         "do_reduce_labels": False,
         "num_labels": len(model.labels),
