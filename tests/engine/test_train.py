@@ -153,7 +153,7 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(tmp_path, shapes,
 
 
 def test_out_of_memory_with_a_single_image_is_an_error(tmp_path, shapes, monkeypatch):
-    def explode(self, batch):
+    def explode(self, batch, totals=None):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(toy.Toy, "loss", explode)
@@ -162,7 +162,7 @@ def test_out_of_memory_with_a_single_image_is_an_error(tmp_path, shapes, monkeyp
 
 
 def test_other_runtime_errors_pass(tmp_path, shapes, monkeypatch):
-    def explode(self, batch):
+    def explode(self, batch, totals=None):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(toy.Toy, "loss", explode)
@@ -197,7 +197,7 @@ def test_nan_stops_the_run_and_names_the_images(tmp_path, shapes):
 
 
 def test_nan_gradient_of_a_finite_loss_stops_the_run_too(tmp_path, shapes, monkeypatch):
-    def loss(self, batch):
+    def loss(self, batch, totals=None):
         # the square root has an infinite slope at 0
         return {"root": (self.head.bias - self.head.bias.detach()).abs().sqrt().sum()}
 
@@ -279,7 +279,9 @@ def test_annealing_follows_the_progress(tmp_path, shapes, monkeypatch):
     seen = []
     loss = toy.Toy.loss
     monkeypatch.setattr(
-        toy.Toy, "loss", lambda self, batch: seen.append(self.annealing.probs.item()) or loss(self, batch)
+        toy.Toy,
+        "loss",
+        lambda self, batch, totals: seen.append(self.annealing.probs.item()) or loss(self, batch, totals),
     )
     model, _ = run(tmp_path, shapes, steps=8)
     expected = [1, 1, 1, 0.75**0.9, 0.5**0.9, 0.25**0.9, 0, 0]

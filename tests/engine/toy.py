@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,10 @@ class Toy(nn.Module):
         x = F.relu(self.backbone.norm(self.backbone.conv(self.backbone.normalize(images, valid))))
         return ToyOutputs(self.head(x), valid_extents(images, valid))
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {"images": float(len(batch.sizes)), "logits": float(batch.valid.numel() * len(self.labels))}
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         self.calls += 1
         if self.calls == int(os.environ.get("TOY_KILL_AT", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -75,10 +78,11 @@ class Toy(nn.Module):
         # chance from each of the three generators, so that a resumption that forgets one is found out
         chance = 1.0 if self.quiet else torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
         per_pixel = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none").mean((1, 2))
+        totals = self.counts(batch) if totals is None else totals
         poisoned = torch.tensor([str(i) == self.poison for i in batch.image_ids])
         return {
-            "classes": torch.where(poisoned, float("nan"), per_pixel).mean(),
-            "size": 0.001 * (chance + self.annealing.probs[0]) * logits.float().square().mean(),
+            "classes": torch.where(poisoned, float("nan"), per_pixel).sum() / totals["images"],
+            "size": 0.001 * (chance + self.annealing.probs[0]) * logits.float().square().sum() / totals["logits"],
         }
 
     def decode(
