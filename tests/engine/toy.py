@@ -31,25 +31,28 @@ class ToyOutputs(NamedTuple):
 
 
 class ToyBackbone(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, batch_norm: bool = False):
         super().__init__()
         self.normalize = Normalize()
         self.conv = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.GroupNorm(2, width)
+        self.norm = nn.BatchNorm2d(width) if batch_norm else nn.GroupNorm(2, width)
 
 
 class Toy(nn.Module):
     """memory_limit: images that fit at once, 0: any. poison: image id whose loss is NaN. quiet: a loss without chance.
+    batch_norm: instead of GroupNorm.
 
     In the environment, TOY_KILL_AT: the call of `loss` that ends the process by SIGKILL; TOY_INTERRUPT_AT: that sends
     it SIGINT.
     """
 
-    def __init__(self, labels: LabelSpace, width: int, memory_limit: int, poison: str, quiet: bool):
+    def __init__(
+        self, labels: LabelSpace, width: int, memory_limit: int, poison: str, quiet: bool, batch_norm: bool = False
+    ):
         super().__init__()
         self.labels = labels
         self.resize = ResizeRule(0, 0, 8)
-        self.backbone = ToyBackbone(width)
+        self.backbone = ToyBackbone(width, batch_norm)
         self.head = nn.Conv2d(width, len(labels), 1)
         self.annealing = MaskAnnealing(starts=[0.25], ends=[0.75])
         self.memory_limit = memory_limit
@@ -113,9 +116,16 @@ class Toy(nn.Module):
         return predictions
 
 
-def build_toy(labels: LabelSpace, width: int = 4, memory_limit: int = 0, poison: str = "", quiet: bool = False) -> Toy:
+def build_toy(
+    labels: LabelSpace,
+    width: int = 4,
+    memory_limit: int = 0,
+    poison: str = "",
+    quiet: bool = False,
+    batch_norm: bool = False,
+) -> Toy:
     """Two convolutions."""
-    return Toy(labels, width, memory_limit, poison, quiet)
+    return Toy(labels, width, memory_limit, poison, quiet, batch_norm)
 
 
 def register() -> None:

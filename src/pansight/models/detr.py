@@ -128,16 +128,15 @@ class DETR(nn.Module):
     def _predict(
         self, images: Tensor, valid: Tensor | None, all_layers: bool, frozen: bool = False
     ) -> tuple[Tensor, Tensor, DETROutputs]:
-        """→ class logits (L, B, Q, C + 1), boxes (L, B, Q, 4) of `all_layers` layer or the last; all else of the last.
+        """→ class logits (L, B, Q, C + 1), boxes (L, B, Q, 4) of `all_layers` or the last; all else of the last.
 
         frozen: only what the mask head makes has a gradient.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             maps, projected, memory, positions, small = self._encode(images, valid)
             mask = None if valid is None else small.flatten(1)[:, None, None]  # (B, 1, 1, N)
-            layers = self.transformer.decoder(
-                self.query_embed.weight, memory, positions, mask, all_layers
-            )  # (L, B, Q, D)
+            queries = self.query_embed.weight  # (Q, D)
+            layers = self.transformer.decoder(queries, memory, positions, mask, all_layers)  # (L, B, Q, D)
             classes = self.class_embed(layers)
             boxes = self.bbox_embed(layers).float().sigmoid()
         shared = () if self.mask_head is None else self.mask_head.shared(projected, maps[-2::-1][:3])

@@ -195,7 +195,7 @@ class Mask2Former(nn.Module):
         canvas = (batch.images.shape[2], batch.images.shape[3])
         targets = segment_targets(batch, self.labels)
         maps = [features] * len(embeddings)
-        return point_set_loss(class_logits, embeddings, maps, targets, canvas, self.settings, draw, totals)
+        return point_set_loss(class_logits, embeddings, maps, targets, canvas, self.settings, draw, totals=totals)
 
     def mask_logits(self, outputs: Mask2FormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
