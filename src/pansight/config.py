@@ -112,7 +112,11 @@ class TrainConfig:
     batch_size: int = 0
     """Images a step, over all processes; 0: chosen from the image size and the machine."""
     accumulate: int = 1
-    """Parts that the batch of a process is computed in, to save memory; the result is the same."""
+    """Parts that the batch of a process is computed in, to save memory. The result is the same, unless the model trains
+    BatchNorm, which then normalises each part by the images of that part alone."""
+    sync_bn: bool = False
+    """Trained BatchNorm normalises by the images of all processes, not by those of each; on accelerators only. Parts
+    of a process (`accumulate`) are still normalised one by one."""
     optimizer: str = "adamw"
     """adamw or sgd (with momentum)."""
     lr: float = 0.0

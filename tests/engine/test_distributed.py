@@ -6,15 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import nn
 
 from pansight import load, models
 from pansight.apps.cli import main
+from pansight.engine.distributed import synchronise_batch_norm
+from pansight.engine.optim import freeze
+from pansight.nn.backbones.pyramid import FrozenBatchNorm
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +44,8 @@ def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
         "--evaluate.thresholds.min-area",
         "1",
     ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", toy.__file__]
     done = subprocess.run(
-        [*torchrun, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=120
+        [*TORCHRUN, toy.__file__, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report  ") == 1  # the first process alone speaks
@@ -63,3 +70,35 @@ def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
     assert by_image[0] == by_image[1]
     folders = [{p.name for p in (tmp_path / n / "predictions").iterdir()} for n in ("one", "two")]
     assert folders[0] == folders[1] == {"predictions", "predictions.json", "sheet"}
+
+
+def test_two_processes_share_statistics_and_failures(tmp_path):
+    """Each of them sees other images and counts its own; pair.py says what is tried."""
+    script = str(Path(__file__).with_name("pair.py"))
+    done = subprocess.run([*TORCHRUN, script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text()) == {
+        "evaluations": 2,
+        "moved": True,
+        "equal buffers": True,
+        "counts fails": [True, True],
+        "loss fails": [False, True],  # the loop tells the first one
+        "sync_bn": "train.sync_bn: expected processes on cuda, xpu, hpu, found them on cpu",
+    }
+    assert done.stderr.count("the model trains BatchNorm, which sees the batch in 2 pieces") == 1
+
+
+def test_trained_batch_norm_is_synchronised_and_frozen_is_not():
+    model = nn.Sequential(nn.BatchNorm2d(2), FrozenBatchNorm(2), BatchNormAct2d(2), nn.GroupNorm(1, 2))
+    model[2].act = nn.Tanh()
+    weight = model[0].weight
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cuda"))
+    synchronise_batch_norm(model, alone)
+    assert type(model[0]) is nn.BatchNorm2d
+    synchronise_batch_norm(model, SimpleNamespace(num_processes=2, device=torch.device("cuda")))
+    assert isinstance(model[0], nn.SyncBatchNorm)
+    assert model[0].weight is weight
+    assert type(model[1]) is FrozenBatchNorm
+    assert isinstance(model[2], nn.SyncBatchNorm)
+    assert isinstance(model[2].act, nn.Tanh)  # torch's own conversion would drop it
+    assert freeze(model, ["0"]) == [model[0]]

@@ -20,6 +20,7 @@ from pansight.engine.optim import (
     settled,
 )
 from pansight.errors import PansightError
+from pansight.nn.queries.annealing import MaskAnnealing
 
 
 class ViT(nn.Module):
@@ -179,3 +180,30 @@ def test_moving_average():
         assert raw is not None
         assert raw[0].item() == 3.0
     assert model.weight.item() == 3.0
+
+
+def test_moving_average_of_statistics():
+    """BatchNorm's mean and variance are averaged like weights; its counter and a schedule's state are the model's."""
+    model = nn.Sequential(nn.BatchNorm2d(2), MaskAnnealing([0.0], [1.0]))
+    norm, annealing = model
+    average = MovingAverage(model, 0.5)
+    norm.running_mean.fill_(2.0)
+    norm.running_var.fill_(3.0)
+    norm.num_batches_tracked.fill_(7)
+    annealing.probs.fill_(0.25)
+    average.update(step=100)
+    raw = {name: value.clone() for name, value in model.state_dict().items()}
+    with averaged(average):
+        assert norm.running_mean.tolist() == [1.0, 1.0]  # from 0
+        assert norm.running_var.tolist() == [2.0, 2.0]  # from 1
+        assert norm.num_batches_tracked.item() == 7
+        assert annealing.probs.item() == 0.25
+        saved = {name: value.clone() for name, value in model.state_dict().items()}
+    assert all(torch.equal(raw[name], value) for name, value in model.state_dict().items())
+
+    resumed = nn.Sequential(nn.BatchNorm2d(2), MaskAnnealing([0.0], [1.0]))
+    resumed.load_state_dict(saved)
+    again = MovingAverage(resumed, 0.5)
+    again.restore([tensor.detach() for tensor in average.raw])
+    assert all(torch.equal(a, b) for a, b in zip(again.average, average.average, strict=True))
+    assert all(torch.equal(raw[name], value) for name, value in resumed.state_dict().items())

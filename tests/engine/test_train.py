@@ -152,8 +152,41 @@ def test_out_of_memory_halves_the_micro_batch_and_nothing_else(tmp_path, shapes,
         torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2)  # only the noise of the toy's loss differs
 
 
+def test_a_repeated_step_starts_from_the_same_statistics(tmp_path, shapes):
+    """The passes that ran out of memory had moved BatchNorm's mean and variance already."""
+    parts, _ = run(tmp_path / "parts", shapes, accumulate=4, steps=2, options={"batch_norm": True})
+    repeated, _ = run(tmp_path / "repeated", shapes, steps=2, options={"batch_norm": True, "memory_limit": 1})
+    assert parts.backbone.norm.num_batches_tracked == 8
+    assert same(parts, repeated)
+
+
+def test_a_run_with_batch_norm_says_what_parts_do_to_it(tmp_path, shapes, capfd):
+    def said(**changes) -> list[str]:
+        run(tmp_path / str(len(list(tmp_path.iterdir()))), shapes, steps=1, **changes)
+        return [line for line in capfd.readouterr().err.splitlines() if "BatchNorm" in line]
+
+    line = "the model trains BatchNorm, which sees the batch in {} pieces and normalises each by itself: "
+    line += "the result is not that of one piece"
+    assert said(options={"batch_norm": True}) == []
+    assert said(options={"batch_norm": False}, accumulate=2) == []
+    assert said(options={"batch_norm": True}, accumulate=2) == [line.format(2)]
+    assert said(options={"batch_norm": True}, accumulate=2, freeze=("backbone",)) == []
+    assert said(options={"batch_norm": True, "memory_limit": 2}) == [line.format(2)]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_crashed_run_with_batch_norm_resumes_to_the_same_bits(tmp_path, shapes, ema):
+    options = {"batch_norm": True}
+    whole, _ = run(tmp_path / "whole", shapes, options=options, ema_decay=ema)
+    with pytest.raises(ConnectionError):
+        run(tmp_path / "broken", shapes, options=options, stop_after=7, ema_decay=ema)
+    resumed, _ = run(tmp_path / "broken", shapes, options=options, resume=True, ema_decay=ema)
+    assert same(whole, resumed)
+    assert resumed.backbone.norm.num_batches_tracked == 9
+
+
 def test_out_of_memory_with_a_single_image_is_an_error(tmp_path, shapes, monkeypatch):
-    def explode(self, batch):
+    def explode(self, batch, totals=None):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(toy.Toy, "loss", explode)
@@ -162,7 +195,7 @@ def test_out_of_memory_with_a_single_image_is_an_error(tmp_path, shapes, monkeyp
 
 
 def test_other_runtime_errors_pass(tmp_path, shapes, monkeypatch):
-    def explode(self, batch):
+    def explode(self, batch, totals=None):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(toy.Toy, "loss", explode)
@@ -196,8 +229,16 @@ def test_nan_stops_the_run_and_names_the_images(tmp_path, shapes):
     assert expected is not None
 
 
+def test_a_step_that_fails_leaves_the_statistics_before_it(tmp_path, shapes):
+    with pytest.raises(PansightError, match=r"^step \d+: expected finite losses") as caught:
+        run(tmp_path, shapes, options={"poison": "7", "batch_norm": True})
+    step = int(str(caught.value).removeprefix("step ").split(":")[0])
+    stopped = load_model(tmp_path / "checkpoints" / "stopped")[0]
+    assert stopped.backbone.norm.num_batches_tracked == step - 1
+
+
 def test_nan_gradient_of_a_finite_loss_stops_the_run_too(tmp_path, shapes, monkeypatch):
-    def loss(self, batch):
+    def loss(self, batch, totals=None):
         # the square root has an infinite slope at 0
         return {"root": (self.head.bias - self.head.bias.detach()).abs().sqrt().sum()}
 
@@ -279,7 +320,9 @@ def test_annealing_follows_the_progress(tmp_path, shapes, monkeypatch):
     seen = []
     loss = toy.Toy.loss
     monkeypatch.setattr(
-        toy.Toy, "loss", lambda self, batch: seen.append(self.annealing.probs.item()) or loss(self, batch)
+        toy.Toy,
+        "loss",
+        lambda self, batch, totals: seen.append(self.annealing.probs.item()) or loss(self, batch, totals),
     )
     model, _ = run(tmp_path, shapes, steps=8)
     expected = [1, 1, 1, 0.75**0.9, 0.5**0.9, 0.25**0.9, 0, 0]

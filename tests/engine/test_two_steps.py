@@ -124,10 +124,10 @@ def test_whichever_step_is_unfinished_is_resumed(recipe, tmp_path, monkeypatch, 
     assert main(command(recipe, whole)) == 0
     loss, calls = toy.Toy.loss, iter(range(1, 100))
 
-    def interrupting(self, batch):
+    def interrupting(self, batch, totals=None):
         if next(calls) == stop:
             monkeypatch.setenv("TOY_INTERRUPT_AT", str(self.calls + 1))
-        return loss(self, batch)
+        return loss(self, batch, totals)
 
     with monkeypatch.context() as patch:
         patch.setattr(toy.Toy, "loss", interrupting)

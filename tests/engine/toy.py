@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,24 +31,27 @@ class ToyOutputs(NamedTuple):
 
 
 class ToyBackbone(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, batch_norm: bool = False):
         super().__init__()
         self.conv = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.GroupNorm(2, width)
+        self.norm = nn.BatchNorm2d(width) if batch_norm else nn.GroupNorm(2, width)
 
 
 class Toy(nn.Module):
     """memory_limit: images that fit at once, 0: any. poison: image id whose loss is NaN. quiet: a loss without chance.
+    batch_norm: instead of GroupNorm.
 
     In the environment, TOY_KILL_AT: the call of `loss` that ends the process by SIGKILL; TOY_INTERRUPT_AT: that sends
     it SIGINT.
     """
 
-    def __init__(self, labels: LabelSpace, width: int, memory_limit: int, poison: str, quiet: bool):
+    def __init__(
+        self, labels: LabelSpace, width: int, memory_limit: int, poison: str, quiet: bool, batch_norm: bool = False
+    ):
         super().__init__()
         self.labels = labels
         self.input = Input(ResizeRule(0, 0, 8))
-        self.backbone = ToyBackbone(width)
+        self.backbone = ToyBackbone(width, batch_norm)
         self.head = nn.Conv2d(width, len(labels), 1)
         self.annealing = MaskAnnealing(starts=[0.25], ends=[0.75])
         self.memory_limit = memory_limit
@@ -60,7 +63,10 @@ class Toy(nn.Module):
         x = F.relu(self.backbone.norm(self.backbone.conv(self.input(images, valid))))
         return ToyOutputs(self.head(x), valid_extents(images, valid))
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {"images": float(len(batch.sizes)), "logits": float(batch.valid.numel() * len(self.labels))}
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         self.calls += 1
         if self.calls == int(os.environ.get("TOY_KILL_AT", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,10 +80,11 @@ class Toy(nn.Module):
         # chance from each of the three generators, so that a resumption that forgets one is found out
         chance = 1.0 if self.quiet else torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
         per_pixel = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none").mean((1, 2))
+        totals = self.counts(batch) if totals is None else totals
         poisoned = torch.tensor([str(i) == self.poison for i in batch.image_ids])
         return {
-            "classes": torch.where(poisoned, float("nan"), per_pixel).mean(),
-            "size": 0.001 * (chance + self.annealing.probs[0]) * logits.float().square().mean(),
+            "classes": torch.where(poisoned, float("nan"), per_pixel).sum() / totals["images"],
+            "size": 0.001 * (chance + self.annealing.probs[0]) * logits.float().square().sum() / totals["logits"],
         }
 
     def decode(
@@ -108,9 +115,16 @@ class Toy(nn.Module):
         return predictions
 
 
-def build_toy(labels: LabelSpace, width: int = 4, memory_limit: int = 0, poison: str = "", quiet: bool = False) -> Toy:
+def build_toy(
+    labels: LabelSpace,
+    width: int = 4,
+    memory_limit: int = 0,
+    poison: str = "",
+    quiet: bool = False,
+    batch_norm: bool = False,
+) -> Toy:
     """Two convolutions."""
-    return Toy(labels, width, memory_limit, poison, quiet)
+    return Toy(labels, width, memory_limit, poison, quiet, batch_norm)
 
 
 def register() -> None:

@@ -65,7 +65,7 @@ def test_forward_is_the_last_prediction_of_training() -> None:
     net, batch = model().eval(), shapes_batch(2, 64)
     with torch.inference_mode():
         outputs = net(batch.images, batch.valid)
-        classes, embeddings, features = net._predict(batch.images, batch.valid, every=True)
+        classes, embeddings, features = net._predict(batch.images, batch.valid, all_layers=True)
     assert classes.shape == (4, 2, 12, len(LABELS) + 1)  # before the first layer and after each of three
     assert embeddings.shape == (4, 2, 12, 64)
     torch.testing.assert_close(outputs.class_logits, classes[-1], rtol=1e-5, atol=1e-5)

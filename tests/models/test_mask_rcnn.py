@@ -99,7 +99,7 @@ def test_losses_and_gradients_are_torchvisions():
     wanted = [
         {
             "boxes": target.boxes_xyxy,
-            "labels": target.labels + 1,
+            "labels": target.things + 1,
             "masks": (target.mask_stack == target.mask_value[:, None, None]).to(torch.uint8),
         }
         for target in instance_targets(batch, ours.labels)

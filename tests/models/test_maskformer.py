@@ -64,7 +64,7 @@ def noise(count: int = 2, height: int = 64, width: int = 96) -> Tensor:
 def all_masks(model: MaskFormer, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(class logits, mask logits (L, B, Q, h, w)) as the paper has them: the features first, their product then."""
     features, memory = model.pixel_decoder(model.backbone(model.input(images, valid)))
-    classes, embeddings = model.predictor(memory, every=True)
+    classes, embeddings = model.predictor(memory, all_layers=True)
     features = model.pixel_decoder.mask_features(features)
     return classes, torch.einsum("lbqd,bdhw->lbqhw", embeddings, features)
 
@@ -213,15 +213,15 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny(), shapes_batch(2, 64)
     targets = segment_targets(batch, LABELS)
     classes, masks = all_masks(model, batch.images, batch.valid)
-    total = sum(len(t.labels) for t in targets)
+    total = sum(len(t.categories) for t in targets)
     expected = {"mask": torch.zeros(()), "dice": torch.zeros(())}
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     for layer in range(2):
         for image, target in enumerate(targets):
             small, large = nearest_masks(target, (64, 64), (16, 16)), dense_masks(target, (64, 64))
-            cost = -classes[layer, image].softmax(1)[:, target.labels]  # (Q, N)
-            for n in range(len(target.labels)):
+            cost = -classes[layer, image].softmax(1)[:, target.categories]  # (Q, N)
+            for n in range(len(target.categories)):
                 logits, wanted = masks[layer, image].flatten(1), small[n].flatten().expand(10, -1)
                 cost[:, n] = cost[:, n] + 20 * sigmoid_focal_loss(logits, wanted) + dice_loss(logits, wanted)
             for query, n in zip(*linear_sum_assignment(cost.detach().numpy()), strict=True):
@@ -258,12 +258,12 @@ def test_loss_memory_does_not_hold_full_size_masks() -> None:
 
     targets = segment_targets(batch, LABELS)
     features, memory = model.pixel_decoder(model.backbone(model.input(batch.images)))
-    classes, embeddings = model.predictor(memory, every=True)
+    classes, embeddings = model.predictor(memory, all_layers=True)
     features = model.pixel_decoder.mask_features(features).detach()
-    assert 2 * len(targets[0].labels) * 128 * 128 > features.numel()
+    assert 2 * len(targets[0].categories) * 128 * 128 > features.numel()
     with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
         dense_set_loss(classes, embeddings, features, targets, (128, 128), DenseSettings())
-    assert 0 < largest <= max(features.numel(), 2 * len(targets[0].labels) * 32 * 32)
+    assert 0 < largest <= max(features.numel(), 2 * len(targets[0].categories) * 32 * 32)
 
 
 @pytest.mark.parametrize(

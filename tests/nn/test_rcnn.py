@@ -218,6 +218,36 @@ def test_losses_are_finite_and_reach_every_parameter(objects, roi_op):
         assert float(losses["mask"].detach()) == float(losses["box_regression"].detach()) == 0
 
 
+def torchvision_small(v2: bool) -> RCNN:
+    return torchvision_rcnn(3, CHANNELS, v2=v2, box_features=24, mask_convs=1, mask_channels=8)
+
+
+@pytest.mark.parametrize("make", [small, lambda: torchvision_small(False), lambda: torchvision_small(True)])
+@pytest.mark.parametrize("objects", [(4, 0, 1), (0, 0, 2), (0, 0, 0)])
+def test_losses_of_parts_add_up_to_those_of_the_whole(make, objects, monkeypatch):
+    """torchvision divides by the anchors that it drew: here fewer than the budget, and not as many in each image."""
+    monkeypatch.setattr("pansight.ops.regions.boxes._some_of", lambda index, count: index[:count])
+    torch.manual_seed(0)
+    rcnn = make().eval()  # V2 has BatchNorm, of which parts never make a whole
+    maps, truth = [m[:, :, :4, :4] for m in pyramid(3)], [targets(n) for n in objects]
+    parts = [([m[part] for m in maps], extents(3)[part], truth[part]) for part in (slice(0, 1), slice(1, 3))]
+    counts = [rcnn.counts(*part) for part in parts]
+    totals = {name: counts[0][name] + counts[1][name] for name in counts[0]}
+    assert totals == rcnn.counts(maps, extents(3), truth)
+    budget = rcnn.rpn.loss_per_budget
+    assert budget or objects == (0, 0, 0) or 2 * counts[0]["anchors"] != counts[1]["anchors"]
+    assert (totals["anchors"] == 3 * 256) == budget
+    found: list[dict[str, torch.Tensor]] = []
+    for pieces, total in (([(maps, extents(3), truth)], None), (parts, totals)):
+        rcnn.zero_grad()
+        losses = [rcnn.loss(*piece, total) for piece in pieces]
+        sum(value for each in losses for value in each.values()).backward()
+        terms = {name: sum(each[name] for each in losses).detach() for name in LOSSES}
+        found.append(terms | {name: p.grad for name, p in rcnn.named_parameters()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_without_a_mask_head():
     rcnn = small(masks=False)
     assert set(rcnn.loss(pyramid(), extents(), [targets(1), targets(0)])) == LOSSES - {"mask"}

@@ -99,7 +99,7 @@ def test_decoder_starts_from_zero_and_norms_every_layer() -> None:
     decoder = TransformerDecoder(3, 16, 4, 24).eval()
     queries, memory, places = torch.randn(5, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
     every = decoder(queries, memory, places)
-    last = decoder(queries, memory, places, every=False)
+    last = decoder(queries, memory, places, all_layers=False)
     assert every.shape == (3, 2, 5, 16)
     assert torch.equal(last, every[-1:])
     x = decoder.layers[0](torch.zeros(2, 5, 16), queries.expand(2, -1, -1), memory, memory + places)

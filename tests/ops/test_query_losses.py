@@ -119,7 +119,7 @@ def losses_of_transformers(monkeypatch, classes, masks, targets, drawn, canvas):
     auxiliary = [
         {"masks_queries_logits": m, "class_queries_logits": c} for m, c in zip(masks[:-1], classes[:-1], strict=True)
     ]
-    labels, dense = [t.labels for t in targets], [dense_masks(t, canvas) for t in targets]
+    labels, dense = [t.categories for t in targets], [dense_masks(t, canvas) for t in targets]
     found = criterion(masks[-1], classes[-1], dense, labels, auxiliary)
     assert not queue
     weights = {"class": ("loss_cross_entropy", 2.0), "mask": ("loss_mask", 5.0), "dice": ("loss_dice", 5.0)}
@@ -191,8 +191,8 @@ def test_a_perfect_prediction_costs_little():
     features = torch.stack([F.pad(m, (0, 0, 0, 0, 0, 3 - len(m))) for m in masks]) * 40 - 20  # (2, 3, 32, 40)
     embeddings = torch.eye(3).flip(0).expand(1, 2, 3, 3)  # the queries are not in the order of the targets
     classes = torch.full((1, 2, 3, 4), -20.0)
-    classes[0, 0, [2, 1, 0], targets[0].labels] = 20
-    classes[0, 1, [2, 1], targets[1].labels] = 20
+    classes[0, 0, [2, 1, 0], targets[0].categories] = 20
+    classes[0, 1, [2, 1], targets[1].categories] = 20
     classes[0, 1, 0, 3] = 20
     found = point_set_loss(classes, embeddings, [features], targets, (32, 40), PointSettings(points=2000))
     assert found["class"] < 1e-6

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pansight.ops.queries.targets import dense_masks, gathered_samples, padded_labels, sample_masks, segment_targets
+from pansight.ops.queries.targets import dense_masks, gathered_samples, padded_categories, sample_masks, segment_targets
 from pansight.types import Batch, Instances, LabelSpace, PanopticSegmentation, Segment
 
 LABELS = LabelSpace.from_names(["car", "cat"], ["sky", "road"])
@@ -45,7 +45,7 @@ def overlapping():
 
 def test_every_segment_but_crowds_and_empty_ones():
     (found,) = segment_targets(batch_of(PanopticSegmentation(IDS, SEGMENTS)), LABELS)
-    assert found.labels.tolist() == [1, 2, 3]
+    assert found.categories.tolist() == [1, 2, 3]
     assert found.boxes_xyxy.tolist() == [[1, 1, 3, 3], [0, 0, 5, 2], [0, 2, 5, 4]]
     assert found.mask_stack.shape == (1, 4, 5)  # never one map per segment
     assert torch.equal(dense_masks(found, (4, 5)), torch.stack([n == IDS for n in (300, 7, 2)]).float())
@@ -53,7 +53,7 @@ def test_every_segment_but_crowds_and_empty_ones():
 
 def test_things_only():
     (found,) = segment_targets(batch_of(PanopticSegmentation(IDS, SEGMENTS)), LABELS, things_only=True)
-    assert found.labels.tolist() == [1]
+    assert found.categories.tolist() == [1]
     assert found.boxes_xyxy.tolist() == [[1, 1, 3, 3]]
 
 
@@ -73,25 +73,25 @@ def test_overlapping_things_and_the_stuff_of_the_map(many):
         instances.is_crowd,
     )
     (found,) = segment_targets(batch_of(PanopticSegmentation(ids, segments), instances), LABELS)
-    assert found.labels[:4].tolist() == [1, 0, 2, 3]  # the car and the cat of the map are not taken twice
+    assert found.categories[:4].tolist() == [1, 0, 2, 3]  # the car and the cat of the map are not taken twice
     assert found.boxes_xyxy[:4].tolist() == [[1, 1, 3, 3], [2, 2, 5, 4], [0, 0, 5, 2], [0, 2, 5, 4]]
     assert found.mask_stack.shape[0] == 3
     expected = torch.stack([instances.masks[0], instances.masks[1], ids == 7, ids == 2]).float()
     assert torch.equal(dense_masks(found, ids.shape)[:4], expected)
-    assert len(found.labels) == 4 + 300 * many
+    assert len(found.categories) == 4 + 300 * many
     if many:
         assert torch.equal(dense_masks(found, ids.shape)[-1], (ids == 1299).float())
     (things,) = segment_targets(batch_of(PanopticSegmentation(ids, segments), instances), LABELS, things_only=True)
-    assert things.labels.tolist() == [1, 0]
+    assert things.categories.tolist() == [1, 0]
 
 
-def test_padded_labels():
+def test_padded_categories():
     one = segment_targets(batch_of(PanopticSegmentation(IDS, SEGMENTS)), LABELS)[0]
     none = segment_targets(batch_of(PanopticSegmentation(torch.zeros_like(IDS), ())), LABELS)[0]
-    labels, counts = padded_labels([none, one])
+    labels, counts = padded_categories([none, one])
     assert labels.tolist() == [[0, 0, 0], [1, 2, 3]]
     assert counts == [0, 3]
-    labels, counts = padded_labels([none, none])
+    labels, counts = padded_categories([none, none])
     assert labels.shape == (2, 0)
     assert labels.dtype == torch.int64
     assert counts == [0, 0]
@@ -102,7 +102,7 @@ def test_padded_labels():
 def test_samples_equal_grid_sample_of_full_masks(instances, size):
     (found,) = segment_targets(batch_of(PanopticSegmentation(IDS, SEGMENTS), instances), LABELS)
     dense = dense_masks(found, size)
-    assert dense.shape == (len(found.labels), *size)
+    assert dense.shape == (len(found.categories), *size)
     draw = torch.Generator().manual_seed(0)
     own = torch.rand((len(dense), 300, 2), generator=draw) * 1.2 - 0.1  # some lie outside the canvas
     expected = F.grid_sample(dense[:, None], 2 * own[:, :, None] - 1, align_corners=False)[:, 0, :, 0]

@@ -40,7 +40,7 @@ def test_disjoint_truth_gives_things_without_crowds_and_shares_the_map():
     truth = PanopticSegmentation(IDS, (Segment(5, 1), Segment(7, 2), Segment(9, 0, is_crowd=True)))
     (target,) = instance_targets(batch_of(truth), LABELS)
     assert target.boxes_xyxy.tolist() == [[1, 0, 3, 2]]
-    assert target.labels.tolist() == [1]
+    assert target.things.tolist() == [1]
     assert torch.equal(target.mask_stack[target.mask_index[0]] == target.mask_value[0], IDS == 5)
 
 
@@ -51,7 +51,7 @@ def test_overlapping_truth_keeps_each_mask():
     instances = Instances(boxes, torch.tensor([0, 1, 0]), torch.ones(3), masks, torch.tensor([False, False, True]))
     truth = PanopticSegmentation(torch.zeros((3, 4), dtype=torch.int32), ())
     (target,) = instance_targets(batch_of(truth, instances), LABELS)
-    assert target.labels.tolist() == [0, 1]
+    assert target.things.tolist() == [0, 1]
     assert all(
         torch.equal(target.mask_stack[i] == v, m) for i, v, m in zip(target.mask_index, target.mask_value, masks)
     )

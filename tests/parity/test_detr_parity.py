@@ -209,7 +209,7 @@ def test_losses_of_every_layer(tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     theirs.config.auxiliary_loss = True
     data = batch()
-    classes, boxes, outputs = ours._predict(data.images, data.valid, every=True)
+    classes, boxes, outputs = ours._predict(data.images, data.valid, all_layers=True)
     masks = torch.stack([ours.mask_logits(outputs, image) for image in range(2)])
     truth = truth_for_transformers(data)
     total, terms, _ = ForSegmentationLoss(

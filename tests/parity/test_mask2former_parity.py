@@ -103,7 +103,7 @@ def test_logits_and_masks_of_every_layer(kind: str, tmp_path: Path) -> None:
         with torch.inference_mode():
             expected = theirs(ours.input(images, valid), output_auxiliary_logits=True)
             levels, positions, shapes, features = ours.pixel_decoder(ours.backbone(ours.input(images, valid)))
-            classes, embeddings = ours.predictor(levels, positions, shapes, features, every=True)
+            classes, embeddings = ours.predictor(levels, positions, shapes, features, all_layers=True)
             found = ours(images, valid)
         masks = torch.einsum("lbqd,bdhw->lbqhw", embeddings, features)
         assert len(classes) == len(expected.auxiliary_logits) + 1 == LAYERS + 1
@@ -149,7 +149,7 @@ def test_losses_and_gradients(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
         expected = theirs(
             ours.input(data.images, data.valid),
             mask_labels=[dense_masks(target, CANVAS) for target in targets],
-            class_labels=[target.labels for target in targets],
+            class_labels=[target.categories for target in targets],
         )
     found = ours.loss(data, draw=same_for_a_shape)
     assert sorted(found) == ["class", "dice", "mask"]

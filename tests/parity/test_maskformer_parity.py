@@ -94,7 +94,7 @@ def batch() -> Batch:
 def truth_for_transformers(data: Batch, labels: LabelSpace) -> dict[str, list[Tensor]]:
     targets = segment_targets(data, labels)
     masks = [dense_masks(target, CANVAS) for target in targets]
-    return {"mask_labels": masks, "class_labels": [target.labels for target in targets]}
+    return {"mask_labels": masks, "class_labels": [target.categories for target in targets]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +152,7 @@ def test_losses_of_every_layer(tmp_path: Path) -> None:
     ours = loaded(theirs, tmp_path)
     data = batch()
     features, memory = ours.pixel_decoder(ours.backbone(ours.input(data.images, data.valid)))
-    classes, embeddings = ours.predictor(memory, every=True)
+    classes, embeddings = ours.predictor(memory, all_layers=True)
     masks = torch.einsum("lbqd,bdhw->lbqhw", embeddings, ours.pixel_decoder.mask_features(features))
     first = [{"masks_queries_logits": m, "class_queries_logits": c} for m, c in zip(masks[:-1], classes[:-1])]
     assert len(first) == 2

@@ -5,24 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from pansight.errors import PansightError
 from pansight.types import Batch, Instances, PanopticSegmentation, Prediction
 
+Result = TypeVar("Result")
+
 BUCKET = 1 << 24
-"""Gradients are averaged in flat tensors of about so many numbers."""
+"""Gradients are added up in flat tensors of about so many numbers."""
+
+SYNC_BN_DEVICES = ("cuda", "xpu", "hpu")
 
 MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -110,13 +115,13 @@ def largest(values: Sequence[float], accelerator: Accelerator) -> list[float]:
     return tensor.tolist()
 
 
-def mean(values: Sequence[float], accelerator: Accelerator) -> list[float]:
-    """Each value's mean over the processes."""
+def sums(values: Mapping[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """Each value's sum over the processes, which all have values of the same names."""
     if accelerator.num_processes == 1:
-        return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+        return dict(values)
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
     torch.distributed.all_reduce(tensor)
-    return (tensor / accelerator.num_processes).tolist()
+    return dict(zip(values, tensor.tolist(), strict=True))
 
 
 def gather(value: Any, accelerator: Accelerator) -> list[Any]:
@@ -124,12 +129,13 @@ def gather(value: Any, accelerator: Accelerator) -> list[Any]:
     return [value] if accelerator.num_processes == 1 else gather_object([value])
 
 
-def average_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) -> None:
-    """Replace each gradient by its mean over the processes; a process without one counts as zero.
+def sum_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) -> None:
+    """Replace each gradient by its sum over the processes; a process without one counts as zero.
 
-    Done once a step, after the last micro-batch, instead of by DistributedDataParallel in the middle of a backward
-    pass: so a process that runs out of memory or meets a NaN can tell the others before they wait for its gradients,
-    and branches that an image does not reach need no special care.
+    The sum and not the mean, because the loss of each process is already divided by the counts of all of them. Done
+    once a step, after the last micro-batch, instead of by DistributedDataParallel in the middle of a backward pass: so
+    a process that runs out of memory or meets a NaN can tell the others before they wait for its gradients, and
+    branches that an image does not reach need no special care.
     """
     if accelerator.num_processes == 1:
         return
@@ -142,11 +148,25 @@ def average_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) ->
         if number == len(trained) or sum(g.numel() for g in bucket) >= BUCKET:
             flat = torch.cat([g.flatten() for g in bucket])  # (numbers of the bucket,)
             torch.distributed.all_reduce(flat)
-            flat /= accelerator.num_processes
             parts = flat.split([g.numel() for g in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
             bucket = []
+
+
+def average_statistics(statistics: Sequence[Tensor], accelerator: Accelerator) -> None:
+    """Replace the running statistics of BatchNorm by their means over the processes, so that all have the same.
+
+    The mean and not those of the first process, because each has seen images of its own and all of them count. After
+    every step, because a run that is saved at any step must go on as one that was not.
+    """
+    if accelerator.num_processes == 1 or not statistics:
+        return
+    flat = torch.cat([tensor.flatten().double() for tensor in statistics])  # counters, all the same, stay exact
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for tensor, mean in zip(statistics, flat.split([t.numel() for t in statistics]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def clip_gradients(model: nn.Module, limit: float, accelerator: Accelerator) -> float:
@@ -156,11 +176,38 @@ def clip_gradients(model: nn.Module, limit: float, accelerator: Accelerator) -> 
     return float(norm)
 
 
+def synchronise_batch_norm(model: nn.Module, accelerator: Accelerator) -> None:
+    """BatchNorm, timm's with an activation too, takes its statistics over all processes from now on.
+
+    Frozen BatchNorm is no BatchNorm of torch's and stays as it is. Raises PansightError where the processes compute on
+    a device that cannot do it; with one process there is nothing to do.
+    """
+    if accelerator.num_processes == 1:
+        return
+    if accelerator.device.type not in SYNC_BN_DEVICES:
+        known = ", ".join(SYNC_BN_DEVICES)
+        raise PansightError(f"train.sync_bn: expected processes on {known}, found them on {accelerator.device.type}")
+    convert_sync_batchnorm(model)
+
+
 def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
     """Parameters and buffers of the first process to all."""
     if accelerator.num_processes > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             torch.distributed.broadcast(tensor.data, 0)
+
+
+def unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
+    """What `compute` gives, or None, with the accelerator's memory cleared, where memory runs out."""
+    try:
+        return compute()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # outside the except block: the traceback would keep the tensors of the failed pass alive
+    if torch.accelerator.is_available():
+        torch.accelerator.memory.empty_cache()
+    return None
 
 
 def is_out_of_memory(error: Exception) -> bool:

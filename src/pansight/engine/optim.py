@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pansight.config import TrainConfig
 from pansight.errors import PansightError
+from pansight.nn.statistics import running_statistics
 
 PLAIN = {"backbone_lr_factor": 1.0, "layer_decay": 1.0, "weight_decay": 1e-4, "clip_norm": 0.0}
 """What -1 means in settings that nobody chose for."""
@@ -137,43 +138,49 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, ste
 
 
 class MovingAverage:
-    """Exponential moving average of the trained parameters; buffers are the model's own.
+    """Exponential moving average of the trained parameters and of the running statistics of BatchNorm.
 
-    The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that a short run is not held back by its start.
+    The statistics are averaged because those of the weights as they stand do not fit their average. All other buffers
+    (counters, constants, what follows a schedule) are the model's own. The decay rises with the steps,
+    min(decay, (1 + n) / (10 + n)), so that a short run is not held back by its start.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.raw = trained + [s for s in running_statistics(model) if s.is_floating_point()]
+        self.average = [tensor.detach().clone() for tensor in self.raw]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(self.average, [p.detach() for p in self.parameters], step)
+        get_ema_multi_avg_fn(decay)(self.average, [tensor.detach() for tensor in self.raw], step)
 
     def restore(self, raw: Sequence[Tensor]) -> None:
-        """After loading a checkpoint, whose model file holds the averages: take them, then put the raw weights back."""
-        for average, parameter, tensor in zip(self.average, self.parameters, raw, strict=True):
-            average.copy_(parameter.detach())
-            parameter.data.copy_(tensor)
+        """After loading a checkpoint, whose model file holds the averages: take them, then put the raw values back."""
+        for average, own, tensor in zip(self.average, self.raw, raw, strict=True):
+            average.copy_(own.detach())
+            own.data.copy_(tensor)
 
     def into_model(self) -> None:
-        """The average becomes the model's weights."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.data.copy_(average)
+        """The average becomes the model's weights and statistics."""
+        for own, average in zip(self.raw, self.average, strict=True):
+            own.data.copy_(average)
 
 
 @contextmanager
 def averaged(average: MovingAverage | None) -> Iterator[list[Tensor] | None]:
-    """Inside, the model has the averaged weights; yields the raw ones. Does nothing where there is no average."""
+    """Inside, the model has the averaged weights and statistics; yields the raw ones.
+
+    Does nothing where there is no average.
+    """
     if average is None:
         yield None
         return
-    raw = [p.detach().clone() for p in average.parameters]
+    raw = [tensor.detach().clone() for tensor in average.raw]
     try:
         average.into_model()
         yield raw
     finally:
-        for parameter, tensor in zip(average.parameters, raw, strict=True):
-            parameter.data.copy_(tensor)
+        for own, tensor in zip(average.raw, raw, strict=True):
+            own.data.copy_(tensor)

@@ -49,7 +49,10 @@ class RunState:
 
 
 class Session:
-    """Everything about a run but its steps. `state` is what the loop reads and writes."""
+    """Everything about a run but its steps. `state` is what the loop reads and writes.
+
+    batch_norm: whether the model trains BatchNorm, for which parts of a batch are not what the whole is.
+    """
 
     def __init__(
         self,
@@ -60,10 +63,11 @@ class Session:
         average: MovingAverage | None,
         save: Callable[[Path], None],
         evaluate: Callable[[], dict[str, Any]] | None,
+        batch_norm: bool,
     ):
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.optimizer, self.average = optimizer, average
-        self._save, self._evaluate = save, evaluate
+        self._save, self._evaluate, self._batch_norm = save, evaluate, batch_norm
         self.state = RunState(parts=config.accumulate)
         self.log = RunLog(folder / LOG if accelerator.is_main_process else None)
         self.bar = ProgressBar("train", accelerator.is_main_process)
@@ -73,12 +77,21 @@ class Session:
     def __enter__(self) -> Self:
         self._mark = self.state.step, time.monotonic()
         self.bar.__enter__()
+        self._say_batch_norm()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.__exit__(kind, error, trace)
+
+    def _say_batch_norm(self) -> None:
+        processes = 1 if self.config.sync_bn else self.accelerator.num_processes
+        if self._batch_norm and (self.state.parts > 1 or processes > 1):
+            self.bar.say(
+                f"the model trains BatchNorm, which sees the batch in {self.state.parts * processes} pieces and "
+                "normalises each by itself: the result is not that of one piece"
+            )
 
     def resume(self) -> None:
         """Take up the state of checkpoints/last; the model has its weights already."""
@@ -100,7 +113,10 @@ class Session:
         return max(by_steps, self.state.seconds / limit) if limit else by_steps
 
     def record(self, losses: dict[str, float], norm: float, progress: float) -> None:
-        """After a step: the bar, and every `log_every` steps a line of the log with the means since the last one."""
+        """After a step: the bar, and every `log_every` steps a line of the log with the means since the last one.
+
+        losses: the terms of the whole step, of all processes together.
+        """
         state, config = self.state, self.config
         for name, value in (losses | {"gradient norm": norm}).items():
             state.window[name] = state.window.get(name, 0.0) + value
@@ -113,9 +129,7 @@ class Session:
         self.bar.update(share, text)
         if state.step % config.log_every and state.step != config.steps:
             return
-        names = list(state.window)
-        sums = distributed.mean([state.window[n] for n in names], self.accelerator)
-        means = {n: v / state.window_steps for n, v in zip(names, sums, strict=True)}
+        means = {n: v / state.window_steps for n, v in state.window.items()}
         norm = means.pop("gradient norm")
         row: dict[str, Any] = {"step": state.step, "kind": "train", "loss": sum(means.values()), "losses": means}
         row |= {"gradient_norm": norm, "lr": max(g["lr"] for g in self.optimizer.param_groups)}
@@ -125,6 +139,15 @@ class Session:
         self.accelerator.log(scalars | {f"train/{n}": v for n, v in means.items()}, step=state.step)
         state.window, state.window_steps = {}, 0
         self._mark = state.step, time.monotonic()
+
+    def evaluate_and_save(self, stopping: bool) -> bool:
+        """After a step: whatever the settings have due now; returns whether the run is over."""
+        step, config, over = self.state.step, self.config, self.progress() >= 1
+        if config.evaluate_every > 0 and (over or step % config.evaluate_every == 0):
+            self.evaluate()
+        if over or stopping or (config.checkpoint_every and step % config.checkpoint_every == 0):
+            self.save_last()
+        return over
 
     def evaluate(self) -> None:
         """Measure the (averaged) weights; they become checkpoints/best where they are."""
@@ -175,6 +198,7 @@ class Session:
             f"out of memory at step {self.state.step}: from now on {self.state.parts} micro-batches of {size}; "
             "the batch of a step stays the same"
         )
+        self._say_batch_norm()
 
     def not_finite(self, batch: Batch, losses: dict[str, float]) -> PansightError:
         """The error of a step whose loss or gradient is no number; its weights are kept as checkpoints/stopped."""

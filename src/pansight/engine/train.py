@@ -30,6 +30,7 @@ from pansight.engine.optim import (
 )
 from pansight.engine.session import Interrupted, Session, stop_signal
 from pansight.nn.queries.annealing import MaskAnnealing
+from pansight.nn.statistics import restore_statistics, running_statistics, trains_batch_norm
 from pansight.types import Batch
 
 
@@ -52,7 +53,7 @@ def train(
     evaluate: Callable[[], dict[str, Any]] | None = None,
     resume: bool = False,
 ) -> Result:
-    """Train `model` by ``model.loss(batch)`` until `config.steps` or `config.max_minutes`; leaves it as it is saved.
+    """Train `model` until `config.steps` or `config.max_minutes` by its ``loss``; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
     evaluate: gives the record of evaluation.json; called every `config.evaluate_every` steps and at the end.
@@ -60,12 +61,11 @@ def train(
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C.
     """
     device, config = accelerator.device, settled(config)
-    model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-    frozen = freeze(model, config.freeze)
-    distributed.broadcast_weights(model, accelerator)
+    frozen = make_ready(model, config, accelerator)
+    statistics = running_statistics(model)
     optimizer = accelerator.prepare(make_optimizer(model, config))
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
-    session = Session(config, folder, accelerator, optimizer, average, save, evaluate)
+    session = Session(config, folder, accelerator, optimizer, average, save, evaluate, trains_batch_norm(model))
     if resume:
         session.resume()
     precision = distributed.resolve_precision(config.precision, device)
@@ -78,19 +78,24 @@ def train(
             batch = distributed.to_device(batch, device)
             progress = session.progress()
             follow(optimizer, annealed, config, state.step, progress)
+            before = [tensor.clone() for tensor in statistics]  # a pass that is repeated must not leave a trace
             while True:  # more than once only where memory does not suffice
-                distributed.seed_step(config.seed, state.step, accelerator.process_index)
-                losses, failed = gradients(model, batch, state.parts, precision, accelerator)
+                shares = gradients(model, batch, state.parts, (config.seed, state.step), precision, accelerator)
+                losses = shares or {}
                 bad = not all(map(math.isfinite, losses.values()))
-                signs = [failed, bad, stop.is_set(), time.monotonic() - clock_start]
+                signs = [shares is None, bad, stop.is_set(), time.monotonic() - clock_start]
                 failed, bad, stopping, state.seconds = distributed.largest(signs, accelerator)
+                if failed or bad:
+                    restore_statistics(statistics, before)
                 if not failed:
                     break
                 optimizer.zero_grad()
                 session.shrink(batch)
             if bad:
                 raise session.not_finite(batch, losses)
-            distributed.average_gradients(model.parameters(), accelerator)
+            losses = distributed.sums(losses, accelerator)
+            distributed.sum_gradients(model.parameters(), accelerator)
+            distributed.average_statistics(statistics, accelerator)
             norm = distributed.clip_gradients(model, config.clip_norm, accelerator)
             if not math.isfinite(norm) and accelerator.scaler is None:  # the scaler of fp16 skips such steps itself
                 raise session.not_finite(batch, losses | {"gradient norm": norm})
@@ -100,18 +105,24 @@ def train(
                 average.update(state.step)
             state.step += 1
             session.record(losses, norm, progress)
-            over = session.progress() >= 1
-            if config.evaluate_every > 0 and (over or state.step % config.evaluate_every == 0):
-                session.evaluate()
-            if over or stopping or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
-                session.save_last()
-            if over:
+            if session.evaluate_and_save(stopping):
                 break
             if stopping:
                 raise Interrupted(f"interrupted after step {state.step}, which is saved; go on with --resume")
     if average is not None:
         average.into_model()
     return Result(state.step, "steps" if state.step >= config.steps else "time", state.seconds)
+
+
+def make_ready(model: Any, config: TrainConfig, accelerator: Accelerator) -> list[nn.Module]:
+    """Put the model on the device, in training mode, with the weights of the first process; returns what is frozen."""
+    model.to(accelerator.device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    if config.sync_bn:
+        distributed.synchronise_batch_norm(model, accelerator)
+    frozen = freeze(model, config.freeze)
+    distributed.broadcast_weights(model, accelerator)
+    train_mode(model, frozen)
+    return frozen
 
 
 def follow(optimizer: Any, annealed: Sequence[MaskAnnealing], config: TrainConfig, step: int, progress: float) -> None:
@@ -129,33 +140,45 @@ def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
 
 
 def gradients(
-    model: Any, batch: Batch, parts: int, precision: str, accelerator: Accelerator
-) -> tuple[dict[str, float], bool]:
-    """Add the gradients of the mean loss over the images of `batch`, computed in `parts` micro-batches.
+    model: Any, batch: Batch, parts: int, seed: tuple[int, int], precision: str, accelerator: Accelerator
+) -> dict[str, float] | None:
+    """Add this process's share of the gradients of the loss of the whole step, computed in `parts` micro-batches.
 
-    Returns each loss term, weighted by the images of its micro-batch, and whether memory ran out; the gradients are
-    then incomplete and the terms missing. One transfer from the device a call.
+    The step is the batches of all processes: each term is divided by what all their parts count, so that the shares
+    add up to the loss of one large batch. Returns the shares of the loss terms; None where memory ran out (in this
+    process, or while any was counting): the gradients are then incomplete. seed: of the run, and the step.
     """
-    total: Tensor | None = None
-    names: list[str] = []
-    try:
+
+    def count() -> dict[str, float]:
+        counts: dict[str, float] = {}
+        with distributed.autocast(precision, accelerator.device):
+            for piece in split(batch, parts):
+                for name, value in model.counts(piece).items():
+                    counts[name] = counts.get(name, 0.0) + float(value)
+        return counts
+
+    def learn() -> dict[str, float]:
+        total: Tensor | None = None
+        names: list[str] = []
         for piece in split(batch, parts):
-            share = len(piece.sizes) / len(batch.sizes)
             with distributed.autocast(precision, accelerator.device):
-                losses = model.loss(piece)
-            terms = torch.stack([loss.float() for loss in losses.values()]) * share  # (terms,)
+                losses = model.loss(piece, totals)
+            terms = torch.stack([loss.float() for loss in losses.values()])  # (terms,)
             accelerator.backward(terms.sum())
             names = list(losses)
             total = terms.detach() if total is None else total + terms.detach()
         assert total is not None  # a batch has at least one image
-        return dict(zip(names, total.tolist(), strict=True)), False
-    except (RuntimeError, MemoryError) as error:
-        if not distributed.is_out_of_memory(error):
-            raise
-    # outside the except block: the traceback would keep the tensors of the failed pass alive
-    if torch.accelerator.is_available():
-        torch.accelerator.memory.empty_cache()
-    return {}, True
+        return dict(zip(names, total.tolist(), strict=True))  # one transfer from the device
+
+    totals: dict[str, float] | None = None  # where the batch is the whole step, its loss counts by itself
+    if parts > 1 or accelerator.num_processes > 1:
+        distributed.seed_step(*seed, accelerator.process_index)
+        everyone = distributed.gather(distributed.unless_out_of_memory(count), accelerator)
+        if None in everyone:
+            return None
+        totals = {name: sum(counts[name] for counts in everyone) for name in everyone[0]}
+    distributed.seed_step(*seed, accelerator.process_index)  # again: counting may have drawn
+    return distributed.unless_out_of_memory(learn)
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

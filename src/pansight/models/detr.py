@@ -11,7 +11,7 @@ convolutions, so what all queries share passes the mask head once (`MaskHead.sha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,12 +28,12 @@ from pansight.nn.queries.transformer import MLP, TransformerDecoder, Transformer
 from pansight.ops.attention.positions import resize_valid, sine_positions
 from pansight.ops.fusion.decode import TASKS, checked_task
 from pansight.ops.fusion.queries import Canvas, fuse_detr, fuse_hf, keep_queries, semantic_map
-from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, sigmoid_focal_loss
+from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, set_counts, sigmoid_focal_loss
 from pansight.ops.queries.matching import Matches, box_cost, class_cost, hungarian
-from pansight.ops.queries.targets import dense_masks, padded_labels, segment_targets
+from pansight.ops.queries.targets import SegmentTargets, dense_masks, padded_categories, segment_targets
 from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from pansight.ops.resize import ResizeRule
-from pansight.ops.targets import InstanceTargets, valid_extents
+from pansight.ops.targets import valid_extents
 from pansight.types import Batch, Instances, LabelSpace, Prediction
 
 CHUNK_ELEMENTS = 1 << 23
@@ -127,16 +127,17 @@ class DETR(nn.Module):
         return maps, projected, memory, positions, small
 
     def _predict(
-        self, images: Tensor, valid: Tensor | None, every: bool, frozen: bool = False
+        self, images: Tensor, valid: Tensor | None, all_layers: bool, frozen: bool = False
     ) -> tuple[Tensor, Tensor, DETROutputs]:
-        """→ class logits (L, B, Q, C + 1), boxes (L, B, Q, 4) of `every` layer or the last; all else of the last.
+        """→ class logits (L, B, Q, C + 1), boxes (L, B, Q, 4) of `all_layers` or the last; all else of the last.
 
         frozen: only what the mask head makes has a gradient.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             maps, projected, memory, positions, small = self._encode(images, valid)
             mask = None if valid is None else small.flatten(1)[:, None, None]  # (B, 1, 1, N)
-            layers = self.transformer.decoder(self.query_embed.weight, memory, positions, mask, every)  # (L, B, Q, D)
+            queries = self.query_embed.weight  # (Q, D)
+            layers = self.transformer.decoder(queries, memory, positions, mask, all_layers)  # (L, B, Q, D)
             classes = self.class_embed(layers)
             boxes = self.bbox_embed(layers).float().sigmoid()
         shared = () if self.mask_head is None else self.mask_head.shared(projected, maps[-2::-1][:3])
@@ -155,7 +156,7 @@ class DETR(nn.Module):
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> DETROutputs:
         """images uint8 (B, 3, H, W) of any size, valid bool (B, H, W), False on padding (which no query looks at)."""
-        return self._predict(images, valid, every=False)[2]
+        return self._predict(images, valid, all_layers=False)[2]
 
     def mask_logits(self, outputs: DETROutputs, image: int, queries: Tensor | None = None) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
@@ -176,35 +177,46 @@ class DETR(nn.Module):
             ]
         return torch.cat(parts)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def _targets(self, batch: Batch) -> list[SegmentTargets]:
+        """Detection learns things, panoptic segmentation every segment."""
+        return segment_targets(batch, self.labels, things_only=self.mask_head is None and not self.stuff)
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What `loss` divides by, for these images, which may be a part of a step: see `set_counts`."""
+        return set_counts(self._targets(batch), self.query_embed.num_embeddings, self.weights.no_object)
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Classes and boxes of every layer; with a mask head, the masks of the last layer's matched queries.
 
-        Detection learns things, panoptic segmentation every segment. Where a mask head, but no parameter of the
-        detector is trained (the second step), the detector runs without gradient and only masks are reported.
+        Where a mask head, but no parameter of the detector is trained (the second step), the detector runs without
+        gradient and only masks are reported. totals: the sum of `counts` over the parts of the step; None: `batch` is
+        the whole of it.
         """
-        targets = segment_targets(batch, self.labels, things_only=self.mask_head is None and not self.stuff)
+        targets = self._targets(batch)
         frozen = self.mask_head is not None and self._detector_is_frozen()
         classes, boxes, outputs = self._predict(batch.images, batch.valid, self.auxiliary and not frozen, frozen)
-        labels, counts = padded_labels(targets)
+        labels, counts = padded_categories(targets)
         sides = outputs.extents.flip(1).repeat(1, 2)  # (B, 4) width, height, width, height
         wanted = [box_xyxy_to_cxcywh(t.boxes_xyxy / side) for t, side in zip(targets, sides, strict=True)]
         true_boxes = nn.utils.rnn.pad_sequence(wanted, batch_first=True)  # (B, N, 4)
         matches = self._match(classes, boxes, labels, true_boxes, counts)
-        total = max(1, sum(counts))
+        segments = max(1, sum(counts) if totals is None else totals["segments"])
         weights, losses = self.weights, dict[str, Tensor]()
         if not frozen:
             pairs = boxes[matches.layer, matches.image, matches.query]  # (M, 4)
             distance, overlap = box_losses(pairs, true_boxes[matches.image, matches.target])  # (M,) each
-            losses["class"] = weights.classes * set_class_loss(classes, matches, labels, weights.no_object).sum()
-            losses["box"] = weights.box * distance.sum() / total + 0.0 * boxes.sum()
-            losses["giou"] = weights.giou * overlap.sum() / total
+            weight = None if totals is None else totals["query_weight"]
+            per_layer = set_class_loss(classes, matches, labels, weights.no_object, weight)
+            losses["class"] = weights.classes * per_layer.sum()
+            losses["box"] = weights.box * distance.sum() / segments + 0.0 * boxes.sum()
+            losses["giou"] = weights.giou * overlap.sum() / segments
         if self.mask_head is not None:
             last = matches.layer == len(classes) - 1
             pairs = Matches(*(column[last] for column in matches))
             canvas = (batch.images.shape[2], batch.images.shape[3])
             focal, dice = self._mask_losses(outputs, pairs, targets, canvas)
-            losses["mask"] = weights.mask * focal / total
-            losses["dice"] = weights.dice * dice / total
+            losses["mask"] = weights.mask * focal / segments
+            losses["dice"] = weights.dice * dice / segments
         return losses
 
     def _detector_is_frozen(self) -> bool:
@@ -222,7 +234,7 @@ class DETR(nn.Module):
         return hungarian(cost, counts)
 
     def _mask_losses(
-        self, outputs: DETROutputs, matches: Matches, targets: Sequence[InstanceTargets], canvas: tuple[int, int]
+        self, outputs: DETROutputs, matches: Matches, targets: Sequence[SegmentTargets], canvas: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """(focal loss, dice loss), each summed over the matched pairs of one layer."""
         focal = dice = torch.zeros((), device=matches.query.device)
@@ -307,7 +319,7 @@ class DETR(nn.Module):
 
 
 def pixel_losses(
-    logits: Tensor, targets: InstanceTargets, index: Tensor, canvas: tuple[int, int]
+    logits: Tensor, targets: SegmentTargets, index: Tensor, canvas: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """(focal loss, dice loss), each summed over M masks: logits (M, h, w) on the padded canvas, index int64 (M,)."""
     logits = F.interpolate(logits.unsqueeze(1), canvas, mode="bilinear", align_corners=False).flatten(1)  # (M, H · W)

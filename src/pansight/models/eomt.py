@@ -15,7 +15,7 @@ random in its validation, and switches masks off for the figures above; a finish
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.ops.fusion.decode import QueryRules, canvases_of, checked_task, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows
-from pansight.ops.queries.losses import PointSettings, point_set_loss
+from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -120,10 +120,10 @@ class EoMT(nn.Module):
         if self.window and not self.training:
             extents = valid_extents(images, valid)
             cuts, windows = cut_windows(images, [(h, w) for h, w in extents.tolist()], self.window)
-            return self._run(cuts, None, every=False)._replace(extents=extents, windows=tuple(windows))
-        return self._run(images, valid, every=self.training and self.masked)
+            return self._run(cuts, None, all_layers=False)._replace(extents=extents, windows=tuple(windows))
+        return self._run(images, valid, all_layers=self.training and self.masked)
 
-    def _run(self, images: Tensor, valid: Tensor | None, every: bool) -> EoMTOutputs:
+    def _run(self, images: Tensor, valid: Tensor | None, all_layers: bool) -> EoMTOutputs:
         extents = valid_extents(images, valid)
         bottom, right = (-side % self.backbone.patch for side in images.shape[2:])
         if bottom or right:
@@ -138,7 +138,7 @@ class EoMT(nn.Module):
                 tokens = torch.cat((self.q.weight.expand(len(tokens), -1, -1), tokens), dim=1)  # (B, Q + P + h·w, D)
             if index >= self.first:
                 share = shares[index - self.first]
-                if every:
+                if all_layers:
                     predictions.append(self._predict(tokens, grid))
                     if share > 0:
                         mask = self._attention_mask(*predictions[-1][1:], grid, share)
@@ -177,9 +177,16 @@ class EoMT(nn.Module):
         mask[:, 0, :queries, skipped:] = inside
         return mask
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Mask2Former's set loss (point-sampled) of all L predictions: "class", "mask", "dice", weighted."""
-        outputs = self._run(batch.images, batch.valid, every=self.masked)
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What `loss` divides by, for these images, which may be a part of a step: see `set_counts`."""
+        return set_counts(segment_targets(batch, self.labels), self.q.num_embeddings, self.settings.no_object)
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """Mask2Former's set loss (point-sampled) of all L predictions: "class", "mask", "dice", weighted.
+
+        totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
+        """
+        outputs = self._run(batch.images, batch.valid, all_layers=self.masked)
         targets = segment_targets(batch, self.labels)
         return point_set_loss(
             outputs.class_logits,
@@ -188,6 +195,7 @@ class EoMT(nn.Module):
             targets,
             self._canvas(outputs),
             self.settings,
+            totals=totals,
         )
 
     def mask_logits(self, outputs: EoMTOutputs, image: int, queries: Tensor | None = None, layer: int = -1) -> Tensor:

@@ -8,9 +8,10 @@ the builders of their names; the general `faster_rcnn` takes any timm backbone, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
@@ -23,6 +24,7 @@ from pansight.nn.rcnn.two_stage import (
     detectron2_rcnn,
     torchvision_rcnn,
 )
+from pansight.nn.statistics import kept_statistics
 from pansight.ops.resize import TORCHVISION, ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
@@ -46,11 +48,22 @@ class FasterRCNN(nn.Module):
         extents = valid_extents(images, valid)
         return FasterRCNNOutputs(self.rcnn(self.fpn(self.backbone(self.input(images, valid))), extents), extents)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """L = L_rpn + L_cls + L_box."""
+    @torch.no_grad()
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What `loss` divides by, for these images; the network runs as far as its proposals, and learns nothing."""
+        with kept_statistics(self):
+            features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
+            extents = valid_extents(batch.images, batch.valid)
+            return self.rcnn.counts(features, extents, instance_targets(batch, self.labels))
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """L = L_rpn + L_cls + L_box.
+
+        totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
+        """
         features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
         extents = valid_extents(batch.images, batch.valid)
-        return self.rcnn.loss(features, extents, instance_targets(batch, self.labels))
+        return self.rcnn.loss(features, extents, instance_targets(batch, self.labels), totals)
 
     def decode(self, outputs: FasterRCNNOutputs, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W)."""

@@ -10,7 +10,7 @@ with features resized to a level first, which is the same (resizing is linear); 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention, Linear
 from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
-from pansight.ops.queries.losses import PointSettings, point_set_loss, uniform
+from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts, uniform
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -104,11 +104,12 @@ class MaskedDecoder(nn.Module):
         positions: Sequence[Tensor],
         shapes: Sequence[tuple[int, int]],
         features: Tensor,
-        every: bool,
+        all_layers: bool,
     ) -> tuple[Tensor, Tensor]:
         """levels (B, N_l, D), positions (1, N_l, D), shapes (h, w) with N_l = h · w, features (B, D, H / 4, W / 4).
 
-        → class logits (L, B, Q, C + 1), mask embeddings (L, B, Q, D) of every prediction; unless `every`, of the last.
+        → class logits (L, B, Q, C + 1), mask embeddings (L, B, Q, D) of every prediction; of the last alone
+        unless `all_layers`.
         """
         memory = [x + e for x, e in zip(levels, self.level_embed.weight, strict=True)]
         placed = [x + p for x, p in zip(memory, positions, strict=True)]
@@ -129,7 +130,7 @@ class MaskedDecoder(nn.Module):
             x = feed_forward(self_attention(x, query_positions))
             normed.append(self.decoder_norm(x))
             embeddings.append(self.mask_embed(normed[-1]))
-        kept = slice(None) if every else slice(-1, None)
+        kept = slice(None) if all_layers else slice(-1, None)
         return self.class_embed(torch.stack(normed[kept])), torch.stack(embeddings[kept])
 
 
@@ -167,25 +168,35 @@ class Mask2Former(nn.Module):
         self.settings = settings
         self.rules = rules
 
-    def _predict(self, images: Tensor, valid: Tensor | None, every: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(self, images: Tensor, valid: Tensor | None, all_layers: bool) -> tuple[Tensor, Tensor, Tensor]:
         levels, positions, shapes, features = self.pixel_decoder(self.backbone(self.input(images, valid)))
-        return (*self.predictor(levels, positions, shapes, features, every), features)
+        return (*self.predictor(levels, positions, shapes, features, all_layers), features)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Mask2FormerOutputs:
         """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding.
 
         Padding is zero after normalisation and looked at like the image, as in the official repository.
         """
-        class_logits, embeddings, features = self._predict(images, valid, every=False)
+        class_logits, embeddings, features = self._predict(images, valid, all_layers=False)
         return Mask2FormerOutputs(class_logits[0], embeddings[0], features, valid_extents(images, valid))
 
-    def loss(self, batch: Batch, draw: Callable[..., Tensor] = uniform) -> dict[str, Tensor]:
-        """Class, mask and dice losses, each summed over all predictions of the decoder. draw: see `point_set_loss`."""
-        class_logits, embeddings, features = self._predict(batch.images, batch.valid, every=True)
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What `loss` divides by, for these images, which may be a part of a step: see `set_counts`."""
+        targets = segment_targets(batch, self.labels)
+        return set_counts(targets, self.predictor.query_feat.num_embeddings, self.settings.no_object)
+
+    def loss(
+        self, batch: Batch, totals: Mapping[str, float] | None = None, draw: Callable[..., Tensor] = uniform
+    ) -> dict[str, Tensor]:
+        """Class, mask and dice losses, each summed over all predictions of the decoder. draw: see `point_set_loss`.
+
+        totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
+        """
+        class_logits, embeddings, features = self._predict(batch.images, batch.valid, all_layers=True)
         canvas = (batch.images.shape[2], batch.images.shape[3])
         targets = segment_targets(batch, self.labels)
         maps = [features] * len(embeddings)
-        return point_set_loss(class_logits, embeddings, maps, targets, canvas, self.settings, draw)
+        return point_set_loss(class_logits, embeddings, maps, targets, canvas, self.settings, draw, totals=totals)
 
     def mask_logits(self, outputs: Mask2FormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""

@@ -10,9 +10,10 @@ COCO val2017 box / mask AP: torchvision R50 37.9 / 34.6, V2 47.4 / 41.8; detectr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
@@ -25,6 +26,7 @@ from pansight.nn.rcnn.two_stage import (
     detectron2_rcnn,
     torchvision_rcnn,
 )
+from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.instances import merge_by_label_map
 from pansight.ops.resize import TORCHVISION, ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
@@ -64,11 +66,22 @@ class MaskRCNN(nn.Module):
         extents = valid_extents(images, valid)
         return MaskRCNNOutputs(self.rcnn(self.fpn(self.backbone(self.input(images, valid))), extents), extents)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """L = L_rpn + L_cls + L_box + L_mask."""
+    @torch.no_grad()
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What `loss` divides by, for these images; the network runs as far as its proposals, and learns nothing."""
+        with kept_statistics(self):
+            features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
+            extents = valid_extents(batch.images, batch.valid)
+            return self.rcnn.counts(features, extents, instance_targets(batch, self.labels))
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """L = L_rpn + L_cls + L_box + L_mask.
+
+        totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
+        """
         features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
         extents = valid_extents(batch.images, batch.valid)
-        return self.rcnn.loss(features, extents, instance_targets(batch, self.labels))
+        return self.rcnn.loss(features, extents, instance_targets(batch, self.labels), totals)
 
     def decode(
         self,

@@ -10,7 +10,7 @@ linear, so it is multiplied with the queries' embeddings and applied in `decode`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from pansight.nn.queries.transformer import MLP, TransformerDecoder, Transformer
 from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
+from pansight.ops.queries.losses import set_counts
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -130,14 +131,14 @@ class Predictor(nn.Module):
         self.mask_embed = MLP(channels, channels, channels, channels)
         xavier(self.decoder)
 
-    def forward(self, memory: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: Tensor, all_layers: bool) -> tuple[Tensor, Tensor]:
         """memory (B, C, h, w), padding looked at like the image → class logits (L, B, Q, C + 1), mask embeddings
 
-        (L, B, Q, D) of every layer; unless `every`, of the last alone (L = 1).
+        (L, B, Q, D) of every layer; unless `all_layers`, of the last alone (L = 1).
         """
         x = self.input_proj(memory)  # (B, D, h, w)
         positions = whole_positions((x.shape[2], x.shape[3]), x.shape[1], x.device).flatten(1, 2)
-        hidden = self.decoder(self.query_embed.weight, x.flatten(2).transpose(1, 2), positions, every=every)
+        hidden = self.decoder(self.query_embed.weight, x.flatten(2).transpose(1, 2), positions, all_layers=all_layers)
         return self.class_embed(hidden), self.mask_embed(hidden)
 
 
@@ -178,7 +179,7 @@ class MaskFormer(nn.Module):
         Padding is zero after normalisation and looked at like the image, as in the official repository.
         """
         features, memory = self.pixel_decoder(self.backbone(self.input(images, valid)))
-        class_logits, embeddings = self.predictor(memory, every=False)
+        class_logits, embeddings = self.predictor(memory, all_layers=False)
         last = self.pixel_decoder.mask_features
         assert last.bias is not None
         with torch.autocast(images.device.type, enabled=False):  # little work, and all masks hang on it
@@ -188,14 +189,22 @@ class MaskFormer(nn.Module):
         canvas = torch.tensor(images.shape[2:], device=images.device)
         return MaskFormerOutputs(class_logits[0], kernels, biases, features, valid_extents(images, valid), canvas)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Class, mask (focal) and dice losses, each summed over the layers of the decoder."""
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What `loss` divides by, for these images, which may be a part of a step: see `set_counts`."""
+        targets = segment_targets(batch, self.labels)
+        return set_counts(targets, self.predictor.query_embed.num_embeddings, self.settings.no_object)
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """Class, mask (focal) and dice losses, each summed over the layers of the decoder.
+
+        totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
+        """
         features, memory = self.pixel_decoder(self.backbone(self.input(batch.images, batch.valid)))
-        class_logits, embeddings = self.predictor(memory, every=True)
+        class_logits, embeddings = self.predictor(memory, all_layers=True)
         features = self.pixel_decoder.mask_features(features)
         targets = segment_targets(batch, self.labels)
         canvas = (batch.images.shape[2], batch.images.shape[3])
-        return dense_set_loss(class_logits, embeddings, features, targets, canvas, self.settings)
+        return dense_set_loss(class_logits, embeddings, features, targets, canvas, self.settings, totals)
 
     def mask_logits(self, outputs: MaskFormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""

@@ -11,7 +11,7 @@ any timm backbone with the stride in the 3×3 convolution and RGB input.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, Input
 from pansight.nn.rcnn.two_stage import RCNN, Detections, detections_to_instances, detectron2_rcnn
 from pansight.nn.semantic.fpn_head import SemanticFPNHead
+from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.instances import merge_by_label_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, semantic_targets, valid_extents
@@ -78,16 +79,28 @@ class PanopticFPN(nn.Module):
         semantic_logits = self.semantic_head(features[: len(self.semantic_head.levels)])
         return PanopticFPNOutputs(self.rcnn(features, extents), semantic_logits, extents)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """L = L_rpn + L_cls + L_box + L_mask + λ_s · CE, the cross-entropy over all pixels that are not void."""
+    @torch.no_grad()
+    def counts(self, batch: Batch) -> dict[str, float | Tensor]:
+        """What `loss` divides by, for these images; the network runs as far as its proposals, and learns nothing."""
+        labelled = (semantic_targets(batch, self.class_of_category) != IGNORE).sum()
+        with kept_statistics(self):
+            features, extents = self._features(batch.images, batch.valid)
+            return {"pixels": labelled, **self.rcnn.counts(features, extents, instance_targets(batch, self.labels))}
+
+    def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """L = L_rpn + L_cls + L_box + L_mask + λ_s · CE, the cross-entropy over all pixels that are not void.
+
+        totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
+        """
         features, extents = self._features(batch.images, batch.valid)
-        losses = self.rcnn.loss(features, extents, instance_targets(batch, self.labels))
+        losses = self.rcnn.loss(features, extents, instance_targets(batch, self.labels), totals)
         logits = self.semantic_head(features[: len(self.semantic_head.levels)]).float()
         target = semantic_targets(batch, self.class_of_category)  # (B, H, W)
         logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
         # the mean over labelled pixels; a batch without any costs nothing
         total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-        losses["semantic"] = self.semantic_weight * total / (target != IGNORE).sum().clamp(min=1)
+        pixels = (target != IGNORE).sum().clamp(min=1) if totals is None else max(1, totals["pixels"])
+        losses["semantic"] = self.semantic_weight * total / pixels
         return losses
 
     def decode(

@@ -19,13 +19,13 @@ from pansight.types import IGNORE, VOID, Batch, Instances, LabelSpace, PanopticS
 class InstanceTargets(NamedTuple):
     """The N things of one image, crowds left out.
 
-    boxes_xyxy float32 (N, 4), pixel edges (x2, y2 exclusive); labels int64 (N,), index among ``labels.things``.
+    boxes_xyxy float32 (N, 4), pixel edges (x2, y2 exclusive); things int64 (N,), index among ``labels.things``.
     The mask of object n is ``mask_stack[mask_index[n]] == mask_value[n]``: for disjoint truth the stack is the id map
     itself (S = 1), for overlapping annotations one 0/1 map each (S = N). mask_stack int32 or uint8 (S, H, W).
     """
 
     boxes_xyxy: Tensor
-    labels: Tensor
+    things: Tensor
     mask_stack: Tensor
     mask_index: Tensor  # int64 (N,)
     mask_value: Tensor  # int32 (N,)
@@ -97,7 +97,7 @@ def _from_disjoint(truth: PanopticSegmentation, thing_index: dict[int, int], dev
     table, boxes = table[seen], boxes[seen.to(boxes.device)]
     return InstanceTargets(
         boxes_xyxy=boxes.to(device),
-        labels=table[:, 1].to(device),
+        things=table[:, 1].to(device),
         mask_stack=truth.ids.unsqueeze(0).to(device),  # (1, H, W)
         mask_index=torch.zeros(len(table), dtype=torch.int64, device=device),
         mask_value=table[:, 0].to(device=device, dtype=torch.int32),
@@ -112,12 +112,12 @@ def _from_overlapping(instances: Instances, thing_index: dict[int, int], device:
     boxes = instances.boxes_xyxy.cpu()
     keep &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     chosen: list[int] = keep.nonzero().flatten().tolist()
-    thing_labels = torch.tensor([thing_index[label_list[k]] for k in chosen], dtype=torch.int64)
+    things = torch.tensor([thing_index[label_list[k]] for k in chosen], dtype=torch.int64)
     masks = instances.masks
     stack = torch.zeros((0, 1, 1), dtype=torch.uint8) if masks is None else masks[chosen].to(torch.uint8)
     return InstanceTargets(
         boxes_xyxy=boxes[chosen].to(device),
-        labels=thing_labels.to(device),
+        things=things.to(device),
         mask_stack=stack.to(device),  # (N, H, W)
         mask_index=torch.arange(len(chosen), device=device),
         mask_value=torch.ones(len(chosen), dtype=torch.int32, device=device),

@@ -189,11 +189,16 @@ class TransformerDecoder(nn.Module):
         _initialise(self)
 
     def forward(
-        self, query_positions: Tensor, memory: Tensor, positions: Tensor, mask: Tensor | None = None, every: bool = True
+        self,
+        query_positions: Tensor,
+        memory: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        all_layers: bool = True,
     ) -> Tensor:
         """query_positions (Q, D); memory, positions (B, N, D); mask broadcastable to (B, heads, Q, N).
 
-        → (L, B, Q, D), the normed output of every layer; of the last alone (L = 1) unless `every`.
+        → (L, B, Q, D), the normed output of every layer; of the last alone (L = 1) unless `all_layers`.
         """
         query_positions = query_positions.expand(len(memory), -1, -1)  # (B, Q, D)
         x = torch.zeros_like(query_positions)
@@ -201,7 +206,7 @@ class TransformerDecoder(nn.Module):
         outputs: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             x = layer(x, query_positions, memory, placed_memory, mask)
-            if every or index == len(self.layers) - 1:
+            if all_layers or index == len(self.layers) - 1:
                 outputs.append(self.norm(x))
         return torch.stack(outputs)
 

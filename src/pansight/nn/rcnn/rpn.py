@@ -23,6 +23,18 @@ class Proposals(NamedTuple):
     image_index: Tensor  # int64 (P,)
 
 
+class AnchorSample(NamedTuple):
+    """N anchors of a batch to learn from, drawn at random; the P objects among them.
+
+    A place is the number of the image times the anchors of an image, plus the number of the anchor.
+    """
+
+    place: Tensor  # int64 (N,)
+    label: Tensor  # float32 (N,), 1 where there is an object
+    positive: Tensor  # int64 (P,), places
+    codes: Tensor  # float32 (P, 4): what the deltas should be
+
+
 class RPNOutputs(NamedTuple):
     """Per level: logits (B, A, H, W) and deltas (B, 4 A, H, W), channel a · 4 + c."""
 
@@ -139,11 +151,9 @@ class RPN(nn.Module):
         keep = keep[box_ops.first_of_each(image_index[keep], self.post_nms[0 if training else 1])]
         return Proposals(boxes[keep], image_index[keep])
 
-    def loss(self, outputs: RPNOutputs, targets: Sequence[InstanceTargets]) -> dict[str, Tensor]:
-        """rpn_objectness and rpn_box over a random sample of the anchors of each image."""
-        count = len(targets)
-        logits = torch.cat([x.permute(0, 2, 3, 1).reshape(count, -1) for x in outputs.logits], dim=1)  # (B, N)
-        deltas = torch.cat([x.permute(0, 2, 3, 1).reshape(count, -1, 4) for x in outputs.deltas], dim=1)
+    @torch.no_grad()
+    def sample(self, outputs: RPNOutputs, targets: Sequence[InstanceTargets]) -> AnchorSample:
+        """Anchors of each image, matched and drawn by torch's global generator. How many does not depend on chance."""
         strides = self.level_strides([x.shape[2:] for x in outputs.logits])
         anchors = torch.cat(
             [
@@ -163,10 +173,26 @@ class RPN(nn.Module):
             labels.append((torch.arange(len(places[-1]), device=positive.device) < len(positive)).float())
             positives.append(positive + image * len(anchors))
             codes.append(box_ops.encode_boxes(target.boxes_xyxy[match[positive]], anchors[positive], CODE_WEIGHTS))
-        place, label = torch.cat(places), torch.cat(labels)
-        denominator = self.samples * count if self.loss_per_budget else max(1, len(place))
-        chosen = deltas.view(-1, 4)[torch.cat(positives)]
+        return AnchorSample(torch.cat(places), torch.cat(labels), torch.cat(positives), torch.cat(codes))
+
+    def count(self, sample: AnchorSample, images: int) -> float:
+        """What the losses of so many images are divided by: the anchors drawn, or how many should be."""
+        return float(self.samples * images if self.loss_per_budget else len(sample.place))
+
+    def loss(
+        self, outputs: RPNOutputs, targets: Sequence[InstanceTargets], total: float | None = None
+    ) -> dict[str, Tensor]:
+        """rpn_objectness and rpn_box over a random sample of the anchors of each image.
+
+        total: the sum of `count` over the parts of a step; None: these images are the whole of it.
+        """
+        count = len(targets)
+        logits = torch.cat([x.permute(0, 2, 3, 1).reshape(count, -1) for x in outputs.logits], dim=1)  # (B, N)
+        deltas = torch.cat([x.permute(0, 2, 3, 1).reshape(count, -1, 4) for x in outputs.deltas], dim=1)
+        sample = self.sample(outputs, targets)
+        denominator = max(1, self.count(sample, count) if total is None else total)
+        chosen = deltas.view(-1, 4)[sample.positive]
         return {
-            "rpn_objectness": objectness_loss(logits.view(-1)[place], label, denominator),
-            "rpn_box": box_loss(chosen, torch.cat(codes), self.beta) / denominator,
+            "rpn_objectness": objectness_loss(logits.view(-1)[sample.place], sample.label, denominator),
+            "rpn_box": box_loss(chosen, sample.codes, self.beta) / denominator,
         }

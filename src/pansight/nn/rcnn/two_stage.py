@@ -7,7 +7,7 @@ The two conventions that published weights follow, torchvision's and detectron2'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -137,20 +137,40 @@ class RCNN(nn.Module):
         ]
         return torch.cat(parts)
 
-    def loss(
+    @torch.no_grad()
+    def counts(
         self, features: Sequence[Tensor], extents: Tensor, targets: Sequence[InstanceTargets]
+    ) -> dict[str, float]:
+        """What `loss` divides by for these images: "anchors", "regions" and "objects" that it learns from.
+
+        Draws what `loss` draws, in the same order, so that both see the same proposals after the same seed, even where
+        the layers before them draw too (stochastic depth).
+        """
+        outputs = self.rpn(features)
+        anchors = self.rpn.count(self.rpn.sample(outputs, targets), len(targets))
+        regions = self.sample_regions(self.rpn.propose(outputs, extents, training=True), targets)
+        return {"anchors": anchors, "regions": float(len(regions.things)), "objects": float(len(regions.objects))}
+
+    def loss(
+        self,
+        features: Sequence[Tensor],
+        extents: Tensor,
+        targets: Sequence[InstanceTargets],
+        totals: Mapping[str, float] | None = None,
     ) -> dict[str, Tensor]:
         """rpn_objectness, rpn_box, box_class, box_regression and, with a mask head, mask: scalars of weight 1.
 
         Finite, and with gradients for every parameter, also where no image of the batch has an object.
+        totals: the sum of `counts` over the parts of a step; None: these images are the whole of it.
         """
         outputs = self.rpn(features)
-        losses = self.rpn.loss(outputs, targets)
+        losses = self.rpn.loss(outputs, targets, None if totals is None else totals["anchors"])
         regions = self.sample_regions(self.rpn.propose(outputs, extents, training=True), targets)
         pyramid = make_pyramid(features[: len(self.strides)], self.strides)
-        losses |= self._box_losses(pyramid, regions)
+        losses |= self._box_losses(pyramid, regions, None if totals is None else totals["regions"])
         if self.mask_head is not None:
-            losses["mask"] = self._mask_loss(pyramid, regions, targets)
+            total = None if totals is None else totals["objects"]
+            losses["mask"] = self._mask_loss(pyramid, regions, targets, total)
         return losses
 
     @torch.no_grad()
@@ -168,7 +188,7 @@ class RCNN(nn.Module):
                 Regions(
                     boxes[chosen],
                     torch.full_like(chosen, image),
-                    torch.cat((target.labels[truth], torch.full_like(negative, -1))),
+                    torch.cat((target.things[truth], torch.full_like(negative, -1))),
                     torch.arange(len(positive), device=chosen.device) + count,
                     box_ops.encode_boxes(target.boxes_xyxy[truth], boxes[positive], CODE_WEIGHTS),
                     truth,
@@ -177,7 +197,7 @@ class RCNN(nn.Module):
             count += len(chosen)
         return Regions(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
-    def _box_losses(self, pyramid: Pyramid, regions: Regions) -> dict[str, Tensor]:
+    def _box_losses(self, pyramid: Pyramid, regions: Regions, total: float | None) -> dict[str, Tensor]:
         if len(regions.things) == 0:
             nothing = zero_of([self.box_head, self.box_predictor])
             return {"box_class": nothing, "box_regression": nothing}
@@ -186,12 +206,15 @@ class RCNN(nn.Module):
         shift = int(self.background_first)
         classes = torch.where(regions.things < 0, background, regions.things + shift)  # (R,)
         predicted = codes[regions.objects, classes[regions.objects]]  # (P, 4)
+        count = max(1, len(regions.things) if total is None else total)
         return {
-            "box_class": class_loss(logits, classes),
-            "box_regression": box_loss(predicted, regions.codes, self.box_beta) / len(regions.things),
+            "box_class": class_loss(logits, classes, total),
+            "box_regression": box_loss(predicted, regions.codes, self.box_beta) / count,
         }
 
-    def _mask_loss(self, pyramid: Pyramid, regions: Regions, targets: Sequence[InstanceTargets]) -> Tensor:
+    def _mask_loss(
+        self, pyramid: Pyramid, regions: Regions, targets: Sequence[InstanceTargets], total: float | None
+    ) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_pooler is not None
         if len(regions.objects) == 0:
@@ -211,7 +234,7 @@ class RCNN(nn.Module):
             )
             for image, target in enumerate(targets)
         ]
-        return mask_loss(logits, torch.cat(wanted))
+        return mask_loss(logits, torch.cat(wanted), total)
 
 
 def detections_to_instances(

@@ -4,7 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pansight.ops.queries.losses import dice_loss, set_class_loss, sigmoid_focal_loss
 from pansight.ops.queries.matching import Matches, class_cost, focal_cost, hungarian, mask_cost
-from pansight.ops.queries.targets import dense_masks, padded_labels
-from pansight.ops.targets import InstanceTargets
+from pansight.ops.queries.targets import SegmentTargets, dense_masks, padded_categories
 
 CHUNK = 1 << 22
 """Pixels of full size that are in memory at once, whatever the number of masks."""
@@ -34,22 +33,26 @@ def dense_set_loss(
     class_logits: Tensor,
     mask_embeddings: Tensor,
     features: Tensor,
-    targets: Sequence[InstanceTargets],
+    targets: Sequence[SegmentTargets],
     canvas: tuple[int, int],
     settings: DenseSettings,
+    totals: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """MaskFormer's loss of all L layers: {"class", "mask", "dice"}, each weighted and summed over layers.
 
     class_logits (L, B, Q, C + 1); mask_embeddings (L, B, Q, D); features (B, D, h, w): their product is the mask
     logits. canvas: (H, W), the padded size that the truth is placed on. Matching is redone for each layer, at (h, w)
-    with the nearest pixel of the truth; matched logits are compared at full size. Divided by the number of targets of
-    the batch (at least 1). All in float32, also under autocast.
+    with the nearest pixel of the truth; matched logits are compared at full size. Divided by the number of targets
+    (at least 1). All in float32, also under autocast. totals: `set_counts` of the whole step where these images are a
+    part of it; None: these are all.
     """
     class_logits, mask_embeddings, features = class_logits.float(), mask_embeddings.float(), features.float()
-    labels, counts = padded_labels(targets)
+    labels, counts = padded_categories(targets)
+    total = None if totals is None else totals["query_weight"]
+    segments = max(1, sum(counts) if totals is None else totals["segments"])
     with torch.autocast(features.device.type, enabled=False):
         matches = _match(class_logits, mask_embeddings, features, targets, canvas, settings)
-        classes = set_class_loss(class_logits, matches, labels, settings.no_object).sum()
+        classes = set_class_loss(class_logits, matches, labels, settings.no_object, total).sum()
         focal = dice = 0.0 * (mask_embeddings.sum() + features.sum())  # a gradient, if zero, where nothing matched
         step = max(1, CHUNK // (canvas[0] * canvas[1]))
         for image, target in enumerate(targets):
@@ -61,15 +64,14 @@ def dense_set_loss(
                     _full_size, part, target, index, canvas, use_reentrant=False, preserve_rng_state=False
                 )
                 focal, dice = focal + pair[0], dice + pair[1]
-    total = max(1, sum(counts))
     return {
         "class": settings.class_weight * classes,
-        "mask": settings.focal_weight * focal / total,
-        "dice": settings.dice_weight * dice / total,
+        "mask": settings.focal_weight * focal / segments,
+        "dice": settings.dice_weight * dice / segments,
     }
 
 
-def _full_size(masks: Tensor, target: InstanceTargets, index: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _full_size(masks: Tensor, target: SegmentTargets, index: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(focal, dice), summed over the pairs: masks (M, h, w), index int64 (M,) among the targets.
 
     What is needed for the gradient is computed again then: it is several maps of full size a pair.
@@ -83,11 +85,11 @@ def _match(
     class_logits: Tensor,
     mask_embeddings: Tensor,
     features: Tensor,
-    targets: Sequence[InstanceTargets],
+    targets: Sequence[SegmentTargets],
     canvas: tuple[int, int],
     settings: DenseSettings,
 ) -> Matches:
-    labels, counts = padded_labels(targets)
+    labels, counts = padded_categories(targets)
     size = (features.shape[2], features.shape[3])
     with torch.no_grad():
         cost = settings.class_weight * class_cost(class_logits, labels)  # (L, B, Q, N)
@@ -103,7 +105,7 @@ def _match(
     return hungarian(cost, counts)
 
 
-def nearest_masks(targets: InstanceTargets, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def nearest_masks(targets: SegmentTargets, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """The masks on the padded `canvas`, shrunk to `size` by torch's "nearest": float32 (N, h, w) of 0 and 1."""
     stack = targets.mask_stack  # (S, H, W), not padded
     for axis, side in ((1, 0), (2, 1)):

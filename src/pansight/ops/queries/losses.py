@@ -7,7 +7,7 @@ Carion et al., DETR; Cheng et al., MaskFormer and Mask2Former; Lin et al., focal
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pansight.ops.queries.matching import Matches, class_cost, hungarian, mask_cost
-from pansight.ops.queries.targets import padded_labels, sample_masks
+from pansight.ops.queries.targets import SegmentTargets, padded_categories, sample_masks
 from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, generalized_iou
-from pansight.ops.targets import InstanceTargets
 
 
-def set_class_loss(class_logits: Tensor, matches: Matches, labels: Tensor, no_object: float = 0.1) -> Tensor:
+def set_counts(targets: Sequence[SegmentTargets], queries: int, no_object: float) -> dict[str, float]:
+    """What the set losses of these images are divided by; it follows from the truth alone.
+
+    "segments": the number of targets, of mask and box losses. "query_weight": of the class loss, the weights of all
+    queries in one layer, 1 for each that is matched (an image matches at most all its `queries`), else `no_object`.
+    """
+    of_image = [len(target.categories) for target in targets]
+    matched = sum(min(count, queries) for count in of_image)
+    unmatched = len(of_image) * queries - matched
+    return {"segments": float(sum(of_image)), "query_weight": matched + unmatched * no_object}
+
+
+def set_class_loss(
+    class_logits: Tensor, matches: Matches, labels: Tensor, no_object: float = 0.1, total: float | None = None
+) -> Tensor:
     """Cross-entropy over all queries, weighted mean (torch's), unmatched queries wanting the last class: (L,).
 
     class_logits (L, B, Q, C + 1), labels int64 (B, N). no_object: the weight of the last class. DETR, section 3.1.
+    total: what to divide by instead of the weights of these images, see `set_counts`.
     """
     logits = class_logits.float()
     layers, images, queries, classes = logits.shape
@@ -32,7 +46,7 @@ def set_class_loss(class_logits: Tensor, matches: Matches, labels: Tensor, no_ob
     wanted[matches.layer, matches.image, matches.query] = labels[matches.image, matches.target]
     weight = (wanted == classes - 1) * (no_object - 1.0) + 1.0  # (L, B, Q)
     loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(weight)
-    return (loss * weight).sum((1, 2)) / weight.sum((1, 2))
+    return (loss * weight).sum((1, 2)) / (weight.sum((1, 2)) if total is None else total)
 
 
 def box_losses(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,17 +102,19 @@ def point_set_loss(
     class_logits: Tensor,
     mask_embeddings: Tensor,
     features: Sequence[Tensor],
-    targets: Sequence[InstanceTargets],
+    targets: Sequence[SegmentTargets],
     canvas: tuple[int, int],
     settings: PointSettings,
     draw: Callable[..., Tensor] = uniform,
+    totals: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """Mask2Former's loss of all L layers, EoMT's too: {"class", "mask", "dice"}, each weighted and summed over layers.
 
     class_logits (L, B, Q, C + 1); mask_embeddings (L, B, Q, D); features: L maps (B, D, h, w), which may be one map L
     times; the mask logits of a layer are their product, which is never formed as a whole. canvas: (H, W), the padded
-    size that the truth is placed on. Matching is redone for each layer. Divided by the number of targets of the batch
-    (at least 1). All in float32, also under autocast.
+    size that the truth is placed on. Matching is redone for each layer. Divided by the number of targets (at
+    least 1). All in float32, also under autocast. totals: `set_counts` of the whole step where these images are a part
+    of it; None: these are all.
 
     draw(*shape, device=…) gives uniform numbers 0 … 1. It is called for (B, K, 2) first: the matching points x, y of
     each image, which all layers share; then, layer by layer where anything matched, for (M, 3 K, 2) and (M, K / 4, 2)
@@ -106,11 +122,13 @@ def point_set_loss(
     """
     device = class_logits.device
     class_logits, mask_embeddings = class_logits.float(), mask_embeddings.float()
-    labels, counts = padded_labels(targets)
+    labels, counts = padded_categories(targets)
+    total = None if totals is None else totals["query_weight"]
+    segments = max(1, sum(counts) if totals is None else totals["segments"])
     with torch.autocast(device.type, enabled=False):
         points = draw(len(targets), settings.points, 2, device=device)  # (B, K, 2)
         matches = _match(class_logits, mask_embeddings, features, targets, points, canvas, settings)
-        classes = set_class_loss(class_logits, matches, labels, settings.no_object).sum()
+        classes = set_class_loss(class_logits, matches, labels, settings.no_object, total).sum()
         binary: list[Tensor] = []
         dice: list[Tensor] = []
         embeddings = mask_embeddings[matches.layer, matches.image, matches.query]  # (M, D) of all layers
@@ -126,11 +144,10 @@ def point_set_loss(
             logits = _sample(mask, where)  # (M, K)
             binary.append(binary_loss(logits, wanted).sum())
             dice.append(dice_loss(logits, wanted).sum())
-    total = max(1, sum(counts))
     return {
         "class": settings.class_weight * classes,
-        "mask": settings.binary_weight * torch.stack(binary).sum() / total,
-        "dice": settings.dice_weight * torch.stack(dice).sum() / total,
+        "mask": settings.binary_weight * torch.stack(binary).sum() / segments,
+        "dice": settings.dice_weight * torch.stack(dice).sum() / segments,
     }
 
 
@@ -138,7 +155,7 @@ def _match(
     class_logits: Tensor,
     mask_embeddings: Tensor,
     features: Sequence[Tensor],
-    targets: Sequence[InstanceTargets],
+    targets: Sequence[SegmentTargets],
     points: Tensor,
     canvas: tuple[int, int],
     settings: PointSettings,
@@ -147,7 +164,7 @@ def _match(
 
     Sampling is linear: it acts on the features, or on the masks of one layer, whichever is less work.
     """
-    labels, counts = padded_labels(targets)
+    labels, counts = padded_categories(targets)
     with torch.no_grad():
         cost = settings.class_weight * class_cost(class_logits, labels)  # (L, B, Q, N)
         for image, target in enumerate(targets):
@@ -230,7 +247,7 @@ def _smallest(values: Tensor, count: int) -> Tensor:
 def _loss_points(
     masks: Tensor,
     pairs: Matches,
-    targets: Sequence[InstanceTargets],
+    targets: Sequence[SegmentTargets],
     canvas: tuple[int, int],
     settings: PointSettings,
     draw: Callable[..., Tensor],

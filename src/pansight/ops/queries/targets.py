@@ -5,20 +5,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pansight.ops.targets import InstanceTargets, boxes_of_ids, lookup
+from pansight.ops.targets import boxes_of_ids, lookup
 from pansight.types import Batch, Instances, LabelSpace, PanopticSegmentation
 
 
-def segment_targets(batch: Batch, labels: LabelSpace, things_only: bool = False) -> list[InstanceTargets]:
-    """Every segment of each image on the device of ``batch.images``; ``labels`` are indices into the LabelSpace.
+class SegmentTargets(NamedTuple):
+    """The N segments of one image that a query may answer for, crowds left out.
+
+    As `InstanceTargets`, but each has its category: an index into the whole LabelSpace, stuff included.
+    """
+
+    boxes_xyxy: Tensor
+    categories: Tensor  # int64 (N,)
+    mask_stack: Tensor
+    mask_index: Tensor  # int64 (N,)
+    mask_value: Tensor  # int32 (N,)
+
+
+def segment_targets(batch: Batch, labels: LabelSpace, things_only: bool = False) -> list[SegmentTargets]:
+    """Every segment of each image on the device of ``batch.images``.
 
     Crowds and segments without a pixel are left out. Where a sample has overlapping `instances`, its things are those
     and its stuff comes from the id map. things_only: no stuff (detection). boxes_xyxy are at pixel edges (see
-    InstanceTargets); masks are never expanded to one map per segment where the truth is disjoint.
+    SegmentTargets); masks are never expanded to one map per segment where the truth is disjoint.
     """
     device = batch.images.device
     wanted = {c.id for c in labels if c.is_thing or not things_only}
@@ -29,15 +43,15 @@ def segment_targets(batch: Batch, labels: LabelSpace, things_only: bool = False)
     ]
 
 
-def _disjoint(truth: PanopticSegmentation, wanted: set[int], device: torch.device) -> InstanceTargets:
+def _disjoint(truth: PanopticSegmentation, wanted: set[int], device: torch.device) -> SegmentTargets:
     rows = [(s.id, s.category) for s in truth.segments if s.category in wanted and not s.is_crowd]
     table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)  # (N, 2) id, category
     boxes = boxes_of_ids(truth.ids, table[:, 0].to(truth.ids.device))
     seen = boxes[:, 2] > boxes[:, 0]
     table = table[seen.cpu()]
-    return InstanceTargets(
+    return SegmentTargets(
         boxes_xyxy=boxes[seen].to(device),
-        labels=table[:, 1].to(device),
+        categories=table[:, 1].to(device),
         mask_stack=truth.ids.unsqueeze(0).to(device),  # (1, H, W)
         mask_index=torch.zeros(len(table), dtype=torch.int64, device=device),
         mask_value=table[:, 0].to(device=device, dtype=torch.int32),
@@ -46,7 +60,7 @@ def _disjoint(truth: PanopticSegmentation, wanted: set[int], device: torch.devic
 
 def _overlapping(
     instances: Instances, truth: PanopticSegmentation, wanted: set[int], stuff: set[int], device: torch.device
-) -> InstanceTargets:
+) -> SegmentTargets:
     """Things as one 0/1 map each; all stuff shares one more map, numbered from 1."""
     boxes = instances.boxes_xyxy.cpu()
     names: list[int] = instances.labels.tolist()
@@ -57,32 +71,30 @@ def _overlapping(
     chosen: list[int] = keep.nonzero().flatten().tolist()
     masks = torch.zeros((len(chosen), *truth.size)) if instances.masks is None else instances.masks[chosen]
     rest = _disjoint(truth, stuff, device)
-    dtype = torch.uint8 if len(rest.labels) < 256 else torch.int32
-    numbers = torch.arange(1, len(rest.labels) + 1, device=device)
+    dtype = torch.uint8 if len(rest.categories) < 256 else torch.int32
+    numbers = torch.arange(1, len(rest.categories) + 1, device=device)
     stack = masks.to(device=device, dtype=dtype)  # (T, H, W)
-    if len(rest.labels):
+    if len(rest.categories):
         shared = lookup(rest.mask_stack[0], rest.mask_value, numbers, 0).to(dtype)  # (H, W)
         stack = torch.cat((stack, shared.unsqueeze(0)))
     count = len(chosen)
     things = torch.arange(count, device=device)
-    return InstanceTargets(
+    return SegmentTargets(
         boxes_xyxy=torch.cat((boxes[chosen].to(device), rest.boxes_xyxy)),
-        labels=torch.cat((instances.labels[chosen].to(device), rest.labels)),
+        categories=torch.cat((instances.labels[chosen].to(device), rest.categories)),
         mask_stack=stack,
         mask_index=torch.cat((things, torch.full_like(numbers, count))),
         mask_value=torch.cat((torch.ones_like(things), numbers)).to(torch.int32),
     )
 
 
-def padded_labels(targets: Sequence[InstanceTargets]) -> tuple[Tensor, list[int]]:
-    """(labels int64 (B, N), N the most of any image, 0 where there is none; the number of targets of each image)."""
-    counts = [len(t.labels) for t in targets]
-    return torch.nn.utils.rnn.pad_sequence([t.labels for t in targets], batch_first=True), counts
+def padded_categories(targets: Sequence[SegmentTargets]) -> tuple[Tensor, list[int]]:
+    """(categories int64 (B, N), N the most of any image, 0 where there is none; the number of targets of each)."""
+    counts = [len(t.categories) for t in targets]
+    return torch.nn.utils.rnn.pad_sequence([t.categories for t in targets], batch_first=True), counts
 
 
-def sample_masks(
-    targets: InstanceTargets, points: Tensor, size: tuple[int, int], index: Tensor | None = None
-) -> Tensor:
+def sample_masks(targets: SegmentTargets, points: Tensor, size: tuple[int, int], index: Tensor | None = None) -> Tensor:
     """Bilinear samples of the masks at points: float32 (N, P), 0 … 1; outside the image the masks are 0.
 
     points float (P, 2), shared by all masks, or (N, P, 2): x, y in 0 … 1 of the padded canvas `size` (H, W), as in
@@ -123,7 +135,7 @@ def gathered_samples(stack: Tensor, plane: Tensor, value: Tensor, points: Tensor
     return result
 
 
-def dense_masks(targets: InstanceTargets, size: tuple[int, int], index: Tensor | None = None) -> Tensor:
+def dense_masks(targets: SegmentTargets, size: tuple[int, int], index: Tensor | None = None) -> Tensor:
     """float32 (N, H, W) of 0 and 1, padded with 0 at the right and the bottom to `size`. index as in sample_masks."""
     value, plane = targets.mask_value, targets.mask_index
     if index is not None:
