@@ -58,12 +58,12 @@ def _licence(weights: str, name: str) -> tuple[licences.Licence | None, str]:
 
 
 def _known(weights: str, name: str) -> licences.Licence | None:
-    """The licence of a hub id, of a folder by its model card, or of what was published in an official file's layout."""
+    """The licence of a hub id, of a folder by its model card, or of the weights published for an official file's model."""
     path = Path(weights)
     if path.is_dir():
         folder = find_folder(path)
         return None if folder is None else licences.of_folder(folder)
-    return licences.of_layout(name.partition("_")[0], name) if path.exists() else licences.of_hub(weights)
+    return licences.of_published(name) if path.exists() else licences.of_hub(weights)
 
 
 def _figures(weights: str | Path) -> str:

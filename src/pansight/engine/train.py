@@ -29,7 +29,7 @@ from pansight.engine.optim import (
     settled,
 )
 from pansight.engine.session import Interrupted, Session, stop_signal
-from pansight.nn.queries.annealing import MaskAnnealing
+from pansight.models.contract import Model, RateGroups
 from pansight.types import Batch
 
 
@@ -51,25 +51,25 @@ def train(
     save: Callable[[Path], None],
     evaluate: Callable[[], dict[str, Any]] | None = None,
     resume: bool = False,
+    rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
 ) -> Result:
     """Train `model` by ``model.loss(batch)`` until `config.steps` or `config.max_minutes`; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
     evaluate: gives the record of evaluation.json; called every `config.evaluate_every` steps and at the end.
-    resume: the model has the weights of checkpoints/last; everything else is read from there.
+    resume: the model has the weights of checkpoints/last; everything else is read from there. rates: of its entry.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C.
     """
     device, config = accelerator.device, settled(config)
     model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     frozen = freeze(model, config.freeze)
     distributed.broadcast_weights(model, accelerator)
-    optimizer = accelerator.prepare(make_optimizer(model, config))
+    optimizer = accelerator.prepare(make_optimizer(model, config, rates))
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     session = Session(config, folder, accelerator, optimizer, average, save, evaluate)
     if resume:
         session.resume()
     precision = distributed.resolve_precision(config.precision, device)
-    annealed = [module for module in model.modules() if isinstance(module, MaskAnnealing)]
     state, clock_start = session.state, time.monotonic() - session.state.seconds
 
     with session, stop_signal() as stop, distributed.repeatable(device, config.deterministic):
@@ -77,7 +77,9 @@ def train(
             train_mode(model, frozen)
             batch = distributed.to_device(batch, device)
             progress = session.progress()
-            follow(optimizer, annealed, config, state.step, progress)
+            # functions of step and progress, which a resumption repeats
+            set_learning_rate(optimizer, config, state.step, progress)
+            model.set_progress(progress)
             while True:  # more than once only where memory does not suffice
                 distributed.seed_step(config.seed, state.step, accelerator.process_index)
                 losses, failed = gradients(model, batch, state.parts, precision, accelerator)
@@ -114,13 +116,6 @@ def train(
     return Result(state.step, "steps" if state.step >= config.steps else "time", state.seconds)
 
 
-def follow(optimizer: Any, annealed: Sequence[MaskAnnealing], config: TrainConfig, step: int, progress: float) -> None:
-    """Rates and annealing as they stand at `step`: functions of it and of the progress, which a resumption repeats."""
-    set_learning_rate(optimizer, config, step, progress)
-    for module in annealed:
-        module.set_progress(progress)
-
-
 def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
     """Everything but the frozen modules, whose normalisation statistics stay too."""
     model.train()
@@ -129,7 +124,7 @@ def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
 
 
 def gradients(
-    model: Any, batch: Batch, parts: int, precision: str, accelerator: Accelerator
+    model: Model, batch: Batch, parts: int, precision: str, accelerator: Accelerator
 ) -> tuple[dict[str, float], bool]:
     """Add the gradients of the mean loss over the images of `batch`, computed in `parts` micro-batches.
 

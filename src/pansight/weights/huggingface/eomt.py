@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.models.eomt import LONGEST, EoMT, eomt
+from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
 from pansight.weights.official.eomt import BACKBONES, DINOV3_BLOCKS, PUBLISHED, construct, join_qkv
@@ -121,9 +121,7 @@ def renamed(state: Mapping[str, Tensor], rotary: bool, source: str) -> dict[str,
     return ours
 
 
-def _build(
-    config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: str
-) -> tuple[EoMT, str, dict[str, Any]]:
+def _build(config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: str) -> tuple[Any, str, dict[str, Any]]:
     fixed: dict[str, Any] = {"hidden_act": "gelu"}
     if rotary:  # with gates transformers takes one activation for the ViT and the heads, which no weights have
         fixed |= {"key_bias": False, "proj_bias": True, "mlp_bias": True, "use_gated_mlp": False}
@@ -157,7 +155,7 @@ def _build(
         **loss,
     }
     options |= {"windows": True} if config["windows"] else {}
-    return eomt(labels, **options), "eomt", options
+    return build("eomt", labels, **options), "eomt", options
 
 
 def _published_vit(width: int, rotary: bool, config: Mapping[str, Any]) -> bool:
@@ -247,7 +245,7 @@ def export(
     processor = {
         "image_processor_type": "EomtImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size, "longest_edge": LONGEST * size if model.window else size},
+        "size": {"shortest_edge": size, "longest_edge": (model.resize.long or None) if model.window else size},
         "resample": 2,
         "do_pad": not model.window,
         "do_split_image": bool(model.window),
