@@ -123,7 +123,7 @@ def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: M
 
 
 def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, resume: bool, overwrite: bool) -> Run:
-    """The run of ``config.model.first_recipe`` in FOLDER/first, then `config` from its best weights; what is done is kept.
+    """The run of ``model.first_recipe`` in FOLDER/first, then `config` from its best weights; what is done is kept.
 
     given: the settings over the recipe, which hold for both steps.
     """
@@ -155,15 +155,14 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
 
 def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
     """The settings of the first of two steps: its recipe on the data of the second. Raises PansightError."""
-    first = read_recipe(config.model.first_recipe)
+    recipe = config.model.first_recipe
+    first = read_recipe(recipe)
     if first.model.first_recipe:
-        raise PansightError(
-            f"model.first_recipe: expected a recipe of one step, found {config.model.first_recipe} with two"
-        )
+        raise PansightError(f"model.first_recipe: expected a recipe of one step, found {recipe} with two")
     if not same_architecture(config.model.name, first.model.name):
         raise PansightError(
             f"model.first_recipe: expected a recipe for weights of {config.model.name}, "
-            f"found {config.model.first_recipe} of {first.model.name}"
+            f"found {recipe} of {first.model.name}"
         )
     return override(replace(first, data=config.data), _for_first(given, first.model.name))
 

@@ -58,7 +58,7 @@ def _licence(weights: str, name: str) -> tuple[licences.Licence | None, str]:
 
 
 def _known(weights: str, name: str) -> licences.Licence | None:
-    """The licence of a hub id, of a folder by its model card, or of the weights published for an official file's model."""
+    """The licence of a hub id, of a folder by its model card, or of what was published for an official file's model."""
     path = Path(weights)
     if path.is_dir():
         folder = find_folder(path)
