@@ -36,16 +36,8 @@ def run(*words: str | Path) -> None:
 def train(out: Path, **more: int) -> Path:
     """more: settings of train."""
     settings = SETTINGS | {f"--train.{name}".replace("_", "-"): value for name, value in more.items()}
-    run(
-        "train",
-        "--model",
-        "toy",
-        "--data",
-        "shapes",
-        "--out",
-        out,
-        *(str(w) for pair in settings.items() for w in pair),
-    )
+    words = [str(word) for pair in settings.items() for word in pair]
+    run("train", "--model", "toy", "--data", "shapes", "--out", out, *words)
     return out
 
 

@@ -77,9 +77,7 @@ def train(
             train_mode(model, frozen)
             batch = distributed.to_device(batch, device)
             progress = session.progress()
-            # functions of step and progress, which a resumption repeats
-            set_learning_rate(optimizer, config, state.step, progress)
-            model.set_progress(progress)
+            follow(optimizer, model, config, state.step, progress)
             while True:  # more than once only where memory does not suffice
                 distributed.seed_step(config.seed, state.step, accelerator.process_index)
                 losses, failed = gradients(model, batch, state.parts, precision, accelerator)
@@ -114,6 +112,12 @@ def train(
     if average is not None:
         average.into_model()
     return Result(state.step, "steps" if state.step >= config.steps else "time", state.seconds)
+
+
+def follow(optimizer: Any, model: Model, config: TrainConfig, step: int, progress: float) -> None:
+    """Rates and model as they stand at `step`: functions of it and of the progress, which a resumption repeats."""
+    set_learning_rate(optimizer, config, step, progress)
+    model.set_progress(progress)
 
 
 def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
