@@ -158,6 +158,8 @@ def test_mistakes_of_either_step_are_named_before_the_first_begins(recipe, tmp_p
     )
     line = complaint(command(recipe, out, "--model.first-recipe", str(recipe)), capsys)
     assert f"model.first_recipe: expected a recipe of one step, found {recipe} with two" in line
+    line = complaint(command(recipe, out, "--model.first", str(recipe)), capsys)
+    assert "Unknown option: --model.first. Did you mean --model.first-recipe?" in line
     line = complaint(command(recipe, out, "--evaluate.thresholds.overlap", "3"), capsys)
     assert "unknown threshold of toy_second 'overlap'; known: min_area, panoptic" in line
     assert not out.exists()

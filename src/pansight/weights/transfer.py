@@ -104,7 +104,7 @@ def transfer(
         else:
             new.append(key)
     if not kept:
-        raise PansightError(f"transfer: expected weights of a {type(model).__name__}, found no tensor that fits")
+        raise PansightError(f"transfer: expected weights of {entry.architecture}, found no tensor that fits")
     model.load_state_dict(result, strict=False)
     dropped = [key for key in state if key not in result]
     return TransferReport(
