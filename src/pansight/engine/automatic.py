@@ -97,7 +97,7 @@ def choose(config: Config, dataset: Dataset, device: torch.device, world: int = 
         config = override(config, {key: value})
         choices.append(Choice(key, value, reason))
 
-    entry(config.model.name)  # an unknown name is named
+    entry(config.model.name)  # raises where there is no such model
     if not config.model.weights:  # those bring their backbone
         for choice in _backbone(config, device):
             take(*choice)

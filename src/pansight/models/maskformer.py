@@ -318,7 +318,9 @@ GENERAL = Entry(
     tasks=TASKS,
     backbone="pyramid",
     adapts=("pretrained", "frozen_bn", "short", "queries"),
-    training=TrainingDefaults(1e-4, 5e-5, backbone_lr_factor=0.1, weight_decay=0.05, clip_norm=0.01),
+    training=TrainingDefaults(
+        lr=1e-4, lr_of_few_images=5e-5, backbone_lr_factor=0.1, weight_decay=0.05, clip_norm=0.01
+    ),
     class_rows={"predictor.class_embed": every_class_and_no_object},
     queries=("predictor.query_embed.weight",),
     licence="cc-by-nc-4.0",
