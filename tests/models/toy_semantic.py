@@ -25,16 +25,16 @@ class ToySemantic(nn.Module):
         super().__init__()
         self.labels, self.resize = labels, ResizeRule(0, 0, 1)
         first, second = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
-        self.backbone.normalize = Normalize()
+        layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.backbone = nn.ModuleDict({"normalize": Normalize(), "layers": layers})
         self.head = nn.Conv2d(width, len(labels), 1)
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> ToyOutputs:
-        pixels = self.backbone.normalize(images, valid)
-        return ToyOutputs(self.head(self.backbone[:4](pixels)), valid_extents(images, valid))
+        features = self.backbone["layers"](self.backbone["normalize"](images, valid))
+        return ToyOutputs(self.head(features), valid_extents(images, valid))
 
     def counts(self, batch: Batch) -> dict[str, Tensor | float]:
         return {"pixels": (semantic_targets(batch, range(len(self.labels))) != IGNORE).sum()}
