@@ -3,9 +3,10 @@
 Small configurations made by transformers and loaded by both sides, so every seed starts at the same point: DETR,
 MaskFormer and Mask2Former on the packaged EfficientNet-Lite0, EoMT (a small ViT) from random weights. The loop is the
 same (AdamW, cosine, the same images in the same order); losses, matching and masked attention are each side's own. Both
-decode by transformers' rules, ours with `hf_compat=True`: the official ones differ from them by more than one training
-from another. Queries above the same score are kept, whatever share of their masks they win: where several half-learnt
-ones say the background, each takes the others' share, and the usual 0.8 makes it a matter of luck whether any stays.
+decode by transformers' rules, ours with `decode_like_transformers`: the official ones differ from them by more than one
+training from another. Queries above the same score are kept, whatever share of their masks they win: where several
+half-learnt ones say the background, each takes the others' share, and the usual 0.8 makes it a matter of luck whether
+any stays.
 `PanopticQuality` of pansight measures both on the same images.
 
 Data: 8 generated shapes images of 96×96, learnt by heart; 96×96 crops of nuclei (dsb2018), whose background is a stuff
@@ -45,6 +46,7 @@ from pansight.nn.queries.mask_head import ADAPTER_GAIN, ATTENTION_GAIN
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 from pansight.weights import huggingface, load_model
 from pansight.weights.huggingface import read_state
+from pansight.weights.huggingface.decode import decode_like_transformers
 from pansight.weights.keys import load_strictly
 from transformer_training import freeze, train_mode
 
@@ -332,11 +334,9 @@ def ours(system: str, model: Any, labels: LabelSpace, device: str) -> Side:
 
     def predict(images: Tensor) -> list[PanopticSegmentation]:
         sizes = [(images.shape[2], images.shape[3])] * len(images)
-        found = model.decode(model(images), sizes, score_threshold=THRESHOLD, overlap=OVERLAP, hf_compat=True)
-        return [prediction.panoptic for prediction in found]
+        return decode_like_transformers(system, model, model(images), sizes, THRESHOLD, overlap=OVERLAP)
 
-    anneal = model.annealing.set_progress if system == "eomt" else lambda progress: None
-    return Side(model, lambda batch: torch.stack(list(model.loss(batch).values())).sum(), predict, anneal)
+    return Side(model, lambda batch: torch.stack(list(model.loss(batch).values())).sum(), predict, model.set_progress)
 
 
 def theirs(system: str, model: Any, labels: LabelSpace, device: str) -> Side:

@@ -1,8 +1,8 @@
 """Mask transformers: ours beside transformers', same weights, same picture, in turns → results/transformer_speed.json.
 
-Batch 1, from uint8 pixels to the panoptic map by transformers' rules (ours: hf_compat, the same map), with 20 kept
-queries; and the network alone, which on our side leaves the masks of the kept queries to the decoding. The pictures
-are drawn, the weights random but for the last layer of each head, which is solved for (hf_models.teach).
+Batch 1, from uint8 pixels to the panoptic map by transformers' rules (ours: `decode_like_transformers`, the same map),
+with 20 kept queries; and the network alone, which on our side leaves the masks of the kept queries to the decoding. The
+pictures are drawn, the weights random but for the last layer of each head, which is solved for (hf_models.teach).
 
 Settings: float32 is each library as it comes; fast is bfloat16 autocast with channels_last weights. `--compile PART`
 has torch compile children of our models for it, e.g. backbone (7 % faster for DETR, after a minute or more). The result
@@ -84,10 +84,13 @@ def theirs(name: str, setting: str, folder: Path, image: Tensor, device: str) ->
 
 
 def ours(name: str, setting: str, folder: Path, image: Tensor, device: str, compiled: Sequence[str] = ()) -> Runs:
+    from pansight.models import MODELS
     from pansight.weights import load_model
+    from pansight.weights.huggingface.decode import decode_like_transformers
 
     notes = hf_models.read_notes(folder)
-    model = load_model(folder)[0].to(device)
+    model, entry, _ = load_model(folder)
+    model, architecture = model.to(device), MODELS[entry].architecture
     size = (image.shape[1], image.shape[2])
     image = image[None].to(device)
     if setting == "fast":
@@ -103,7 +106,7 @@ def ours(name: str, setting: str, folder: Path, image: Tensor, device: str, comp
     @torch.inference_mode()
     def decode(outputs: Any) -> Any:
         with precision(setting, device):
-            return model.decode(outputs, [size], score_threshold=notes["threshold"], hf_compat=True)[0].panoptic
+            return decode_like_transformers(architecture, model, outputs, [size], notes["threshold"])[0]
 
     def result() -> tuple[Tensor, Tensor, list[int]]:
         outputs = network()

@@ -107,13 +107,43 @@ def test_only_the_public_face_and_entry_points_import_apps() -> None:
                 assert is_lazy or part == "__main__", f"{path}:{line}: expected {module} inside a function"
 
 
+MODEL_FILES = [p for p in sorted((SOURCE / "models").rglob("*.py")) if p.name not in ("__init__.py", "contract.py")]
+
+
 def test_models_never_import_each_other() -> None:
-    models = sorted((SOURCE / "models").rglob("*.py"))
-    for path in models:
-        if path.name == "__init__.py":
-            continue
+    """They share the contract, and what is in nn and ops."""
+    for path in MODEL_FILES:
         for line, module, _ in imports_of(path):
-            assert not module.startswith("pansight.models"), f"{path}:{line}: a model imports {module}"
+            allowed = module.startswith("pansight.models.contract.") or not module.startswith("pansight.models")
+            assert allowed, f"{path}:{line}: a model imports {module}"
+
+
+def test_nobody_else_imports_a_model_file() -> None:
+    """What others want of a model stands in its entry."""
+    of_models = {module_of(path) for path in MODEL_FILES}
+    for path in FILES:
+        for line, module, _ in imports_of(path):
+            told = module in of_models or module.rpartition(".")[0] in of_models
+            assert not told or path == SOURCE / "models" / "__init__.py", f"{path}:{line}: imports {module}"
+
+
+def test_a_model_is_one_file_and_one_line() -> None:
+    """Every model file ends with a literal table ENTRIES, and MODELS is nothing but these tables."""
+    tree = ast.parse((SOURCE / "models" / "__init__.py").read_text(encoding="utf-8"))
+    (table,) = [
+        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MODELS"
+    ]
+    assert isinstance(table, ast.Dict)
+    assert table.keys == [None] * len(MODEL_FILES)  # ** alone
+    assert sorted(map(ast.unparse, table.values)) == sorted(f"{path.stem}.ENTRIES" for path in MODEL_FILES)
+    lines = [value.lineno for value in table.values]
+    assert len(set(lines)) == len(lines)
+    for path in MODEL_FILES:
+        last = ast.parse(path.read_text(encoding="utf-8")).body[-1]
+        assert isinstance(last, ast.AnnAssign), path
+        assert ast.unparse(last.target) == "ENTRIES", path
+        assert ast.unparse(last.annotation) == "dict[str, Entry]", path  # which pyright holds the builders to
+        assert isinstance(last.value, ast.Dict), path
 
 
 def test_no_star_imports() -> None:

@@ -39,6 +39,7 @@ def test_overrides_merge_options_and_leave_the_original():
     ("values", "message"),
     [
         ({"train.stepz": 1}, r"train.stepz: unknown key 'stepz' \(did you mean 'steps'\?\); known: steps, batch_size"),
+        ({"model.first": "a"}, r"model.first: unknown key 'first' \(did you mean 'first_recipe'\?\); known: name"),
         ({"trian": {"steps": 1}}, r"trian.steps: unknown key 'trian' \(did you mean 'train'\?\); known: model, data"),
         ({"train": 3}, r"train: expected settings as train.NAME, found 3"),
         ({"train.steps": "many"}, r"train.steps: expected a whole number, found 'many'"),

@@ -37,8 +37,8 @@ class ModelConfig:
     """Weights of the backbone: none, timm (downloaded), packaged (EfficientNet-Lite0); auto: the model's default."""
     weights: str = ""
     """Fine-tune from this run folder, saved model or official checkpoint; classes are kept by name."""
-    first: str = ""
-    """Training in two steps: the recipe of the first one, which runs before this one and whose best weights this one
+    first_recipe: str = ""
+    """Training in two steps: the recipe of the first step, which runs before this one and whose best weights this one
     starts from; not where `weights` are given."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of the model's builder, as `--model.options.NAME VALUE`; `pansight models NAME` lists them."""
@@ -322,7 +322,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _field(section: Any, name: str, key: str) -> Any:
     known = [f.name for f in fields(section)]
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
+        close = difflib.get_close_matches(name, known, 1) or [other for other in known if other.startswith(name)]
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise PansightError(f"{key}: unknown key {name!r}{hint}; known: {', '.join(known)}")
     return getattr(section, name)

@@ -37,7 +37,7 @@ QUICK = [word for pair in DEFAULTS.items() for word in pair]
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "toy", toy.build_toy)
+    monkeypatch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def data(clean, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def trained(clean, tmp_path_factory) -> Path:
     """A finished run of the toy model."""
-    models.MODELS["toy"] = toy.build_toy
+    toy.register()
     out = tmp_path_factory.mktemp("runs") / "toy"
     assert main(["train", *QUICK, "--data", str(clean), "--out", str(out)]) == 0
     del models.MODELS["toy"]
@@ -352,7 +352,13 @@ def test_lists(capsys):
     said = capsys.readouterr().out
     assert all(f"{name} " in said for name in models.MODELS)
     assert main(["models", "toy"]) == 0
-    assert "--model.options.memory_limit  default 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "gives  panoptic, instances" in said
+    assert "--model.options.memory_limit  default 0" in said
+    assert main(["models", "eomt_dinov3_small_640"]) == 0
+    said = capsys.readouterr().out
+    assert "tasks    panoptic, instance, semantic, all" in said
+    assert "weights  published under DINOv3 License (gated" in said
     assert main(["datasets"]) == 0
     assert "coco_panoptic" in capsys.readouterr().out
     assert main(["datasets", "shapes"]) == 0
@@ -556,6 +562,6 @@ def test_shipped_recipes_build_their_models():
             model = make_model(config.model, LabelSpace.from_names(["thing"], ["stuff"]))[0]
         assert sum(p.numel() for p in model.parameters()) > 1_000_000, name
         optim.freeze(model, config.train.freeze)
-        assert optim.parameter_groups(model, config.train), name
-        if config.model.first:
-            assert same_architecture(config.model.name, read_config(found[config.model.first]).model.name), name
+        assert optim.parameter_groups(model, config.train, models.entry(config.model.name).rates), name
+        if first := config.model.first_recipe:
+            assert same_architecture(config.model.name, read_config(found[first]).model.name), name

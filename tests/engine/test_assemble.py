@@ -114,10 +114,8 @@ def test_explicit_values_stand():
         ("panoptic_fpn", 600, (5e-4, 1.0, 1.0, 1e-4, 0.0)),
     ],
 )
-def test_families_have_their_habits(tmp_path, name, count, expected):
+def test_systems_have_their_training_defaults(tmp_path, name, count, expected):
     """lr, backbone_lr_factor, layer_decay, weight_decay, clip_norm; a backbone from scratch is not held back."""
-    if name not in models.MODELS:
-        pytest.skip(f"{name} is not here yet")
     squares = Squares([(64, 64)] * count)
     keys = ("lr", "backbone_lr_factor", "layer_decay", "weight_decay", "clip_norm")
     tuned, found = chosen(override(Config(), {"model.name": name, "model.weights": "some/file"}), squares)
@@ -135,8 +133,6 @@ def test_families_have_their_habits(tmp_path, name, count, expected):
 
 def test_crowded_images_get_more_queries():
     """110 objects and the stuff around them."""
-    if "mask2former" not in models.MODELS:
-        pytest.skip("mask2former is not here yet")
     crowded = Squares([(16, 900)] * 2, side=8, count=110)
     model = {"model.name": "mask2former", "model.pretrained": "none"}
     config, _ = chosen(override(Config(), model), crowded)
@@ -150,9 +146,6 @@ def test_crowded_images_get_more_queries():
 
 
 def test_a_plain_vit_has_a_square_and_no_packaged_weights(monkeypatch):
-    if "eomt" not in models.MODELS:
-        pytest.skip("eomt is not here yet")
-
     def offline(name, pretrained):
         raise PansightError(f"backbone {name}: timm's weights cannot be had (no route); use pretrained='none'")
 
@@ -276,7 +269,7 @@ def test_real_models_resume_to_the_same_bits(tmp_path, name):
     whole = pansight.train(model=name, data="shapes", out=tmp_path / "whole", settings=settings)
     first = {**settings, "train.checkpoint_every": 2}
     with pytest.MonkeyPatch.context() as patch:
-        real = models.MODELS[name]
+        real = models.MODELS[name].build
 
         def crashing(labels, **given):
             model = real(labels, **given)
@@ -290,7 +283,7 @@ def test_real_models_resume_to_the_same_bits(tmp_path, name):
             return model
 
         crashing.__signature__ = __import__("inspect").signature(real)
-        patch.setitem(models.MODELS, name, crashing)
+        patch.setitem(models.MODELS, name, replace(models.MODELS[name], build=crashing))
         with pytest.raises(StopIteration):
             pansight.train(model=name, data="shapes", out=tmp_path / "broken", settings=first)
     resumed = pansight.train(out=tmp_path / "broken", resume=True)

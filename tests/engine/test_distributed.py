@@ -27,7 +27,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "toy", toy.build_toy)
+    monkeypatch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])
 
 
 def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):

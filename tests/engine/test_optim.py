@@ -20,6 +20,7 @@ from pansight.engine.optim import (
     settled,
 )
 from pansight.errors import PansightError
+from pansight.models import MODELS
 from pansight.nn.queries.annealing import MaskAnnealing
 
 
@@ -92,7 +93,8 @@ def test_embeddings_decay_only_with_everything():
 def test_layer_decay_counts_from_the_top_of_the_backbone():
     model = ViT()
     config = TrainConfig(lr=1.0, layer_decay=0.5, backbone_lr_factor=0.1)
-    groups = parameter_groups(model, config)
+    rates = MODELS["eomt"].rates
+    groups = parameter_groups(model, config, rates)
     every = [id(p) for g in groups for p in g["params"]]
     assert sorted(every) == sorted(id(p) for p in model.parameters())  # each once
     rate = {n: g["lr"] for g in groups for n in names_in(model, g)}
@@ -103,8 +105,11 @@ def test_layer_decay_counts_from_the_top_of_the_backbone():
         assert math.isclose(rate[f"{features}.{name}"], value), name
     assert rate["q.weight"] == rate["head.weight"] == 1.0
     assert {g["lr"] for g in parameter_groups(model, TrainConfig(lr=1.0))} == {1.0}
-    with pytest.raises(PansightError, match=r"train.layer_decay: expected a ViT .*, found another backbone"):
-        parameter_groups(Net(), config)
+    other = r"train.layer_decay: expected a plain ViT .*, found another backbone"
+    with pytest.raises(PansightError, match=other):
+        parameter_groups(Net(), config, rates)
+    with pytest.raises(PansightError, match=other):  # blocks that no entry speaks of, as EfficientNet's
+        parameter_groups(model, config, MODELS["mask2former"].rates)
 
 
 def test_open_values_are_plain_ones():

@@ -33,7 +33,7 @@ STEPS = TrainConfig(steps=9, batch_size=4, lr=0.01, checkpoint_every=3, log_ever
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "toy", toy.build_toy)
+    monkeypatch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +362,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, shapes, monkeypat
     with pytest.raises(PansightError, match=r"checkpoints/last: cannot be written: training.pt: "):
         run(tmp_path / "run", shapes)
     monkeypatch.undo()
-    monkeypatch.setitem(models.MODELS, "toy", toy.build_toy)
+    monkeypatch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["last"]
     resumed, _ = run(tmp_path / "run", shapes, resume=True)
     whole, _ = run(tmp_path / "whole", shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pansight
 from pansight import models
 from pansight.apps.cli import main
 from pansight.config import read_config
+from pansight.models.contract import Entry
 from pansight.nn.input import Input
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -41,8 +43,10 @@ def build_stranger(labels: LabelSpace) -> Stranger:
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch):
-    for name, builder in (("toy", toy.build_toy), ("toy_second", build_second), ("stranger", build_stranger)):
-        monkeypatch.setitem(models.MODELS, name, builder)
+    second = replace(toy.ENTRIES["toy"], build=build_second)
+    stranger = Entry(build_stranger, "stranger", ("panoptic",))
+    for name, entry in (*toy.ENTRIES.items(), ("toy_second", second), ("stranger", stranger)):
+        monkeypatch.setitem(models.MODELS, name, entry)
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def recipe(tmp_path) -> Path:
     )
     second = tmp_path / "second.toml"
     second.write_text(
-        f'[model]\nname = "toy_second"\nfirst = "{tmp_path / "first.toml"}"\n'
+        f'[model]\nname = "toy_second"\nfirst_recipe = "{tmp_path / "first.toml"}"\n'
         '[data]\nsource = "shapes"\nworkers = 0\n[data.options]\ncount = 4\nheight = 32\nwidth = 32\n'
         "[augment]\ncrop = 0\n"
         '[train]\nsteps = 2\nlr = 0.01\nevaluate_every = 0\nfreeze = ["backbone"]\n'
@@ -147,12 +151,16 @@ def test_mistakes_of_either_step_are_named_before_the_first_begins(recipe, tmp_p
     assert "no parameter's name starts with 'spine'" in complaint(
         command(recipe, out, "--train.freeze", "spine"), capsys
     )
-    line = complaint(command(recipe, out, "--model.first", "shapes/detr"), capsys)
+    line = complaint(command(recipe, out, "--model.first-recipe", "shapes/detr"), capsys)
     assert "unknown recipe 'shapes/detr'; known: coco/" in line
-    line = complaint(command(recipe, out, "--model.first", "shapes/mask_rcnn"), capsys)
-    assert "model.first: expected a recipe for weights of toy_second, found shapes/mask_rcnn of mask_rcnn" in line
+    line = complaint(command(recipe, out, "--model.first-recipe", "shapes/mask_rcnn"), capsys)
+    assert (
+        "model.first_recipe: expected a recipe for weights of toy_second, found shapes/mask_rcnn of mask_rcnn" in line
+    )
+    line = complaint(command(recipe, out, "--model.first-recipe", str(recipe)), capsys)
+    assert f"model.first_recipe: expected a recipe of one step, found {recipe} with two" in line
     line = complaint(command(recipe, out, "--model.first", str(recipe)), capsys)
-    assert f"model.first: expected a recipe of one step, found {recipe} with two" in line
+    assert "Unknown option: --model.first. Did you mean --model.first-recipe?" in line
     line = complaint(command(recipe, out, "--evaluate.thresholds.overlap", "3"), capsys)
     assert "unknown threshold of toy_second 'overlap'; known: min_area, panoptic" in line
     assert not out.exists()

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight import models
+from pansight.models.contract import Entry, every_class
 from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.ops.resize import ResizeRule
@@ -58,6 +59,9 @@ class Toy(nn.Module):
         self.poison = str(poison)
         self.quiet = quiet
         self.calls = 0
+
+    def set_progress(self, share: float) -> None:
+        self.annealing.set_progress(share)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> ToyOutputs:
         x = F.relu(self.backbone.norm(self.backbone.conv(self.input(images, valid))))
@@ -127,8 +131,11 @@ def build_toy(
     return Toy(labels, width, memory_limit, poison, quiet, batch_norm)
 
 
+ENTRIES = {"toy": Entry(build_toy, "toy", ("panoptic", "instances"), class_rows={"head": every_class})}
+
+
 def register() -> None:
-    models.MODELS["toy"] = build_toy
+    models.MODELS.update(ENTRIES)
 
 
 if __name__ == "__main__":

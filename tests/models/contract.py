@@ -1,11 +1,11 @@
-"""What every model promises (DESIGN.md 3), stated once; test_contract.py holds each entry of MODELS to it.
+"""What every model promises, stated once; test_contract.py holds each entry of MODELS to it.
 
-A new model adds one line to SMALL (options that make it tiny) or, where its builder fixes every size, to FULL_SIZE
-(detectors) or PUBLISHED (query models, whose parameters are counted in the tests of each system).
+What is particular to a model stands in its entry (``pansight.models.contract.Entry``), so a new one adds nothing here.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,86 +16,27 @@ from torch import Tensor
 
 from pansight.data.formats.shapes import Shapes
 from pansight.data.loader import collate
-from pansight.models import build
+from pansight.models import MODELS, build
 from pansight.types import Batch, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
-RCNN: dict[str, Any] = {
-    "backbone": "resnet10t",
-    "short": 0,
-    "long": 0,
-    "fpn_channels": 16,
-    "anchor_sizes": (8, 16, 32, 64, 128),
-    "proposals": 40,
-    "roi_samples": 32,
-    "detections": 20,
-    "box_features": 16,
-}
-MASKS: dict[str, Any] = {"mask_convs": 1, "mask_channels": 8}
-QUERY: dict[str, Any] = {
-    "backbone": "resnet10t",
-    "short": 0,
-    "long": 0,
-    "queries": 12,
-    "channels": 64,
-    "heads": 4,
-    "hidden": 32,
-}
-DETR: dict[str, Any] = QUERY | {"encoder_layers": 1, "decoder_layers": 2}
-VIT: dict[str, Any] = {
-    "backbone": "vit_tiny_patch16_224",
-    "vit_options": {"depth": 3, "embed_dim": 32, "num_heads": 4},
-    "size": 64,
-    "square": False,
-    "queries": 12,
-    "blocks": 2,
-    "points": 128,
-}
+SMALL: dict[str, dict[str, Any]] = {name: dict(e.tiny) for name, e in MODELS.items() if not e.variant_of}
+"""The general entries, with options that make them tiny."""
+QUERY_MODELS = [name for name in SMALL if MODELS[name].tasks and "panoptic" in MODELS[name].produces]
+"""Those that do all three tasks, as they decode masks of queries."""
+FULL_SIZE = [name for name, e in MODELS.items() if e.variant_of and not e.tasks]
+"""Detectors as published: their full networks are run."""
+PUBLISHED = [name for name, e in MODELS.items() if e.variant_of and e.tasks]
+"""Query models as published, which are too large for that."""
 
-SMALL: dict[str, dict[str, Any]] = {
-    "faster_rcnn": RCNN,
-    "mask_rcnn": RCNN | MASKS,
-    "panoptic_fpn": RCNN | MASKS | {"semantic_width": 16},
-    "detr": DETR,
-    "detr_panoptic": DETR,
-    "maskformer": QUERY | {"layers": 2, "encoder_layers": 1},
-    "mask2former": QUERY | {"layers": 3, "encoder_layers": 1, "encoder_hidden": 32, "loss_points": 128},
-    "eomt": VIT,
+SAY_SOMETHING: dict[str, Any] = {
+    "score_threshold": 0.0,
+    "mask_threshold": 0.0,
+    "overlap": 0.0,
+    "max_overlap": 0.9,
+    "min_stuff_area": 0,
+    "task": "all",
 }
-QUERY_MODELS = ("detr_panoptic", "maskformer", "mask2former", "eomt")
-"""Those that decode by thresholds of queries and do all three tasks."""
-
-FULL_SIZE = (
-    "faster_rcnn_r50_tv",
-    "faster_rcnn_r50_tv_v2",
-    "faster_rcnn_r50_d2",
-    "faster_rcnn_r101_d2",
-    "mask_rcnn_r50_tv",
-    "mask_rcnn_r50_tv_v2",
-    "mask_rcnn_r50_d2",
-    "mask_rcnn_r101_d2",
-    "panoptic_fpn_r50_d2",
-    "panoptic_fpn_r101_d2",
-)
-PUBLISHED = (
-    *(f"detr_{n}" for n in ("r50", "r50_dc5", "r101", "panoptic_r50", "panoptic_r50_dc5", "panoptic_r101")),
-    *(f"maskformer_{n}" for n in ("r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_large")),
-    *(f"mask2former_{n}" for n in ("r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_large")),
-    *(f"eomt_{n}" for n in ("small_640", "base_640", "large_640", "large_1280", "giant_640", "giant_1280")),
-    *(f"eomt_dinov3_{n}" for n in ("small_640", "base_640", "large_640", "large_1280")),
-)
-
-QUERY_ALL: dict[str, Any] = {"score_threshold": 0.0, "mask_threshold": 0.0, "overlap": 0.0, "task": "all"}
-KEEP_ALL: dict[str, dict[str, Any]] = {
-    "faster_rcnn": {},
-    "mask_rcnn": {"score_threshold": 0.0, "max_overlap": 0.9},
-    "panoptic_fpn": {"score_threshold": 0.0, "max_overlap": 0.9, "min_stuff_area": 0},
-    "detr_panoptic": QUERY_ALL,
-    "detr": {"score_threshold": 0.0},
-    "maskformer": QUERY_ALL,
-    "mask2former": QUERY_ALL,
-    "eomt": QUERY_ALL,
-}
-"""Thresholds of decode that let an untrained model say something, by the first words of a model's name."""
+"""Arguments of decode that let an untrained model say something, those of them that it has."""
 
 LABELS = Shapes().labels
 
@@ -105,8 +46,8 @@ def small(name: str, labels: LabelSpace = LABELS, seed: int = 0) -> Any:
     return build(name, labels, **SMALL[name])
 
 
-def thresholds(name: str) -> dict[str, Any]:
-    return next(values for start, values in KEEP_ALL.items() if name.startswith(start))
+def thresholds(model: Any) -> dict[str, Any]:
+    return {key: value for key, value in SAY_SOMETHING.items() if key in inspect.signature(model.decode).parameters}
 
 
 def shapes_batch(count: int = 2, side: int = 96) -> Batch:

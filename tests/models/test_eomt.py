@@ -27,6 +27,7 @@ from pansight.models.eomt import (
 from pansight.nn.input import IMAGENET_MEAN, IMAGENET_STD
 from pansight.nn.queries.transformer import attend_in_slices
 from pansight.types import LabelSpace
+from pansight.weights.huggingface.decode import decode_like_transformers
 
 TINY: dict[str, Any] = {"size": 64, "queries": 6, "blocks": 2, "points": 64}
 LEARNED = TINY | {"vit_options": {"embed_dim": 32, "depth": 3, "num_heads": 2, "init_values": 1.0}}
@@ -303,9 +304,8 @@ def test_decode_gives_what_the_task_asks_for() -> None:
     assert instance.instances.labels[0] == LABELS.things[0].id
     assert instance.instances.masks[0].sum().item() == pytest.approx(16 * 16, abs=16)
     assert_close(flat(every), [t for part in (panoptic, semantic, instance) for t in flat(part)], 0.0)
-    (hf,) = model.decode(outputs, [(16, 32)], hf_compat=True)
-    assert hf.panoptic is not None
-    assert [s.category for s in hf.panoptic.segments] == [LABELS.things[0].id, LABELS.stuff[0].id]
+    (like_transformers,) = decode_like_transformers("eomt", model, outputs, [(16, 32)])
+    assert [s.category for s in like_transformers.segments] == [LABELS.things[0].id, LABELS.stuff[0].id]
     with pytest.raises(PansightError, match="unknown task 'boxes'; known: all, instance, panoptic, semantic"):
         model.decode(outputs, [(16, 32)], task="boxes")
 

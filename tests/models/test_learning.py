@@ -1,4 +1,4 @@
-"""Every system learns: a few dozen steps on two images bring its loss down. Seconds each; test_overfit.py asks for more.
+"""Every system learns: a few dozen steps on two images bring its loss down; test_overfit.py asks for more.
 
 A wrong sign, a frozen head or a target in the wrong place all leave the loss where it was.
 """

@@ -16,7 +16,6 @@ from pansight.data.formats.shapes import Shapes
 from pansight.data.loader import evaluation_loader, train_stream
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.models import build
-from pansight.nn.queries.annealing import MaskAnnealing
 
 WARM_UP = 20
 RCNN: dict[str, Any] = {
@@ -84,14 +83,12 @@ SCHEDULES: dict[str, tuple[int, float, int]] = {
 def train(model: Any, dataset: Shapes, steps: int, peak: float, images: int) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4)
-    annealed = [module for module in model.modules() if isinstance(module, MaskAnnealing)]
     model.train()
     for step, batch in enumerate(train_stream(dataset, None, images, model.input.resize.divisor, steps, seed=0)):
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step + 1) / WARM_UP) * cosine
-        for module in annealed:
-            module.set_progress(step / steps)
+        model.set_progress(step / steps)
         optimizer.zero_grad()
         torch.stack(list(model.loss(batch).values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 10.0)

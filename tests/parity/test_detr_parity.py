@@ -17,6 +17,7 @@ from torch import Tensor
 from pansight.data.loader import collate
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Sample, Segment
 from pansight.weights.huggingface import load_folder
+from pansight.weights.huggingface.decode import decode_like_transformers
 from pansight.weights.huggingface.detr import RULES
 from pansight.weights.keys import rename
 
@@ -261,25 +262,25 @@ def test_panoptic_map(threshold: float, least: int, tmp_path: Path) -> None:
         # drawn classes: those of an untrained model are all alike
         expected.logits = 3 * torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(3))
         found = ours(data.images, data.valid)._replace(class_logits=expected.logits)
-        predictions = ours.decode(found, sizes, threshold, overlap=0.2, hf_compat=True)
+        maps = decode_like_transformers("detr", ours, found, sizes, threshold, overlap=0.2)
         masks = torch.stack([ours.mask_logits(found, image) for image in range(2)])
     same = SimpleNamespace(logits=found.class_logits, pred_masks=masks)
     settings = {"threshold": threshold, "overlap_mask_area_threshold": 0.2, "target_sizes": sizes}
     rule = DetrImageProcessor().post_process_panoptic_segmentation
     segments = 0
-    for prediction, exact, close in zip(
-        predictions,
+    for panoptic, exact, close in zip(
+        maps,
         rule(same, label_ids_to_fuse=STUFF, **settings),
         rule(expected, label_ids_to_fuse=STUFF, **settings),
         strict=True,
     ):
-        ids = prediction.panoptic.ids
+        ids = panoptic.ids
         # all −1 where nothing is kept; at a tie torch's own rounding depends on its number of threads
         assert (ids != exact["segmentation"].clamp(min=0).int()).sum() <= 2
         assert (ids != close["segmentation"].clamp(min=0).int()).float().mean() < 0.002
         table = {row["id"]: row for row in exact["segments_info"]}  # of two rows of one id the later
-        assert {s.id: s.category for s in prediction.panoptic.segments} == {i: r["label_id"] for i, r in table.items()}
-        for segment in prediction.panoptic.segments:
+        assert {s.id: s.category for s in panoptic.segments} == {i: r["label_id"] for i, r in table.items()}
+        for segment in panoptic.segments:
             assert segment.score == pytest.approx(table[segment.id]["score"], abs=1e-5)
         segments += len(table)
     assert segments >= least

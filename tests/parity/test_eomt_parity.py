@@ -17,6 +17,7 @@ from pansight.ops.queries.targets import dense_masks, segment_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Sample, Segment
 from pansight.weights.huggingface import eomt as system
 from pansight.weights.huggingface import load_folder, read_state
+from pansight.weights.huggingface.decode import decode_like_transformers
 
 STUFF = {3, 4}
 SIDE = 64
@@ -188,17 +189,16 @@ def test_panoptic_map_of_its_image_processor(score: float, overlap: float, tmp_p
         height, width = ours.input.resize.target(*size)
         row[:height, :width] = True
     with torch.inference_mode():
-        found = ours.decode(ours(photos(), valid), sizes, score_threshold=score, overlap=overlap, hf_compat=True)
+        found = decode_like_transformers("eomt", ours, ours(photos(), valid), sizes, score, overlap=overlap)
         outputs = theirs(ours.input(photos() * valid.unsqueeze(1)))
         expected = processor.post_process_panoptic_segmentation(
             outputs, sizes, score, 0.5, overlap, stuff_classes=sorted(STUFF)
         )
     segments = 0
     for one, other in zip(found, expected, strict=True):
-        assert one.panoptic is not None
-        different = one.panoptic.ids != other["segmentation"].int() + 1  # theirs: from 0, -1 where nothing is
+        different = one.ids != other["segmentation"].int() + 1  # theirs: from 0, -1 where nothing is
         assert different.sum() <= 2  # ties, where torch rounds as its number of threads has it
-        rows = [(s.id - 1, s.category, round(s.score, 6)) for s in one.panoptic.segments]
+        rows = [(s.id - 1, s.category, round(s.score, 6)) for s in one.segments]
         assert rows == [(s["id"], s["label_id"], pytest.approx(s["score"], abs=2e-6)) for s in other["segments_info"]]
         segments += len(rows)
     assert segments >= (4 if score < 0.5 else 0)

@@ -14,6 +14,7 @@ from pansight.data.loader import collate
 from pansight.ops.queries.targets import dense_masks, segment_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Sample, Segment
 from pansight.weights.huggingface import load_folder
+from pansight.weights.huggingface.decode import decode_like_transformers
 
 SIZES = [(61, 90), (96, 70)]
 CANVAS = (96, 96)
@@ -193,7 +194,8 @@ def test_panoptic_map(threshold: float, tmp_path: Path) -> None:
     data, sizes = batch(), [(120, 90), (64, 130)]
     with torch.inference_mode():
         outputs = theirs(ours.input(data.images, data.valid))
-        predictions = ours.decode(ours(data.images, data.valid), sizes, threshold, overlap=0.2, hf_compat=True)
+        found = ours(data.images, data.valid)
+        maps = decode_like_transformers("mask2former", ours, found, sizes, threshold, overlap=0.2)
     expected = Mask2FormerImageProcessor().post_process_panoptic_segmentation(
         outputs,
         threshold=threshold,
@@ -202,12 +204,12 @@ def test_panoptic_map(threshold: float, tmp_path: Path) -> None:
         target_sizes=sizes,
     )
     segments = 0
-    for prediction, other in zip(predictions, expected, strict=True):
-        different = prediction.panoptic.ids != other["segmentation"].clamp(min=0).to(torch.int32)
+    for panoptic, other in zip(maps, expected, strict=True):
+        different = panoptic.ids != other["segmentation"].clamp(min=0).to(torch.int32)
         assert different.sum() <= 2  # ties, where torch rounds as its number of threads has it
         table = {row["id"]: row for row in other["segments_info"]}  # of two rows of one id the later
-        assert {s.id: s.category for s in prediction.panoptic.segments} == {i: r["label_id"] for i, r in table.items()}
-        for segment in prediction.panoptic.segments:
+        assert {s.id: s.category for s in panoptic.segments} == {i: r["label_id"] for i, r in table.items()}
+        for segment in panoptic.segments:
             assert segment.score == pytest.approx(table[segment.id]["score"], abs=1e-5)
         segments += len(table)
     assert segments >= (3 if threshold == 0.3 else 1 if threshold == 0.5 else 0)

@@ -13,6 +13,7 @@ from pansight.data.loader import collate
 from pansight.ops.queries.targets import dense_masks, segment_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Sample, Segment
 from pansight.weights.huggingface import load_folder
+from pansight.weights.huggingface.decode import decode_like_transformers
 
 SIZES = [(61, 90), (96, 70)]
 CANVAS = (96, 96)
@@ -179,7 +180,8 @@ def test_panoptic_map(kind: str, threshold: float, least: int, tmp_path: Path) -
     data, sizes = batch(), [(120, 90), (64, 130)]
     with torch.inference_mode():
         outputs = theirs(ours.input(data.images, data.valid))
-        predictions = ours.decode(ours(data.images, data.valid), sizes, threshold, overlap=0.2, hf_compat=True)
+        found = ours(data.images, data.valid)
+        maps = decode_like_transformers("maskformer", ours, found, sizes, threshold, overlap=0.2)
     expected = MaskFormerImageProcessor().post_process_panoptic_segmentation(
         outputs,
         threshold=threshold,
@@ -188,15 +190,15 @@ def test_panoptic_map(kind: str, threshold: float, least: int, tmp_path: Path) -
         target_sizes=sizes,
     )
     segments = pixels = 0
-    for prediction, other in zip(predictions, expected, strict=True):
-        different = prediction.panoptic.ids != other["segmentation"].clamp(min=0).to(torch.int32)
+    for panoptic, other in zip(maps, expected, strict=True):
+        different = panoptic.ids != other["segmentation"].clamp(min=0).to(torch.int32)
         assert different.sum() <= 2  # ties, where torch rounds as its number of threads has it
         table = {row["id"]: row for row in other["segments_info"]}  # of two rows of one id the later
-        assert {s.id: s.category for s in prediction.panoptic.segments} == {i: r["label_id"] for i, r in table.items()}
-        for segment in prediction.panoptic.segments:
+        assert {s.id: s.category for s in panoptic.segments} == {i: r["label_id"] for i, r in table.items()}
+        for segment in panoptic.segments:
             assert segment.score == pytest.approx(table[segment.id]["score"], abs=1e-5)
         segments += len(table)
-        pixels += int((prediction.panoptic.ids > 0).sum())
+        pixels += int((panoptic.ids > 0).sum())
     assert segments >= least
     assert (pixels > 1000) == (segments > 0) == (threshold < 1)
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pansight.models import MODELS
+from pansight.models.contract import Entry
 from pansight.nn.input import Input
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -46,7 +48,8 @@ def export(model: Fake, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make "fake" a known model_type."""
+    """Make "fake" a known model_type, and its model one of ours."""
+    monkeypatch.setitem(MODELS, "fake_r50", Entry(Fake, architecture="fake", produces=("instances",)))
     monkeypatch.setitem(huggingface.SYSTEMS, "fake", "fake")
     module = SimpleNamespace(MODEL_TYPES=("fake",), load=load, export=export)
     for place in ("pansight.weights.huggingface.system", "pansight.weights.huggingface.export.system"):

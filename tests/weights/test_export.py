@@ -62,6 +62,21 @@ def test_a_folder_is_read_back_exactly(fake: Fake) -> None:
         assert torch.equal(tensor, again.state_dict()[key])
 
 
+def test_a_folder_of_ours_holds_every_model(fake: Fake) -> None:
+    assert pansight.export("run", "saved", to="folder") == ""
+    assert {p.name for p in Path("saved").iterdir()} == {"config.json", "model.safetensors"}
+    assert json.loads(Path("saved/config.json").read_text())["model"] == "fake_r50"
+    loaded, name, _ = load_model("saved")
+    assert name == "fake_r50"
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in fake.state_dict().items())
+    with pytest.raises(PansightError, match=r"expected no export yet, found one; add --overwrite"):
+        pansight.export("run", "saved", to="folder")
+    pansight.export("run", "saved", to="folder", overwrite=True)
+    for to, foreign in (("hf", "saved"), ("folder", "run")):
+        with pytest.raises(PansightError, match=f"{foreign}: expected a new folder or an earlier export"):
+            pansight.export("run", foreign, to=to, overwrite=True)
+
+
 def test_model_card(fake: Fake) -> None:
     pansight.export("run", "out")
     card = Path("out/README.md").read_text()
@@ -83,11 +98,11 @@ def test_model_card(fake: Fake) -> None:
     pansight.export("run", "out", overwrite=True)
     assert "Fine-tuned from start, whose weights are under MIT." in Path("out/README.md").read_text()
     Path("detr.pth").write_bytes(b"x")
-    assert exporting._licence("detr.pth", "detr_r50") == (licences.APACHE, "Converted from detr.pth.")
+    assert exporting._licence("detr.pth", "detr_r50") == (licences.LICENCES["apache-2.0"], "Converted from detr.pth.")
     pansight.export("facebook/detr-resnet-50", "hub")
     card = Path("hub/README.md").read_text()
     assert card.startswith("---\n")
-    assert licences.of_card(card) == licences.APACHE
+    assert licences.of_card(card) == licences.LICENCES["apache-2.0"]
     assert "Converted from facebook/detr-resnet-50 on the Hugging Face hub." in card
 
 
@@ -139,5 +154,5 @@ def test_command(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "run", "--to", "hf", "--out", "out"]) == 0
     assert capsys.readouterr().out == "out: FakeForSegmentation.from_pretrained('out')\n"
     assert main(["export", "run", "--to", "onnxx", "--out", "out2"]) == 2
-    assert "unknown export target 'onnxx'; known: hf" in capsys.readouterr().err
+    assert "unknown export target 'onnxx'; known: folder, hf" in capsys.readouterr().err
     shutil.rmtree("run")

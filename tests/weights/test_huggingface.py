@@ -14,9 +14,10 @@ from fake_system import CONFIG, Fake, install, state
 from safetensors.torch import load_file, save_file
 
 from pansight.errors import PansightError
-from pansight.models import build
+from pansight.models import MODELS, build
 from pansight.types import LabelSpace
 from pansight.weights import huggingface, load_model, save_model
+from pansight.weights.huggingface.decode import RULES
 from pansight.weights.huggingface.processor import apply_processor
 
 
@@ -35,6 +36,12 @@ def complaint(path: Path | str) -> str:
         load_model(path)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_every_system_is_an_architecture_and_has_a_rule() -> None:
+    """Export and decoding look systems up by the architecture of a model's entry."""
+    assert set(RULES) == set(huggingface.SYSTEMS.values())
+    assert set(RULES) <= {entry.architecture for entry in MODELS.values()} & set(huggingface.SYSTEMS)
 
 
 def test_a_folder(folder: Path) -> None:

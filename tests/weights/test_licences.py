@@ -11,7 +11,8 @@ import pytest
 from fake_system import CONFIG, install, state
 from safetensors.torch import save_file
 
-from pansight.weights import ORIGINS, licences, load_model
+from pansight.models import MODELS
+from pansight.weights import licences, load_model
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("facebook/maskformer-swin-base-coco", "CC BY-NC 4.0 (not for commercial use)"),
         ("facebook/mask2former-swin-large-cityscapes-panoptic", "CC BY-NC 4.0 (not for commercial use)"),
         ("tue-mps/coco_panoptic_eomt_large_640", "MIT"),
-        ("tue-mps/eomt-dinov3-coco-panoptic-large-640", str(licences.DINOV3)),
+        ("tue-mps/eomt-dinov3-coco-panoptic-large-640", str(licences.LICENCES["dinov3"])),
         ("someone/mask2former-bolts", None),
         ("facebook/sam-vit-base", None),
     ],
@@ -59,10 +60,14 @@ def test_model_cards(card: str, expected: str | None) -> None:
     assert (None if found is None else str(found)) == expected
 
 
-def test_every_official_layout_has_one() -> None:
-    assert set(ORIGINS) <= set(licences.LAYOUTS)
-    assert licences.of_layout("eomt", "eomt_large_640") == licences.MIT
-    assert licences.of_layout("eomt", "eomt_dinov3_large_640") == licences.DINOV3
+def test_every_published_model_has_one() -> None:
+    assert {entry.licence for entry in MODELS.values()} <= {"", *licences.LICENCES}
+    assert [name for name, entry in MODELS.items() if entry.variant_of and not entry.licence] == []
+    expected = {"mask_rcnn_r50_tv": "BSD-3-Clause", "mask_rcnn_r50_d2": "CC BY-SA 3.0", "detr_r50": "Apache-2.0"}
+    expected |= {"mask2former": "CC BY-NC 4.0", "eomt_large_640": "MIT", "eomt_dinov3_large_640": "DINOv3 License"}
+    for name, licence in expected.items():
+        assert licences.of_published(name).name == licence
+    assert licences.of_published("mask_rcnn") is None
 
 
 def test_shown_on_loading_once(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,6 +93,6 @@ def test_a_folder_says_what_its_card_says(folder: Path, caplog: pytest.LogCaptur
 def test_official_files(caplog: pytest.LogCaptureFixture) -> None:
     licences.show.cache_clear()
     licences.show_file("model_final_cafdb1.pkl", "detectron2", "panoptic_fpn_r101_d2")
-    licences.show_file("mine.pth", "unheard of", "yolo")
+    licences.show_file("mine.pth", "unheard of", "panoptic_fpn")  # nothing was published for it
     line = "model_final_cafdb1.pkl: weights published in this layout (detectron2) are under CC BY-SA 3.0 (share alike)"
     assert caplog.messages == [f"licence    {line}"]

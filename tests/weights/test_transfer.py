@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +12,9 @@ from small_models import CASES
 from torch import nn
 
 from pansight.errors import PansightError
-from pansight.models import build
-from pansight.nn.rcnn.two_stage import torchvision_rcnn
+from pansight.models import MODELS, build
+from pansight.models.contract import every_class_and_no_object
+from pansight.nn.rcnn.two_stage import detectron2_rcnn, torchvision_rcnn
 from pansight.types import LabelSpace
 from pansight.weights.transfer import copy_rows, transfer
 
@@ -26,6 +28,10 @@ SMALL: dict[str, Any] = {
     "mask_channels": 8,
 }
 PANOPTIC = SMALL | {"semantic_width": 16}
+FPN, MASK, TORCHVISION = (MODELS[name] for name in ("panoptic_fpn", "mask_rcnn", "mask_rcnn_r50_tv"))
+HEADS = {"predictor.class_embed": every_class_and_no_object, "class_head": every_class_and_no_object}
+QUERY = replace(MODELS["mask2former"], class_rows=HEADS)
+"""The entry of `QueryModel`."""
 
 
 def randomised(model: Any) -> Any:
@@ -48,7 +54,7 @@ def test_rows_follow_class_names() -> None:
     target = randomised(build("panoptic_fpn", TARGET, **PANOPTIC))
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
     old = {key: tensor.clone() for key, tensor in source.state_dict().items()}
-    report = transfer(target, source.state_dict(), SOURCE, TARGET)
+    report = transfer(target, source.state_dict(), SOURCE, TARGET, FPN)
     new = target.state_dict()
 
     cls, box, mask = (
@@ -87,23 +93,23 @@ def test_equal_shapes_with_other_classes_are_not_taken_over() -> None:
     source = randomised(build("panoptic_fpn", SOURCE, **PANOPTIC))
     target = randomised(build("panoptic_fpn", other, **PANOPTIC))
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
-    report = transfer(target, source.state_dict(), SOURCE, other)
+    report = transfer(target, source.state_dict(), SOURCE, other, FPN)
     for key in ("rcnn.box_predictor.bbox_pred.weight", "rcnn.mask_head.predictor.bias"):
         assert torch.equal(target.state_dict()[key], before[key])
         assert key in report.new
         assert key in report.dropped
 
 
+class Heads(nn.Module):
+    def __init__(self, rcnn: nn.Module):
+        super().__init__()
+        self.rcnn = rcnn
+
+
 def test_background_first() -> None:
     """torchvision's rows begin with the background, in all three heads."""
-
-    class Model(nn.Module):
-        def __init__(self, labels: LabelSpace):
-            super().__init__()
-            self.rcnn = torchvision_rcnn(len(labels.things))
-
-    source, target = randomised(Model(SOURCE)), randomised(Model(TARGET))
-    transfer(target, source.state_dict(), SOURCE, TARGET)
+    source, target = (randomised(Heads(torchvision_rcnn(len(labels.things)))) for labels in (SOURCE, TARGET))
+    transfer(target, source.state_dict(), SOURCE, TARGET, TORCHVISION)
     cls, mask = "rcnn.box_predictor.cls_score.bias", "rcnn.mask_head.predictor.bias"
     for key in (cls, mask):
         old, new = source.state_dict()[key], target.state_dict()[key]
@@ -112,21 +118,34 @@ def test_background_first() -> None:
     assert torch.equal(target.state_dict()[box][4:8], source.state_dict()[box][12:16])
 
 
+def test_from_background_first_to_background_last() -> None:
+    """torchvision's weights start the general model: a class stays with its name, not with its row."""
+    source, target = Heads(torchvision_rcnn(len(SOURCE.things))), Heads(detectron2_rcnn(len(TARGET.things)))
+    before = randomised(target).state_dict()
+    before = {key: tensor.clone() for key, tensor in before.items()}
+    transfer(target, randomised(source).state_dict(), SOURCE, TARGET, MASK, TORCHVISION)
+    old, new = source.state_dict(), target.state_dict()
+    cls, mask = "rcnn.box_predictor.cls_score.bias", "rcnn.mask_head.predictor.bias"
+    # source: background person car dog; target: dog tree person (background)
+    assert torch.equal(new[cls], torch.stack([old[cls][3], before[cls][1], old[cls][1], old[cls][0]]))
+    assert torch.equal(new[mask], torch.stack([old[mask][3], before[mask][1], old[mask][1]]))
+
+
 def test_between_systems_and_sizes() -> None:
     """Mask R-CNN's weights start a Panoptic FPN: the branch that it lacks is new, what it has besides is dropped."""
     mask = build("mask_rcnn", SOURCE, **SMALL)
     panoptic = build("panoptic_fpn", SOURCE, **(PANOPTIC | {"box_features": 24}))
-    report = transfer(panoptic, mask.state_dict(), SOURCE, SOURCE)
+    report = transfer(panoptic, mask.state_dict(), SOURCE, SOURCE, FPN, MASK)
     assert "semantic_head.predictor.weight" in report.new
     assert "rcnn.box_head.fc6.weight" in report.new
     assert "rcnn.box_head.fc6.weight" in report.dropped
     assert "rcnn.mask_head.predictor.weight" in report.kept
-    report = transfer(mask, panoptic.state_dict(), SOURCE, SOURCE)
+    report = transfer(mask, panoptic.state_dict(), SOURCE, SOURCE, MASK, FPN)
     assert "semantic_head.predictor.weight" in report.dropped
 
 
 class QueryModel(nn.Module):
-    """What the transfer knows of DETR, MaskFormer, Mask2Former and EoMT: the names of their class heads and queries."""
+    """The class heads and queries of DETR, MaskFormer, Mask2Former and EoMT, by their names."""
 
     def __init__(self, classes: int, queries: int, hidden: tuple[int, ...] = (), width: int = 4):
         super().__init__()
@@ -150,7 +169,7 @@ class MLP(nn.Module):
 def test_query_models_keep_rows_of_things_and_stuff_by_name(head: str) -> None:
     source, target = randomised(QueryModel(5, 3)), randomised(QueryModel(6, 3))
     before = target.state_dict()[f"{head}.weight"].clone()
-    report = transfer(target, source.state_dict(), SOURCE, TARGET)
+    report = transfer(target, source.state_dict(), SOURCE, TARGET, QUERY)
     old, new = source.state_dict()[f"{head}.weight"], target.state_dict()[f"{head}.weight"]
     # source: person car dog sky road; target: dog tree person road grass water; then the row for no object
     expected = [old[2], before[1], old[0], old[4], before[4], before[5], old[5]]
@@ -167,7 +186,7 @@ def test_of_several_class_layers_only_the_last_one_has_classes() -> None:
     """The hidden sizes are those of a class head by chance: they must be copied as they are."""
     source, target = randomised(QueryModel(5, 3, hidden=(6, 6))), randomised(QueryModel(5, 3, hidden=(6, 6)))
     other = LabelSpace.from_names(["dog", "person", "car"], ["road", "sky"])
-    transfer(target, source.state_dict(), SOURCE, other)
+    transfer(target, source.state_dict(), SOURCE, other, QUERY)
     old, new = source.state_dict(), target.state_dict()
     for layer in (0, 1):
         key = f"predictor.class_embed.layers.{layer}.weight"
@@ -176,11 +195,19 @@ def test_of_several_class_layers_only_the_last_one_has_classes() -> None:
     assert torch.equal(new[last], old[last][[2, 0, 1, 4, 3, 5]])
 
 
+def test_a_class_head_is_not_filled_with_a_hidden_layer() -> None:
+    """The source's last layer is another than the target's: its rows are no classes there."""
+    source, target = QueryModel(5, 3, hidden=(6, 6)), QueryModel(5, 3, hidden=(6,))
+    report = transfer(target, source.state_dict(), SOURCE, SOURCE, QUERY)
+    assert "predictor.class_embed.layers.1.weight" in report.new
+    assert "predictor.class_embed.layers.0.weight" in report.kept
+
+
 @pytest.mark.parametrize(("before", "after"), [(5, 3), (3, 5)])
 def test_another_number_of_queries(before: int, after: int) -> None:
     source, target = randomised(QueryModel(5, before)), randomised(QueryModel(5, after))
     own = target.predictor.query_embed.weight.detach().clone()
-    report = transfer(target, source.state_dict(), SOURCE, SOURCE)
+    report = transfer(target, source.state_dict(), SOURCE, SOURCE, QUERY)
     found = target.predictor.query_embed.weight
     assert torch.equal(found[:3], source.predictor.query_embed.weight[:3])
     assert torch.equal(found[3:], own[3:])
@@ -196,7 +223,7 @@ def test_systems_keep_everything_but_rows_of_other_classes(name: str) -> None:
     options = CASES[name][1]
     source = randomised(build(name, SOURCE, **options))
     target = randomised(build(name, TARGET, **(options | {"queries": 7})))
-    report = transfer(target, source.state_dict(), SOURCE, TARGET)
+    report = transfer(target, source.state_dict(), SOURCE, TARGET, MODELS[name])
     assert (report.new, report.dropped) == ((), ())
     assert report.classes_kept == ("dog", "person", "road")
     partly = {key.split(" ")[0] for key in report.kept if key.endswith("]")}
@@ -219,31 +246,33 @@ def test_positions_of_a_vit_at_another_size() -> None:
     ramp = torch.arange(4.0).repeat(4, 1)  # by column: the same in every row
     source, target = Vit(16), Vit(64)
     source.pos_embed.data = torch.stack([ramp, ramp.T], -1).reshape(1, 16, 2)
-    report = transfer(target, source.state_dict(), SOURCE, TARGET)
+    entry = replace(MODELS["eomt"], positions=("pos_embed",))
+    report = transfer(target, source.state_dict(), SOURCE, TARGET, entry)
     assert report.kept == ("pos_embed",)
     columns, rows = target.pos_embed[0].detach().unflatten(0, (8, 8)).unbind(-1)
     assert torch.allclose(columns, rows.T, atol=1e-6)
     assert torch.allclose(columns[0, 2:6], torch.tensor([0.75, 1.25, 1.75, 2.25]), atol=0.05)
     assert torch.allclose(columns, columns[:1].expand(8, 8), atol=1e-6)
     with pytest.raises(PansightError, match="no tensor that fits"):
-        transfer(Vit(17), source.state_dict(), SOURCE, TARGET)  # no square: with prefix tokens
+        transfer(Vit(17), source.state_dict(), SOURCE, TARGET, entry)  # no square: with prefix tokens
 
 
 def test_long_reports_are_cut() -> None:
     labels = LabelSpace.from_names([f"class {i}" for i in range(40)])
-    report = transfer(QueryModel(40, 3), QueryModel(40, 3).state_dict(), labels, labels)
+    report = transfer(QueryModel(40, 3), QueryModel(40, 3).state_dict(), labels, labels, QUERY)
     assert "  40 classes kept: class 0, class 1" in str(report)
     assert "class 11 … and 28 more" in str(report)
 
 
 def test_query_head_with_other_rows_than_its_label_space() -> None:
+    three = LabelSpace.from_names(["a", "b", "c"])
     with pytest.raises(PansightError, match=r"class_embed\.weight: expected 4 rows .*, found 6"):
-        transfer(QueryModel(5, 3), QueryModel(5, 3).state_dict(), LabelSpace.from_names(["a", "b", "c"]), SOURCE)
+        transfer(QueryModel(5, 3), QueryModel(5, 3).state_dict(), three, SOURCE, QUERY)
 
 
 def test_faults() -> None:
     model = build("mask_rcnn", TARGET, **SMALL)
     with pytest.raises(PansightError, match="found no tensor that fits"):
-        transfer(model, {"a": torch.ones(1)}, SOURCE, TARGET)
+        transfer(model, {"a": torch.ones(1)}, SOURCE, TARGET, MASK)
     with pytest.raises(PansightError, match=r"cls_score\.weight: expected 3 rows .*, found 4"):
-        transfer(model, model.state_dict(), LabelSpace.from_names(["a", "b"]), TARGET)
+        transfer(model, model.state_dict(), LabelSpace.from_names(["a", "b"]), TARGET, MASK)

@@ -242,23 +242,23 @@ def predict(
 
 @app.command(help_epilogue="Example: pansight export runs/scenes --to hf --out my-model")
 def export(weights: str, /, *, out: Path, to: str = "hf", overwrite: bool = False):
-    """Write a model as a folder that Hugging Face transformers loads: DETR, MaskFormer, Mask2Former and EoMT.
+    """Write a model as a folder: for Hugging Face transformers (DETR, MaskFormer, Mask2Former and EoMT), or ours.
 
     Parameters
     ----------
     weights
         A run folder, a saved model, a hub id or a checkpoint file.
     out
-        The new folder: config.json, model.safetensors, preprocessor_config.json and a model card.
+        The new folder: config.json, model.safetensors; for transformers preprocessor_config.json and a model card.
     to
-        hf: transformers.
+        hf: transformers; folder: a saved model of ours, whatever the system.
     overwrite
         Replace an earlier export that stands there.
     """
     from pansight.apps import exporting
 
     architecture = exporting.export(weights, out, to, overwrite)
-    print(f"{out}: {architecture}.from_pretrained({str(out)!r})")
+    print(f"{out}: {f'{architecture}.from_pretrained' if architecture else 'pansight.load'}({str(out)!r})")
 
 
 @app.command(help_epilogue="Example: pansight models panoptic_fpn")

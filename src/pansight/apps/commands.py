@@ -44,8 +44,9 @@ from pansight.errors import PansightError, choice_error
 from pansight.files import read_json, write_json
 from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.summary import summary
-from pansight.models import MODELS, builder_options
+from pansight.models import MODELS, builder_options, entry
 from pansight.weights import load_model
+from pansight.weights.licences import of_published
 from pansight.weights.native import write_model
 
 FIRST = "first"
@@ -90,7 +91,7 @@ def train(
         config = override(read_config(folder / CONFIG), given)
     else:
         config = override(read_recipe(recipe) if recipe else Config(), given)
-    if config.model.first and not config.model.weights:
+    if config.model.first_recipe and not config.model.weights:
         return _train_in_two_steps(config, given, folder, resume, overwrite)
     return _train(config, folder, resume, overwrite)
 
@@ -122,7 +123,7 @@ def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: M
 
 
 def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, resume: bool, overwrite: bool) -> Run:
-    """The run of ``config.model.first`` in FOLDER/first, then `config` from its best weights; what is done is kept.
+    """The run of ``model.first_recipe`` in FOLDER/first, then `config` from its best weights; what is done is kept.
 
     given: the settings over the recipe, which hold for both steps.
     """
@@ -139,7 +140,7 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
     else:
         before = override(read_config(inner / CONFIG), _for_first(given, read_config(inner / CONFIG).model.name))
     if not (inner / REPORT).is_file():  # the last file that a run writes
-        say(f"step 1     {config.model.first}, in {inner}")
+        say(f"step 1     {config.model.first_recipe}, in {inner}")
         try:
             _train(before, inner, resume, False)
         except PansightError:
@@ -148,19 +149,20 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
             raise
     figure, value = merit(read_json(inner / EVALUATION))
     say(f"step 2     {config.model.name}, from {figure} {100 * value:.1f}")
-    first = {"recipe": config.model.first, "figure": figure, "value": value, "report": f"{FIRST}/{REPORT}"}
+    first = {"recipe": config.model.first_recipe, "figure": figure, "value": value, "report": f"{FIRST}/{REPORT}"}
     return _train(config, folder, resume and (folder / "checkpoints" / "last").is_dir(), False, first)
 
 
 def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
     """The settings of the first of two steps: its recipe on the data of the second. Raises PansightError."""
-    first = read_recipe(config.model.first)
-    if first.model.first:
-        raise PansightError(f"model.first: expected a recipe of one step, found {config.model.first} with two")
+    recipe = config.model.first_recipe
+    first = read_recipe(recipe)
+    if first.model.first_recipe:
+        raise PansightError(f"model.first_recipe: expected a recipe of one step, found {recipe} with two")
     if not same_architecture(config.model.name, first.model.name):
         raise PansightError(
-            f"model.first: expected a recipe for weights of {config.model.name}, "
-            f"found {config.model.first} of {first.model.name}"
+            f"model.first_recipe: expected a recipe for weights of {config.model.name}, "
+            f"found {recipe} of {first.model.name}"
         )
     return override(replace(first, data=config.data), _for_first(given, first.model.name))
 
@@ -168,7 +170,7 @@ def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
 def _for_first(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What holds for the first step, too, of the settings that were given for both."""
     known = {f"model.options.{option}" for option in builder_options(name)}
-    not_its_own = ("model.name", "model.weights", "model.first", "train.freeze", "evaluate.thresholds")
+    not_its_own = ("model.name", "model.weights", "model.first_recipe", "train.freeze", "evaluate.thresholds")
     return {
         key: value
         for key, value in given.items()
@@ -221,7 +223,7 @@ def _prepare(
 def _absolute(config: Config) -> Config:
     """Paths that hold wherever the run is resumed from."""
     paths = {"data.source": config.data.source, "data.validation_source": config.data.validation_source}
-    paths |= {"model.weights": config.model.weights, "model.first": config.model.first}
+    paths |= {"model.weights": config.model.weights, "model.first_recipe": config.model.first_recipe}
     return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
 
 
@@ -250,6 +252,7 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
         partial(write_model, model=run.model, name=run.name, options=run.options),
         partial(measure, run.model, run.validation, config.evaluate, accelerator, workers=config.data.workers),
         resume,
+        entry(run.name).rates,
     )
 
 
@@ -351,13 +354,14 @@ def demo(
 
 
 def models(name: str | None = None) -> str:
-    """A line for each model, or the options of one. Raises PansightError for an unknown one."""
+    """A line for each model; or what one gives, whose weights there are, and its options. PansightError: unknown."""
     if name is None:
-        return _table((key, _first_line(builder)) for key, builder in MODELS.items())
-    if name not in MODELS:
-        raise choice_error("model", name, MODELS)
+        return _table((key, _first_line(each.build)) for key, each in MODELS.items())
+    facts = [("gives", ", ".join(entry(name).produces))]
+    facts += [("tasks", ", ".join(entry(name).tasks))] if entry(name).tasks else []
+    facts += [("weights", f"published under {of_published(name)}")] if entry(name).licence else []
     options = [(f"--model.options.{key}", f"default {value!r}") for key, value in builder_options(name).items()]
-    return f"{name}: {_first_line(MODELS[name])}\n{_table(options)}"
+    return f"{name}: {_first_line(entry(name).build)}\n{_table(facts)}\n{_table(options)}"
 
 
 def datasets(name: str | None = None) -> str:

@@ -10,17 +10,18 @@ from pansight.engine.evaluate import EVALUATION
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_json, replacing_folder
 from pansight.metrics.files.summary import summary
-from pansight.weights import licences, load_model
+from pansight.weights import licences, load_model, save_model
 from pansight.weights.huggingface.export import exporter, is_export, write_folder
-from pansight.weights.native import find_folder
+from pansight.weights.native import find_folder, is_saved
 
-TARGETS = {"hf": "a folder of Hugging Face transformers"}
+TARGETS = {"hf": "a folder of Hugging Face transformers", "folder": "a saved folder of ours, for every model"}
 
 
 def export(weights: str | Path, out: str | Path, to: str = "hf", overwrite: bool = False) -> str:
-    """Write a model as a folder that transformers loads → the class there that loads it.
+    """Write a model as a folder → the class of transformers that loads it, or "" for a folder of ours.
 
-    weights: a run folder (its best checkpoint), a saved folder, a hub id or an official checkpoint file. The folder
+    weights: a run folder (its best checkpoint), a saved folder, a hub id or an official checkpoint file. to: "hf" or
+    "folder", which `load` and every command take: config.json and model.safetensors. The folder for transformers
     holds config.json, model.safetensors, preprocessor_config.json and a model card (README.md) with the figures of the
     run's evaluation, and appears whole or not at all. `load` reads it back with the same classes, exactly.
     Raises PansightError where transformers has no such model, or something stands at `out`: with overwrite, an earlier
@@ -29,11 +30,15 @@ def export(weights: str | Path, out: str | Path, to: str = "hf", overwrite: bool
     if to not in TARGETS:
         raise choice_error("export target", to, TARGETS)
     out = Path(out)
-    if out.exists() and not (out.is_dir() and is_export(out)):
+    replaceable = is_export if to == "hf" else is_saved
+    if out.exists() and not (out.is_dir() and replaceable(out)):
         raise PansightError(f"{out}: expected a new folder or an earlier export, found something else")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise PansightError(f"{out}: expected no export yet, found one; add --overwrite")
     model, name, options = load_model(weights)
+    if to == "folder":
+        save_model(out, model, name, options)
+        return ""
     exporter(name, str(weights))  # before anything is written
     licence, origin = _licence(str(weights), name)
     with replacing_folder(out) as folder:
@@ -58,12 +63,12 @@ def _licence(weights: str, name: str) -> tuple[licences.Licence | None, str]:
 
 
 def _known(weights: str, name: str) -> licences.Licence | None:
-    """The licence of a hub id, of a folder by its model card, or of what was published in an official file's layout."""
+    """The licence of a hub id, of a folder by its model card, or of what was published for an official file's model."""
     path = Path(weights)
     if path.is_dir():
         folder = find_folder(path)
         return None if folder is None else licences.of_folder(folder)
-    return licences.of_layout(name.partition("_")[0], name) if path.exists() else licences.of_hub(weights)
+    return licences.of_published(name) if path.exists() else licences.of_hub(weights)
 
 
 def _figures(weights: str | Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import lcm
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from pansight.data.transforms import (
     resize_sample,
 )
 from pansight.errors import PansightError, choice_error
-from pansight.models import MODELS, build, builder_options
+from pansight.models import build, builder_options, entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
@@ -199,8 +199,8 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
     options = {**{key: value for key, value in saved.items() if key in known}, **options}
     if "pretrained" in known:
         options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
-    model = build(name, labels, **options)
-    report = transfer(model, source.state_dict(), source.labels, labels)
+    model: Any = build(name, labels, **options)
+    report = transfer(model, source.state_dict(), source.labels, labels, entry(name), entry(found))
     own = model.input.resize
     model.input = source.input
     if {"short", "long"} & set(config.options):
@@ -209,15 +209,8 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
 
 
 def same_architecture(name: str, other: str) -> bool:
-    """Whether two entries of MODELS build the same class, or one that extends the other.
-
-    Raises PansightError for an unknown name.
-    """
-    for each in (name, other):
-        if each not in MODELS:
-            raise choice_error("model", each, MODELS)
-    left, right = (get_type_hints(MODELS[each])["return"] for each in (name, other))
-    return issubclass(left, right) or issubclass(right, left)
+    """Whether the weights of one model start the other. Raises PansightError for an unknown name."""
+    return entry(name).architecture == entry(other).architecture
 
 
 def check_thresholds(model: Any, name: str, thresholds: Mapping[str, Any]) -> None:

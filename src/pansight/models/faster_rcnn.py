@@ -9,11 +9,13 @@ the builders of their names; the general `faster_rcnn` takes any timm backbone, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pansight.models.contract import Entry, background_and_things, boxes_of, things, things_and_background
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
@@ -69,6 +71,9 @@ class FasterRCNN(nn.Module):
         """Predictions at the original `sizes` (H, W)."""
         instances = detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels)
         return [Prediction(None, None, found) for found in instances]
+
+    def set_progress(self, share: float) -> None:
+        """Nothing changes as training progresses."""
 
 
 def faster_rcnn(
@@ -139,3 +144,37 @@ def faster_rcnn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> Faster
 def faster_rcnn_r101_d2(labels: LabelSpace) -> FasterRCNN:
     """detectron2's faster_rcnn_R_101_FPN."""
     return faster_rcnn_r50_d2(labels, "resnet101")
+
+
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}
+TINY |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40, "roi_samples": 32, "detections": 20}
+
+GENERAL = Entry(
+    faster_rcnn,
+    architecture="faster_rcnn",
+    produces=("instances",),
+    needs_things=True,
+    backbone="pyramid",
+    adapts=("pretrained", "frozen_bn", "short", "anchor_sizes", "detections"),
+    class_rows={
+        "rcnn.box_predictor.cls_score": things_and_background,
+        "rcnn.box_predictor.bbox_pred": boxes_of(things),
+    },
+    tiny=TINY,
+)
+OF_DETECTRON2 = replace(GENERAL, licence="cc-by-sa-3.0")
+OF_TORCHVISION = replace(
+    GENERAL,
+    licence="bsd-3-clause",
+    class_rows={
+        "rcnn.box_predictor.cls_score": background_and_things,
+        "rcnn.box_predictor.bbox_pred": boxes_of(background_and_things),
+    },
+)
+ENTRIES: dict[str, Entry] = {
+    "faster_rcnn": GENERAL,
+    "faster_rcnn_r50_tv": OF_TORCHVISION.published(faster_rcnn_r50_tv, "faster_rcnn", "pretrained"),
+    "faster_rcnn_r50_tv_v2": OF_TORCHVISION.published(faster_rcnn_r50_tv_v2, "faster_rcnn", "pretrained"),
+    "faster_rcnn_r50_d2": OF_DETECTRON2.published(faster_rcnn_r50_d2, "faster_rcnn"),
+    "faster_rcnn_r101_d2": OF_DETECTRON2.published(faster_rcnn_r101_d2, "faster_rcnn"),
+}

@@ -12,26 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention, Linear
-from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
-from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
+from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts, uniform
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
-from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
-
-HF_SIDE = 384
-"""transformers brings all mask logits to this height and width before anything else, whatever the image."""
+from pansight.types import Batch, LabelSpace, Prediction
 
 
 class Mask2FormerOutputs(NamedTuple):
@@ -212,12 +209,10 @@ class Mask2Former(nn.Module):
         mask_threshold: float | None = None,
         overlap: float | None = None,
         task: str | None = None,
-        hf_compat: bool = False,
     ) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
 
-        task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
-        transformers, which know nothing of padding.
+        task: "panoptic" (None), "instance", "semantic" or "all".
         """
         stride = self.backbone.strides[0]
         height, width = outputs.features.shape[2:]
@@ -228,12 +223,10 @@ class Mask2Former(nn.Module):
             self.labels,
             self.rules.replaced(score_threshold, mask_threshold, overlap),
             task,
-            self._fuse_hf if hf_compat else None,
         )
 
-    def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
-        size = (HF_SIDE, HF_SIDE)
-        return fuse_hf(masks, kept, canvas.size, self.labels, rules.overlap, rules.mask, logits_size=size)
+    def set_progress(self, share: float) -> None:
+        """Nothing changes as training progresses."""
 
 
 def mask2former(
@@ -306,3 +299,32 @@ def mask2former_swin_base(labels: LabelSpace, pretrained: str = "none", queries:
 def mask2former_swin_large(labels: LabelSpace, pretrained: str = "none", queries: int = 200) -> Mask2Former:
     """215,535,610 parameters with the 200 queries of the published panoptic and instance models."""
     return mask2former(labels, "swin_large_patch4_window12_384.ms_in22k", pretrained, queries=queries)
+
+
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
+TINY |= {"hidden": 32, "layers": 3, "encoder_layers": 1, "encoder_hidden": 32, "loss_points": 128}
+
+GENERAL = Entry(
+    mask2former,
+    architecture="mask2former",
+    produces=("panoptic", "semantic", "instances"),
+    tasks=TASKS,
+    backbone="pyramid",
+    adapts=("pretrained", "frozen_bn", "short", "queries"),
+    training=TrainingDefaults(
+        lr=1e-4, lr_of_few_images=5e-5, backbone_lr_factor=0.1, weight_decay=0.05, clip_norm=0.01
+    ),
+    class_rows={"predictor.class_embed": every_class_and_no_object},
+    queries=("predictor.query_embed.weight", "predictor.query_feat.weight"),
+    licence="cc-by-nc-4.0",
+    tiny=TINY,
+)
+ENTRIES: dict[str, Entry] = {
+    "mask2former": GENERAL,
+    "mask2former_r50": GENERAL.published(mask2former_r50, "mask2former", "pretrained", "queries"),
+    "mask2former_r101": GENERAL.published(mask2former_r101, "mask2former", "pretrained", "queries"),
+    "mask2former_swin_tiny": GENERAL.published(mask2former_swin_tiny, "mask2former", "pretrained", "queries"),
+    "mask2former_swin_small": GENERAL.published(mask2former_swin_small, "mask2former", "pretrained", "queries"),
+    "mask2former_swin_base": GENERAL.published(mask2former_swin_base, "mask2former", "pretrained", "queries"),
+    "mask2former_swin_large": GENERAL.published(mask2former_swin_large, "mask2former", "pretrained", "queries"),
+}

@@ -11,11 +11,13 @@ COCO val2017 box / mask AP: torchvision R50 37.9 / 34.6, V2 47.4 / 41.8; detectr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pansight.models.contract import Entry, background_and_things, boxes_of, things, things_and_background
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
@@ -104,6 +106,9 @@ class MaskRCNN(nn.Module):
             predictions.append(Prediction(panoptic, None, found))
         return predictions
 
+    def set_progress(self, share: float) -> None:
+        """Nothing changes as training progresses."""
+
 
 def mask_rcnn(
     labels: LabelSpace,
@@ -188,3 +193,40 @@ def mask_rcnn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> MaskRCNN
 def mask_rcnn_r101_d2(labels: LabelSpace) -> MaskRCNN:
     """detectron2's mask_rcnn_R_101_FPN."""
     return mask_rcnn_r50_d2(labels, "resnet101")
+
+
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}
+TINY |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40, "roi_samples": 32, "detections": 20}
+TINY |= {"mask_convs": 1, "mask_channels": 8}
+
+GENERAL = Entry(
+    mask_rcnn,
+    architecture="mask_rcnn",
+    produces=("panoptic", "instances"),
+    needs_things=True,
+    backbone="pyramid",
+    adapts=("pretrained", "frozen_bn", "short", "anchor_sizes", "detections"),
+    class_rows={
+        "rcnn.box_predictor.cls_score": things_and_background,
+        "rcnn.box_predictor.bbox_pred": boxes_of(things),
+        "rcnn.mask_head.predictor": things,
+    },
+    tiny=TINY,
+)
+OF_DETECTRON2 = replace(GENERAL, licence="cc-by-sa-3.0")
+OF_TORCHVISION = replace(
+    GENERAL,
+    licence="bsd-3-clause",
+    class_rows={
+        "rcnn.box_predictor.cls_score": background_and_things,
+        "rcnn.box_predictor.bbox_pred": boxes_of(background_and_things),
+        "rcnn.mask_head.predictor": background_and_things,
+    },
+)
+ENTRIES: dict[str, Entry] = {
+    "mask_rcnn": GENERAL,
+    "mask_rcnn_r50_tv": OF_TORCHVISION.published(mask_rcnn_r50_tv, "mask_rcnn", "pretrained"),
+    "mask_rcnn_r50_tv_v2": OF_TORCHVISION.published(mask_rcnn_r50_tv_v2, "mask_rcnn", "pretrained"),
+    "mask_rcnn_r50_d2": OF_DETECTRON2.published(mask_rcnn_r50_d2, "mask_rcnn"),
+    "mask_rcnn_r101_d2": OF_DETECTRON2.published(mask_rcnn_r101_d2, "mask_rcnn"),
+}

@@ -12,25 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import choice_error
+from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
-from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
-from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
+from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
 from pansight.ops.queries.losses import set_counts
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
-from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
+from pansight.types import Batch, LabelSpace, Prediction
 
 MASKFORMER_RULES = QueryRules(cut=False)
 PIXEL_DECODERS = ("fpn", "encoder")
@@ -224,12 +224,10 @@ class MaskFormer(nn.Module):
         mask_threshold: float | None = None,
         overlap: float | None = None,
         task: str | None = None,
-        hf_compat: bool = False,
     ) -> list[Prediction]:
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
 
-        task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
-        transformers, which know nothing of padding.
+        task: "panoptic" (None), "instance", "semantic" or "all".
         """
         return decode_queries(
             outputs.class_logits,
@@ -238,11 +236,10 @@ class MaskFormer(nn.Module):
             self.labels,
             self.rules.replaced(score_threshold, mask_threshold, overlap),
             task,
-            self._fuse_hf if hf_compat else None,
         )
 
-    def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
-        return fuse_hf(masks, kept, canvas.size, self.labels, rules.overlap, rules.mask)
+    def set_progress(self, share: float) -> None:
+        """Nothing changes as training progresses."""
 
 
 def maskformer(
@@ -319,3 +316,32 @@ def maskformer_swin_base(labels: LabelSpace, pretrained: str = "none", queries: 
 def maskformer_swin_large(labels: LabelSpace, pretrained: str = "none", queries: int = 100) -> MaskFormer:
     """211,571,258 parameters."""
     return maskformer(labels, "swin_large_patch4_window12_384.ms_in22k", pretrained, divisor=1, queries=queries)
+
+
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
+TINY |= {"hidden": 32, "layers": 2, "encoder_layers": 1}
+
+GENERAL = Entry(
+    maskformer,
+    architecture="maskformer",
+    produces=("panoptic", "semantic", "instances"),
+    tasks=TASKS,
+    backbone="pyramid",
+    adapts=("pretrained", "frozen_bn", "short", "queries"),
+    training=TrainingDefaults(
+        lr=1e-4, lr_of_few_images=5e-5, backbone_lr_factor=0.1, weight_decay=0.05, clip_norm=0.01
+    ),
+    class_rows={"predictor.class_embed": every_class_and_no_object},
+    queries=("predictor.query_embed.weight",),
+    licence="cc-by-nc-4.0",
+    tiny=TINY,
+)
+ENTRIES: dict[str, Entry] = {
+    "maskformer": GENERAL,
+    "maskformer_r50": GENERAL.published(maskformer_r50, "maskformer", "pretrained", "queries"),
+    "maskformer_r101": GENERAL.published(maskformer_r101, "maskformer", "pretrained", "queries"),
+    "maskformer_swin_tiny": GENERAL.published(maskformer_swin_tiny, "maskformer", "pretrained", "queries"),
+    "maskformer_swin_small": GENERAL.published(maskformer_swin_small, "maskformer", "pretrained", "queries"),
+    "maskformer_swin_base": GENERAL.published(maskformer_swin_base, "maskformer", "pretrained", "queries"),
+    "maskformer_swin_large": GENERAL.published(maskformer_swin_large, "maskformer", "pretrained", "queries"),
+}

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.models.contract import Entry, background_and_stuff, boxes_of, things, things_and_background
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, Input
@@ -138,6 +140,9 @@ class PanopticFPN(nn.Module):
         category_of_class = torch.tensor([IGNORE] + [c.id for c in self.labels.stuff], device=classes.device)
         return category_of_class[classes]
 
+    def set_progress(self, share: float) -> None:
+        """Nothing changes as training progresses."""
+
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear (B, C, h, w) → (B, C, *size), corners not aligned; x itself where the size is right already."""
@@ -200,3 +205,30 @@ def panoptic_fpn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> Panop
 def panoptic_fpn_r101_d2(labels: LabelSpace) -> PanopticFPN:
     """detectron2's panoptic_fpn_R_101: 64,913,894 parameters besides the frozen BatchNorm."""
     return panoptic_fpn_r50_d2(labels, "resnet101")
+
+
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}
+TINY |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40, "roi_samples": 32, "detections": 20}
+TINY |= {"mask_convs": 1, "mask_channels": 8, "semantic_width": 16}
+
+GENERAL = Entry(
+    panoptic_fpn,
+    architecture="panoptic_fpn",
+    produces=("panoptic", "instances"),
+    needs_things=True,
+    backbone="pyramid",
+    adapts=("pretrained", "frozen_bn", "short", "anchor_sizes", "detections", "min_stuff_area"),
+    class_rows={
+        "rcnn.box_predictor.cls_score": things_and_background,
+        "rcnn.box_predictor.bbox_pred": boxes_of(things),
+        "rcnn.mask_head.predictor": things,
+        "semantic_head.predictor": background_and_stuff,
+    },
+    tiny=TINY,
+)
+OF_DETECTRON2 = replace(GENERAL, licence="cc-by-sa-3.0")
+ENTRIES: dict[str, Entry] = {
+    "panoptic_fpn": GENERAL,
+    "panoptic_fpn_r50_d2": OF_DETECTRON2.published(panoptic_fpn_r50_d2, "panoptic_fpn"),
+    "panoptic_fpn_r101_d2": OF_DETECTRON2.published(panoptic_fpn_r101_d2, "panoptic_fpn"),
+}

@@ -1,7 +1,8 @@
 """What known published weights may be used for: one line, logged when they are loaded.
 
 Facts of the publishers' own pages. Code and weights often differ (MaskFormer's code is free, its weights are not for
-commerce); what is said here is of the weights. Nothing is known of weights that someone trained in the same layout.
+commerce); what is said here is of the weights. Which of these counts for a model stands in its entry; nothing is known
+of weights that someone trained in the same layout.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
+
+from pansight.models import MODELS
 
 log = logging.getLogger("pansight")
 
@@ -26,36 +29,28 @@ class Licence(NamedTuple):
         return f"{self.name} ({self.note})" if self.note else self.name
 
 
-BSD = Licence("BSD-3-Clause", "bsd-3-clause")
-APACHE = Licence("Apache-2.0", "apache-2.0")
-MIT = Licence("MIT", "mit")
-BY_SA = Licence("CC BY-SA 3.0", "cc-by-sa-3.0", "share alike")
-BY_NC = Licence("CC BY-NC 4.0", "cc-by-nc-4.0", "not for commercial use")
-DINOV3 = Licence("DINOv3 License", "other", "gated: its terms must be accepted, and go with every copy")
-
-LAYOUTS = {
-    "torchvision": BSD,
-    "detectron2": BY_SA,
-    "detr": APACHE,
-    "maskformer": BY_NC,
-    "mask2former": BY_NC,
-    "eomt": MIT,
-    "eomt_dinov3": DINOV3,
+LICENCES = {
+    "bsd-3-clause": Licence("BSD-3-Clause", "bsd-3-clause"),
+    "apache-2.0": Licence("Apache-2.0", "apache-2.0"),
+    "mit": Licence("MIT", "mit"),
+    "cc-by-sa-3.0": Licence("CC BY-SA 3.0", "cc-by-sa-3.0", "share alike"),
+    "cc-by-nc-4.0": Licence("CC BY-NC 4.0", "cc-by-nc-4.0", "not for commercial use"),
+    "dinov3": Licence("DINOv3 License", "other", "gated: its terms must be accepted, and go with every copy"),
 }
-"""Official files, by their layout: the licence of the weights that were published in it."""
+"""By the word that stands in the entry of a model."""
 
 HUB = (
-    (r"facebook/detr-.+", APACHE),
-    (r"facebook/(maskformer|mask2former)-.+", BY_NC),
-    (r"(tue-mps|facebook)/.*dinov3.*", DINOV3),
-    (r"tue-mps/.+", MIT),
+    (r"facebook/detr-.+", "apache-2.0"),
+    (r"facebook/(maskformer|mask2former)-.+", "cc-by-nc-4.0"),
+    (r"(tue-mps|facebook)/.*dinov3.*", "dinov3"),
+    (r"tue-mps/.+", "mit"),
 )
 """Hub ids by pattern; the first that matches counts."""
 
 
 def of_hub(hub_id: str) -> Licence | None:
     """The licence of a known family on the hub; None for others."""
-    return next((licence for pattern, licence in HUB if re.fullmatch(pattern, hub_id, re.IGNORECASE)), None)
+    return next((LICENCES[word] for pattern, word in HUB if re.fullmatch(pattern, hub_id, re.IGNORECASE)), None)
 
 
 def of_card(text: str) -> Licence | None:
@@ -66,12 +61,12 @@ def of_card(text: str) -> Licence | None:
         return None
     if stated[1] == "other":
         return Licence("terms of its own", "other", "see its model card")
-    return next((known for known in LAYOUTS.values() if known.tag == stated[1]), Licence(stated[1], stated[1]))
+    return LICENCES.get(stated[1], Licence(stated[1], stated[1]))
 
 
-def of_layout(layout: str, name: str) -> Licence | None:
-    """The licence of the weights published in an official layout; name: of the model, in MODELS."""
-    return LAYOUTS["eomt_dinov3"] if name.startswith("eomt_dinov3") else LAYOUTS.get(layout)
+def of_published(name: str) -> Licence | None:
+    """The licence of the weights that were published for a model of MODELS; None where there are none."""
+    return LICENCES.get(MODELS[name].licence)
 
 
 def of_folder(folder: Path, hub_id: str | None = None) -> Licence | None:
@@ -93,7 +88,7 @@ def show_folder(folder: Path, source: str, is_hub_id: bool) -> None:
 
 def show_file(source: str, layout: str, name: str) -> None:
     """Log the licence of what was published in the layout of an official file: whose file it is, is not known."""
-    licence = of_layout(layout, name)
+    licence = of_published(name)
     if licence is not None:
         show(f"licence    {source}: weights published in this layout ({layout}) are under {licence}")
 

@@ -81,6 +81,14 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
     write_json(folder / CONFIG, config)
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a saved model of ours, or nothing: what saving another one there may replace."""
+    if not any(folder.iterdir()):
+        return True
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return isinstance(config, dict) and "format_version" in config
+
+
 def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict[str, Any]]:
     """A folder that ``save_model`` or transformers wrote → (model in eval mode on the CPU, name, options).
 

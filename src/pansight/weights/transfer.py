@@ -1,14 +1,13 @@
 """Trained weights to a model of other classes: everything general is kept, class heads row by row, by class name.
 
 Of learned queries, the first ones are kept where their number differs: no query is tied to a class. A ViT's positions
-are resampled to another input size.
+are resampled to another input size. Which tensors these are stands in the entry of each model.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pansight.errors import PansightError
+from pansight.models.contract import ClassRows, Entry
 from pansight.types import LabelSpace
 
-BACKGROUND = "(background)"
-NO_OBJECT = "(no object)"
 SHOWN = 12
 """Names in a line of the report."""
 
@@ -56,57 +54,18 @@ class TransferReport:
         return "\n".join(lines)
 
 
-def _things(labels: LabelSpace, rows: int, background_first: bool) -> list[str]:
-    """One name a class; a background row where there is one row more than things."""
-    names = [c.name for c in labels.things]
-    if rows == len(names):
-        return names
-    return [BACKGROUND, *names] if background_first else [*names, BACKGROUND]
-
-
-def _boxes(labels: LabelSpace, rows: int, background_first: bool) -> list[str]:
-    """Four rows a class, one for each of dx, dy, dw, dh."""
-    return [name for name in _things(labels, rows // 4, background_first) for _ in range(4)]
-
-
-def _stuff(labels: LabelSpace, rows: int, background_first: bool) -> list[str]:
-    """Panoptic FPN's semantic head: all things are its class 0."""
-    return [BACKGROUND, *(c.name for c in labels.stuff)]
-
-
-def _all(labels: LabelSpace, rows: int, background_first: bool) -> list[str]:
-    """The query models: things and stuff in the label space's order, then the row for no object."""
-    return [*labels.names, NO_OBJECT]
-
-
-RowNames = Callable[[LabelSpace, int, bool], list[str]]
-
-CLASS_ROWS: dict[str, RowNames] = {
-    "rcnn.box_predictor.cls_score": _things,
-    "rcnn.box_predictor.bbox_pred": _boxes,
-    "rcnn.mask_head.predictor": _things,
-    "semantic_head.predictor": _stuff,
-}
-"""The tensors with a class axis (their first): (labels, rows, background_first) → the class of each row."""
-
-QUERY_HEAD = re.compile(
-    r"((?:.*\.)?(?:class_embed|class_head|class_predictor))(?:\.(?:layers\.)?(\d+))?\.(?:weight|bias)"
-)
-"""The class head of a query model: one layer, or several, of which the last one has the classes."""
-
-QUERIES = re.compile(r"(?:.*\.)?(?:query_embed|query_feat|q)\.weight")
-"""Learned queries: one row each."""
-
-
-POSITIONS = re.compile(r"(?:.*\.)?pos_embed")
-"""A ViT's learned positions: (1, side², channels), which grow with the input."""
-
-
 def transfer(
-    model: Any, state: Mapping[str, Tensor], source_labels: LabelSpace, target_labels: LabelSpace
+    model: Any,
+    state: Mapping[str, Tensor],
+    source_labels: LabelSpace,
+    target_labels: LabelSpace,
+    entry: Entry,
+    source_entry: Entry | None = None,
 ) -> TransferReport:
     """Copy what fits of `state` (keys of ours, classes of `source_labels`) into `model` (classes of `target_labels`).
 
+    entry: of the model. source_entry: of what the state was trained as, where that is another: torchvision's heads
+    begin with the background, those of detectron2 and ours end with it.
     A tensor of another shape, beside class heads and queries, stays new. Raises PansightError where nothing fits at
     all, or a class head has another number of rows than its label space says.
     """
@@ -115,17 +74,17 @@ def transfer(
     result: dict[str, Tensor] = {}
     names_found, names_wanted, names_kept = set[str](), set[str](), set[str]()
     targets: dict[str, Tensor] = model.state_dict()
+    found_rows = _rows_of_tensors((source_entry or entry).class_rows, state)
+    wanted_rows = _rows_of_tensors(entry.class_rows, targets)
     for key, tensor in targets.items():
         source = state.get(key)
-        names_of_rows = _names_of_rows(key, targets)
-        if source is not None and POSITIONS.fullmatch(key) and source.shape != tensor.shape:
+        if source is not None and key in entry.positions and source.shape != tensor.shape:
             source = resampled_positions(source, tensor)
-        if source is None or source.shape[1:] != tensor.shape[1:]:
+        if source is None or source.shape[1:] != tensor.shape[1:] or (key in found_rows) != (key in wanted_rows):
             new.append(key)
-        elif names_of_rows is not None:
-            first: bool = key.startswith("rcnn.") and model.rcnn.background_first
-            found = _class_names(key, source, names_of_rows, source_labels, first)
-            wanted = _class_names(key, tensor, names_of_rows, target_labels, first)
+        elif key in wanted_rows:
+            found = _class_names(key, source, found_rows[key], source_labels)
+            wanted = _class_names(key, tensor, wanted_rows[key], target_labels)
             rows, common = copy_rows(source, found, tensor, wanted)
             if common:
                 result[key] = rows
@@ -138,14 +97,14 @@ def transfer(
         elif source.shape == tensor.shape:
             result[key] = source
             kept.append(key)
-        elif QUERIES.fullmatch(key):
+        elif key in entry.queries:
             count = min(len(source), len(tensor))
             result[key] = torch.cat([source[:count].to(tensor), tensor[count:]])
             kept.append(f"{key} [first {count} of {len(source)}, {len(tensor) - count} new]")
         else:
             new.append(key)
     if not kept:
-        raise PansightError(f"transfer: expected weights of a {type(model).__name__}, found no tensor that fits")
+        raise PansightError(f"transfer: expected weights of {entry.architecture}, found no tensor that fits")
     model.load_state_dict(result, strict=False)
     dropped = [key for key in state if key not in result]
     return TransferReport(
@@ -158,15 +117,14 @@ def transfer(
     )
 
 
-def _names_of_rows(key: str, keys: Iterable[str]) -> RowNames | None:
-    """What the rows of a tensor stand for, where they are classes; keys: of the whole model."""
-    if key.rpartition(".")[0] in CLASS_ROWS:
-        return CLASS_ROWS[key.rpartition(".")[0]]
-    match = QUERY_HEAD.fullmatch(key)
-    if match is None:
-        return None
-    layers = [int(other[2] or 0) for other in map(QUERY_HEAD.fullmatch, keys) if other and other[1] == match[1]]
-    return _all if int(match[2] or 0) == max(layers) else None
+def _rows_of_tensors(class_rows: Mapping[str, ClassRows], keys: Collection[str]) -> dict[str, ClassRows]:
+    """What the rows of weights and biases stand for, by key. keys: of the whole model, in its order."""
+    result: dict[str, ClassRows] = {}
+    for module, rows in class_rows.items():
+        inside = [key for key in keys if key.startswith(f"{module}.")]
+        last = inside[-1].rpartition(".")[0] if inside else ""
+        result |= {key: rows for key in inside if key.rpartition(".")[0] == last}
+    return result
 
 
 def resampled_positions(source: Tensor, target: Tensor) -> Tensor | None:
@@ -201,14 +159,8 @@ def copy_rows(source: Tensor, found: Sequence[str], target: Tensor, wanted: Sequ
     return result, list(dict.fromkeys(wanted[index] for index, _ in pairs))
 
 
-def _class_names(
-    key: str,
-    tensor: Tensor,
-    names_of_rows: RowNames,
-    labels: LabelSpace,
-    background_first: bool,
-) -> list[str]:
-    names = names_of_rows(labels, tensor.shape[0], background_first)
+def _class_names(key: str, tensor: Tensor, rows: ClassRows, labels: LabelSpace) -> Sequence[str]:
+    names = rows(labels)
     if len(names) != tensor.shape[0]:
         raise PansightError(f"transfer: {key}: expected {len(names)} rows for {labels!r}, found {tensor.shape[0]}")
     return names

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pansight.errors import choice_error
-from pansight.ops.fusion.queries import Canvas, Kept, fuse_masks, keep_queries, query_instances, semantic_map
-from pansight.types import LabelSpace, PanopticSegmentation, Prediction
+from pansight.ops.fusion.queries import Canvas, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.types import LabelSpace, Prediction
 
 TASKS = ("panoptic", "instance", "semantic", "all")
 
@@ -51,12 +51,10 @@ def decode_queries(
     labels: LabelSpace,
     rules: QueryRules,
     task: str | None,
-    hf_rule: Callable[[Tensor, Kept, Canvas, QueryRules], PanopticSegmentation] | None,
 ) -> list[Prediction]:
     """class_logits (B, Q, C + 1), no object last; mask_logits(image, queries int64 (K,) or None for all) → (K, h, w).
 
-    Masks are asked for of kept queries alone, but for the semantic and the instance task. hf_rule: the panoptic map by
-    transformers' rule instead.
+    Masks are asked for of kept queries alone, but for the semantic and the instance task.
     """
     task = checked_task(task)
     predictions: list[Prediction] = []
@@ -66,10 +64,7 @@ def decode_queries(
         if task in ("panoptic", "all"):
             kept = keep_queries(classes, rules.score)
             masks = mask_logits(image, kept.queries)
-            if hf_rule is None:
-                panoptic = fuse_masks(masks, kept, canvas, labels, rules.overlap, rules.mask, rules.cut)
-            else:
-                panoptic = hf_rule(masks, kept, canvas, rules)
+            panoptic = fuse_masks(masks, kept, canvas, labels, rules.overlap, rules.mask, rules.cut)
         if task != "panoptic":
             masks = mask_logits(image, None)
             if task != "instance":

@@ -13,12 +13,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pansight.ops.fusion.contest import Canvas, canvas_rows, contest, nearest_source, painted
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
 
-__all__ = ["Canvas", "Kept", "fuse_detr", "fuse_hf", "fuse_masks", "keep_queries", "query_instances", "semantic_map"]
+__all__ = [
+    "Canvas",
+    "Kept",
+    "binary_masks",
+    "fuse_detr",
+    "fuse_hf",
+    "fuse_masks",
+    "keep_queries",
+    "query_instances",
+    "semantic_map",
+]
 
 FLOATS_AT_ONCE = 1 << 23
 """The most that a semantic map holds of masks and class maps at a time, of which a band of rows is made."""
@@ -214,6 +225,18 @@ def query_instances(
     order = order[boxes[place[order], 2] > 0]
     place = place[order]
     return Instances(boxes[place], (index % classes)[order], scores[order], masks[place])
+
+
+def binary_masks(logits: Tensor, canvas: Canvas, threshold: float) -> Tensor:
+    """DETR's PostProcessSegm: bilinear to the canvas, σ > threshold, cut, nearest to the file: bool (N, H, W)."""
+    height, width = canvas.extent
+    level = torch.tensor(threshold).logit().item()
+    masks = torch.empty((len(logits), *canvas.size), dtype=torch.bool, device=logits.device)
+    for mask, logit in zip(masks, logits, strict=True):
+        full = F.interpolate(logit[None, None], canvas.padded, mode="bilinear", align_corners=False)
+        inside = (full[:, :, :height, :width] > level).byte()
+        mask.copy_(F.interpolate(inside, canvas.size)[0, 0])
+    return masks
 
 
 def _boxes(masks: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.models.eomt import LONGEST, EoMT, eomt
+from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights.huggingface.processor import settings_of
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
@@ -122,9 +122,7 @@ def renamed(state: Mapping[str, Tensor], rotary: bool, source: str) -> dict[str,
     return ours
 
 
-def _build(
-    config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: str
-) -> tuple[EoMT, str, dict[str, Any]]:
+def _build(config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: str) -> tuple[Any, str, dict[str, Any]]:
     fixed: dict[str, Any] = {"hidden_act": "gelu"}
     if rotary:  # with gates transformers takes one activation for the ViT and the heads, which no weights have
         fixed |= {"key_bias": False, "proj_bias": True, "mlp_bias": True, "use_gated_mlp": False}
@@ -158,7 +156,7 @@ def _build(
         **loss,
     }
     options |= {"windows": True} if config["windows"] else {}
-    return eomt(labels, **options), "eomt", options
+    return build("eomt", labels, **options), "eomt", options
 
 
 def _published_vit(width: int, rotary: bool, config: Mapping[str, Any]) -> bool:
@@ -250,7 +248,7 @@ def export(
         "do_split_image": bool(model.window),
     }
     if not model.input.resize.height:  # transformers' models take the square of their positions alone
-        longest = LONGEST * size if model.window else size
+        longest = (model.input.resize.long or None) if model.window else size
         processor |= {"do_resize": True, "size": {"shortest_edge": size, "longest_edge": longest}}
     else:
         processor["do_pad"] = False

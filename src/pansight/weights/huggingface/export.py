@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json, write_text
+from pansight.models import MODELS
 from pansight.types import LabelSpace
 from pansight.weights.huggingface import CONFIG, PROCESSOR, SYSTEMS, TENSORS, is_foreign, system
 from pansight.weights.licences import Licence
@@ -20,15 +21,15 @@ CARD = "README.md"
 
 
 def exporter(name: str, source: str) -> Any:
-    """The module that writes models of this name in MODELS (``detr_panoptic_r50``: detr).
+    """The module that writes models of this name in MODELS: that of its architecture.
 
     Raises PansightError, listing those that can be written, where transformers has no such model.
     """
-    family = name.partition("_")[0]
-    if family not in SYSTEMS:
+    architecture = MODELS[name].architecture
+    if architecture not in SYSTEMS:
         known = ", ".join(sorted(set(SYSTEMS.values())))
         raise PansightError(f"{source}: expected a model that transformers has ({known}), found {name}")
-    return system(family)
+    return system(architecture)
 
 
 def label_entries(labels: LabelSpace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +21,24 @@ from torch import Tensor
 from pansight.data.categories import category_table
 from pansight.data.categories.coco import coco_panoptic, coco_things
 from pansight.errors import PansightError
-from pansight.models.eomt import (
-    EoMT,
-    eomt,
-    eomt_base_640,
-    eomt_dinov3_base_640,
-    eomt_dinov3_large_640,
-    eomt_dinov3_large_1280,
-    eomt_dinov3_small_640,
-    eomt_giant_640,
-    eomt_giant_1280,
-    eomt_large_640,
-    eomt_large_1280,
-    eomt_small_640,
-)
+from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, rows
 from pansight.weights.unpickle import read_tensors
 
-PUBLISHED: dict[tuple[str, int, int, int, int], Callable[..., EoMT]] = {
-    ("dinov2", 384, 12, 3, 640): eomt_small_640,
-    ("dinov2", 768, 12, 3, 640): eomt_base_640,
-    ("dinov2", 1024, 24, 4, 640): eomt_large_640,
-    ("dinov2", 1024, 24, 4, 1280): eomt_large_1280,
-    ("dinov2", 1536, 40, 5, 640): eomt_giant_640,
-    ("dinov2", 1536, 40, 5, 1280): eomt_giant_1280,
-    ("dinov3", 384, 12, 3, 640): eomt_dinov3_small_640,
-    ("dinov3", 768, 12, 3, 640): eomt_dinov3_base_640,
-    ("dinov3", 1024, 24, 4, 640): eomt_dinov3_large_640,
-    ("dinov3", 1024, 24, 4, 1280): eomt_dinov3_large_1280,
+PUBLISHED = {
+    ("dinov2", 384, 12, 3, 640): "eomt_small_640",
+    ("dinov2", 768, 12, 3, 640): "eomt_base_640",
+    ("dinov2", 1024, 24, 4, 640): "eomt_large_640",
+    ("dinov2", 1024, 24, 4, 1280): "eomt_large_1280",
+    ("dinov2", 1536, 40, 5, 640): "eomt_giant_640",
+    ("dinov2", 1536, 40, 5, 1280): "eomt_giant_1280",
+    ("dinov3", 384, 12, 3, 640): "eomt_dinov3_small_640",
+    ("dinov3", 768, 12, 3, 640): "eomt_dinov3_base_640",
+    ("dinov3", 1024, 24, 4, 640): "eomt_dinov3_large_640",
+    ("dinov3", 1024, 24, 4, 1280): "eomt_dinov3_large_1280",
 }
-"""(family, width, depth, blocks with queries, size) → its builder, whose name is the model's."""
+"""(family, width, depth, blocks with queries, size) → the name of the model."""
 
 BACKBONES = {
     ("dinov2", 384): "vit_small_patch14_reg4_dinov2",
@@ -140,18 +127,18 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
 
 def construct(
     family: str, width: int, depth: int, blocks: int, size: int, queries: int, labels: LabelSpace, windows: bool
-) -> tuple[EoMT, str, dict[str, Any]]:
+) -> tuple[Any, str, dict[str, Any]]:
     """(model, name, options) on a backbone of BACKBONES: by a published builder where there is one for this shape.
 
     windows: a model of the semantic task, which looks at a photo in squares.
     """
-    builder = None if windows else PUBLISHED.get((family, width, depth, blocks, size))
+    name = None if windows else PUBLISHED.get((family, width, depth, blocks, size))
     options: dict[str, Any] = {} if queries == 200 else {"queries": queries}
-    if builder is None:
-        builder = eomt
+    if name is None:
+        name = "eomt"
         options |= {"backbone": BACKBONES[family, width], "size": size, "blocks": blocks}
         options |= {"windows": True} if windows else {}
-    return builder(labels, **options), builder.__name__, options
+    return build(name, labels, **options), name, options
 
 
 def join_qkv(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
