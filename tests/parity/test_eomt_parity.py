@@ -163,9 +163,7 @@ def test_every_layer_and_its_loss_in_training(kind: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(torch, "rand", same_points)
     masks = [dense_masks(t, (SIDE, SIDE)) for t in targets]
     black = data.images * data.valid.unsqueeze(1)
-    total = theirs.train()(
-        ours.input(black), mask_labels=masks, class_labels=[t.labels for t in targets]
-    ).loss
+    total = theirs.train()(ours.input(black), mask_labels=masks, class_labels=[t.labels for t in targets]).loss
 
     assert len(layers) == len(outputs.features) == 3
     for layer, (mask_logits, class_logits) in enumerate(layers):
