@@ -147,7 +147,7 @@ def pillow(photo: Photo, height: int, width: int) -> Photo:
 
 def antialias(photo: Photo, height: int, width: int) -> Photo:
     """torchvision's resize of a uint8 tensor: Pillow's filter with shorter integers; some levels differ by 1 or 2."""
-    from torchvision.transforms.v2 import functional  # here, as it takes a third of a second
+    from torchvision.transforms.v2 import functional  # pyright: ignore[reportMissingTypeStubs] # late: a third of a second
 
     tensor = torch.from_numpy(photo).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
     resized = functional.resize(tensor, [height, width], antialias=True)

@@ -114,7 +114,7 @@ def _size(processor: dict[str, Any], model_type: str) -> dict[str, Any] | None:
     if size is None:
         return {"shortest_edge": 800, "longest_edge": max_size} if max_size and model_type != "detr" else None
     if isinstance(size, int):  # before transformers 4.26
-        if processor.get("default_to_square"):
+        if processor.get("default_to_square") and model_type.startswith("eomt"):  # the others set it themselves
             return {"height": size, "width": size}
         max_size = max_size or (1333 if model_type == "detr" else None)
         return {"shortest_edge": size} | ({"longest_edge": max_size} if max_size else {})
