@@ -10,8 +10,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import toy
 import torch
+import toy
 from accelerate import Accelerator
 
 from pansight.config import TrainConfig

@@ -22,7 +22,6 @@ from pansight.nn.backbones.pyramid import FrozenBatchNorm
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
 
-
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
