@@ -116,7 +116,7 @@ class TrainConfig:
     BatchNorm, which then normalises each part by the images of that part alone."""
     sync_bn: bool = False
     """Trained BatchNorm normalises by the images of all processes, not by those of each; on accelerators only. Parts
-    of a process (`accumulate`) are still normalised one by one."""
+    of a process (`accumulate`) are still normalised one by one, and a process that runs out of memory ends the run."""
     optimizer: str = "adamw"
     """adamw or sgd (with momentum)."""
     lr: float = 0.0

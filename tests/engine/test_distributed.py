@@ -75,7 +75,7 @@ def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
 def test_two_processes_share_statistics_and_failures(tmp_path):
     """Each of them sees other images and counts its own; pair.py says what is tried."""
     script = str(Path(__file__).with_name("pair.py"))
-    done = subprocess.run([*TORCHRUN, script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*TORCHRUN, script, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text()) == {
         "evaluations": 2,

@@ -222,7 +222,16 @@ def torchvision_small(v2: bool) -> RCNN:
     return torchvision_rcnn(3, CHANNELS, v2=v2, box_features=24, mask_convs=1, mask_channels=8)
 
 
-@pytest.mark.parametrize("make", [small, lambda: torchvision_small(False), lambda: torchvision_small(True)])
+def without_proposals() -> RCNN:
+    """Learns from the true boxes alone: nothing in an image without objects."""
+    rcnn = small()
+    rcnn.rpn.min_size = 1e9
+    return rcnn
+
+
+@pytest.mark.parametrize(
+    "make", [small, lambda: torchvision_small(False), lambda: torchvision_small(True), without_proposals]
+)
 @pytest.mark.parametrize("objects", [(4, 0, 1), (0, 0, 2), (0, 0, 0)])
 def test_losses_of_parts_add_up_to_those_of_the_whole(make, objects, monkeypatch):
     """torchvision divides by the anchors that it drew: here fewer than the budget, and not as many in each image."""
@@ -234,6 +243,7 @@ def test_losses_of_parts_add_up_to_those_of_the_whole(make, objects, monkeypatch
     counts = [rcnn.counts(*part) for part in parts]
     totals = {name: counts[0][name] + counts[1][name] for name in counts[0]}
     assert totals == rcnn.counts(maps, extents(3), truth)
+    assert make is not without_proposals or totals["regions"] == totals["objects"] == sum(objects)
     budget = rcnn.rpn.loss_per_budget
     assert budget or objects == (0, 0, 0) or 2 * counts[0]["anchors"] != counts[1]["anchors"]
     assert (totals["anchors"] == 3 * 256) == budget

@@ -13,6 +13,7 @@ from pansight.ops.queries.losses import (
     dice_loss,
     point_set_loss,
     set_class_loss,
+    set_counts,
     sigmoid_focal_loss,
     uniform,
 )
@@ -34,6 +35,22 @@ def test_set_class_loss_is_the_weighted_mean_of_torch():
         weight = torch.tensor([1.0, 1.0, 0.1])
         expected = F.cross_entropy(logits[layer].transpose(1, 2), wanted[layer], weight)
         torch.testing.assert_close(found[layer], expected)
+
+
+def test_the_counts_of_a_set_follow_from_the_truth():
+    """Three images with 2, 5 and no segments for four queries, of which an image matches at most four."""
+    one = segment_targets(truth_of(2), LABELS)[0]
+    many, none = (segment_targets(truth_of(n), LABELS)[0] for n in (5, 0))
+    counts = set_counts([one, many, none], queries=4, no_object=0.1)
+    assert counts == pytest.approx({"segments": 7, "query_weight": (2 + 4) + 0.1 * (2 + 0 + 4)})
+
+
+def truth_of(segments: int) -> Batch:
+    """So many cars of one pixel each."""
+    ids = torch.arange(1, 9, dtype=torch.int32).view(2, 4) * (torch.arange(8).view(2, 4) < segments)
+    truth = PanopticSegmentation(ids.int(), tuple(Segment(n + 1, 0) for n in range(segments)))
+    images = torch.zeros((1, 3, 2, 4), dtype=torch.uint8)
+    return Batch(images, torch.ones((1, 2, 4), dtype=torch.bool), ((2, 4),), (truth,), (0,), (None,))
 
 
 def test_box_losses():

@@ -105,7 +105,7 @@ def train(
                 average.update(state.step)
             state.step += 1
             session.record(losses, norm, progress)
-            if session.evaluate_and_save(stopping):
+            if session.evaluate_and_save(bool(stopping)):
                 break
             if stopping:
                 raise Interrupted(f"interrupted after step {state.step}, which is saved; go on with --resume")
