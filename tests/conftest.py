@@ -1,11 +1,14 @@
 """What every test may ask for."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from pansight.ops.fast import plain
 
 # one thread in each of pytest's workers and in what they start: several of them, for tiny models, only wait
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -38,6 +41,13 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip("real data: set PANSIGHT_DATA to the folder with dsb2018, coco_tiny, coco_panoptic_sample, camvid")
     return root
+
+
+@pytest.fixture(params=[False, True], ids=["fast", "plain"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs twice: on the fast functions of ops/fast and on their plain twins."""
+    with plain(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from pansight.models.eomt import (
     schedule,
 )
 from pansight.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
-from pansight.nn.queries.transformer import attend_in_slices
+from pansight.ops.fast.attention import attend_in_slices
 from pansight.types import LabelSpace
 
 TINY: dict[str, Any] = {"size": 64, "queries": 6, "blocks": 2, "points": 64}
