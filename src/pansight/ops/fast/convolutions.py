@@ -30,17 +30,15 @@ def deconv_mask(x: Tensor, deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, cla
 
 
 def masks_by_kernels(features: Tensor, embeddings: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Mask logits of K queries, ``embeddings @ conv2d(features, weight, bias, padding=1)``, in float32.
+    """Mask logits of K queries, ``embeddings @ conv2d(features, weight, bias, padding=1)``.
 
-    The 3×3 convolution is multiplied with the embeddings first, so that it gives K maps, not D. features float32
-    (C, h, w), embeddings (K, D), weight (D, C, 3, 3), bias (D,) → (K, h, w).
+    The 3×3 convolution is multiplied with the embeddings first, so that it gives K maps, not D. features (C, h, w),
+    embeddings (K, D), weight (D, C, 3, 3), bias (D,), all float32 → (K, h, w).
     """
     if not len(embeddings):
         return features.new_zeros((0, *features.shape[1:]))
-    with torch.autocast(features.device.type, enabled=False):  # little work, and all masks hang on it
-        embeddings = embeddings.float()
-        kernels = torch.einsum("kd,dcyx->kcyx", embeddings, weight.float())
-        return F.conv2d(features[None], kernels, embeddings @ bias.float(), padding=1)[0]
+    kernels = torch.einsum("kd,dcyx->kcyx", embeddings, weight)
+    return F.conv2d(features[None], kernels, embeddings @ bias, padding=1)[0]
 
 
 def upsample_conv(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:

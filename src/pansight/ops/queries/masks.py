@@ -29,12 +29,15 @@ class PixelEmbeddings(NamedTuple):
 
     def masks(self, image: int, embeddings: Tensor) -> Tensor:
         """Mask logits of K queries of one image: mask embeddings (K, D) → float32 (K, h, w)."""
-        features = self.features[image].float()  # (C, h, w)
-        if not use_plain():
-            return masks_by_kernels(features, embeddings, self.weight, self.bias)
-        with torch.autocast(features.device.type, enabled=False):  # all masks hang on it
-            pixels = F.conv2d(features[None], self.weight.float(), self.bias.float(), padding=1)[0]  # (D, h, w)
-            return torch.einsum("kd,dhw->khw", embeddings.float(), pixels)
+        features, embeddings = self.features[image].float(), embeddings.float()  # (C, h, w), (K, D)
+        weight, bias = self.weight.float(), self.bias.float()
+        learning = torch.is_grad_enabled() and not features.is_inference()
+        # no lower precision: this is little work, and all masks hang on it
+        with torch.set_grad_enabled(learning), torch.autocast(features.device.type, enabled=False):
+            if not use_plain():
+                return masks_by_kernels(features, embeddings, weight, bias)
+            pixels = F.conv2d(features[None], weight, bias, padding=1)[0]  # (D, h, w)
+            return torch.einsum("kd,dhw->khw", embeddings, pixels)
 
 
 def features_at(features: Tensor, size: tuple[int, int]) -> Tensor:
