@@ -1,7 +1,7 @@
 """What every test may ask for."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ def data_root() -> Path:
 
 
 @pytest.fixture(params=[False, True], ids=["fast", "plain"])
-def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+def both_ways(request: pytest.FixtureRequest) -> Generator[None]:
     """The test runs twice: on the fast functions of ops/fast and on their plain twins."""
     with plain(request.param):
         yield

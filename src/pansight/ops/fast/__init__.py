@@ -11,7 +11,7 @@ The same result means: equal to rounding. Where a rounded value is compared with
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 PLAIN = "PANSIGHT_PLAIN"
@@ -23,7 +23,7 @@ def use_plain() -> bool:
 
 
 @contextmanager
-def plain(active: bool = True) -> Iterator[None]:
+def plain(active: bool = True) -> Generator[None]:
     """Inside, the plain twins run (the fast functions with ``active=False``, whatever the environment says).
 
     It sets the environment variable and puts it back, so that it holds in all threads of the process and in the

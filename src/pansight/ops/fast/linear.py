@@ -17,7 +17,8 @@ from pansight.ops.fast import use_plain
 def _has_onednn_linear() -> bool:
     """Whether this build of torch has the operation that its compiler uses for linear maps; it is not a public one."""
     try:
-        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise.default is not None
+        operation: Any = torch.ops.mkldnn._linear_pointwise.default
+        return torch.backends.mkldnn.is_available() and operation is not None
     except AttributeError:
         return False
 
