@@ -2,11 +2,14 @@
 
 import os
 import random
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from pansight.ops.fast import plain
 
 # one thread in each of pytest's workers and in what they start: several of them, for tiny models, only wait
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -43,6 +46,13 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip("real data: set PANSIGHT_DATA to the folder with dsb2018, coco_tiny, coco_panoptic_sample, camvid")
     return root
+
+
+@pytest.fixture(params=[False, True], ids=["fast", "plain"])
+def both_ways(request: pytest.FixtureRequest) -> Generator[None]:
+    """The test runs twice: on the fast functions of ops/fast and on their plain twins."""
+    with plain(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)

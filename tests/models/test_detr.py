@@ -14,7 +14,7 @@ from contract import LABELS, shapes_batch, void_batch
 from pansight.data.categories.coco import coco_ids
 from pansight.errors import PansightError
 from pansight.models import build
-from pansight.nn.queries.mask_head import upsample_conv
+from pansight.ops.fast.convolutions import upsample_conv
 from pansight.ops.resize import ResizeRule
 
 TINY: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_masks_of_some_queries_are_those_of_all(monkeypatch: pytest.MonkeyPatch)
         chosen = torch.tensor([5, 0, 7])
         torch.testing.assert_close(model.mask_logits(outputs, 1, chosen), every[chosen], rtol=1e-4, atol=1e-5)
         assert model.mask_logits(outputs, 1, chosen[:0]).shape == (0, 24, 24)
-        monkeypatch.setattr(sys.modules["pansight.models.detr"], "CHUNK_ELEMENTS", 1)  # one query at a time
+        monkeypatch.setattr(sys.modules["pansight.nn.queries.mask_head"], "CHUNK_ELEMENTS", 1)  # one query at a time
         torch.testing.assert_close(model.mask_logits(outputs, 1), every, rtol=1e-4, atol=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_half_precision_outputs_give_masks_outside_autocast() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             outputs = model(batch.images, batch.valid)
         found = model.mask_logits(outputs, 0)
-    assert outputs.shared[0].dtype == torch.bfloat16
+    assert outputs.adapted[0].dtype == torch.bfloat16
     assert found.dtype == torch.float32
     assert (found - expected).abs().mean() < 0.1 * expected.std()
 

@@ -25,7 +25,8 @@ from pansight.models.eomt import (
     schedule,
 )
 from pansight.nn.input import IMAGENET_MEAN, IMAGENET_STD
-from pansight.nn.queries.transformer import attend_in_slices
+from pansight.ops.fast import plain
+from pansight.ops.fast.attention import attend_in_slices
 from pansight.types import LabelSpace
 from pansight.weights.huggingface.decode import decode_like_transformers
 
@@ -202,6 +203,8 @@ def test_half_precision_on_a_cpu_takes_another_way_to_the_same(
         assert calls == []
         with torch.autocast("cpu", torch.bfloat16):
             model(noise())
+            with plain():
+                model(noise())
         assert calls == [2, 2, 2]
     with torch.autocast("cpu", torch.bfloat16):
         model(noise())  # gradients are asked for

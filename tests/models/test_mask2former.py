@@ -13,6 +13,8 @@ from torch import Tensor
 from pansight.data.loader import collate
 from pansight.errors import PansightError
 from pansight.models.mask2former import Mask2FormerOutputs, may_look
+from pansight.ops.fast import plain
+from pansight.ops.queries.masks import features_at, masks_at
 
 
 def model(seed: int = 0) -> Any:
@@ -22,7 +24,7 @@ def model(seed: int = 0) -> Any:
 def test_a_query_looks_where_its_mask_is_positive_or_everywhere() -> None:
     embeddings = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]])  # (1, 3, 2)
     features = torch.tensor([[[1.0, -1.0, 0.0, 2.0], [-1.0, -2.0, -3.0, -1.0]]])  # (1, 2, 4)
-    mask = may_look(embeddings, features)
+    mask = may_look(embeddings @ features)
     assert mask.shape == (1, 1, 3, 4)
     expected = [[True, False, True, True], [True] * 4, [True, True, True, False]]  # the second has no positive pixel
     assert mask[0, 0].tolist() == expected
@@ -35,11 +37,15 @@ def test_resizing_features_first_gives_the_official_masks() -> None:
     for size in [(8, 12), (4, 6), (2, 3)]:
         whole = torch.einsum("bqd,bdhw->bqhw", embeddings, features)
         official = F.interpolate(whole, size, mode="bilinear", align_corners=False).flatten(2)
-        resized = F.interpolate(features, size, mode="bilinear", align_corners=False).flatten(2)
-        torch.testing.assert_close(embeddings @ resized, official, rtol=1e-5, atol=1e-5)
         blocked = official.sigmoid() < 0.5
         blocked &= ~blocked.all(2, keepdim=True)
-        assert torch.equal(may_look(embeddings, resized)[:, 0], ~blocked)
+        for active in (False, True):
+            with plain(active):
+                resized = features_at(features, size)
+                masks = masks_at(embeddings, resized, size).flatten(2)
+            assert (resized.shape[2:] == features.shape[2:]) == active
+            torch.testing.assert_close(masks, official, rtol=1e-5, atol=1e-5)
+            assert torch.equal(may_look(masks)[:, 0], ~blocked)
 
 
 def test_order_of_a_layer_and_of_the_levels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def test_masks_of_queries_are_those_of_the_features(pixel_decoder: str, size: tu
         some = model.mask_logits(outputs, 1, torch.tensor([7, 0]))
         none = model.mask_logits(outputs, 1, torch.zeros(0, dtype=torch.int64))
     assert outputs.canvas.tolist() == list(size)
-    assert outputs.mask_kernels.shape == (2, 10, 32, 3, 3)
+    assert outputs.mask_embeddings.shape == (2, 10, 32)
     assert_close([outputs.class_logits, found], [classes[-1], masks[-1]], 1e-4)
     assert_close([some], [masks[-1, 1, [7, 0]]], 1e-4)
     assert none.shape == (0, -(-size[0] // 4), -(-size[1] // 4))
@@ -118,7 +118,7 @@ def test_queries_look_at_the_encoded_map() -> None:
         model.pixel_decoder.encoder.layers[1].linear2.weight.mul_(3)  # type: ignore[union-attr]  # pyright: ignore
         after = model(noise())
     assert (before.class_logits - after.class_logits).abs().max() > 1e-3
-    assert (before.features - after.features).abs().max() > 1e-3
+    assert (before.pixel_embeddings.features - after.pixel_embeddings.features).abs().max() > 1e-3
     assert isinstance(tiny("fpn").predictor.input_proj, torch.nn.Conv2d)
 
 

@@ -11,6 +11,8 @@ from pansight.nn.queries import deformable as deform
 from pansight.nn.queries.deformable import DeformAttention, DeformPixelDecoder, reference_points, whole_positions
 from pansight.ops.attention.positions import sine_positions
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def maps(height: int = 64, width: int = 96) -> list[torch.Tensor]:
     torch.manual_seed(1)

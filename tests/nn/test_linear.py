@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.nn.queries.transformer import Linear, linear
+from pansight.nn.linear import FastLinear
+from pansight.ops.fast.linear import linear
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 @pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (2, 3, 4, 12)])
@@ -28,7 +31,7 @@ def test_equals_torch_with_its_gradients(shape: tuple[int, ...], has_bias: bool)
 
 def test_what_is_not_contiguous_frozen_or_empty() -> None:
     torch.manual_seed(0)
-    x, layer = torch.randn(12, 7).t(), Linear(12, 9)
+    x, layer = torch.randn(12, 7).t(), FastLinear(12, 9)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
     layer.weight.requires_grad_(False)
     layer(x).sum().backward()
@@ -38,7 +41,7 @@ def test_what_is_not_contiguous_frozen_or_empty() -> None:
 
 
 def test_other_types_are_torch_s_own() -> None:
-    x, layer = torch.randn(3, 12), Linear(12, 9)
+    x, layer = torch.randn(3, 12), FastLinear(12, 9)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     assert layer.double()(x.double()).dtype == torch.float64

@@ -15,9 +15,9 @@ from pansight.nn.queries.transformer import (
     EncoderLayer,
     TransformerDecoder,
     TransformerEncoder,
-    made_again,
 )
 from pansight.ops.attention.positions import resize_valid, sine_positions
+from pansight.ops.fast.memory import made_again
 
 
 def copied(ours: nn.Module, theirs: nn.Module) -> None:

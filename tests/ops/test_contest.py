@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pansight.ops.fast.memory import canvas_rows
 from pansight.ops.fusion.contest import (
     Canvas,
-    canvas_rows,
     contest,
     nearest_source,
     painted,

@@ -28,7 +28,7 @@ def case(dtype: torch.dtype = torch.float64, spread: float = 2.0, seed: int = 0)
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_equals_the_plain_form_with_its_gradients(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pansight.ops.attention.deformable.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("pansight.ops.fast.deformable.WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     results: list[list[Tensor]] = []
     for function in (deform_attention, deform_attention_plain):
@@ -88,7 +88,7 @@ def test_what_is_not_contiguous_and_left_alone() -> None:
 
 
 def test_several_python_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pansight.ops.attention.deformable.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("pansight.ops.fast.deformable.WORTH_A_THREAD", 1)
     inputs = case(torch.float32)
     expected = deform_attention(*inputs)
     found: list[Tensor] = []

@@ -16,8 +16,8 @@ from PIL import Image
 from pngs import chunk, filtered, header, interlaced_png, packed_png, png, rgb_of, structured_ids
 
 from pansight.errors import PansightError
-from pansight.ops.maps import png_kernels
-from pansight.ops.maps.compiled import compiled
+from pansight.ops.fast.kernels import png as png_kernels
+from pansight.ops.fast.kernels.compiled import compiled
 from pansight.ops.maps.label_png import MAX_PIXELS, SIGNATURE, PairCounter, decode_ids, open_label_png
 from pansight.ops.maps.overlap import overlaps_of
 

@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as st_numpy
 
 from pansight.ops.maps.overlap import overlaps_of
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 SIZES = st_numpy.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 
 

@@ -20,6 +20,8 @@ from pansight.ops.fusion.queries import (
 )
 from pansight.types import LabelSpace
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 LABELS = LabelSpace.from_names(["car", "cat"], ["sky", "road"])
 CAR, CAT, SKY, ROAD = range(4)
 

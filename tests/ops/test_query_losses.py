@@ -21,6 +21,8 @@ from pansight.ops.queries.matching import Matches
 from pansight.ops.queries.targets import dense_masks, segment_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Segment
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 LABELS = LabelSpace.from_names(["car", "cat"], ["sky"])
 SETTINGS = PointSettings(points=50)
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pansight.ops.queries.targets import dense_masks, gathered_samples, padded_categories, sample_masks, segment_targets
+from pansight.ops.fast.points import samples_by_gathering
+from pansight.ops.queries.targets import dense_masks, padded_categories, sample_masks, segment_targets
 from pansight.types import Batch, Instances, LabelSpace, PanopticSegmentation, Segment
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 LABELS = LabelSpace.from_names(["car", "cat"], ["sky", "road"])
 
@@ -111,9 +114,9 @@ def test_samples_equal_grid_sample_of_full_masks(instances, size):
     expected = F.grid_sample(dense[:, None], 2 * shared[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
     torch.testing.assert_close(sample_masks(found, own[0], size), expected, atol=2e-6, rtol=0)
     assert expected.max() == 1
-    on_accelerators = gathered_samples(found.mask_stack, found.mask_index, found.mask_value, own, size)
+    on_accelerators = samples_by_gathering(found.mask_stack, found.mask_index, found.mask_value, own, size)
     torch.testing.assert_close(sample_masks(found, own, size), on_accelerators, atol=2e-6, rtol=0)
-    on_accelerators = gathered_samples(found.mask_stack, found.mask_index, found.mask_value, own[0], size)
+    on_accelerators = samples_by_gathering(found.mask_stack, found.mask_index, found.mask_value, own[0], size)
     torch.testing.assert_close(sample_masks(found, own[0], size), on_accelerators, atol=2e-6, rtol=0)
     index = torch.tensor([2, 0, 2])
     assert torch.equal(sample_masks(found, own[index], size, index), sample_masks(found, own, size)[index])

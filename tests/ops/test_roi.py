@@ -5,6 +5,8 @@ import torchvision
 from pansight.ops.regions import roi as ops
 from pansight.ops.regions.roi import AlignRule
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 STRIDES = (4, 8, 16, 32)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pansight.data.loader import collate
+from pansight.ops.fast import plain
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Sample, Segment
 from pansight.weights.huggingface import load_folder
 from pansight.weights.huggingface.decode import decode_like_transformers
@@ -171,7 +172,10 @@ def test_mask_head(size: tuple[int, int], odd: int) -> None:
     sharp = 3 * torch.randn_like(expected_map)  # a real one is a small number
     expected = theirs(projected, sharp, fpn).view(6, height, width)
     assert expected.std(0).mean() > 0.05
-    torch.testing.assert_close(head(head.shared(projected, fpn), sharp[0]), expected, rtol=1e-4, atol=1e-4)
+    for active in (False, True):
+        with plain(active):
+            found = head(projected, head.adapted(fpn), sharp[0])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_detection(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ query says a mask too, stuff included: panoptic segmentation. It is trained at o
 on the boxes of all segments is loaded into the panoptic one (the same keys), and the mask head learns beside it.
 
 COCO val2017 (official): box AP R50 42.0, DC5-R50 43.3, R101 43.5; panoptic PQ R50 43.4, DC5-R50 44.6, R101 45.1.
-Differs from the official repository: masks are made of chosen queries only; a 3×3 convolution of a sum is the sum of
-convolutions, so what all queries share passes the mask head once (`MaskHead.shared`); true boxes end at pixel edges.
+Differs from the official repository: masks are made of chosen queries only; true boxes end at pixel edges.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pansight.errors import PansightError
 from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
@@ -27,6 +25,7 @@ from pansight.nn.input import Input
 from pansight.nn.queries.mask_head import AttentionMap, MaskHead
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.attention.positions import resize_valid, sine_positions
+from pansight.ops.fast.memory import made_again
 from pansight.ops.fusion.decode import TASKS, checked_task
 from pansight.ops.fusion.queries import Canvas, binary_masks, fuse_detr, keep_queries, semantic_map
 from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, set_counts, sigmoid_focal_loss
@@ -38,7 +37,7 @@ from pansight.ops.targets import valid_extents
 from pansight.types import Batch, Instances, LabelSpace, Prediction
 
 CHUNK_ELEMENTS = 1 << 23
-"""How large a tensor of several queries may get in the mask head and after it; more queries come in turns."""
+"""How many pixels of full size the loss looks at together; more masks come in turns."""
 
 
 class DETROutputs(NamedTuple):
@@ -47,7 +46,8 @@ class DETROutputs(NamedTuple):
     queries: Tensor  # (B, Q, D), the decoder's last layer
     memory: Tensor  # (B, h, w, D), the encoded image
     valid: Tensor  # bool (B, h, w), False on padding
-    shared: tuple[Tensor, ...]  # what the mask head makes of the image alone, see MaskHead.shared; () without one
+    projected: Tensor  # (B, D, h, w), the image before the encoder
+    adapted: tuple[Tensor, ...]  # the backbone's maps for the mask head, see MaskHead.adapted; () without one
     extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
     canvas: Tensor  # int64 (B, 2): (height, width) with the padding
 
@@ -140,7 +140,7 @@ class DETR(nn.Module):
             layers = self.transformer.decoder(queries, memory, positions, mask, all_layers)  # (L, B, Q, D)
             classes = self.class_embed(layers)
             boxes = self.bbox_embed(layers).float().sigmoid()
-        shared = () if self.mask_head is None else self.mask_head.shared(projected, maps[-2::-1][:3])
+        adapted = () if self.mask_head is None else self.mask_head.adapted(maps[-2::-1][:3])
         extents = valid_extents(images, valid)
         outputs = DETROutputs(
             classes[-1],
@@ -148,7 +148,8 @@ class DETR(nn.Module):
             layers[-1],
             memory.unflatten(1, small.shape[1:]),  # (B, h, w, D)
             small,
-            shared,
+            projected,
+            adapted,
             extents,
             torch.tensor(images.shape[2:], device=images.device).expand_as(extents),
         )
@@ -163,19 +164,15 @@ class DETR(nn.Module):
         assert self.mask_head is not None  # asked of a panoptic model only
         assert self.bbox_attention is not None
         states = outputs.queries[image] if queries is None else outputs.queries[image, queries]
-        shared = [part[image : image + 1] for part in outputs.shared]
+        projected, *adapted = (part[image : image + 1] for part in (outputs.projected, *outputs.adapted))
         if not len(states):
-            return states.new_zeros((0, *shared[-1].shape[2:]), dtype=torch.float32)
-        chunk = max(1, CHUNK_ELEMENTS // max(1, shared[-1][0].numel()))
-        half = shared[0].dtype != torch.float32 and self.mask_head.lay1.weight.dtype == torch.float32
+            return states.new_zeros((0, *adapted[-1].shape[2:]), dtype=torch.float32)
+        half = projected.dtype != torch.float32 and self.mask_head.lay1.weight.dtype == torch.float32
         learning = torch.is_grad_enabled() and not states.is_inference()
-        autocast = torch.autocast(states.device.type, dtype=shared[0].dtype if half else None, enabled=half)
+        autocast = torch.autocast(states.device.type, dtype=projected.dtype if half else None, enabled=half)
         with torch.set_grad_enabled(learning), autocast:
-            parts = [
-                self.mask_head(shared, self.bbox_attention(some, outputs.memory[image], outputs.valid[image])).float()
-                for some in states.split(chunk)
-            ]
-        return torch.cat(parts)
+            attention = self.bbox_attention(states, outputs.memory[image], outputs.valid[image])
+            return self.mask_head(projected, adapted, attention).float()
 
     def _targets(self, batch: Batch) -> list[SegmentTargets]:
         """Detection learns things, panoptic segmentation every segment."""
@@ -250,9 +247,7 @@ class DETR(nn.Module):
             chunk = max(1, CHUNK_ELEMENTS // (canvas[0] * canvas[1]))
             for logits, index in zip(masks.split(chunk), wanted.split(chunk), strict=True):
                 # full-size maps are made again in the backward pass: there are about ten of them for each mask
-                a, b = checkpoint(
-                    pixel_losses, logits, target, index, canvas, use_reentrant=False, preserve_rng_state=False
-                )
+                a, b = made_again(pixel_losses, logits, target, index, canvas)
                 focal, dice = focal + a, dice + b
         return focal, dice
 

@@ -32,6 +32,7 @@ from pansight.nn.queries.annealing import MaskAnnealing
 from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, checked_task, decode_queries
 from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts
+from pansight.ops.queries.masks import features_at, masks_at
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -166,10 +167,9 @@ class EoMT(nn.Module):
         """bool (B, 1, N, N), True where a token may look: a query at the patches where its mask is positive.
 
         Queries see each other and the prefix always, all else sees everything. `share` of the queries, drawn at random,
-        keep to their masks. The features are resized, not the masks of all queries: both are linear.
+        keep to their masks.
         """
-        small = F.interpolate(features.detach(), size=grid, mode="bilinear", align_corners=False).flatten(2)
-        inside = embeddings.detach() @ small > 0  # (B, Q, h·w)
+        inside = masks_at(embeddings, features_at(features, grid), grid).flatten(2) > 0  # (B, Q, h·w)
         if share < 1:
             inside |= torch.rand(inside.shape[:2], device=inside.device).unsqueeze(2) > share
         batch, queries, patches = inside.shape

@@ -4,8 +4,7 @@ A pixel decoder of deformable attention makes three levels of memory; 9 decoder 
 only where its own mask, as the layer before predicted it, is positive. A query is a class (or none) and a mask.
 
 COCO panoptic val2017 PQ (official): R50 51.9, R101 52.6, Swin-T 53.2, S 54.6, B 55.1 (ImageNet-21K: 56.4), L 57.8.
-Differs from the official repository: nothing in the builders of its names. The masks between the layers are products
-with features resized to a level first, which is the same (resizing is linear); masks of full size are made in `decode`.
+Differs from the official repository: nothing in the builders of its names. Masks of full size are made in `decode`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ from torch import Tensor, nn
 from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
+from pansight.nn.linear import FastLinear
 from pansight.nn.queries.deformable import DeformPixelDecoder
-from pansight.nn.queries.transformer import MLP, Attention, Linear
+from pansight.nn.queries.transformer import MLP, Attention
 from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts, uniform
+from pansight.ops.queries.masks import features_at, masks_at
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -65,8 +66,8 @@ class SelfAttentionLayer(nn.Module):
 class FFNLayer(nn.Module):
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.linear1 = Linear(channels, hidden)
-        self.linear2 = Linear(hidden, channels)
+        self.linear1 = FastLinear(channels, hidden)
+        self.linear2 = FastLinear(hidden, channels)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class MaskedDecoder(nn.Module):
             if parameter.ndim > 1 and parameter.shape[0] > max(queries, levels):
                 nn.init.xavier_uniform_(parameter)
         self.decoder_norm = nn.LayerNorm(channels)
-        self.class_embed = Linear(channels, classes + 1)
+        self.class_embed = FastLinear(channels, classes + 1)
         self.mask_embed = MLP(channels, channels, channels, channels)
 
     def forward(
@@ -110,7 +111,7 @@ class MaskedDecoder(nn.Module):
         """
         memory = [x + e for x, e in zip(levels, self.level_embed.weight, strict=True)]
         placed = [x + p for x, p in zip(memory, positions, strict=True)]
-        small = [F.interpolate(features.detach(), s, mode="bilinear", align_corners=False).flatten(2) for s in shapes]
+        small = [features_at(features, shape) for shape in shapes]
         query_positions = self.query_embed.weight  # (Q, D)
         x = self.query_feat.weight.expand(len(features), -1, -1)  # (B, Q, D)
         normed, embeddings = [self.decoder_norm(x)], [self.mask_embed(self.decoder_norm(x))]
@@ -122,7 +123,7 @@ class MaskedDecoder(nn.Module):
         )
         for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = index % len(levels)
-            mask = may_look(embeddings[-1].detach(), small[level])
+            mask = may_look(masks_at(embeddings[-1], small[level], shapes[level]).flatten(2))
             x = cross_attention(x, query_positions, memory[level], placed[level], mask)
             x = feed_forward(self_attention(x, query_positions))
             normed.append(self.decoder_norm(x))
@@ -131,12 +132,12 @@ class MaskedDecoder(nn.Module):
         return self.class_embed(torch.stack(normed[kept])), torch.stack(embeddings[kept])
 
 
-def may_look(embeddings: Tensor, features: Tensor) -> Tensor:
+def may_look(mask_logits: Tensor) -> Tensor:
     """Where the mask of a query is positive, or everywhere if it is nowhere: bool (B, 1, Q, N), the same for all heads.
 
-    embeddings (B, Q, D), features (B, D, N).
+    mask_logits (B, Q, N).
     """
-    positive = embeddings @ features >= 0  # (B, Q, N)
+    positive = mask_logits >= 0
     return (positive | ~positive.any(2, keepdim=True)).unsqueeze(1)
 
 

@@ -4,8 +4,8 @@ DETR's decoder turns 100 queries into a class (or none) and a mask each; a mask 
 with features of stride 4, which a feature pyramid makes ("fpn"), behind a transformer encoder in some ("encoder").
 
 COCO panoptic val2017 PQ (official): R50 + 6 encoder layers 46.5, R101 47.6, Swin-T 47.7, S 49.7, B 51.8, L 52.7.
-Differs from the official repository: nothing in the builders of its names. The last convolution before the features is
-linear, so it is multiplied with the queries' embeddings and applied in `decode`, for the queries that are kept.
+Differs from the official repository: nothing in the builders of its names. Masks are made in `decode`, of the queries
+that are kept.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pansight.nn.queries.transformer import MLP, TransformerDecoder, Transformer
 from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
 from pansight.ops.queries.losses import set_counts
+from pansight.ops.queries.masks import PixelEmbeddings
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -38,9 +39,8 @@ PIXEL_DECODERS = ("fpn", "encoder")
 
 class MaskFormerOutputs(NamedTuple):
     class_logits: Tensor  # (B, Q, C + 1), no object last
-    mask_kernels: Tensor  # float32 (B, Q, D, 3, 3): the convolution of `features` that gives a query's mask logits
-    mask_biases: Tensor  # float32 (B, Q)
-    features: Tensor  # (B, D, H / 4, W / 4)
+    mask_embeddings: Tensor  # (B, Q, D); times the pixel embeddings: mask logits
+    pixel_embeddings: PixelEmbeddings  # (B, D, H / 4, W / 4)
     extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
     canvas: Tensor  # int64 (2,): (H, W)
 
@@ -66,6 +66,11 @@ class FPNPixelDecoder(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """maps (B, C_i, h_i, w_i) → (features (B, D, h_1, w_1), what the queries look at (B, C, h, w))."""
         return self.pyramid(maps), maps[-1]
+
+    def embeddings(self, features: Tensor) -> PixelEmbeddings:
+        """The last convolution of the features (B, D, h_1, w_1)."""
+        assert self.mask_features.bias is not None
+        return PixelEmbeddings(features, self.mask_features.weight, self.mask_features.bias)
 
     def pyramid(self, maps: Sequence[Tensor]) -> Tensor:
         y = F.relu(self.get_submodule(f"layer_{self.count}")(maps[-1]))
@@ -180,14 +185,9 @@ class MaskFormer(nn.Module):
         """
         features, memory = self.pixel_decoder(self.backbone(self.input(images, valid)))
         class_logits, embeddings = self.predictor(memory, all_layers=False)
-        last = self.pixel_decoder.mask_features
-        assert last.bias is not None
-        with torch.autocast(images.device.type, enabled=False):  # little work, and all masks hang on it
-            embeddings = embeddings[0].float()  # (B, Q, D)
-            kernels = torch.einsum("bqe,edyx->bqdyx", embeddings, last.weight.float())
-            biases = embeddings @ last.bias.float()
+        pixels = self.pixel_decoder.embeddings(features)
         canvas = torch.tensor(images.shape[2:], device=images.device)
-        return MaskFormerOutputs(class_logits[0], kernels, biases, features, valid_extents(images, valid), canvas)
+        return MaskFormerOutputs(class_logits[0], embeddings[0], pixels, valid_extents(images, valid), canvas)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """What `loss` divides by, for these images, which may be a part of a step: see `set_counts`."""
@@ -208,13 +208,8 @@ class MaskFormer(nn.Module):
 
     def mask_logits(self, outputs: MaskFormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
-        kernels, biases = outputs.mask_kernels[image], outputs.mask_biases[image]
-        if queries is not None:
-            kernels, biases = kernels[queries], biases[queries]
-        features = outputs.features[image : image + 1].float()
-        if not len(biases):
-            return features.new_zeros((0, *features.shape[2:]))
-        return F.conv2d(features, kernels, biases, padding=1)[0]
+        embeddings = outputs.mask_embeddings[image]
+        return outputs.pixel_embeddings.masks(image, embeddings if queries is None else embeddings[queries])
 
     def decode(
         self,

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from pansight.nn.queries.transformer import Linear, made_again
+from pansight.nn.linear import FastLinear
+from pansight.ops.fast.memory import made_again
 
 DROP_PATH = 0.3
 """Of MaskFormer and Mask2Former, all sizes: the rate of the last block; the first has 0, the others lie between."""
@@ -66,8 +67,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.qkv = Linear(channels, 3 * channels)
-        self.proj = Linear(channels, channels)
+        self.qkv = FastLinear(channels, 3 * channels)
+        self.proj = FastLinear(channels, channels)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
@@ -86,8 +87,8 @@ class WindowAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.fc1 = Linear(channels, hidden)
-        self.fc2 = Linear(hidden, channels)
+        self.fc1 = FastLinear(channels, hidden)
+        self.fc2 = FastLinear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return made_again(self._second, self.fc1(x))
@@ -130,7 +131,7 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = FastLinear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))

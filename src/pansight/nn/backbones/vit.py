@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from pansight.errors import PansightError, choice_error
 from pansight.nn.backbones.pyramid import timm_pixels
 from pansight.nn.input import PixelStatistics
-from pansight.nn.queries.transformer import attend_in_slices
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.attention import attend_in_slices
 
 
 class PlainViT(nn.Module):
@@ -66,7 +67,7 @@ class PlainViT(nn.Module):
         """In bfloat16 on a CPU: see `attend_in_slices`."""
         half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tokens.dtype
         inference = not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return inference and tokens.device.type == "cpu" and half == torch.bfloat16
+        return inference and tokens.device.type == "cpu" and half == torch.bfloat16 and not use_plain()
 
     def _block_in_slices(self, block: Any, tokens: Tensor, rotations: Tensor | None) -> Tensor:
         """What timm's block computes, but for the attention's kernel."""

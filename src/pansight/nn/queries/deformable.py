@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.nn.queries.transformer import Linear, made_again
+from pansight.nn.linear import FastLinear
 from pansight.ops.attention.deformable import deform_attention
 from pansight.ops.attention.positions import sine_positions
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.memory import made_again
 
 CHUNK = 1024
 """Tokens that pass the feed-forward block at a time in inference: what lies between its two layers stays in cache."""
@@ -29,10 +31,10 @@ class DeformAttention(nn.Module):
         self.heads = heads
         self.levels = levels
         self.points = points
-        self.sampling_offsets = Linear(channels, heads * levels * points * 2)
-        self.attention_weights = Linear(channels, heads * levels * points)
-        self.value_proj = Linear(channels, channels)
-        self.output_proj = Linear(channels, channels)
+        self.sampling_offsets = FastLinear(channels, heads * levels * points * 2)
+        self.attention_weights = FastLinear(channels, heads * levels * points)
+        self.value_proj = FastLinear(channels, channels)
+        self.output_proj = FastLinear(channels, channels)
         self._reset()
 
     def _reset(self) -> None:
@@ -72,8 +74,8 @@ class DeformEncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformAttention(channels, heads, levels, points)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = Linear(channels, hidden)
-        self.linear2 = Linear(hidden, channels)
+        self.linear1 = FastLinear(channels, hidden)
+        self.linear2 = FastLinear(hidden, channels)
         self.norm2 = nn.LayerNorm(channels)
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
@@ -81,7 +83,7 @@ class DeformEncoderLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, shapes: Sequence[tuple[int, int]], reference: Tensor) -> Tensor:
         """x (B, N, C), positions (1, N, C) → (B, N, C)."""
         x = self.norm1(x + self.self_attn(x + positions, x, shapes, reference))
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or use_plain():
             return made_again(self._feed_forward, x)
         return torch.cat([self._feed_forward(part) for part in x.split(CHUNK, dim=1)], dim=1)
 

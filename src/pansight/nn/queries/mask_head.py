@@ -1,7 +1,4 @@
-"""DETR's mask head: a query's attention map and the backbone's features become its mask. Carion et al., section 4.4.
-
-A convolution is linear, so one over a sum is a sum of convolutions: what all queries share passes through once.
-"""
+"""DETR's mask head: a query's attention map and the backbone's features become its mask. Carion et al., section 4.4."""
 
 from __future__ import annotations
 
@@ -11,6 +8,12 @@ from math import gcd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.convolutions import upsample_conv
+
+CHUNK_ELEMENTS = 1 << 23
+"""How large a map of several queries may get in the mask head; more queries come in turns."""
 
 
 class AttentionMap(nn.Module):
@@ -75,17 +78,43 @@ class MaskHead(nn.Module):
             for adapter in (self.adapter1, self.adapter2, self.adapter3):
                 adapter.weight *= ADAPTER_GAIN
 
-    def shared(self, projected: Tensor, fpn: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What no query changes: projected (B, D, h, w); fpn: the backbone's maps from coarse to fine, (B, C_i, …).
+    def adapted(self, fpn: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The backbone's maps (B, fpn_channels[i], h_i, w_i), coarse to fine, with as many channels as the head's."""
+        adapters = (self.adapter1, self.adapter2, self.adapter3)
+        return tuple(adapter(x) for adapter, x in zip(adapters, fpn, strict=True))
 
-        → the parts of lay1, lay3, lay4 and lay5 (with their biases) to which a query's own parts are added.
+    def forward(self, projected: Tensor, adapted: Sequence[Tensor], attention: Tensor) -> Tensor:
+        """One image: projected (1, D, h, w), adapted: three (1, C_i, h_i, w_i) of `adapted`, the last one of stride 4;
+
+        attention (K, heads, h, w) → logits (K, H / 4, W / 4), in turns where K is large.
+        """
+        step = max(1, CHUNK_ELEMENTS // max(1, self.out_lay.in_channels * adapted[-1][0, 0].numel()))
+        parts = attention.split(step)  # one part of no query, where there is none
+        if use_plain():
+            return torch.cat([self._as_published(projected, adapted, part) for part in parts])
+        shared = self._shared(projected, adapted)
+        return torch.cat([self._around(shared, part) for part in parts])
+
+    def _as_published(self, projected: Tensor, adapted: Sequence[Tensor], attention: Tensor) -> Tensor:
+        x = torch.cat((projected.expand(len(attention), -1, -1, -1), attention.to(projected.dtype)), dim=1)
+        x = F.relu(self.gn1(self.lay1(x)))
+        x = F.relu(self.gn2(self.lay2(x)))
+        layers = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
+        for (lay, norm), finer in zip(layers, adapted, strict=True):
+            x = finer + F.interpolate(x, size=finer.shape[2:], mode="nearest")
+            x = F.relu(norm(lay(x)))
+        return self.out_lay(x)[:, 0]
+
+    def _shared(self, projected: Tensor, adapted: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The parts of lay1, lay3, lay4 and lay5, with their biases, that are the same for all queries.
+
+        A convolution is linear: one over a sum or over maps side by side is a sum of convolutions.
         """
         first = F.conv2d(projected, self.lay1.weight[:, : self.channels], self.lay1.bias, padding=1)
-        stages = ((self.lay3, self.adapter1), (self.lay4, self.adapter2), (self.lay5, self.adapter3))
-        return first, *(lay(adapter(x)) for (lay, adapter), x in zip(stages, fpn, strict=True))
+        return first, *(lay(x) for lay, x in zip((self.lay3, self.lay4, self.lay5), adapted, strict=True))
 
-    def forward(self, shared: Sequence[Tensor], attention: Tensor) -> Tensor:
-        """One image: shared (1, C_i, h_i, w_i) of `shared`; attention (K, heads, h, w) → logits (K, H / 4, W / 4)."""
+    def _around(self, shared: Sequence[Tensor], attention: Tensor) -> Tensor:
+        """What `_as_published` gives: the parts of each query's own, added to the `shared` ones."""
         first, *rest = shared
         x = attention.contiguous(memory_format=torch.channels_last)  # twice as fast here, and no copies to pay for
         x = F.conv2d(x, self.lay1.weight[:, self.channels :], padding=1) + first
@@ -96,39 +125,3 @@ class MaskHead(nn.Module):
             x = upsample_conv(x, lay.weight, (part.shape[2], part.shape[3])) + part
             x = F.relu_(norm(x))
         return self.out_lay(x)[:, 0]
-
-
-def upsample_conv(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """A 3×3 convolution, padding 1, of `x` enlarged to `size` by nearest pixels.
-
-    x (K, C, h, w), weight (C', C, 3, 3) → (K, C', *size).
-
-    For twice the size (or one less: odd sides), a pixel's 3×3 neighbours are copies of 2×2 pixels of `x`: a transposed
-    convolution of stride 2 with the weights of equal pixels added up does the same with 4 products in place of 9.
-    """
-    if x.shape[2:] == size:
-        return F.conv2d(x, weight, padding=1)
-    if any(large not in (2 * small, 2 * small - 1) for large, small in zip(size, x.shape[2:], strict=True)):
-        return F.conv2d(F.interpolate(x, size), weight, padding=1)
-    y = F.conv_transpose2d(x, _doubled(weight).transpose(0, 1), stride=2, padding=1)  # (K, C', 2 h, 2 w)
-    if y.shape[2:] == size:
-        return y
-    # what lies beyond an odd side must count as zero, not as the copy of the last pixel: once more for that side
-    y = y[:, :, : size[0], : size[1]]
-    if size[0] % 2:
-        last = x[:, :, -2:]  # the last two rows of the enlarged map, or its only one
-        rows = F.interpolate(last, (last.shape[2], size[1]))
-        y[:, :, -1:] = F.conv2d(rows, weight[:, :, 2 - rows.shape[2] : 2], padding=(0, 1))
-    if size[1] % 2:
-        last = x[:, :, :, -2:]
-        columns = F.interpolate(last, (size[0], last.shape[3]))
-        y[:, :, :, -1:] = F.conv2d(columns, weight[:, :, :, 2 - columns.shape[3] : 2], padding=(1, 0))
-    return y
-
-
-def _doubled(weight: Tensor) -> Tensor:
-    """(C', C, 3, 3) → (C', C, 4, 4) of the transposed convolution in `upsample_conv`, one axis after the other."""
-    for axis in (2, 3):
-        first, middle, last = weight.unbind(axis)
-        weight = torch.stack((last, middle + last, first + middle, first), axis)
-    return weight

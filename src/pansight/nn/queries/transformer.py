@@ -7,86 +7,14 @@ pixel decoder the same encoder. Sequences are (B, N, D). Parameters carry the of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-
-def made_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), which keeps only `x` for the backward pass and runs again there; nothing in it may be random.
-
-    For blocks that widen their input: 80 MiB less for a training step of Mask2Former (Swin-T, 2 × 256×256).
-    """
-    if not (torch.is_grad_enabled() and x.requires_grad) or torch.compiler.is_compiling():
-        return function(x)
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
-
-
-def _has_onednn_linear() -> bool:
-    """Whether this build of torch has the operation that its compiler uses for linear maps; it is not a public one."""
-    try:
-        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise.default is not None
-    except AttributeError:
-        return False
-
-
-ONEDNN_LINEAR = _has_onednn_linear()
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``; float32 on the CPU by oneDNN, which uses all of AVX-512 also where MKL, not of its own maker's
-    processor, stops at AVX2: twice as fast there. Everything else, and what is exported or compiled, is torch's own.
-    """
-    if (
-        not ONEDNN_LINEAR
-        or x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or weight.dtype != torch.float32
-        or x.numel() == 0
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-    ):
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled():
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return _product(x, weight, bias)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        x, weight = ctx.saved_tensors
-        gradient = grad_outputs[0]
-        rows = gradient.flatten(0, -2)  # (all rows, out)
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            _product(gradient, weight.t()) if of_x else None,
-            _product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
-            rows.sum(0) if of_bias else None,
-        )
-
-
-class Linear(nn.Linear):
-    """nn.Linear by `linear`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+from pansight.nn.linear import FastLinear
+from pansight.ops.fast.linear import linear
 
 
 class Attention(nn.Module):
@@ -98,7 +26,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        self.out_proj = Linear(channels, channels)
+        self.out_proj = FastLinear(channels, channels)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -127,8 +55,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, channels: int = 256, heads: int = 8, hidden: int = 2048, dropout: float = 0.1):
         super().__init__()
         self.self_attn = Attention(channels, heads, dropout)
-        self.linear1 = Linear(channels, hidden)
-        self.linear2 = Linear(hidden, channels)
+        self.linear1 = FastLinear(channels, hidden)
+        self.linear2 = FastLinear(hidden, channels)
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
@@ -147,8 +75,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(channels, heads, dropout)
         self.multihead_attn = Attention(channels, heads, dropout)
-        self.linear1 = Linear(channels, hidden)
-        self.linear2 = Linear(hidden, channels)
+        self.linear1 = FastLinear(channels, hidden)
+        self.linear2 = FastLinear(hidden, channels)
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
@@ -223,29 +151,10 @@ class MLP(nn.Module):
 
     def __init__(self, *sizes: int):
         super().__init__()
-        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(FastLinear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers
         for layer in hidden:
             x = F.relu(layer(x))
         return last(x)
-
-
-def attend_in_slices(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v, a slice of queries after another: (B, heads, N, d), keys and values (B, heads, M, d).
-
-    In the dtype of the inputs, no gradient. For bfloat16 on a CPU: two plain products and a softmax take 0.4 × the time
-    of the fused kernel (6 heads, 1,805 tokens, AVX-512 without AMX); in float32 the fused kernel is faster. Scores are
-    rounded to the dtype, which the fused kernel keeps in float32.
-    """
-    result = torch.empty_like(query, memory_format=torch.contiguous_format)
-    key, value = key.transpose(2, 3).contiguous(), value.contiguous()  # (B, heads, d, M), (B, heads, M, d)
-    step = max(32, 3_000_000 // (query.shape[1] * key.shape[3]))  # 6 MB of scores at a time
-    with torch.autocast(query.device.type, enabled=False):
-        query = query * query.shape[3] ** -0.5
-        for image in range(len(query)):
-            for start in range(0, query.shape[2], step):
-                scores = query[image, :, start : start + step] @ key[image]  # (heads, step, M)
-                result[image, :, start : start + step] = scores.softmax(-1) @ value[image]
-    return result

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from pansight.errors import choice_error
 from pansight.nn.fpn import conv_norm
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.convolutions import deconv_mask
+from pansight.ops.fast.linear import fc_over_grid
 from pansight.ops.regions.roi import AlignRule, Pyramid, multilevel_roi_align, pyramid_levels, roi_by_kernel
 
 ROI_OPS = ("align", "pool")
@@ -48,24 +51,6 @@ class RoIPooler(NamedTuple):
             raise choice_error("roi_op", self.op, ROI_OPS)
         align = AlignRule(self.sampling_ratio, self.aligned)
         return multilevel_roi_align(pyramid, boxes_xyxy, image_index, level, self.size, align)
-
-
-def fc_over_grid(x: Tensor, layer: nn.Linear) -> Tensor:
-    """``layer(x.flatten(1))`` for x (N, C, S, S) → (N, out), without turning channels_last features around.
-
-    On a CPU in float32 a convolution over the whole grid, which oneDNN computes twice as fast as MKL the product;
-    in lower precision the weight is turned to the order of the features instead. Both only pay for many regions.
-    """
-    count, channels, size, _ = x.shape
-    weight = layer.weight
-    few = 2 * count < layer.out_features
-    if few or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return layer(x.flatten(1))
-    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return F.conv2d(x, weight.view(-1, channels, size, size), layer.bias).flatten(1)
-    # cast before turning, so that the gradient is turned in half precision too
-    turned = weight.to(x.dtype).view(-1, channels, size * size).transpose(1, 2).flatten(1)  # (out, S · S · C)
-    return F.linear(x.permute(0, 2, 3, 1).flatten(1), turned, layer.bias)
 
 
 class TwoLinear(nn.Module):
@@ -121,11 +106,7 @@ class BoxPredictor(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Convolutions, a transposed convolution that doubles the grid, and one mask per class.
-
-    Only the mask of the class asked for is computed. The transposed convolution (2×2, stride 2, nothing overlaps) is
-    a 1×1 convolution to four times the channels; the predictor meets its output where it lies, pixel by pixel.
-    """
+    """Convolutions, a transposed convolution that doubles the grid, and one mask per class."""
 
     def __init__(self, in_channels: int, classes: int, convs: int = 4, channels: int = 256, norm: str | None = None):
         super().__init__()
@@ -143,19 +124,10 @@ class MaskHead(nn.Module):
         """(N, C, S, S), classes int64 (N,) → logits float32 (N, 2 S, 2 S) of each region's class."""
         for conv in self.conv:
             x = F.relu(conv(x), inplace=True)
-        count, size = x.shape[0], x.shape[2]
-        weight = self.deconv.weight  # (C, D, 2, 2)
-        channels = weight.shape[1]
-        spread = weight.permute(2, 3, 1, 0).reshape(4 * channels, -1, 1, 1)
-        bias = self.deconv.bias
-        assert bias is not None
-        x = F.relu(F.conv2d(x, spread, bias.repeat(4)), inplace=True)  # (N, 4 D, S, S)
-        x = x.permute(0, 2, 3, 1).reshape(count, 4 * size * size, channels)  # (N, S · S · 2 · 2, D); N may be 0
-        row = self.predictor.weight.flatten(1)[classes]  # (N, D)
-        logits = torch.bmm(x, row.unsqueeze(2).to(x.dtype)).float()  # (N, S · S · 2 · 2, 1)
-        assert self.predictor.bias is not None
-        logits = logits.squeeze(2) + self.predictor.bias.float()[classes][:, None]
-        return logits.view(count, size, size, 2, 2).transpose(2, 3).reshape(count, 2 * size, 2 * size)
+        if not use_plain():
+            return deconv_mask(x, self.deconv, self.predictor, classes)
+        logits = self.predictor(F.relu(self.deconv(x)))  # (N, C, 2 S, 2 S)
+        return logits[torch.arange(len(x), device=x.device), classes].float()
 
 
 def _xavier(module: nn.Module) -> None:

@@ -4,18 +4,14 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-PIXELS_WORTH_A_THREAD = 1 << 16
-"""Below this many pixels a thread costs more than it saves."""
+from pansight.ops.fast import use_plain
 
 
 class Canvas(NamedTuple):
@@ -50,65 +46,18 @@ def contest(
     """mask_logits float (K, h, w), scores float (K,), which weigh the probabilities (logits are not weighed).
 
     weighted: the threshold is put to score · probability (transformers), not to the probability.
-    On the CPU only tiles that are open are looked at in full (`contest_kernels`). The result is that of `plain_contest`
-    but where two values, or a value and the threshold, are equal up to the last bits of a float32: torch's exponential
-    function, and its resize to sizes of H + W ≤ 128, may round differently there.
     """
-    if mask_logits.device.type != "cpu" or not len(mask_logits):
+    if use_plain() or mask_logits.device.type != "cpu" or not len(mask_logits):
         return plain_contest(mask_logits, scores, canvas, sigmoid, threshold, weighted)
-    from pansight.ops.fusion import contest_kernels as kernels  # here: numba takes its time to load
+    from pansight.ops.fast.contest import contest_by_tiles  # here: numba takes its time to load
 
-    extent = (min(canvas.extent[0], canvas.padded[0]), min(canvas.extent[1], canvas.padded[1]))
-    maps, probabilities = mask_logits.detach().float().contiguous(), mask_logits.detach().float().sigmoid()
-    if sigmoid == "never":
-        mode, bounds, factors = kernels.NEVER, maps, torch.ones_like(scores)
-    elif sigmoid == "between" and canvas.padded == tuple(maps.shape[1:]):  # nothing to resize before: it is done
-        mode, bounds, factors, maps = kernels.NEVER, probabilities, scores, probabilities
-    else:
-        mode, bounds, factors = kernels.BETWEEN if sigmoid == "between" else kernels.LAST, probabilities, scores
-    axes = (
-        *_axis(maps.shape[1], canvas.padded[0], extent[0]),
-        *_axis(maps.shape[2], canvas.padded[1], extent[1]),
-        *_axis(extent[0], canvas.size[0], canvas.size[0]),
-        *_axis(extent[1], canvas.size[1], canvas.size[1]),
-    )
-    code = np.empty(canvas.size, np.int16)
-    threads = max(1, min(torch.get_num_threads(), code.size // PIXELS_WORTH_A_THREAD))
-    tiles = -(-canvas.size[0] // kernels.TILE)
-    bands = list(itertools.pairwise(tiles * part // threads for part in range(threads + 1)))
-    pixels = np.zeros((threads, len(maps), 3), np.int64)
-    values = (maps.numpy(), bounds.contiguous().numpy(), factors.detach().float().contiguous().numpy())
-    limit = float(np.float32(threshold))  # torch compares in float32
-
-    def run(part: int) -> None:
-        kernels.run_contest(*values, limit, weighted, axes, mode, bands[part], code, pixels[part])
-
-    if threads == 1:
-        run(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, range(threads)))
-    won, inside, mask = torch.from_numpy(pixels.sum(0)).unbind(1)
-    return Contest(torch.from_numpy(code), won, inside, mask)
-
-
-def _axis(source: int, target: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of the first `count` pixels of a side resized from `source` to `target`: the lower neighbour, the way past it.
-
-    In torch's arithmetic, step by step in float32.
-    """
-    if source == target:
-        return np.arange(count), np.zeros(count, np.float32)
-    step, half = np.float32(source) / np.float32(target), np.float32(0.5)
-    position = np.maximum(step * (np.arange(count, dtype=np.float32) + half) - half, np.float32(0))
-    low = position.astype(np.int64)
-    return low, position - low.astype(np.float32)
+    return contest_by_tiles(mask_logits, scores, canvas, sigmoid, threshold, weighted)
 
 
 def plain_contest(
     mask_logits: Tensor, scores: Tensor, canvas: Canvas, sigmoid: Sigmoid, threshold: float, weighted: bool = False
 ) -> Contest:
-    """The rule word by word: every mask at full size. What `contest` must equal; accelerators run it as it is."""
+    """The rule word by word: every mask at full size. Accelerators run it as it is."""
     masks = resized(mask_logits.float().contiguous(), canvas.padded)[:, : canvas.extent[0], : canvas.extent[1]]
     if sigmoid == "between":
         masks = masks.sigmoid()
@@ -134,37 +83,10 @@ def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps.unsqueeze(0), size=size, mode="bilinear", align_corners=False)[0]
 
 
-def resized_rows(maps: Tensor, height: int, size: tuple[int, int], rows: range, first: int = 0) -> Tensor:
-    """Some rows of ``resized(…, size)``: (N, len(rows), W). maps: rows from `first` on of maps of `height` rows."""
-    if height != size[0]:
-        position = (torch.arange(rows.start, rows.stop, device=maps.device) + 0.5) * (height / size[0]) - 0.5
-        position = position.clamp_(min=0)
-        above = position.long()
-        weight = (position - above)[:, None]  # (R, 1)
-        below = (above + 1).clamp_(max=height - 1) - first
-        part = torch.lerp(maps[:, above - first], maps[:, below], weight)  # (N, R, w)
-    else:
-        part = maps[:, rows.start - first : rows.stop - first]
-    return resized(part, (len(rows), size[1]))
-
-
-def source_rows(height: int, size: int, rows: range) -> range:
-    """The rows of a map of `height` rows that `rows` of its resized version (of `size` rows) are made of."""
-    if height == size:
-        return rows
-    start = max(0, int((rows.start + 0.5) * height / size - 0.5))
-    stop = max(0, int((rows.stop - 0.5) * height / size - 0.5)) + 2
-    return range(start, min(stop, height))
-
-
-def canvas_rows(mask_logits: Tensor, canvas: Canvas, rows: range) -> Tensor:
-    """Some rows of the masks at the size of the file: float (N, h, w) → float32 (N, len(rows), W)."""
-    between = source_rows(canvas.extent[0], canvas.size[0], rows)
-    height = mask_logits.shape[1]
-    needed = source_rows(height, canvas.padded[0], between)
-    part = mask_logits[:, needed.start : needed.stop].float()
-    part = resized_rows(part, height, canvas.padded, between, needed.start)[:, :, : canvas.extent[1]]
-    return resized_rows(part, canvas.extent[0], canvas.size, rows, between.start)
+def on_canvas(mask_logits: Tensor, canvas: Canvas) -> Tensor:
+    """The masks at the size of the file: float (N, h, w) → float32 (N, H, W)."""
+    masks = resized(mask_logits.float(), canvas.padded)[:, : canvas.extent[0], : canvas.extent[1]]
+    return resized(masks, canvas.size)
 
 
 def nearest_source(source: int, target: int) -> Tensor:
@@ -179,10 +101,8 @@ def nearest_source(source: int, target: int) -> Tensor:
 
 def painted(code: Tensor, table: Tensor) -> Tensor:
     """table[code] as a map: int16 (H, W), int32 (2 K,) → int32 (H, W)."""
-    if code.device.type != "cpu":
+    if use_plain() or code.device.type != "cpu":
         return table[code.int()]
-    from pansight.ops.fusion import contest_kernels as kernels
+    from pansight.ops.fast.contest import painted_by_loop
 
-    ids = np.empty(tuple(code.shape), np.int32)
-    kernels.paint(code.contiguous().numpy().reshape(-1), table.numpy(), ids.reshape(-1))
-    return torch.from_numpy(ids)
+    return painted_by_loop(code, table)

@@ -1,7 +1,7 @@
 """From queries (a class distribution and a mask each) to a panoptic map, by the rules of each official repository.
 
 Rules: spec 11 (DETR), 12 (MaskFormer), 13 (Mask2Former), 14 (EoMT), 17.4 (transformers). Only kept queries are looked
-at, and only cells near a border get the argmax at full size (`contest`): the result is that of the plain rule.
+at; which of them has a pixel is decided by `contest`.
 """
 
 # torch leaves some of its return types open
@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.ops.fusion.contest import Canvas, canvas_rows, contest, nearest_source, painted
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.memory import canvas_rows
+from pansight.ops.fusion.contest import Canvas, contest, nearest_source, on_canvas, painted
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
 
 __all__ = [
@@ -189,14 +191,16 @@ def semantic_map(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas) -> T
     """argmax over classes of Σ_q softmax(class)·sigmoid(mask): (Q, C + 1), (Q, h, w) → int64 (H, W), no void."""
     weights = class_logits.float().softmax(-1)[:, :-1].T  # (C, Q)
     height, width = canvas.size
-    step = max(1, FLOATS_AT_ONCE // ((weights.shape[0] + weights.shape[1]) * width))
-    result = torch.empty((height, width), dtype=torch.int64, device=class_logits.device)
     with torch.autocast(weights.device.type, enabled=False):
+        if use_plain():
+            return torch.einsum("cq,qhw->chw", weights, on_canvas(mask_logits, canvas).sigmoid()).argmax(0)
+        step = max(1, FLOATS_AT_ONCE // ((weights.shape[0] + weights.shape[1]) * width))
+        result = torch.empty((height, width), dtype=torch.int64, device=class_logits.device)
         for start in range(0, height, step):
             rows = range(start, min(start + step, height))
             masks = canvas_rows(mask_logits, canvas, rows).sigmoid().flatten(1)  # (Q, R · W)
             result[rows.start : rows.stop] = (weights @ masks).max(0).indices.view(-1, width)
-    return result
+        return result
 
 
 def query_instances(
@@ -216,7 +220,7 @@ def query_instances(
     masks = torch.zeros((len(queries), *canvas.size), dtype=torch.bool, device=scores.device)
     certainty = torch.zeros(len(queries), device=scores.device)
     for n, query in enumerate(queries.tolist()):
-        logits = canvas_rows(mask_logits[query : query + 1], canvas, range(canvas.size[0]))[0]  # (H, W)
+        logits = on_canvas(mask_logits[query : query + 1], canvas)[0]  # (H, W), one at a time: full size is large
         masks[n] = logits > 0
         certainty[n] = (logits.sigmoid() * masks[n]).sum() / (masks[n].sum() + 1e-6)
     boxes = _boxes(masks)

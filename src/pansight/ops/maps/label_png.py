@@ -1,22 +1,22 @@
 """Id PNGs (COCO panoptic: 8-bit RGB, id = R + 256·G + 65536·B) to id maps, and to counts of pairs without any map.
 
-The bytes are inflated by libdeflate and unfiltered in compiled code (png_kernels). What that does not read (interlaced
-files) goes through an ordinary decoder; both ways give the same numbers.
+Files that are not interlaced are read by compiled code (`ops.fast.png`), others by an ordinary decoder.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.png import PairTable, ids_by_rows
 from pansight.ops.idmap import IdArray, rgb_to_ids
-from pansight.ops.maps import png_kernels
 from pansight.ops.maps.overlap import Overlaps, overlaps_of
 
 MAX_PIXELS = 100_000_000
@@ -78,27 +78,6 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
     return LabelPng(height, width, 3 if kind == 2 else 4, packed, data, name)
 
 
-class _Pixels:
-    """Room for the filtered bytes of one image; grows with the largest one."""
-
-    def __init__(self) -> None:
-        self.raw = np.zeros(0, np.uint8)
-        self.words = self.raw.view(np.uint64)
-
-    def inflate(self, png: LabelPng) -> None:
-        size = png.height * (png.width * png.step + 1)
-        if size > len(self.raw):
-            self.raw = np.zeros((size + 63) // 8 * 8, np.uint8)  # whole words, a few beyond the end
-            self.words = self.raw.view(np.uint64)
-        try:
-            unpacked = cast(Any, imagecodecs.deflate_decode(png.packed, out=cast(Any, self.raw[:size])))
-        except (RuntimeError, ValueError) as error:
-            found = " ".join(str(error).split())
-            raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels ({found})") from error
-        if len(unpacked) != size:
-            raise PansightError(f"{png.name}: expected {size} bytes of pixels, found {len(unpacked)}")
-
-
 class PairCounter:
     """Counts the pixels of every pair of ids of two id PNGs. Keeps its memory from call to call: one for each thread.
 
@@ -106,59 +85,33 @@ class PairCounter:
     """
 
     def __init__(self) -> None:
-        self._first, self._second = _Pixels(), _Pixels()
-        self._rows = np.zeros((2, 1), np.uint32)
-        self._runs = np.zeros((2, 0), np.int64)
-        self._keys = np.full(png_kernels.SLOTS, png_kernels.EMPTY, np.uint64)
-        self._counts = np.zeros(png_kernels.SLOTS, np.int64)
-        self._used = np.zeros(png_kernels.SLOTS, np.int64)
+        self._table = PairTable()
 
     def count(self, first: LabelPng, second: LabelPng) -> Overlaps:
         """The pairs in rising order, as `overlaps_of` the two maps.
 
         Raises PansightError where the sizes differ or a file is damaged.
         """
-        height, width = first.height, first.width
-        if (height, width) != (second.height, second.width):
-            expected, found = f"{height}×{width} of {first.name}", f"{second.height}×{second.width}"
+        if (first.height, first.width) != (second.height, second.width):
+            expected, found = f"{first.height}×{first.width} of {first.name}", f"{second.height}×{second.width}"
             raise PansightError(f"{second.name}: expected the size {expected}, found {found} (height × width)")
-        if not first.packed or not second.packed:
-            return overlaps_of(decode_ids(first), decode_ids(second))
-        self._first.inflate(first)
-        self._second.inflate(second)
-        if len(self._rows[0]) != width + 1:
-            self._rows, self._runs = np.zeros((2, width + 1), np.uint32), np.zeros((2, width), np.int64)
-        n = png_kernels.count_pairs(
-            self._first.raw, self._first.words, first.step, self._second.raw, self._second.words, second.step,
-            height, width, self._rows[0], self._rows[1], self._keys, self._counts, self._used, *self._runs,
-        )  # fmt: skip
-        filled = self._used[1 : 1 + int(self._used[0])]
-        keys, pixels = self._keys[filled], self._counts[filled]
-        self._keys[filled] = png_kernels.EMPTY
-        if n == png_kernels.TOO_MANY_PAIRS:
-            return overlaps_of(decode_ids(first), decode_ids(second))
-        if n < 0:
-            raise PansightError(f"{first.name} or {second.name}: expected a PNG, found an unknown row filter")
-        order = np.argsort(keys)
-        keys = keys[order].astype(np.int64)
-        return Overlaps(keys >> 24, keys & 0xFFFFFF, pixels[order])
+        if first.packed and second.packed and not use_plain():
+            pairs = self._table.count(first, second)
+            if pairs is not None:
+                return Overlaps(*pairs)
+        return overlaps_of(decode_ids(first), decode_ids(second))
 
 
 def decode_ids(png: LabelPng) -> IdArray:
     """The id map, int32 (H, W). Raises PansightError where the file is damaged."""
-    if not png.packed:
-        return _decode_plainly(png)
-    pixels = _Pixels()
-    pixels.inflate(png)
-    ids = np.empty((png.height, png.width), np.int32)
-    if png_kernels.fill_ids(pixels.raw, pixels.words, png.step, np.zeros(png.width + 1, np.uint32), ids) < 0:
-        raise PansightError(f"{png.name}: expected a PNG, found an unknown row filter")
-    return ids
+    return ids_by_rows(png) if png.packed and not use_plain() else ids_by_decoder(png)
 
 
-def _decode_plainly(png: LabelPng) -> IdArray:
+def ids_by_decoder(png: LabelPng) -> IdArray:
+    """The plain form, by an ordinary decoder; it also reads interlaced files."""
     try:
         rgb = cast(NDArray[np.uint8], imagecodecs.png_decode(png.data))
     except (RuntimeError, ValueError) as error:  # its words are left out: now and then they are stray bytes of memory
-        raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels (interlaced)") from error
+        kind = "" if png.packed else " (interlaced)"
+        raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels{kind}") from error
     return rgb_to_ids(np.ascontiguousarray(rgb[..., :3]))

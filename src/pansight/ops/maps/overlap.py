@@ -1,8 +1,4 @@
-"""Which values of two maps lie on each other, and on how many pixels: the one pass over the pixels that figures need.
-
-Label maps are long runs of one value, so runs are counted, not pixels: sorting a few thousand runs replaces sorting
-every pixel.
-"""
+"""Which values of two maps lie on each other, and on how many pixels: the one pass over pixels that figures need."""
 
 from __future__ import annotations
 
@@ -10,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.runs import pairs_by_runs
 
 IntArray = NDArray[np.int64]
 
@@ -31,13 +30,11 @@ def overlaps_of(first: NDArray[Any], second: NDArray[Any]) -> Overlaps:
     if a.size == 0:
         nothing = np.zeros(0, np.int64)
         return Overlaps(nothing, nothing, nothing)
-    changes = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    starts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(changes) + 1])  # (runs,) where a new pair begins
-    lengths = np.diff(starts, append=a.size)
-    keys = (a[starts].astype(np.int64) << 32) | b[starts].astype(np.int64)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    firsts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(keys[1:] != keys[:-1]) + 1])
-    pixels = np.add.reduceat(lengths[order], firsts)
-    unique = keys[firsts]
-    return Overlaps(unique >> 32, unique & 0xFFFFFFFF, pixels)
+    pairs = pairs_by_pixels(a, b) if use_plain() else pairs_by_runs(a, b)
+    return Overlaps(*pairs)
+
+
+def pairs_by_pixels(a: NDArray[Any], b: NDArray[Any]) -> tuple[IntArray, IntArray, IntArray]:
+    """The plain form: (first, second, pixels) of two flat arrays (N,), every pixel being sorted."""
+    unique, pixels = np.unique((a.astype(np.int64) << 32) | b, return_counts=True)
+    return unique >> 32, unique & 0xFFFFFFFF, pixels

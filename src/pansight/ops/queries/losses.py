@@ -7,7 +7,7 @@ Carion et al., DETR; Cheng et al., MaskFormer and Mask2Former; Lin et al., focal
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.points import least_by_partition, pair_masks_by_map, products_at_points
 from pansight.ops.queries.matching import Matches, class_cost, hungarian, mask_cost
-from pansight.ops.queries.targets import SegmentTargets, padded_categories, sample_masks
+from pansight.ops.queries.targets import SegmentTargets, bilinear_samples, padded_categories, sample_masks
 from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, generalized_iou
 
 
@@ -133,7 +135,7 @@ def point_set_loss(
         dice: list[Tensor] = []
         embeddings = mask_embeddings[matches.layer, matches.image, matches.query]  # (M, D) of all layers
         of_layer = torch.bincount(matches.layer, minlength=len(features)).tolist()
-        masks = _pair_masks(embeddings, features, matches, of_layer)  # L of (M of the layer, h, w)
+        masks = pair_masks(embeddings, features, matches, of_layer)  # L of (M of the layer, h, w)
         columns = [column.split(of_layer) for column in matches]
         for mask, *pairs in zip(masks, *columns, strict=True):
             if not len(mask):  # 0, and a part of the graph: whatever is trained has a gradient
@@ -141,7 +143,7 @@ def point_set_loss(
                 dice.append(mask.sum())
                 continue
             where, wanted = _loss_points(mask.detach(), Matches(*pairs), targets, canvas, settings, draw)
-            logits = _sample(mask, where)  # (M, K)
+            logits = bilinear_samples(mask, where)  # (M, K)
             binary.append(binary_loss(logits, wanted).sum())
             dice.append(dice_loss(logits, wanted).sum())
     return {
@@ -160,10 +162,7 @@ def _match(
     canvas: tuple[int, int],
     settings: PointSettings,
 ) -> Matches:
-    """The assignment of all layers by one cost tensor; masks at the points of an image (B, K, 2) only.
-
-    Sampling is linear: it acts on the features, or on the masks of one layer, whichever is less work.
-    """
+    """The assignment of all layers by one cost tensor; masks at the points of an image (B, K, 2) only."""
     labels, counts = padded_categories(targets)
     with torch.no_grad():
         cost = settings.class_weight * class_cost(class_logits, labels)  # (L, B, Q, N)
@@ -171,76 +170,48 @@ def _match(
             if not counts[image]:
                 continue
             wanted = sample_masks(target, points[image], canvas).unsqueeze(0)  # (1, N, K)
-            near, weights = _neighbours(points[image], features[0].shape[2:])  # (K, 4) both
-            table = near  # of each map, below
-            few = features[0][0, 0].numel() <= len(near)
-            for layer, feature in enumerate(features):
-                if layer == 0 or feature is not features[layer - 1]:  # often one map serves all layers
-                    pixels = feature[image].float().flatten(1).T  # (h · w, D)
-                    table = pixels if few else _weighted(pixels, near, weights)  # (h · w, D) or (K, D)
-                logits = table @ mask_embeddings[layer, image].T  # (h · w or K, Q)
-                logits = _weighted(logits, near, weights) if few else logits  # (K, Q)
-                binary, dice = mask_cost(logits.T[None, None], wanted)
+            every = point_logits(mask_embeddings[:, image], features, image, points[image])
+            for layer, logits in enumerate(every):  # (Q, K)
+                binary, dice = mask_cost(logits[None, None], wanted)
                 part = settings.binary_weight * binary + settings.dice_weight * dice
                 cost[layer, image, :, : counts[image]] += part[0, 0]
     return hungarian(cost, counts)
 
 
-def _sample(masks: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples, 0 outside: (M, h, w), points (M, P, 2) as x, y in 0 … 1 → (M, P)."""
-    grid = points.unsqueeze(1).mul(2).sub_(1)
-    return F.grid_sample(masks.unsqueeze(1), grid, align_corners=False)[:, 0, 0]
+def point_logits(embeddings: Tensor, features: Sequence[Tensor], image: int, points: Tensor) -> Iterator[Tensor]:
+    """The masks of all queries of an image at K points, layer by layer: float32 (Q, K) each.
+
+    embeddings float32 (L, Q, D); features: L maps (B, D, h, w); points (K, 2): x, y in 0 … 1.
+    """
+    if not use_plain():
+        yield from products_at_points(embeddings, features, image, points)
+        return
+    for each, feature in zip(embeddings, features, strict=True):
+        masks = torch.einsum("qd,dhw->qhw", each, feature[image].float())
+        yield bilinear_samples(masks, points.expand(len(masks), -1, -1))
 
 
-def _neighbours(points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The 4 pixels around each point and their bilinear weights, 0 outside: (P, 2) → int64 (P, 4), float32 (P, 4)."""
-    height, width = size
-    position = points * points.new_tensor([width, height]) - 0.5
-    low = position.floor()
-    far = position - low
-    corner = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=points.device)  # x, y
-    pixel = low.long().unsqueeze(1) + corner  # (P, 4, 2)
-    weight = torch.where(corner == 1, far.unsqueeze(1), 1 - far.unsqueeze(1)).prod(2)
-    inside = ((pixel >= 0) & (pixel < torch.tensor([width, height], device=points.device))).all(2)
-    return (pixel[..., 1] * width + pixel[..., 0]).where(inside, 0), weight * inside
-
-
-def _weighted(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of 4 rows each: (R, D), (P, 4), (P, 4) → (P, D)."""
-    return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
-
-
-def _pair_masks(
+def pair_masks(
     embeddings: Tensor, features: Sequence[Tensor], matches: Matches, of_layer: Sequence[int]
 ) -> list[Tensor]:
     """The mask logits of each pair, from the map of its layer and image: (M, D) → L of (M of the layer, h, w).
 
-    Pairs are by layer, then image. Layers that share a map are one product an image, and one sum of gradients.
+    Pairs are by layer, then image; of_layer: how many there are of each layer.
     """
+    if not use_plain():
+        return pair_masks_by_map(embeddings, features, matches.layer, matches.image, of_layer)
     result: list[Tensor] = []
-    start = 0
-    while start < len(features):
-        feature = features[start]
-        stop = start + 1
-        while stop < len(features) and features[stop] is feature:
-            stop += 1
-        group = (matches.layer >= start) & (matches.layer < stop)
-        image = matches.image[group]  # (m,)
-        order = image.argsort(stable=True)
-        parts = embeddings[group][order].split(torch.bincount(image, minlength=len(feature)).tolist())
-        maps = feature.float().flatten(2).unbind(0)  # B of (D, h · w)
-        masks = torch.cat([part @ pixels for part, pixels in zip(parts, maps, strict=True)])
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        masks = masks[back].unflatten(1, feature.shape[2:])  # (m, h, w), by layer again
-        result += masks.split(list(of_layer[start:stop]))
-        start = stop
+    layers = zip(features, embeddings.split(list(of_layer)), matches.image.split(list(of_layer)), strict=True)
+    for feature, own, image in layers:
+        parts = [torch.einsum("md,dhw->mhw", own[image == b], pixels.float()) for b, pixels in enumerate(feature)]
+        result.append(torch.cat(parts))
     return result
 
 
-def _smallest(values: Tensor, count: int) -> Tensor:
+def least(values: Tensor, count: int) -> Tensor:
     """Where the `count` least values of each row are, in any order: (M, P) → int64 (M, count)."""
-    if values.device.type == "cpu":  # several times as fast as topk
-        return torch.from_numpy(np.argpartition(values.numpy(), count - 1, axis=1)[:, :count])
+    if values.device.type == "cpu" and not use_plain():
+        return least_by_partition(values, count)
     return values.topk(count, dim=1, largest=False, sorted=False).indices
 
 
@@ -257,7 +228,7 @@ def _loss_points(
         count, device = len(masks), masks.device
         uncertain = int(settings.importance * settings.points)
         points = draw(count, int(settings.oversample * settings.points), 2, device=device)
-        best = _smallest(_sample(masks, points).abs_(), uncertain)  # (M, U)
+        best = least(bilinear_samples(masks, points).abs_(), uncertain)  # (M, U)
         points = points.gather(1, best.unsqueeze(2).expand(-1, -1, 2))  # (M, U, 2)
         if settings.points > uncertain:
             points = torch.cat((points, draw(count, settings.points - uncertain, 2, device=device)), dim=1)

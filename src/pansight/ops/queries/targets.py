@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.points import samples_by_gathering, samples_by_loop
 from pansight.ops.targets import boxes_of_ids, lookup
 from pansight.types import Batch, Instances, LabelSpace, PanopticSegmentation
 
@@ -104,35 +107,17 @@ def sample_masks(targets: SegmentTargets, points: Tensor, size: tuple[int, int],
     value, plane = targets.mask_value, targets.mask_index
     if index is not None:
         value, plane = value[index], plane[index]
-    if points.device.type != "cpu":
-        return gathered_samples(targets.mask_stack, plane, value, points.float(), size)
-    from pansight.ops.queries import mask_kernels as kernels  # here: numba takes its time to load
-
-    samples = torch.empty((len(value), points.shape[-2]))
-    every = points.float() if points.ndim == 3 else points.float().unsqueeze(0)
-    stack, points = targets.mask_stack.contiguous(), every.contiguous()
-    kernels.sample(stack.numpy(), plane.numpy(), value.numpy(), points.numpy(), size, samples.numpy())
-    return samples
+    if use_plain():
+        dense = dense_masks(targets, size, index)  # (N, H, W)
+        return bilinear_samples(dense, points.float().expand(len(dense), -1, -1))
+    sample = samples_by_loop if points.device.type == "cpu" else samples_by_gathering
+    return sample(targets.mask_stack, plane, value, points.float(), size)
 
 
-def gathered_samples(stack: Tensor, plane: Tensor, value: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
-    """The samples as four gathers: for accelerators."""
-    # one pixel of 0, which is the value of no mask, all round: whatever lies outside is clamped onto it
-    stack = torch.nn.functional.pad(stack, (1, 1, 1, 1))  # (S, h + 2, w + 2)
-    planes, height, width = stack.shape
-    x = points[..., 0] * size[1] + 0.5  # (P,) or (N, P), pixel centres of the padded stack at 0, 1, 2 …
-    y = points[..., 1] * size[0] + 0.5
-    x0, y0 = x.floor(), y.floor()
-    x, y = x - x0, y - y0  # 0 … 1, the way from one neighbour to the next
-    columns = [(x0 + step).clamp_(0, width - 1).long() for step in (0, 1)]
-    rows = [(y0 + step).clamp_(0, height - 1).long() * width for step in (0, 1)]
-    flat = stack.flatten()  # (S · (h + 2) · (w + 2),)
-    start = (plane * (height * width)).unsqueeze(1) if planes > 1 else 0  # (N, 1)
-    result = torch.zeros((len(value), points.shape[-2]), device=points.device)
-    for row, down in zip(rows, (1 - y, y), strict=True):
-        for column, across in zip(columns, (1 - x, x), strict=True):
-            result += (flat[start + (row + column)] == value.unsqueeze(1)) * (down * across)  # (N, P)
-    return result
+def bilinear_samples(masks: Tensor, points: Tensor) -> Tensor:
+    """Between pixels, 0 outside: masks (M, h, w), points (M, P, 2) as x, y in 0 … 1 → (M, P)."""
+    grid = points.unsqueeze(1).mul(2).sub_(1)
+    return F.grid_sample(masks.unsqueeze(1), grid, align_corners=False)[:, 0, 0]
 
 
 def dense_masks(targets: SegmentTargets, size: tuple[int, int], index: Tensor | None = None) -> Tensor:

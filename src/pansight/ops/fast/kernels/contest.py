@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.ops.maps.compiled import compiled
+from pansight.ops.fast.kernels.compiled import compiled
 
 fused = functools.partial(compiled, fuse_products=True)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numba import int64, uint32, uint64  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from pansight.ops.maps.compiled import compiled
+from pansight.ops.fast.kernels.compiled import compiled
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.ops.maps.compiled import compiled
+from pansight.ops.fast.kernels.compiled import compiled
 
 
 @compiled

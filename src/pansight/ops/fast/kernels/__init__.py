@@ -1,0 +1,1 @@
+"""Loops that numba compiles when they are first called."""

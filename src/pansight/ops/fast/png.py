@@ -1,0 +1,85 @@
+"""Id PNGs by libdeflate and compiled loops (`kernels.png`): to id maps, and to counts of pairs without any map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from pansight.errors import PansightError
+from pansight.ops.fast.kernels import png as png_kernels
+
+if TYPE_CHECKING:
+    from pansight.ops.maps.label_png import LabelPng
+
+IntArray = NDArray[np.int64]
+
+
+def ids_by_rows(png: LabelPng) -> NDArray[np.int32]:
+    """The id map (H, W) of a file that is not interlaced. Raises PansightError where it is damaged."""
+    pixels = _Pixels()
+    pixels.inflate(png)
+    ids = np.empty((png.height, png.width), np.int32)
+    if png_kernels.fill_ids(pixels.raw, pixels.words, png.step, np.zeros(png.width + 1, np.uint32), ids) < 0:
+        raise PansightError(f"{png.name}: expected a PNG, found an unknown row filter")
+    return ids
+
+
+class _Pixels:
+    """Room for the filtered bytes of one image; grows with the largest one."""
+
+    def __init__(self) -> None:
+        self.raw = np.zeros(0, np.uint8)
+        self.words = self.raw.view(np.uint64)
+
+    def inflate(self, png: LabelPng) -> None:
+        size = png.height * (png.width * png.step + 1)
+        if size > len(self.raw):
+            self.raw = np.zeros((size + 63) // 8 * 8, np.uint8)  # whole words, a few beyond the end
+            self.words = self.raw.view(np.uint64)
+        try:
+            unpacked = cast(Any, imagecodecs.deflate_decode(png.packed, out=cast(Any, self.raw[:size])))
+        except (RuntimeError, ValueError) as error:
+            found = " ".join(str(error).split())
+            raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels ({found})") from error
+        if len(unpacked) != size:
+            raise PansightError(f"{png.name}: expected {size} bytes of pixels, found {len(unpacked)}")
+
+
+class PairTable:
+    """Counts the pixels of every pair of ids of two files, row by row. Keeps its memory from call to call."""
+
+    def __init__(self) -> None:
+        self._first, self._second = _Pixels(), _Pixels()
+        self._rows = np.zeros((2, 1), np.uint32)
+        self._runs = np.zeros((2, 0), np.int64)
+        self._keys = np.full(png_kernels.SLOTS, png_kernels.EMPTY, np.uint64)
+        self._counts = np.zeros(png_kernels.SLOTS, np.int64)
+        self._used = np.zeros(png_kernels.SLOTS, np.int64)
+
+    def count(self, first: LabelPng, second: LabelPng) -> tuple[IntArray, IntArray, IntArray] | None:
+        """(first, second, pixels), int64 (P,), in rising order of the pairs; None where there are too many.
+
+        The files have one size and are not interlaced. Raises PansightError where one is damaged.
+        """
+        height, width = first.height, first.width
+        self._first.inflate(first)
+        self._second.inflate(second)
+        if len(self._rows[0]) != width + 1:
+            self._rows, self._runs = np.zeros((2, width + 1), np.uint32), np.zeros((2, width), np.int64)
+        n = png_kernels.count_pairs(
+            self._first.raw, self._first.words, first.step, self._second.raw, self._second.words, second.step,
+            height, width, self._rows[0], self._rows[1], self._keys, self._counts, self._used, *self._runs,
+        )  # fmt: skip
+        filled = self._used[1 : 1 + int(self._used[0])]
+        keys, pixels = self._keys[filled], self._counts[filled]
+        self._keys[filled] = png_kernels.EMPTY
+        if n == png_kernels.TOO_MANY_PAIRS:
+            return None
+        if n < 0:
+            raise PansightError(f"{first.name} or {second.name}: expected a PNG, found an unknown row filter")
+        order = np.argsort(keys)
+        keys = keys[order].astype(np.int64)
+        return keys >> 24, keys & 0xFFFFFF, pixels[order]
