@@ -17,7 +17,7 @@ import pansight
 from pansight import models
 from pansight.apps import photos
 from pansight.apps.cli import main
-from pansight.apps.photos import draw_boxes
+from pansight.apps.photos import draw_objects
 from pansight.config import override, read_config, recipes
 from pansight.data import Shapes
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
@@ -174,7 +174,7 @@ def test_evaluation_knows_classes_by_name(trained, data, tmp_path):
 
 def test_a_model_without_panoptic_maps_gets_ap(trained, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["evaluate", str(trained), "--out", str(out), "--evaluate.thresholds.panoptic", "false"]
+    command = ["evaluate", str(trained), "--out", str(out), "--evaluate.decode.panoptic", "false"]
     assert main(command) == 0
     record = json.loads((out / "evaluation.json").read_text())
     assert "All" not in record
@@ -201,7 +201,7 @@ def test_predict_writes_overlays_and_coco_panoptic(trained, data, tmp_path, caps
 
 
 def test_predict_of_a_model_that_only_gives_objects(trained, data, tmp_path):
-    rows = pansight.predict(trained, [data / "val"], tmp_path / "out", thresholds={"panoptic": False})
+    rows = pansight.predict(trained, [data / "val"], tmp_path / "out", decode_options={"panoptic": False})
     content = json.loads((tmp_path / "out" / "instances.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2, 3]
     assert len(content["annotations"]) == sum(row.segments for row in rows)
@@ -239,7 +239,7 @@ def test_predict_by_task_and_threshold(data, tmp_path, capsys):
 
 def test_predict_of_a_model_without_tasks(trained, data, tmp_path, capsys):
     line = complaint(["predict", str(trained), str(data / "val"), "--task", "semantic"], capsys)
-    assert "unknown threshold of toy 'task'; known: min_area, panoptic" in line
+    assert "unknown decode option of toy 'task'; known: min_area, panoptic" in line
 
 
 def test_semantic_maps_in_ids_of_the_data_set():
@@ -258,7 +258,7 @@ def test_boxes_are_drawn_where_they_are():
     labels = pansight.LabelSpace.from_names(["square"])
     boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0], [50.0, 50.0, 60.0, 60.0]])
     found = pansight.Instances(boxes, torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.1]))
-    picture = draw_boxes(torch.zeros((3, 100, 100), dtype=torch.uint8), found, labels, 0.5)
+    picture = draw_objects(torch.zeros((3, 100, 100), dtype=torch.uint8), found, labels, 0.5)
     color = torch.tensor(labels[0].color, dtype=torch.uint8)
     assert torch.equal(picture[:, 30, 10], color)
     assert torch.equal(picture[:, 39, 29], color)

@@ -33,7 +33,7 @@ def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
         "true",
         "--model.options.memory-limit",
         "1",
-        "--evaluate.thresholds.min-area",
+        "--evaluate.decode.min-area",
         "1",
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", toy.__file__]

@@ -152,8 +152,8 @@ def test_mistakes_of_either_step_are_named_before_the_first_begins(recipe, tmp_p
     assert "model.first: expected a recipe for weights of toy_second, found shapes/mask_rcnn of mask_rcnn" in line
     line = complaint(command(recipe, out, "--model.first", str(recipe)), capsys)
     assert f"model.first: expected a recipe of one step, found {recipe} with two" in line
-    line = complaint(command(recipe, out, "--evaluate.thresholds.overlap", "3"), capsys)
-    assert "unknown threshold of toy_second 'overlap'; known: min_area, panoptic" in line
+    line = complaint(command(recipe, out, "--evaluate.decode.overlap", "3"), capsys)
+    assert "unknown decode option of toy_second 'overlap'; known: min_area, panoptic" in line
     assert not out.exists()
     assert main(command(recipe, out)) == 0
     assert "expected no run yet, found one; add --resume or --overwrite" in complaint(command(recipe, out), capsys)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pansight.data.dataset import ids_tensor, image_array, image_tensor
 from pansight.errors import PansightError
@@ -84,9 +85,9 @@ def resize_sample(sample: Sample, height: int, width: int) -> Sample:
     return apply_warp(sample, lambda array, photo: resize_array(array, height, width, photo), keeps_all=grows)
 
 
-def resize_image(sample: Sample, height: int, width: int) -> Sample:
-    """Only the image at (height, width); the truth stays at the size of its file (evaluation)."""
-    return replace(sample, image=image_tensor(resize_array(image_array(sample.image), height, width, True)))
+def resize_image(image: Tensor, height: int, width: int) -> Tensor:
+    """A photo, uint8 (3, H, W), at (height, width)."""
+    return image_tensor(resize_array(image_array(image), height, width, True))
 
 
 class Compose:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import replace
 from math import lcm
 from pathlib import Path
@@ -179,9 +177,12 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
     return options
 
 
-def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[str, Any], list[str]]:
+def make_model(
+    config: ModelConfig, labels: LabelSpace, source: tuple[Any, str, dict[str, Any]] | None = None
+) -> tuple[Any, str, dict[str, Any], list[str]]:
     """(model, its name, the builder's options, lines on what was taken from ``config.weights``).
 
+    source: what `load_model` gives of the weights, where they are loaded already.
     With weights, the network is theirs unless the settings say otherwise, and classes are kept by name. They may come
     from another builder of the same architecture: DETR's weights start DETR-panoptic.
     Raises PansightError for weights of another architecture.
@@ -189,7 +190,7 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
     name, options = config.name, model_options(config)
     if not config.weights:
         return build(name, labels, **options), name, options, []
-    source, found, saved = load_model(config.weights)
+    loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
         raise PansightError(f"{config.weights}: expected weights of {name}, found {found} (--model {found})")
     known = builder_options(name)
@@ -197,10 +198,10 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
     if "pretrained" in known:
         options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
     model = build(name, labels, **options)
-    report = transfer(model, source.state_dict(), source.labels, labels)
-    model.backbone.normalize = source.backbone.normalize
+    report = transfer(model, loaded.state_dict(), loaded.labels, labels)
+    model.backbone.normalize = loaded.backbone.normalize
     if not {"short", "long"} & set(config.options):
-        model.resize = source.resize
+        model.resize = loaded.resize
     return model, name, options, str(report).splitlines()
 
 
@@ -214,16 +215,6 @@ def same_architecture(name: str, other: str) -> bool:
             raise choice_error("model", each, MODELS)
     left, right = (get_type_hints(MODELS[each])["return"] for each in (name, other))
     return issubclass(left, right) or issubclass(right, left)
-
-
-def check_thresholds(model: Any, name: str, thresholds: Mapping[str, Any]) -> None:
-    """Raises PansightError for one that the model's decode does not know, listing those it knows, or past 0 … 1."""
-    known = [p for p in inspect.signature(model.decode).parameters if p not in ("outputs", "sizes")]
-    for threshold, value in thresholds.items():
-        if threshold not in known:
-            raise choice_error(f"threshold of {name}", threshold, known)
-        if threshold.endswith("_threshold") and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise PansightError(f"{threshold} of {name}: expected 0 … 1, found {value!r}")
 
 
 def describe(source: str | Path, dataset: Dataset) -> str:
