@@ -15,7 +15,6 @@ from PIL import Image
 
 import pansight
 from pansight import models
-from pansight.apps import photos
 from pansight.apps.cli import main
 from pansight.apps.photos import draw_objects
 from pansight.config import override, read_config, recipes
@@ -24,7 +23,6 @@ from pansight.data.formats.coco_panoptic import export_coco_panoptic
 from pansight.data.images import read_rgb_ids, write_png
 from pansight.models import build
 from pansight.ops.idmap import ids_to_rgb
-from pansight.types import IGNORE
 from pansight.weights import save_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
@@ -102,8 +100,10 @@ def test_train_leaves_a_whole_run(trained, clean):
     assert {"All", "Things", "Stuff", "per_class", "images", "instances", "semantic", "seconds"} <= set(record)
     predictions = json.loads((trained / "predictions" / "predictions.json").read_text())
     assert len(predictions["annotations"]) == 3
-    sheet = json.loads((trained / "predictions" / "sheet" / "sheet.json").read_text())
-    assert [row["pq"] for row in sheet] == sorted((row["pq"] for row in sheet), reverse=True)
+    listing = json.loads((trained / "predictions" / "sheet" / "sheet.json").read_text())
+    assert (listing["figure"], len(listing["categories"])) == ("PQ", 4)
+    sheet = listing["images"]
+    assert [row["score"] for row in sheet] == sorted((row["score"] for row in sheet), reverse=True)
     truth = read_rgb_ids(trained / "predictions" / "sheet" / sheet[0]["truth"])
     assert set(np.unique(truth).tolist()) - {0} == {row["id"] for row in sheet[0]["truth_segments"]}
 
@@ -226,7 +226,7 @@ def test_predict_by_task_and_threshold(data, tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, str(tmp_path / "c"), "--task", "semantic"]) == 0
     assert "3 images" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["overlays", "semantic"]
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["overlays", "semantic", "semantic.json"]
     maps = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "c" / "semantic").iterdir())]
     assert [m.shape for m in maps] == [(32, 40)] * 3
     assert set(np.unique(maps)) <= {c.source_id for c in labels}
@@ -240,18 +240,6 @@ def test_predict_by_task_and_threshold(data, tmp_path, capsys):
 def test_predict_of_a_model_without_tasks(trained, data, tmp_path, capsys):
     line = complaint(["predict", str(trained), str(data / "val"), "--task", "semantic"], capsys)
     assert "unknown decode option of toy 'task'; known: min_area, panoptic" in line
-
-
-def test_semantic_maps_in_ids_of_the_data_set():
-    labels = pansight.LabelSpace(
-        c._replace(source_id=number) for c, number in zip(pansight.LabelSpace.from_names(["a", "b"]), (7, 300))
-    )
-    found = photos.category_ids(torch.tensor([[0, 1, IGNORE]]), labels)
-    assert (found.dtype, found.tolist()) == (np.uint16, [[7, 300, 65535]])
-    small = photos.category_ids(torch.tensor([[0, IGNORE]]), pansight.LabelSpace([labels[0]]))
-    assert (small.dtype, small.tolist()) == (np.uint8, [[7, 255]])
-    regions = photos.regions_of(torch.tensor([[1, 1, IGNORE, 0]]))
-    assert (regions.ids.tolist(), [s.category for s in regions.segments]) == ([[2, 2, 0, 1]], [0, 1])
 
 
 def test_boxes_are_drawn_where_they_are():

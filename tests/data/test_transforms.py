@@ -164,11 +164,10 @@ def test_lsj_covers_its_range_and_pads():
     assert FixedSizeCrop(100)(with_instances(), np.random.default_rng(0)).image.shape == (3, 60, 80)
 
 
-def test_only_the_image_is_resized_for_evaluation():
+def test_a_photo_alone_is_resized():
     sample = with_instances()
-    resized = resize_image(sample, 30, 40)
-    assert resized.image.shape == (3, 30, 40)
-    assert resized.truth is sample.truth
+    assert resize_image(sample.image, 30, 40).shape == (3, 30, 40)
+    assert resize_image(sample.image, *sample.truth.size).equal(sample.image)
 
 
 def test_photometric_distortion_keeps_the_truth_and_hits_each_knob():

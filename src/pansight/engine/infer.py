@@ -3,10 +3,10 @@
 Evaluation, `predict` and all that come after them call `infer` (or, where samples are loaded by workers, `views_of` in
 these and `predict_views` here). Models look through windows by themselves, where their paper does so (EoMT).
 
-Mirrored and resized views are averaged as published for semantic segmentation (Chen et al., "Encoder-Decoder with Atrous
-Separable Convolution for Semantic Image Segmentation", ECCV 2018, section 4; Mask2Former's test-time augmentation): the
-class scores of all views are brought to the size of the file, mirrored ones turned back, and their mean decides. Objects
-and panoptic maps have no scores to be averaged.
+Mirrored and resized views are averaged as published for semantic segmentation (Chen et al., "Encoder-Decoder with
+Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, section 4; Mask2Former's test-time
+augmentation): the class scores of all views are brought to the size of the file, mirrored ones turned back, and their
+mean decides. Objects and panoptic maps have no scores to be averaged.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def prepare(model: Any, settings: Inference) -> Any:
     """
     check_decode_options(model, type(model).__name__, settings.decode_options)
     if settings.averages and not _gives_semantic(model, settings.decode_options):
+        task = settings.decode_options.get("task", "left out")
         raise PansightError(
-            "flip, scales: expected a model of semantic maps (or its option task = semantic), whose class scores can be "
-            f"averaged over views, found {type(model).__name__} with task {settings.decode_options.get('task', 'left out')}"
+            "flip, scales: expected a model of semantic maps, or task = semantic, whose class scores can be averaged; "
+            f"found {type(model).__name__} with task {task}"
         )
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     return model.to(settings.device, memory_format=layout).eval()
@@ -90,7 +91,7 @@ def views_maker(model: Any, settings: Inference) -> partial[Views]:
 
 
 def views_of(images: Sequence[Tensor], rule: ResizeRule, scales: Sequence[float] = (1.0,), flip: bool = False) -> Views:
-    """Photos, uint8 (3, H, W) each, as a network takes them: by its rule, times each scale, and mirrored with `flip`."""
+    """Photos, uint8 (3, H, W) each, as a network takes them: by its rule times each scale, with `flip` mirrored too."""
     views: list[View] = []
     for scale in scales:
         resized: list[Tensor] = []

@@ -33,7 +33,6 @@ from pansight.errors import PansightError
 from pansight.files import replacing_folder, write_json
 from pansight.types import Batch
 
-
 CANDIDATE = "candidate"
 """The folder, in that of a run, of an evaluation until it is known whether it is the best one."""
 

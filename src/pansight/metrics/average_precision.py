@@ -117,10 +117,11 @@ class AveragePrecision:
 
     def compute(self) -> dict[str, Any]:
         """`box` and (with masks) `mask` → ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium
-        ar_large; `per_class` by source id → name, box, mask (their AP); `max_detections`; `image_ids` of all images, and
-        `counts`, from which AP can be computed anew for some of them, as columns: truth → image (index into image_ids),
-        category (source id), n (objects to be found); found → image, category, score, and for `box` and `mask` how it
-        was matched: bit k, whether it is right at the IoU 0.5 + 0.05 k; bit 10 + k, whether it does not count there.
+        ar_large; `per_class` by source id → name, box, mask (their AP); `max_detections`.
+        `image_ids` lists every image, and `counts` holds, as columns, what AP of any of them can be computed from:
+        truth → image (index into image_ids), category (source id), n (objects to be found); found → image, category,
+        score, and for `box` and `mask` how it was matched: bit k, whether it is right at the IoU 0.5 + 0.05 k; bit
+        10 + k, whether it does not count there.
 
         Fractions 0..1, None where the truth has no object of that kind. With another max_detections than 100 the last
         of the three plain recalls is named after it: ar400.

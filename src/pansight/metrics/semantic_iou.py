@@ -35,9 +35,9 @@ CONVENTIONS = ("cityscapes", "detectron2", "semseg")
 def image_classes(truth: PanopticSegmentation, prediction: Prediction, n_classes: int) -> IntArray | None:
     """What each class contributes in one image: int64 (R, 5), one row for each class that is there or predicted.
 
-    Columns: 0 (for the caller's number of the image), category, pixels that are right, of the truth, predicted where the
-    truth is not void. The predicted map is `prediction.semantic`, else the classes of `prediction.panoptic`; None where
-    both are missing.
+    Columns: 0 (for the caller's number of the image), category, pixels that are right, of the truth, predicted where
+    the truth is not void. The predicted map is `prediction.semantic`, else the classes of `prediction.panoptic`; None
+    where both are missing.
     Raises PansightError for another size, an id outside its table or a class outside 0 … K − 1.
     """
     ids, class_of = _predicted_classes(prediction, n_classes)

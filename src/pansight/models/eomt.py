@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from pansight.errors import PansightError
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
 from pansight.nn.queries.annealing import MaskAnnealing
-from pansight.ops.fusion.decode import QueryRules, canvases_of, checked_task, decode_queries
+from pansight.ops.fusion.decode import QueryRules, canvases_of, checked_task, decode_queries, query_class_scores
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
-from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows
+from pansight.ops.fusion.windows import Window, cut_windows, scores_from_windows
 from pansight.ops.queries.losses import PointSettings, point_set_loss
 from pansight.ops.queries.targets import segment_targets
 from pansight.ops.resize import ResizeRule
@@ -214,7 +214,7 @@ class EoMT(nn.Module):
         """
         if outputs.windows:
             checked_task(task, "semantic", ("semantic",))
-            return [Prediction(semantic=self._semantic(outputs, image, size)) for image, size in enumerate(sizes)]
+            return [Prediction(semantic=scores.max(0).indices) for scores in self.class_scores(outputs, sizes)]
         return decode_queries(
             outputs.class_logits[-1],
             partial(self.mask_logits, outputs),
@@ -225,11 +225,18 @@ class EoMT(nn.Module):
             self._fuse_hf if hf_compat else None,
         )
 
-    def _semantic(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
-        """int64 (H, W) of an image that was looked at in windows."""
+    def class_scores(self, outputs: EoMTOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
+        if outputs.windows:
+            return [self._scores_from_windows(outputs, image, size) for image, size in enumerate(sizes)]
+        canvases = canvases_of(self._canvas(outputs), outputs.extents, sizes)
+        return query_class_scores(outputs.class_logits[-1], partial(self.mask_logits, outputs), canvases)
+
+    def _scores_from_windows(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
+        """float32 (C, H, W) of an image that was looked at in windows."""
         mine = [number for number, window in enumerate(outputs.windows) if window.image == image]
         height, width = outputs.extents[image].tolist()
-        return semantic_from_windows(
+        return scores_from_windows(
             outputs.class_logits[-1, mine],
             lambda index: self.mask_logits(outputs, mine[index]),
             [outputs.windows[number] for number in mine],

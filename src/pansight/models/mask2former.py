@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention, Linear
-from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries, query_class_scores
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.losses import PointSettings, point_set_loss, uniform
 from pansight.ops.queries.targets import segment_targets
@@ -207,17 +207,25 @@ class Mask2Former(nn.Module):
         task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
         transformers, which know nothing of padding.
         """
-        stride = self.backbone.strides[0]
-        height, width = outputs.features.shape[2:]
         return decode_queries(
             outputs.class_logits,
             partial(self.mask_logits, outputs),
-            canvases_of((height * stride, width * stride), outputs.extents, sizes),
+            self._canvases(outputs, sizes),
             self.labels,
             self.rules.replaced(score_threshold, mask_threshold, overlap),
             task,
             self._fuse_hf if hf_compat else None,
         )
+
+    def class_scores(self, outputs: Mask2FormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
+        canvases = self._canvases(outputs, sizes)
+        return query_class_scores(outputs.class_logits, partial(self.mask_logits, outputs), canvases)
+
+    def _canvases(self, outputs: Mask2FormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Canvas]:
+        stride = self.backbone.strides[0]
+        height, width = outputs.features.shape[2:]
+        return canvases_of((height * stride, width * stride), outputs.extents, sizes)
 
     def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
         size = (HF_SIDE, HF_SIDE)

@@ -22,7 +22,7 @@ from pansight.errors import choice_error
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
-from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.decode import QueryRules, canvases_of, decode_queries, query_class_scores
 from pansight.ops.fusion.queries import Canvas, Kept, fuse_hf
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
 from pansight.ops.queries.targets import segment_targets
@@ -230,6 +230,11 @@ class MaskFormer(nn.Module):
             task,
             self._fuse_hf if hf_compat else None,
         )
+
+    def class_scores(self, outputs: MaskFormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
+        canvases = canvases_of(outputs.canvas.tolist(), outputs.extents, sizes)
+        return query_class_scores(outputs.class_logits, partial(self.mask_logits, outputs), canvases)
 
     def _fuse_hf(self, masks: Tensor, kept: Kept, canvas: Canvas, rules: QueryRules) -> PanopticSegmentation:
         return fuse_hf(masks, kept, canvas.size, self.labels, rules.overlap, rules.mask)

@@ -5,8 +5,8 @@ its bias) and 15 (permutation test).
 
 The unit of chance is the image: segments of one image share camera, light and scene, so they are not drawn one by one.
 
-- Interval: images are drawn with replacement, as many as there are; the figures are computed anew from the counts of the
-  drawn images, by the averaging of the metric itself (classes that do not occur in a resample are left out of its
+- Interval: images are drawn with replacement, as many as there are; the figures are computed anew from the counts of
+  the drawn images, by the averaging of the metric itself (classes that do not occur in a resample are left out of its
   means). The interval runs from the 2.5 % to the 97.5 % quantile of these figures. All evaluations see the same draws,
   so that the difference of two has an interval of its own, narrower than the two suggest.
 - p-value: were both models equally good, it would not matter which of them made which prediction. So the two are
@@ -86,8 +86,8 @@ def bootstrap(
     """Intervals of every figure, and of its difference to that of the first evaluation.
 
     evaluations: of the same images and classes, and of the same kind. confidence: in (0, 1).
-    The result depends on the seed alone. Memory: 4 · rows · columns · resamples bytes for each evaluation and twice that
-    for sorting, plus 30 to 100 MB.
+    The result depends on the seed alone. Memory: 4 · rows · columns · resamples bytes for each evaluation and twice
+    that for sorting, plus 30 to 100 MB.
     Raises PansightError where there is no evaluation, image, class or resample.
     """
     _check(evaluations, images, resamples)

@@ -1,8 +1,9 @@
 """AP of resampled images: the detections with how they were matched, ordered anew and counted as often as their image.
 
 A match lives within one image, so drawing images leaves it as it is: AP of a resample is that of COCO's own rules, to
-the last threshold of recall (the order of detections of equal score is by chance there, and that of the file here). AP of one class is a sum over its right detections alone, since precision is looked up
-where recall rises: for each, as many of the 101 recalls as it passes times the highest precision from there on.
+the last threshold of recall (where detections have one score, their order is by chance there, and that of the file
+here). AP of one class is a sum over its right detections alone, since precision is looked up where recall rises: for
+each, as many of the 101 recalls as it passes times the highest precision from there on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.metrics.bootstrap.sums import BoolArray, FloatArray
+from pansight.metrics.bootstrap.sums import FloatArray
 from pansight.ops.maps.overlap import IntArray
 
 SCORES = ("ap", "ap50", "ap75")

@@ -37,15 +37,16 @@ def compare(
 ) -> dict[str, Any]:
     """Compare evaluations with the first of them; prints a table and returns everything as a JSON-able dict.
 
-    evaluations: evaluation.json files, or folders with one. out: an HTML page; json: the returned dict as a file.
-    names: one for each evaluation, by default its folder or file name. They are compared by PQ where all have it, else by
-    AP of masks or boxes, else by mIoU. fail_below: the least such figure (All) of the last evaluation, a fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails is listed
-    under `failures`.
+    evaluations: evaluation.json files, or folders with one. They are compared by PQ where all have it, else by AP of
+    masks or boxes, else by mIoU: the measure. out: an HTML page; json: the returned dict as a file. names: one for each
+    evaluation, by default its folder or file name. fail_below: the least main figure (All) of the last evaluation, a
+    fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails stands under `failures`.
 
-    Returned keys: measure → name, groups, scores; evaluations → name, file and All, Things, Stuff, per_class (by name) →
-    pq, sq, rq (iou, accuracy; ap, ap50, ap75) → value, low, high and, but for the first evaluation, difference → value,
-    low, high, p (of a class's main figure also p_adjusted); others, figures without interval by name; per_image, the images by falling difference; images, classes, resamples, seed,
-    confidence, verdict, notes, failures. None stands for a figure that does not exist.
+    Returned keys: measure → name, key of the main figure, groups, scores; evaluations → name, file and All, Things,
+    Stuff, per_class (by name) → pq, sq, rq (or iou, accuracy, or ap, ap50, ap75) → value, low, high and, but for the
+    first evaluation, difference → value, low, high, p (of a class's main figure also p_adjusted); others, figures
+    without interval by name; per_image, the images by falling difference; images, classes, resamples, seed, confidence,
+    verdict, notes, failures. None stands for a figure that does not exist.
     Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
     """
     _check_arguments(evaluations, names, resamples, seed, fail_below)

@@ -52,8 +52,8 @@ _PQ += "found (RQ). All, Things and Stuff are plain means over the classes that 
 _AP = "Average precision: the share of right ones among the detections down to each recall, averaged; AP over IoU "
 _AP += "thresholds from 50 to 95, AP50 and AP75 at one. All is the mean over the classes. F1 of an image: of its "
 _AP += "detections with a score of at least 0.5, at IoU 50."
-_IOU = "Pixels of a class that are right, of those that are of it or taken for it; accuracy: of those that are of it. All, "
-_IOU += "Things and Stuff are means over classes."
+_IOU = "Pixels of a class that are right, of those that are of it or taken for it; accuracy: of those that are of it. "
+_IOU += "All, Things and Stuff are means over classes."
 
 _APS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 MEASURES = (

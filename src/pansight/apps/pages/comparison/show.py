@@ -54,7 +54,7 @@ def _class_lines(result: Mapping[str, Any], k: int, most: int = 5) -> list[str]:
     for title, chosen in (("gains", gains), ("losses", losses)):
         for n, row in enumerate(chosen):
             figures = (
-                f"{_percent(row['figures'][0]):>5} -> {_percent(row['figures'][1]):>5}  {_interval(row, signed):24}"
+                f"{_percent(row['figures'][0]):>5} -> {_percent(row['figures'][1]):>5}  {_interval(row, signed):24} "
             )
             p = p_text(row["p"]) + (" *" if row["p_adjusted"] < ALPHA else "")
             lines.append(f"  {title if n == 0 else '':8}{_short(row['name'], 28):28}  {figures}{p}")
