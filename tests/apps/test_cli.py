@@ -180,6 +180,69 @@ def test_a_model_without_panoptic_maps_gets_ap(trained, tmp_path, capsys):
     assert "All" not in record
     assert set(record["instances"]) >= {"box", "mask"}
     assert "mask      | AP" in capsys.readouterr().out
+    assert (out / "predictions" / "instances.json").exists()
+
+
+def test_the_convention_of_miou_on_a_model(trained, tmp_path, capsys):
+    for name in ("detectron2", "semseg"):
+        assert main(["evaluate", str(trained), "--out", str(tmp_path / name), "--miou", name]) == 0
+        assert f"({name})" in capsys.readouterr().out
+        assert json.loads((tmp_path / name / "evaluation.json").read_text())["semantic"]["convention"] == name
+
+
+def test_the_best_weights_are_measured_once(clean, tmp_path, monkeypatch):
+    """Three evaluations in training, and none after it; record, log and report show the figures of the best one."""
+    from pansight.engine import evaluate as engine
+
+    measured = []
+    plain = engine.predict_views
+
+    def counting(model, views, sizes, settings):
+        measured.append(len(sizes))
+        return plain(model, views, sizes, settings)
+
+    monkeypatch.setattr(engine, "predict_views", counting)
+    out = tmp_path / "run"
+    assert main(train_on(clean, out, "--train.steps", "6", "--train.evaluate-every", "2", "--train.lr", "0.05")) == 0
+    assert sum(measured) == 3 * 3  # images of the validation part
+    record = json.loads((out / "evaluation.json").read_text())
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = {row["step"]: row["metrics"] for row in log if row["kind"] == "evaluation"}
+    assert list(rows) == [2, 4, 6]
+    best = max(rows, key=lambda step: (rows[step]["All"]["pq"], -step))
+    assert record["step"] == best
+    assert record["All"] == rows[best]["All"]
+    assert f"{100 * record['All']['pq']:.1f}<small>PQ" in (out / "report.html").read_text()
+    assert not {"counts", "image_ids", "images"} & (set(rows[best]) | set(rows[best]["semantic"]))
+    assert not (out / "candidate").exists()
+    again = pansight.evaluate(out, out=tmp_path / "again")  # what was saved as the best is what was measured
+    assert again["per_class"] == record["per_class"]
+    (out / "evaluation.json").write_text(json.dumps({"All": {"pq": 0.0}}))  # somebody measured something else since
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert json.loads((out / "evaluation.json").read_text())["per_class"] == record["per_class"]
+
+
+def test_weights_are_loaded_once(clean, trained, tmp_path, monkeypatch):
+    from pansight.apps import commands
+    from pansight.engine import assemble
+
+    loaded = []
+
+    def counting(path):
+        loaded.append(str(path))
+        return load_model(path)
+
+    load_model = commands.load_model
+    monkeypatch.setattr(commands, "load_model", counting)
+    monkeypatch.setattr(assemble, "load_model", counting)
+    settings = {"train": {"steps": 1, "batch_size": 2, "trackers": [], "evaluate_every": 0}}
+    run = pansight.train(weights=trained, data=clean, out=tmp_path / "run", settings=settings)
+    assert len(loaded) == 1
+    assert read_config(run.folder / "config.toml").model.name == "toy"
+    with pytest.raises(
+        pansight.PansightError, match=r"model\.name: expected a model, found auto without model\.weights"
+    ):
+        pansight.train(model="auto", data=clean, out=tmp_path / "other", settings=settings)
 
 
 def test_predict_writes_overlays_and_coco_panoptic(trained, data, tmp_path, capsys):

@@ -55,9 +55,8 @@ def train(
     """Train `model` by ``model.loss(batch)`` until `config.steps` or `config.max_minutes`; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
-    evaluate: measures the model, writes evaluation.json and predictions/ into a folder and gives the record; called
-    every `config.evaluate_every` steps and at the end. The best one stays in the run folder.
-    resume: the model has the weights of checkpoints/last; everything else is read from there.
+    evaluate: measures, writes into a folder and gives the record; called every `config.evaluate_every` steps and at
+    the end. resume: the model has the weights of checkpoints/last; everything else is read from there.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C.
     """
     device, config = accelerator.device, settled(config)
