@@ -199,8 +199,8 @@ def evaluate(
         raise PansightError(f"evaluate: expected a model ({weights}) or files (--gt, --pred), found both")
     from pansight.apps import commands
 
-    settings = dict(_given) | ({} if miou is None else {"evaluate.miou": miou})
-    commands.evaluate(weights, data, out, split, overwrite, settings, class_map)
+    values = dict(_given) | ({} if miou is None else {"evaluate.miou": miou})
+    commands.evaluate(weights, data, out, split, overwrite, values, class_map)
 
 
 @app.command(help_epilogue="Example: pansight predict runs/demo photos/ --out found")

@@ -271,17 +271,18 @@ def _counts(images: list[_Image], labels: LabelSpace, kinds: tuple[str, ...], ma
         part = images[start : start + _IMAGES_AT_ONCE]
         for kind in kinds:
             for row in _matches(part, labels, kind == "mask", max_detections):
-                image, category = start + row["image_id"] - 1, labels[row["category_id"] - 1].source_id
+                image, label = start + int(row["image_id"]) - 1, int(row["category_id"]) - 1
+                category = labels[label].source_id
                 found[kind] += _match_codes(row["dtMatched"], row["dtIgnore"])
                 if kind != kinds[0]:
                     continue
                 found["image"] += [image] * len(row["dtScores"])
                 found["category"] += [category] * len(row["dtScores"])
                 found["score"] += [float(f"{score:.9g}") for score in row["dtScores"]]  # all digits of a float32
-                n = sum(row["gtInDenominator"])
-                if n:
-                    for key, value in (("image", image), ("category", category), ("n", n)):
-                        truth[key].append(value)
+                if any(row["gtInDenominator"]):
+                    truth["image"].append(image)
+                    truth["category"].append(category)
+                    truth["n"].append(int(sum(row["gtInDenominator"])))
     return {"truth": truth, "found": found}
 
 
@@ -295,7 +296,7 @@ def _matches(images: list[_Image], labels: LabelSpace, masks: bool, max_detectio
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "hotcoco:", UserWarning)  # fewer figures than COCO's own: meant
         evaluation.evaluate()
-    rows = [row for row in cast(list[dict[str, Any] | None], evaluation.eval_imgs) if row]
+    rows = [row for row in evaluation.eval_imgs if row]
     return sorted(rows, key=lambda row: (row["image_id"], row["category_id"]))
 
 

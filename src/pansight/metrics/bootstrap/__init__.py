@@ -21,7 +21,7 @@ What is counted of an image, and how figures come of it: `segments` (PQ), `pixel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +62,8 @@ class Figures(Protocol):
         """(R, images), how often each counts → (rows, columns, R)."""
         ...
 
-    def swapped(self, other: Figures) -> Callable[[NDArray[np.float32]], FloatArray]:
-        """Of signs (R, images), ½ where an image's predictions are swapped with those of `other` and −½ where they are
+    def swapped(self, other: Any) -> Callable[[NDArray[np.float32]], FloatArray]:
+        """other: figures of the same kind. Of signs (R, images), ½ where an image's predictions are swapped with those of `other` and −½ where they are
         not → how far both sides are apart, (rows, columns, R).
         """
         ...

@@ -76,7 +76,7 @@ def _detections(file: Path, table: object, kind: str, images: int, index: Mappin
     _once(file, "counts.truth", *wanted, len(index))
     keep = truth["n"] > 0
     code = found[kind].astype(np.int64)
-    return DetectionCounts(*places, found["score"], code, *(each[keep] for each in wanted), truth["n"][keep])
+    return DetectionCounts(*places, found["score"], code, wanted[0][keep], wanted[1][keep], truth["n"][keep])
 
 
 def _columns(

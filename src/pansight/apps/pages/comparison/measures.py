@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.metrics.bootstrap import Figures
@@ -16,6 +17,7 @@ from pansight.metrics.bootstrap.segments import ImageCounts, segment_figures
 from pansight.metrics.bootstrap.sums import GROUPS, BoolArray, FloatArray
 
 Counts = ImageCounts | PixelCounts | DetectionCounts
+Sums = dict[str, NDArray[Any]]
 
 DRAWN_SCORE = 0.5
 """Detections of at least this score count in the F1 of an image."""
@@ -90,7 +92,7 @@ def figures_of(counts: Counts, things: BoolArray, images: int, convention: str) 
     return DetectionFigures(counts, len(things), images)
 
 
-def image_scores(counts: Counts, images: int) -> tuple[FloatArray, dict[str, FloatArray]]:
+def image_scores(counts: Counts, images: int) -> tuple[FloatArray, Sums]:
     """The figure of each image, (images,), NaN where nothing was there and nothing was predicted; and tp, fp, fn."""
     if isinstance(counts, DetectionCounts):
         return _detection_scores(counts, images)
@@ -103,7 +105,7 @@ def image_scores(counts: Counts, images: int) -> tuple[FloatArray, dict[str, Flo
     return np.bincount(counts.image, score, images) / np.where(present > 0, present, np.nan), sums
 
 
-def _detection_scores(counts: DetectionCounts, images: int) -> tuple[FloatArray, dict[str, FloatArray]]:
+def _detection_scores(counts: DetectionCounts, images: int) -> tuple[FloatArray, Sums]:
     shown = counts.score >= DRAWN_SCORE
     right, ignored = (shown & (counts.code >> bit & 1).astype(bool) for bit in (0, 10))
     tp = np.bincount(counts.image, right, images)
@@ -113,7 +115,7 @@ def _detection_scores(counts: DetectionCounts, images: int) -> tuple[FloatArray,
     return tp / np.where(total > 0, total, np.nan), {"tp": tp, "fp": fp, "fn": fn}
 
 
-def class_sums(counts: Counts, classes: int) -> dict[str, FloatArray]:
+def class_sums(counts: Counts, classes: int) -> Sums:
     """tp, fp, fn of each class, (classes,), where the figures are made of them."""
     if not isinstance(counts, ImageCounts):
         return {}
