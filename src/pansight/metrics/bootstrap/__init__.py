@@ -63,8 +63,8 @@ class Figures(Protocol):
         ...
 
     def swapped(self, other: Any) -> Callable[[NDArray[np.float32]], FloatArray]:
-        """other: figures of the same kind. Takes signs (R, images), ½ where the predictions of an image are swapped with
-        those of `other` and −½ where they are not, to how far both sides are apart, (rows, columns, R).
+        """other: figures of the same kind. Takes signs (R, images), ½ where the predictions of an image are swapped
+        with those of `other` and −½ where they are not, to how far both sides are apart, (rows, columns, R).
         """
         ...
 
