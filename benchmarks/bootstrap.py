@@ -22,7 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pansight.metrics.bootstrap import ImageCounts, bootstrap, paired_test
+from pansight.metrics.bootstrap import bootstrap, paired_test
+from pansight.metrics.bootstrap.segments import ImageCounts, segment_figures
+from pansight.metrics.bootstrap.sums import SumFigures
 
 IMAGES, CLASSES, THINGS, RESAMPLES, REPEATS = 5000, 133, 80, 10_000, 7
 IS_THING = np.arange(CLASSES) < THINGS
@@ -38,6 +40,10 @@ def evaluation(skill: float, seed: int) -> ImageCounts:
     tp = rng.binomial(segments, ease).astype(np.float64)
     iou = tp * np.clip(0.65 + 0.2 * ease + 0.04 * rng.standard_normal(len(tp)), 0.51, 1)
     return ImageCounts(image, category, tp, rng.poisson(0.4, len(tp)).astype(np.float64), segments - tp, iou)
+
+
+def of(counts: ImageCounts) -> SumFigures:
+    return segment_figures(counts, IS_THING)
 
 
 def plain_loop(counts: ImageCounts, resamples: int) -> np.ndarray:
@@ -57,9 +63,9 @@ def peak(evaluations: int) -> float:
     """MiB that a bootstrap of so many evaluations needs, and the test of the first two."""
     models = [evaluation(0.6 + 0.01 * k, k) for k in range(evaluations)]
     before = _resident("VmRSS")
-    bootstrap(models, IS_THING, IMAGES, RESAMPLES)
+    bootstrap([of(model) for model in models], IMAGES, RESAMPLES)
     if evaluations > 1:
-        paired_test(*models[:2], IS_THING, IMAGES, RESAMPLES)
+        paired_test(of(models[0]), of(models[1]), IMAGES, RESAMPLES)
     return _resident("VmHWM") - before
 
 
@@ -110,16 +116,16 @@ def main() -> None:
 
     one, two = evaluation(0.6, 0), evaluation(0.61, 1)
     runs = {
-        "intervals of one evaluation": lambda: bootstrap([one], IS_THING, IMAGES, RESAMPLES),
-        "intervals of two and of their difference": lambda: bootstrap([one, two], IS_THING, IMAGES, RESAMPLES),
-        "p-values of every difference": lambda: paired_test(one, two, IS_THING, IMAGES, RESAMPLES),
+        "intervals of one evaluation": lambda: bootstrap([of(one)], IMAGES, RESAMPLES),
+        "intervals of two and of their difference": lambda: bootstrap([of(one), of(two)], IMAGES, RESAMPLES),
+        "p-values of every difference": lambda: paired_test(of(one), of(two), IMAGES, RESAMPLES),
     }
     rows = [{"what": what, "seconds": round(cpu_seconds(run), 2)} for what, run in runs.items()]
     rows.append({"what": "pansight compare of two files, whole command", "seconds": round(seconds_of_command(), 2)})
     plain = cpu_seconds(lambda: plain_loop(one, 100), 1) * RESAMPLES / 100
     rows.append({"what": "plain NumPy loop, PQ of one evaluation (from 100 resamples)", "seconds": round(plain, 1)})
     loop = plain_loop(one, 100)
-    same = bootstrap([one], IS_THING, IMAGES, 100)
+    same = bootstrap([of(one)], IMAGES, 100)
     low, middle, high = np.quantile(loop, (0.025, 0.5, 0.975))  # the very same draws
     ends = float(same.value[0, 0, 0]) + np.array([low, high]) - middle
     script = str(Path(__file__).resolve())

@@ -89,3 +89,10 @@ def test_every_field_is_documented():
                 documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
                 assert documented, f"{node.name}: {ast.unparse(statement)}"
     assert TrainConfig().steps == 0
+
+
+def test_the_conventions_of_miou_are_those_of_the_metric():
+    from pansight.config import MIOU
+    from pansight.metrics.semantic_iou import CONVENTIONS
+
+    assert MIOU == CONVENTIONS

@@ -22,6 +22,8 @@ from pansight.files import write_text
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "poly", "step", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MIOU = ("cityscapes", "detectron2", "semseg")
+"""The conventions of `metrics.semantic_iou`, which this file does not import."""
 DECAYS = ("weights", "biases", "everything")
 
 
@@ -30,7 +32,7 @@ class ModelConfig:
     """Which network, and what it starts from."""
 
     name: str = "panoptic_fpn"
-    """A system; `pansight models` lists them."""
+    """A system; `pansight models` lists them; auto: that of the `weights`."""
     backbone: str = "auto"
     """Any timm backbone by name; auto: the model's own default."""
     pretrained: str = "auto"
@@ -202,8 +204,16 @@ class EvaluateConfig:
     """Images at once; their padding may change results in the last digits."""
     max_detections: int = 100
     """Objects of an image and class that count for AP: 100 for COCO, more for crowded images."""
-    thresholds: dict[str, Any] = field(default_factory=dict)
-    """Thresholds of the model's decode, as `--evaluate.thresholds.NAME VALUE`; left out: the model's own."""
+    miou: str = "cityscapes"
+    """Which classes the mIoU is a mean over. cityscapes: those in the truth or predicted; detectron2: those in the
+    truth; semseg: all."""
+    decode: dict[str, Any] = field(default_factory=dict)
+    """Options of the model's decode, thresholds and its task, as `--evaluate.decode.NAME VALUE`; left out: the model's
+    own."""
+    flip: bool = False
+    """Look at the mirrored photo too, and average the class scores; for semantic maps."""
+    scales: tuple[float, ...] = (1.0,)
+    """Look at the photo at so many times the model's size each, and average the class scores; for semantic maps."""
     precision: str = "auto"
     """fp32, bf16 or fp16 (autocast); auto: as in training, fp32 for saved models."""
     channels_last: bool = True
@@ -216,6 +226,9 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise choice_error("evaluate.precision", self.precision, PRECISIONS)
+        if self.miou not in MIOU:
+            raise choice_error("evaluate.miou", self.miou, MIOU)
+        _check(bool(self.scales) and all(s > 0 for s in self.scales), "evaluate.scales", "positive factors", self)
         for name in ("batch_size", "max_detections"):
             _check(getattr(self, name) >= 1, f"evaluate.{name}", "1 or more", self)
         for name in ("limit", "sheet"):

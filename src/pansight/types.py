@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 VOID = 0
 """The segment id of a pixel that belongs to no segment."""
 
-IGNORE = 255
-"""The value of a semantic map (int64) where no class is known; never trained on, never scored."""
+IGNORE = -1
+"""The value of a semantic map (int64) where no class is known; never trained on, never scored. No class has it."""
 
 
 class Category(NamedTuple):

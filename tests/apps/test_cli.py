@@ -15,16 +15,14 @@ from PIL import Image
 
 import pansight
 from pansight import models
-from pansight.apps import photos
 from pansight.apps.cli import main
-from pansight.apps.photos import draw_boxes
+from pansight.apps.photos import draw_objects
 from pansight.config import override, read_config, recipes
 from pansight.data import Shapes
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
 from pansight.data.images import read_rgb_ids, write_png
 from pansight.models import build
 from pansight.ops.idmap import ids_to_rgb
-from pansight.types import IGNORE
 from pansight.weights import save_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
@@ -102,8 +100,10 @@ def test_train_leaves_a_whole_run(trained, clean):
     assert {"All", "Things", "Stuff", "per_class", "images", "instances", "semantic", "seconds"} <= set(record)
     predictions = json.loads((trained / "predictions" / "predictions.json").read_text())
     assert len(predictions["annotations"]) == 3
-    sheet = json.loads((trained / "predictions" / "sheet" / "sheet.json").read_text())
-    assert [row["pq"] for row in sheet] == sorted((row["pq"] for row in sheet), reverse=True)
+    listing = json.loads((trained / "predictions" / "sheet" / "sheet.json").read_text())
+    assert (listing["figure"], len(listing["categories"])) == ("PQ", 4)
+    sheet = listing["images"]
+    assert [row["score"] for row in sheet] == sorted((row["score"] for row in sheet), reverse=True)
     truth = read_rgb_ids(trained / "predictions" / "sheet" / sheet[0]["truth"])
     assert set(np.unique(truth).tolist()) - {0} == {row["id"] for row in sheet[0]["truth_segments"]}
 
@@ -174,12 +174,75 @@ def test_evaluation_knows_classes_by_name(trained, data, tmp_path):
 
 def test_a_model_without_panoptic_maps_gets_ap(trained, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["evaluate", str(trained), "--out", str(out), "--evaluate.thresholds.panoptic", "false"]
+    command = ["evaluate", str(trained), "--out", str(out), "--evaluate.decode.panoptic", "false"]
     assert main(command) == 0
     record = json.loads((out / "evaluation.json").read_text())
     assert "All" not in record
     assert set(record["instances"]) >= {"box", "mask"}
     assert "mask      | AP" in capsys.readouterr().out
+    assert (out / "predictions" / "instances.json").exists()
+
+
+def test_the_convention_of_miou_on_a_model(trained, tmp_path, capsys):
+    for name in ("detectron2", "semseg"):
+        assert main(["evaluate", str(trained), "--out", str(tmp_path / name), "--miou", name]) == 0
+        assert f"({name})" in capsys.readouterr().out
+        assert json.loads((tmp_path / name / "evaluation.json").read_text())["semantic"]["convention"] == name
+
+
+def test_the_best_weights_are_measured_once(clean, tmp_path, monkeypatch):
+    """Three evaluations in training, and none after it; record, log and report show the figures of the best one."""
+    from pansight.engine import evaluate as engine
+
+    measured = []
+    plain = engine.predict_views
+
+    def counting(model, views, sizes, settings):
+        measured.append(len(sizes))
+        return plain(model, views, sizes, settings)
+
+    monkeypatch.setattr(engine, "predict_views", counting)
+    out = tmp_path / "run"
+    assert main(train_on(clean, out, "--train.steps", "6", "--train.evaluate-every", "2", "--train.lr", "0.05")) == 0
+    assert sum(measured) == 3 * 3  # images of the validation part
+    record = json.loads((out / "evaluation.json").read_text())
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = {row["step"]: row["metrics"] for row in log if row["kind"] == "evaluation"}
+    assert list(rows) == [2, 4, 6]
+    best = max(rows, key=lambda step: (rows[step]["All"]["pq"], -step))
+    assert record["step"] == best
+    assert record["All"] == rows[best]["All"]
+    assert f"{100 * record['All']['pq']:.1f}<small>PQ" in (out / "report.html").read_text()
+    assert not {"counts", "image_ids", "images"} & (set(rows[best]) | set(rows[best]["semantic"]))
+    assert not (out / "candidate").exists()
+    again = pansight.evaluate(out, out=tmp_path / "again")  # what was saved as the best is what was measured
+    assert again["per_class"] == record["per_class"]
+    (out / "evaluation.json").write_text(json.dumps({"All": {"pq": 0.0}}))  # somebody measured something else since
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert json.loads((out / "evaluation.json").read_text())["per_class"] == record["per_class"]
+
+
+def test_weights_are_loaded_once(clean, trained, tmp_path, monkeypatch):
+    from pansight.apps import commands
+    from pansight.engine import assemble
+
+    loaded = []
+
+    def counting(path):
+        loaded.append(str(path))
+        return load_model(path)
+
+    load_model = commands.load_model
+    monkeypatch.setattr(commands, "load_model", counting)
+    monkeypatch.setattr(assemble, "load_model", counting)
+    settings = {"train": {"steps": 1, "batch_size": 2, "trackers": [], "evaluate_every": 0}}
+    run = pansight.train(weights=trained, data=clean, out=tmp_path / "run", settings=settings)
+    assert len(loaded) == 1
+    assert read_config(run.folder / "config.toml").model.name == "toy"
+    with pytest.raises(
+        pansight.PansightError, match=r"model\.name: expected a model, found auto without model\.weights"
+    ):
+        pansight.train(model="auto", data=clean, out=tmp_path / "other", settings=settings)
 
 
 def test_predict_writes_overlays_and_coco_panoptic(trained, data, tmp_path, capsys):
@@ -201,7 +264,7 @@ def test_predict_writes_overlays_and_coco_panoptic(trained, data, tmp_path, caps
 
 
 def test_predict_of_a_model_that_only_gives_objects(trained, data, tmp_path):
-    rows = pansight.predict(trained, [data / "val"], tmp_path / "out", thresholds={"panoptic": False})
+    rows = pansight.predict(trained, [data / "val"], tmp_path / "out", decode_options={"panoptic": False})
     content = json.loads((tmp_path / "out" / "instances.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2, 3]
     assert len(content["annotations"]) == sum(row.segments for row in rows)
@@ -226,7 +289,7 @@ def test_predict_by_task_and_threshold(data, tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, str(tmp_path / "c"), "--task", "semantic"]) == 0
     assert "3 images" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["overlays", "semantic"]
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["overlays", "semantic", "semantic.json"]
     maps = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "c" / "semantic").iterdir())]
     assert [m.shape for m in maps] == [(32, 40)] * 3
     assert set(np.unique(maps)) <= {c.source_id for c in labels}
@@ -239,26 +302,14 @@ def test_predict_by_task_and_threshold(data, tmp_path, capsys):
 
 def test_predict_of_a_model_without_tasks(trained, data, tmp_path, capsys):
     line = complaint(["predict", str(trained), str(data / "val"), "--task", "semantic"], capsys)
-    assert "unknown threshold of toy 'task'; known: min_area, panoptic" in line
-
-
-def test_semantic_maps_in_ids_of_the_data_set():
-    labels = pansight.LabelSpace(
-        c._replace(source_id=number) for c, number in zip(pansight.LabelSpace.from_names(["a", "b"]), (7, 300))
-    )
-    found = photos.category_ids(torch.tensor([[0, 1, IGNORE]]), labels)
-    assert (found.dtype, found.tolist()) == (np.uint16, [[7, 300, 65535]])
-    small = photos.category_ids(torch.tensor([[0, IGNORE]]), pansight.LabelSpace([labels[0]]))
-    assert (small.dtype, small.tolist()) == (np.uint8, [[7, 255]])
-    regions = photos.regions_of(torch.tensor([[1, 1, IGNORE, 0]]))
-    assert (regions.ids.tolist(), [s.category for s in regions.segments]) == ([[2, 2, 0, 1]], [0, 1])
+    assert "unknown decode option of toy 'task'; known: min_area, panoptic" in line
 
 
 def test_boxes_are_drawn_where_they_are():
     labels = pansight.LabelSpace.from_names(["square"])
     boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0], [50.0, 50.0, 60.0, 60.0]])
     found = pansight.Instances(boxes, torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.1]))
-    picture = draw_boxes(torch.zeros((3, 100, 100), dtype=torch.uint8), found, labels, 0.5)
+    picture = draw_objects(torch.zeros((3, 100, 100), dtype=torch.uint8), found, labels, 0.5)
     color = torch.tensor(labels[0].color, dtype=torch.uint8)
     assert torch.equal(picture[:, 30, 10], color)
     assert torch.equal(picture[:, 39, 29], color)

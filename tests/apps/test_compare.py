@@ -267,9 +267,9 @@ def test_files_are_written_and_never_replaced_unasked(old, new, tmp_path, capsys
         (["."], ".: expected evaluation.json in the folder, found none"),
         (
             ["old", "new", "--fail-below", "50"],
-            "--fail-below: expected a PQ as a fraction 0 … 1, found 50; 50 % is 0.5",
+            "--fail-below: expected a fraction 0 … 1, found 50; 50 % is 0.5",
         ),
-        (["old", "new", "--fail-below", "nan"], "expected a PQ as a fraction 0 … 1, found nan"),
+        (["old", "new", "--fail-below", "nan"], "expected a fraction 0 … 1, found nan"),
         (["old", "new", "--names", "one"], "--names: expected 2, one for each evaluation, found 1"),
         (["old", "new", "--names", "one", "one"], "--names: expected different names"),
         (["old", "new", "--resamples", "3"], "--resamples: expected 100"),
@@ -284,8 +284,11 @@ def test_bad_arguments_are_named(old, new, tmp_path, capsys, monkeypatch, words,
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "an old file": (lambda r: r.pop("counts"), "expected the counts of every image, found none (older pansight)"),
-    "boxes alone": (lambda r: r.pop("per_class"), "expected panoptic quality (per_class), found none"),
+    "an old file": (
+        lambda r: r.pop("counts"),
+        "expected the counts of every image (of PQ, mIoU or AP), found none (older pansight)",
+    ),
+    "boxes alone": (lambda r: r.pop("per_class"), "expected the counts of every image (of PQ, mIoU or AP), found none"),
     "no table": (lambda r: r.update(counts=[1]), "counts: expected a table of columns, found list"),
     "no column": (lambda r: r["counts"].pop("fp"), "counts.fp: expected a list, found NoneType"),
     "short column": (lambda r: r["counts"]["tp"].pop(), "counts: expected columns of one length"),

@@ -100,10 +100,11 @@ def viewer_of(html: str) -> tuple[dict, list[dict]]:
 
 def test_best_and_worst_images_stand_in_the_viewer(run):
     html, _, folder = run
-    listed = read_json(folder / "predictions/sheet/sheet.json")
+    listed = read_json(folder / "predictions/sheet/sheet.json")["images"]
     data, contents = viewer_of(html)
     assert len(listed) == 4
-    assert [(i[0], i[1]) for i in data["images"]] == [(e["image_id"], round(e["pq"], 6)) for e in listed]
+    assert [(i[0], i[1]) for i in data["images"]] == [(e["image_id"], round(e["score"], 6)) for e in listed]
+    assert data["figure"] == "PQ"
     for entry, content in zip(listed, contents, strict=True):
         for side in ("truth", "prediction"):
             rows = [(s["id"], s["area"]) for s in entry[f"{side}_segments"]]
@@ -252,7 +253,7 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_an_unknown_class_in_the_sheet_is_named(tmp_path):
     make_run(tmp_path, images=2, sheet=1)
     listed = read_json(tmp_path / "predictions/sheet/sheet.json")
-    listed[0]["truth_segments"][0]["category_id"] = 99
+    listed["images"][0]["truth_segments"][0]["category_id"] = 99
     write_json(tmp_path / "predictions/sheet/sheet.json", listed)
     with pytest.raises(PansightError, match=r"0_truth\.png: expected a class of the run, found category id 99"):
         write_report(tmp_path)
@@ -270,7 +271,7 @@ def test_the_overview_shows_the_best_the_middle_and_the_worst_image(tmp_path):
     path = write_overview(tmp_path / "run", rows=3)
     assert path == tmp_path / "run" / "overview.png"
     picture = read_image(path)
-    entries = read_json(tmp_path / "run/predictions/sheet/sheet.json")
+    entries = read_json(tmp_path / "run/predictions/sheet/sheet.json")["images"]
     sizes = [read_image(tmp_path / "run/predictions/sheet" / entries[k]["image"]).shape[:2] for k in (0, -1)]
     assert picture.shape[1] == 3 * max(round(w * 320 / max(h, w)) for h, w in sizes) + 2 * 4
     assert (picture == 255).all(axis=(1, 2)).sum() >= 2 * 8  # white rows between three images

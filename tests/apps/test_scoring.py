@@ -139,7 +139,7 @@ def test_the_convention_of_miou(capsys):
     write_side(Path("pred.json"), painted)
     figures = {}
     for name in ("cityscapes", "detectron2"):
-        code, out, _ = run(capsys, *BASE, "--convention", name, "--json", f"{name}.json")
+        code, out, _ = run(capsys, *BASE, "--miou", name, "--json", f"{name}.json")
         assert code == 0
         assert f"({name})" in out
         figures[name] = load(f"{name}.json")["semantic"]
@@ -187,7 +187,7 @@ def test_an_error_leaves_no_output(capsys):
         ([*BASE, "--images", "none", "--report", "r.html"], "none: expected a folder of photos, found none"),
         ([*BASE, "--images", "."], "expected --report FILE for the photos of --images"),
         ([*BASE, "--no-errors", "--table", "t.parquet"], "expected error classes for --table and --report"),
-        ([*BASE, "--convention", "mine"], "unknown mIoU convention 'mine'; known: cityscapes, detectron2, semseg"),
+        ([*BASE, "--miou", "mine"], "unknown mIoU convention 'mine'; known: cityscapes, detectron2, semseg"),
         ([*BASE, "--map", "names", "--strict-compat"], "expected either --map or --strict-compat, found both"),
         ([*BASE, "--map", "none.toml"], "none.toml: no such file; expected a class map"),
         ([*BASE, "--shard", "3"], "expected PART/PARTS such as 3/16, found '3'"),

@@ -8,7 +8,7 @@ import torch
 from pansight.data import open_dataset
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
 from pansight.data.formats.shapes import Shapes
-from pansight.data.loader import collate, evaluation_loader, stream_indices, train_stream
+from pansight.data.loader import View, collate, evaluation_loader, pad_images, stream_indices, train_stream
 from pansight.data.transforms import Compose, HorizontalFlip, PhotometricDistortion, RandomCrop, ResizeShortestEdge
 from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
@@ -78,14 +78,24 @@ def test_every_epoch_shows_every_image_once_in_a_new_order():
     assert stream_indices(10, [25, 3], seed=1) == [order[25], order[3]]
 
 
+def halved_and_mirrored(images):
+    """What the engine makes of photos, in miniature."""
+    small = [image[:, ::2, ::2] for image in images]
+    return View(*pad_images(small, 16)), View(*pad_images([image.flip(2) for image in small], 16), mirrored=True)
+
+
 def test_workers_change_nothing(tmp_path):
     for one, two in zip(stream(), stream(workers=2), strict=True):
         assert same(one, two)
         assert two.images.is_contiguous(memory_format=torch.channels_last)
-    rule, data = ResizeRule(32, 64), Shapes(5, 48, 64)
-    plain, parallel = (list(evaluation_loader(data, rule, 2, workers)) for workers in (0, 2))
+    data = Shapes(5, 48, 64)
+    plain, parallel = (list(evaluation_loader(data, halved_and_mirrored, 2, workers)) for workers in (0, 2))
     for (one, samples), (two, others) in zip(plain, parallel, strict=True):
-        assert same(one, two)
+        assert [view.mirrored for view in one] == [view.mirrored for view in two] == [False, True]
+        for a, b in zip(one, two, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.valid, b.valid)
+            assert b.images.is_contiguous(memory_format=torch.channels_last)
         for a, b in zip(samples, others, strict=True):
             assert torch.equal(a.image, b.image)
             assert torch.equal(a.truth.ids, b.truth.ids)
@@ -103,16 +113,16 @@ def test_workers_carry_overlapping_instances(data_root):
         assert torch.equal(a.is_crowd, b.is_crowd)
 
 
-def test_evaluation_resizes_only_images():
+def test_evaluation_leaves_the_samples_as_they_are_on_disk():
     data = Shapes(5, 48, 64)
     seen = []
-    for batch, samples in evaluation_loader(data, ResizeRule(24, 100, divisor=16), batch_size=2, indices=[4, 0, 2]):
-        assert batch.images.shape[2:] == (32, 32)
-        assert batch.valid[0].sum() == 24 * 32
-        for b, sample in enumerate(samples):
-            assert sample.truth.size == batch.truths[b].size == sample.size == (48, 64)
+    for (view, _), samples in evaluation_loader(data, halved_and_mirrored, batch_size=2, indices=[4, 0, 2]):
+        assert view.images.shape[2:] == (32, 32)
+        assert view.valid[0].sum() == 24 * 32
+        for sample in samples:
+            assert sample.truth.size == sample.size == (48, 64)
             assert torch.equal(sample.image, data[sample.image_id - 1].image)
-        seen += list(batch.image_ids)
+        seen += [sample.image_id for sample in samples]
     assert seen == [5, 1, 3]
 
 
@@ -125,7 +135,7 @@ def test_a_bad_file_is_the_same_line_with_workers(tmp_path, workers):
         list(train_stream(data, None, 2, 32, 4, 0, workers=workers))
     assert "\n" not in str(caught.value)
     with pytest.raises(PansightError, match=r"000002\.png"):
-        list(evaluation_loader(data, ResizeRule(0, 0), 2, workers))
+        list(evaluation_loader(data, halved_and_mirrored, 2, workers))
 
 
 def test_samples_without_segments_are_batched():

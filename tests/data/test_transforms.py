@@ -202,6 +202,12 @@ def test_float_photos_pass_every_transform_and_the_loader():
     assert torch.equal(batch.images[0, :, : sample.image.shape[1], : sample.image.shape[2]], sample.image)
 
 
+def test_a_photo_alone_is_resized():
+    sample = with_instances()
+    assert resize_image(sample.image, 30, 40, "pillow").shape == (3, 30, 40)
+    assert resize_image(sample.image, *sample.truth.size, "pillow").equal(sample.image)
+
+
 def test_photometric_distortion_keeps_the_truth_and_hits_each_knob():
     sample = with_instances()
     grey = Sample(image_tensor(np.full((4, 4, 3), 100, np.uint8)), sample.truth, 0, (4, 4))

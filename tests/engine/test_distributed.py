@@ -41,7 +41,7 @@ def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
         "true",
         "--model.options.memory-limit",
         "1",
-        "--evaluate.thresholds.min-area",
+        "--evaluate.decode.min-area",
         "1",
     ]
     done = subprocess.run(
@@ -70,6 +70,16 @@ def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
     assert by_image[0] == by_image[1]
     folders = [{p.name for p in (tmp_path / n / "predictions").iterdir()} for n in ("one", "two")]
     assert folders[0] == folders[1] == {"predictions", "predictions.json", "sheet"}
+    objects = ["evaluate", str(tmp_path / "one"), "--evaluate.decode.panoptic", "false"]
+    done = subprocess.run(
+        [*TORCHRUN, toy.__file__, *objects, "--out", str(tmp_path / "b")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert main([*objects, "--out", str(tmp_path / "a")]) == 0
+    rows = [json.loads((tmp_path / name / "predictions" / "instances.json").read_text()) for name in "ab"]
+    assert len(rows[0]) > 0
+    assert sorted(rows[0], key=str) == sorted(rows[1], key=str)
+    assert {p.name for p in (tmp_path / "b" / "predictions").iterdir()} <= {"instances.json", "sheet"}
 
 
 def test_two_processes_share_statistics_and_failures(tmp_path):

@@ -161,8 +161,8 @@ def test_mistakes_of_either_step_are_named_before_the_first_begins(recipe, tmp_p
     assert f"model.first_recipe: expected a recipe of one step, found {recipe} with two" in line
     line = complaint(command(recipe, out, "--model.first", str(recipe)), capsys)
     assert "Unknown option: --model.first. Did you mean --model.first-recipe?" in line
-    line = complaint(command(recipe, out, "--evaluate.thresholds.overlap", "3"), capsys)
-    assert "unknown threshold of toy_second 'overlap'; known: min_area, panoptic" in line
+    line = complaint(command(recipe, out, "--evaluate.decode.overlap", "3"), capsys)
+    assert "unknown decode option of toy_second 'overlap'; known: min_area, panoptic" in line
     assert not out.exists()
     assert main(command(recipe, out)) == 0
     assert "expected no run yet, found one; add --resume or --overwrite" in complaint(command(recipe, out), capsys)

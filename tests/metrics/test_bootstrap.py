@@ -7,9 +7,24 @@ import pytest
 
 from pansight.errors import PansightError
 from pansight.metrics import bootstrap as module
-from pansight.metrics.bootstrap import ImageCounts, adjust, bootstrap, figures, paired_test
+from pansight.metrics.bootstrap import adjust, sums
+from pansight.metrics.bootstrap.segments import ImageCounts, segment_figures
+from pansight.metrics.bootstrap.sums import FloatArray
 
 THINGS = np.array([True, True, False])
+
+
+def figures(evaluation: ImageCounts, things: np.ndarray) -> FloatArray:
+    return segment_figures(evaluation, things).value()
+
+
+def bootstrap(evaluations: list[ImageCounts], things: np.ndarray, *arguments, **keywords) -> module.Bootstrap:
+    return module.bootstrap([segment_figures(e, things) for e in evaluations], *arguments, **keywords)
+
+
+def paired_test(first: ImageCounts, second: ImageCounts, things: np.ndarray, *arguments, **keywords) -> FloatArray:
+    sides = (segment_figures(e, things) for e in (first, second))
+    return module.paired_test(*sides, *arguments, **keywords)
 
 
 def counts(*rows: tuple[int, int, int, int, int, float]) -> ImageCounts:
@@ -67,7 +82,7 @@ def test_figures_of_a_hand_made_case():
 def test_resamples_equal_a_plain_loop(monkeypatch):
     """The very draws, scored in float64 one by one; blocks and slabs smaller than the data."""
     monkeypatch.setattr(module, "_WEIGHTS", 70)
-    monkeypatch.setattr(module, "_SLAB", 4)
+    monkeypatch.setattr(sums, "_SLAB", 4)
     images, resamples = 10, 40
     rng = np.random.default_rng(3)
     pair = [simulate(rng, images, 3, truth=np.random.default_rng(1)) for _ in range(2)]
@@ -116,21 +131,16 @@ def test_float32_sums_are_exact_enough():
     rng = np.random.default_rng(0)
     evaluation = simulate(rng, 5000, 6)
     weights = rng.poisson(1.0, (3, 5000)).astype(np.float32)
-    fast = module._sums(evaluation, 6, weights)  # (3, C, 3)
-    for r in range(3):
-        often = weights[r, evaluation.image].astype(np.float64)
-        for k, column in enumerate(module._columns(evaluation)):
-            exact = np.bincount(evaluation.category, often * column, 6)
-            assert (fast[k, :, r] == exact).all() if k < 2 else np.abs(fast[k, :, r] - exact).max() < 1e-2
-    groups = module._groups(np.ones(6, bool), np.float64)
+    whole = segment_figures(evaluation, np.ones(6, bool))
+    fast = whole.sums(weights)  # (3, C, 3)
+    often = weights[:, evaluation.image].astype(np.float64)  # (3, N)
     exact = np.stack(
-        [
-            [np.bincount(evaluation.category, weights[r, evaluation.image] * c, 6) for c in module._columns(evaluation)]
-            for r in range(3)
-        ],
-        axis=-1,
+        [[np.bincount(evaluation.category, row * column, 6) for column in whole.columns] for row in often], axis=-1
     )  # (3, C, 3)
-    error = module._figures(fast, groups.astype(np.float32)) - module._figures(exact, groups)
+    assert (fast[:2] == exact[:2]).all()
+    assert np.abs(fast[2] - exact[2]).max() < 1e-2
+    single, double = (sums.members(whole.things, kind) for kind in (np.float32, np.float64))
+    error = whole.from_sums(fast, single) - whole.from_sums(exact, double)
     assert np.nanmax(np.abs(error)) < 1e-6
 
 

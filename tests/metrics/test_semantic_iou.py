@@ -49,7 +49,10 @@ def test_four_by_four_drawn_by_hand(convention, miou, n):
     assert result["pixel_accuracy"] == pytest.approx(9 / 12)
     assert result["fwiou"] == pytest.approx(0.75)
     assert result["mean_accuracy"] == pytest.approx(0.75)
-    assert result["per_class"]["1"] == {"name": "cat", "iou": 0.75, "accuracy": 0.75, "pixels": 8}
+    cat = {"name": "cat", "isthing": True, "iou": 0.75, "accuracy": 0.75, "pixels": 8, "predicted": 6}
+    assert result["per_class"]["1"] == cat
+    assert (result["image_ids"], result["counts"]["category"]) == ([1], [1, 2, 3])
+    assert [result["counts"][key] for key in ("hits", "truth", "predicted")] == [[6, 0, 3], [8, 0, 4], [6, 2, 3]]
     assert result["per_class"]["2"]["accuracy"] is None
     json.dumps(result, allow_nan=False)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pansight.data.formats.shapes import Shapes
-from pansight.data.loader import evaluation_loader, train_stream
+from pansight.data.loader import train_stream
+from pansight.engine.infer import Inference, infer, prepare
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.models import build
 
@@ -97,13 +98,12 @@ def train(model: Any, dataset: Shapes, steps: int, peak: float, images: int) -> 
 
 def evaluate(model: Any, dataset: Shapes) -> dict[str, Any]:
     metrics = create_metrics(dataset.labels)
-    model.eval()
-    with torch.inference_mode():
-        for batch, samples in evaluation_loader(dataset, model.input.resize, 4):
-            predictions = model.decode(model(batch.images, batch.valid), batch.sizes)
-            for prediction, sample in zip(predictions, samples, strict=True):
-                for metric in metrics.values():
-                    metric.update(prediction, sample)
+    samples = [dataset[index] for index in range(len(dataset))]
+    settings = Inference(torch.device("cpu"), batch_size=4)
+    predictions = infer(prepare(model, settings), [sample.image for sample in samples], settings)
+    for prediction, sample in zip(predictions, samples, strict=True):
+        for metric in metrics.values():
+            metric.update(prediction, sample)
     return evaluation_record(metrics)
 
 

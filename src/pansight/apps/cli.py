@@ -194,12 +194,13 @@ def evaluate(
             raise PansightError(f"evaluate: expected a run or model for {given[0]}, found none")
         cli_scores.evaluate_files(files or FileSettings(), overwrite)
         return
-    class_map = None if files is None else files.map
-    if files is not None and files != FileSettings(map=class_map):
+    class_map, miou = (None, None) if files is None else (files.map, files.miou)
+    if files is not None and files != FileSettings(map=class_map, miou=miou):
         raise PansightError(f"evaluate: expected a model ({weights}) or files (--gt, --pred), found both")
     from pansight.apps import commands
 
-    commands.evaluate(weights, data, out, split, overwrite, dict(_given), class_map)
+    values = dict(_given) | ({} if miou is None else {"evaluate.miou": miou})
+    commands.evaluate(weights, data, out, split, overwrite, values, class_map)
 
 
 @app.command(help_epilogue="Example: pansight predict runs/demo photos/ --out found")
@@ -235,8 +236,8 @@ def predict(
     from pansight.apps import photos
 
     given = {"task": task, "score_threshold": threshold}
-    thresholds = {name: value for name, value in given.items() if value is not None}
-    print(photos.photo_table(photos.predict(weights, images, out, overwrite, thresholds, score)))
+    options = {name: value for name, value in given.items() if value is not None}
+    print(photos.photo_table(photos.predict(weights, images, out, overwrite, options, score)))
     print(f"overlays and predictions: {out}")
 
 

@@ -37,8 +37,8 @@ class FileSettings:
     """Boundary PQ and Boundary IoU as well (slower)."""
     errors: bool = True
     """Error classes, what repairing each would gain, and the confusion of segments."""
-    convention: str = "cityscapes"
-    """Of mIoU: cityscapes, detectron2 or semseg."""
+    miou: str | None = None
+    """Convention of the mIoU: cityscapes, detectron2 or semseg. [default: cityscapes, or that of the run]"""
     strict_compat: bool = False
     """As panopticapi: areas from the JSON, the last crowd of a class only."""
     shard: str = "1/1"
@@ -73,6 +73,8 @@ def compare(
 ) -> int:
     """Compare evaluations with the first: intervals, p-values, classes, images; as a table and a page.
 
+    By PQ where all have it, else by AP of masks or boxes, else by mIoU.
+
     Exit code: 0; 1 where --fail-below or --fail-worse finds fault; 2 for bad input.
 
     Parameters
@@ -90,7 +92,7 @@ def compare(
     seed
         Of the resamples: the same seed gives the same figures.
     fail_below
-        Exit with 1 where the PQ (All) of the last evaluation is below this fraction: 0.5 is 50 %.
+        Exit with 1 where the figure compared (All) of the last evaluation is below this fraction: 0.5 is 50 %.
     fail_worse
         Exit with 1 where the last evaluation is worse than the first with p < 0.05.
     overwrite
@@ -128,7 +130,7 @@ def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
         raise PansightError("evaluate: expected either --map or --strict-compat, found both: panopticapi maps nothing")
     if settings.threads < 0:
         raise PansightError(f"--threads: expected 0 (all cores) or a number of threads, found {settings.threads}")
-    figures = Figures(settings.errors, settings.boundary, None, settings.convention)
+    figures = Figures(settings.errors, settings.boundary, None, settings.miou or Figures.convention)
     scoring.evaluate_files(
         settings.gt,
         settings.pred,

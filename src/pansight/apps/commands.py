@@ -22,7 +22,6 @@ from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream
 from pansight.engine import distributed
 from pansight.engine.assemble import (
-    check_thresholds,
     describe,
     make_model,
     make_transform,
@@ -35,6 +34,7 @@ from pansight.engine.automatic import choose
 from pansight.engine.checkpoint import CONFIG, LOG, RunLog, check_folder, last_checkpoint, start_folder
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
+from pansight.engine.infer import check_decode_options
 from pansight.engine.optim import freeze
 from pansight.engine.progress import clock
 from pansight.engine.session import evaluation_row, merit
@@ -49,6 +49,8 @@ from pansight.weights import load_model
 from pansight.weights.licences import of_published
 from pansight.weights.native import write_model
 
+AUTO = "auto"
+"""The name of a model that is that of its weights."""
 FIRST = "first"
 """The folder, in that of a run, of the run that came before it."""
 
@@ -84,7 +86,7 @@ def train(
     given |= flatten(settings or {})
     folder = Path(out) if out else Path("runs") / (str(recipe).replace("/", "-") if recipe else str(model or "run"))
     if weights and not recipe and not resume and "model.name" not in given:
-        given["model.name"] = load_model(weights)[1]
+        given["model.name"] = AUTO
     if resume:
         if not (folder / FIRST / CONFIG).is_file():
             last_checkpoint(folder)
@@ -170,7 +172,7 @@ def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
 def _for_first(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What holds for the first step, too, of the settings that were given for both."""
     known = {f"model.options.{option}" for option in builder_options(name)}
-    not_its_own = ("model.name", "model.weights", "model.first_recipe", "train.freeze", "evaluate.thresholds")
+    not_its_own = ("model.name", "model.weights", "model.first_recipe", "train.freeze", "evaluate.decode")
     return {
         key: value
         for key, value in given.items()
@@ -203,6 +205,11 @@ def _prepare(
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")
+    source = load_model(config.model.weights) if config.model.weights and not resume else None
+    if config.model.name == AUTO:
+        if source is None:
+            raise PansightError(f"model.name: expected a model, found {AUTO} without model.weights")
+        config = override(config, {"model.name": source[1]})
     if not resume:
         config, choices = choose(config, training, accelerator.device, accelerator.num_processes)
         for choice in choices:
@@ -213,10 +220,10 @@ def _prepare(
         where = str(config.data.source)
         training, validation = (relabel(d, model.labels, where) for d in (training, validation))
         return _Prepared(config, training, validation, model, name, options)
-    model, name, options, lines = make_model(config.model, training.labels)
+    model, name, options, lines = make_model(config.model, training.labels, source)
     for line in lines:
         say(f"weights    {line}")
-    check_thresholds(model, name, config.evaluate.thresholds)
+    check_decode_options(model, name, config.evaluate.decode)
     return _Prepared(config, training, validation, model, name, options)
 
 
@@ -250,21 +257,22 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
         folder,
         accelerator,
         partial(write_model, model=run.model, name=run.name, options=run.options),
-        partial(measure, run.model, run.validation, config.evaluate, accelerator, workers=config.data.workers),
+        lambda out: measure(run.model, run.validation, config.evaluate, accelerator, out, config.data.workers),
         resume,
         entry(run.name).rates,
     )
 
 
 def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerator, say: Callable[..., None]) -> Run:
-    """Measure the best weights, or the last where no evaluation chose any; write evaluation.json and the report."""
-    config, model = run.config, run.model
-    weights = folder / "checkpoints" / ("best" if config.train.evaluate_every > 0 else "last")
-    if config.train.evaluate_every > 0:
-        model = load_model(weights)[0].to(accelerator.device)
-    record = measure(model, run.validation, config.evaluate, accelerator, folder, config.data.workers)
+    """The evaluation that chose the best weights, or where none chose any, one of the last; and the report of it."""
+    config, chosen = run.config, run.config.train.evaluate_every > 0
+    weights = folder / "checkpoints" / ("best" if chosen else "last")
+    record = _evaluation_of_training(folder) if chosen else None
+    if record is None:
+        model = load_model(weights)[0].to(accelerator.device) if chosen else run.model
+        record = measure(model, run.validation, config.evaluate, accelerator, folder, config.data.workers)
     if accelerator.is_main_process:
-        if config.train.evaluate_every <= 0:
+        if not chosen:
             RunLog(folder / LOG).append(evaluation_row(result.step, record))
         report = write_report(folder)
         say(summary(record))
@@ -272,6 +280,12 @@ def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerat
         say(f"report     {report}")
     accelerator.wait_for_everyone()
     return Run(folder, record)
+
+
+def _evaluation_of_training(folder: Path) -> dict[str, Any] | None:
+    """evaluation.json as training left it; None where there is none, or one that `pansight evaluate` wrote since."""
+    record = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
+    return record if "step" in record else None
 
 
 def evaluate(
@@ -305,7 +319,7 @@ def evaluate(
     if out and (folder / EVALUATION).exists() and not overwrite:
         raise PansightError(f"{folder / EVALUATION}: expected no evaluation yet, found one; add --overwrite")
     model, name, _ = load_model(weights)
-    check_thresholds(model, name, config.evaluate.thresholds)
+    check_decode_options(model, name, config.evaluate.decode)
     mapping = None
     if class_map is not None:
         dataset = open_evaluation_data(config.data, None)

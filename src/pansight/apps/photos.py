@@ -7,26 +7,25 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pansight.apps.pages.draw import overlay
 from pansight.data.dataset import image_array, image_tensor
-from pansight.data.formats.coco_panoptic import PanopticWriter
+from pansight.data.formats.results import ResultsWriter
 from pansight.data.images import IMAGE_SUFFIXES, read_image, write_png
-from pansight.engine.assemble import check_thresholds
-from pansight.engine.predict import load
+from pansight.engine.infer import check_decode_options
+from pansight.engine.predict import Predictor, load
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
-from pansight.files import replacing_folder, write_json
-from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Segment
+from pansight.files import replacing_folder
+from pansight.ops.maps.regions import class_regions, object_regions
+from pansight.types import Instances, LabelSpace, Prediction
 
-RESULTS = ("predictions.json", "instances.json", "overlays", "semantic")
+RESULTS = ("predictions.json", "instances.json", "overlays", "semantic.json", "semantic")
 """What is written into the folder."""
 
 
@@ -45,17 +44,16 @@ def predict(
     images: Sequence[str | Path],
     out: str | Path = "predictions",
     overwrite: bool = False,
-    thresholds: dict[str, Any] | None = None,
+    decode_options: dict[str, Any] | None = None,
     score: float = 0.5,
 ) -> list[PhotoRow]:
     """Predict photos and write what was found into `out`; all of it appears at the end, or nothing does.
 
-    images: files and folders, which are searched for images, not their sub-folders. thresholds: of the model's decode,
-    its `task` among them. score: objects below it are not drawn by models that only give objects.
-    Written: overlays/NAME.png; predictions.json with predictions/*.png (COCO panoptic), or instances.json where the
-    model gives no panoptic map, or semantic/NAME.png where it gives neither: grey, the data set's own category ids.
+    images: files and folders, which are searched for images, not their sub-folders. decode_options: of the model's
+    decode, thresholds and its `task`. score: objects below it are not drawn by models that only give objects.
+    Written: overlays/NAME.png, and what `data.formats.results` says: COCO panoptic, else semantic maps or objects.
     Raises PansightError where an image is missing or damaged, or `out` has predictions and `overwrite` is not set, and
-    for a threshold that the model does not know.
+    for an option that the model does not know.
     """
     out = Path(out)
     files = find_images(images)
@@ -63,70 +61,40 @@ def predict(
     if taken and not overwrite:
         raise PansightError(f"{taken[0]}: expected no predictions yet, found some; add --overwrite")
     predictor = load(weights)
-    check_thresholds(predictor.model, predictor.name, thresholds or {})
+    check_decode_options(predictor.model, predictor.name, decode_options or {})
     rows: list[PhotoRow] = []
-    objects: list[dict[str, Any]] | None = None
     with ExitStack() as stack:
         bar = stack.enter_context(ProgressBar("predict"))
         overlays = stack.enter_context(replacing_folder(out / "overlays"))
-        writer: PanopticWriter | None = None
-        maps: Path | None = None
+        writer = stack.enter_context(ResultsWriter(out, predictor.labels, listing=True))
         names = list(_unique_names(files))
         for number, (file, name) in enumerate(zip(files, names, strict=True), 1):
             photo = read_image(file)
-            image = image_tensor(photo)
             start = time.monotonic()
-            prediction = predictor.predict(photo, **(thresholds or {}))
+            prediction = predictor.predict(photo, **(decode_options or {}))
             seconds = time.monotonic() - start
-            if prediction.panoptic is not None:
-                if writer is None:
-                    writer = stack.enter_context(PanopticWriter(out / "predictions.json", predictor.labels, overwrite))
-                writer.add(number, file.name, prediction.panoptic)
-                found = [s.category for s in prediction.panoptic.segments]
-                picture = overlay(image, prediction.panoptic, predictor.labels)
-            elif (instances := prediction.instances) is not None:
-                objects = objects or []
-                objects += _coco_results(number, instances, predictor.labels)
-                found = instances.labels[instances.scores >= score].tolist()
-                picture = draw_boxes(image, instances, predictor.labels, score)
-            elif prediction.semantic is not None:
-                if maps is None:
-                    maps = stack.enter_context(replacing_folder(out / "semantic"))
-                write_png(maps / f"{name}.png", category_ids(prediction.semantic, predictor.labels))
-                regions = regions_of(prediction.semantic)
-                found = [s.category for s in regions.segments]
-                picture = overlay(image, regions, predictor.labels)
-            else:
-                raise PansightError(f"{predictor.name}: expected segments, objects or classes, found none of them")
+            writer.add(number, file.name, prediction)
+            picture, found = _drawn(image_tensor(photo), prediction, predictor, score)
             write_png(overlays / f"{name}.png", image_array(picture))
             counts = Counter(predictor.labels[c].name for c in found)
             classes = ", ".join(f"{n} {label}" for label, n in counts.most_common())
             rows.append(PhotoRow(file.name, (photo.shape[0], photo.shape[1]), len(found), classes, seconds))
             bar.update(number / len(files), f"image {number}/{len(files)}")
-        if objects is not None:
-            listing = [{"id": n, "file_name": file.name} for n, file in enumerate(files, 1)]
-            write_json(out / "instances.json", {"images": listing, "annotations": objects})
     return rows
 
 
-def category_ids(semantic: Tensor, labels: LabelSpace) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """int64 (H, W), indices into `labels` → the data set's own ids; IGNORE becomes the largest number of the type."""
-    ids = [category.source_id for category in labels]
-    kind = np.uint8 if max(ids) < 255 else np.uint16
-    if not 0 <= min(ids) <= max(ids) < np.iinfo(kind).max:
-        raise PansightError(f"semantic map: expected category ids of 0 … 65534, found {min(ids)} … {max(ids)}")
-    table = np.full(max(IGNORE + 1, len(ids)), np.iinfo(kind).max, kind)
-    table[: len(ids)] = ids
-    return cast(Any, table[semantic.numpy()])
-
-
-def regions_of(semantic: Tensor) -> PanopticSegmentation:
-    """One segment for each class, things too, to be looked at."""
-    categories = [category for category in semantic.unique().tolist() if category != IGNORE]
-    table = torch.zeros(max([IGNORE, *categories]) + 1, dtype=torch.int32)
-    for number, category in enumerate(categories, 1):
-        table[category] = number
-    return PanopticSegmentation(table[semantic], tuple(Segment(n, c) for n, c in enumerate(categories, 1)))
+def _drawn(image: Tensor, prediction: Prediction, predictor: Predictor, score: float) -> tuple[Tensor, list[int]]:
+    """uint8 (3, H, W) with what was found over it, and the category of each segment or object."""
+    regions = prediction.panoptic
+    if regions is None and prediction.instances is not None:
+        found = prediction.instances
+        picture = draw_objects(image, found, predictor.labels, score)
+        return picture, found.labels[found.scores >= score].tolist()
+    if regions is None and prediction.semantic is not None:
+        regions = class_regions(prediction.semantic)
+    if regions is None:
+        raise PansightError(f"{predictor.name}: expected segments, objects or classes, found none of them")
+    return overlay(image, regions, predictor.labels), [s.category for s in regions.segments]
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -155,18 +123,11 @@ def _unique_names(files: Sequence[Path]) -> Iterator[str]:
         yield file.stem if used[file.stem] == 1 else f"{file.stem}_{used[file.stem]}"
 
 
-def _coco_results(number: int, instances: Instances, labels: LabelSpace) -> list[dict[str, Any]]:
-    """One COCO result an object: box [x, y, w, h] in pixels, score, the data set's own category id."""
-    rows: list[dict[str, Any]] = []
-    boxes, classes, scores = instances.boxes_xyxy.tolist(), instances.labels.tolist(), instances.scores.tolist()
-    for (x1, y1, x2, y2), category, score in zip(boxes, classes, scores, strict=True):
-        row = {"image_id": number, "category_id": labels[category].source_id, "score": score}
-        rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
-    return rows
-
-
-def draw_boxes(image: Tensor, instances: Instances, labels: LabelSpace, score: float) -> Tensor:
-    """Boxes with class and score over uint8 (3, H, W); objects under `score` are left out."""
+def draw_objects(image: Tensor, instances: Instances, labels: LabelSpace, score: float) -> Tensor:
+    """Masks where there are any, boxes, class and score over uint8 (3, H, W); objects under `score` are left out."""
+    if instances.masks is not None:
+        regions = object_regions(instances, (image.shape[1], image.shape[2]), score)
+        image = overlay(image, regions, labels, names=False)
     picture = np.array(image_array(image))  # (H, W, 3), a copy
     height, width = picture.shape[:2]
     thickness, scale = max(1, round(min(height, width) / 300)), max(0.35, min(height, width) / 1200)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pansight.errors import PansightError
 from pansight.files import read_json, unpacked, write_json
-from pansight.metrics.bootstrap import record_intervals
+from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.class_map import ClassMap, read_class_map
 from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import PanopticFile
@@ -198,7 +198,7 @@ def _cores() -> int:
 def _record(scores: Scores, seconds: float | None) -> dict[str, Any]:
     record = scores.record()
     if scores.figures.errors:
-        record["intervals"] = record_intervals(record)
+        record = with_intervals(record)
     if seconds is not None:
         record["seconds"] = seconds
         record["images_per_second"] = len(record["image_ids"]) / max(seconds, 1e-9)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pansight.data.dataset import Dataset
-from pansight.data.transforms import Transform, resize_image
+from pansight.data.transforms import Transform
 from pansight.errors import PansightError
-from pansight.ops.resize import ResizeRule
 from pansight.types import Batch, Instances, PanopticSegmentation, Sample
 
 ORDER, AUGMENTATION = 0, 1  # the streams of random numbers that a seed is split into
@@ -34,24 +33,31 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     """
     if not samples:
         raise PansightError("collate: expected at least one sample, found none")
-    heights, widths = [s.image.shape[1] for s in samples], [s.image.shape[2] for s in samples]
-    height, width = (-(-max(sides) // divisor) * divisor for sides in (heights, widths))
-    whole = all(h == height for h in heights) and all(w == width for w in widths)
-    # (B, H, W, 3) in memory; every byte is written below unless there is padding
-    dtype = torch.float32 if any(s.image.dtype == torch.float32 for s in samples) else torch.uint8
-    memory = (torch.empty if whole else torch.zeros)((len(samples), height, width, 3), dtype=dtype)
-    valid = torch.full((len(samples), height, width), whole)
-    for b, (sample, h, w) in enumerate(zip(samples, heights, widths)):
-        memory[b, :h, :w] = sample.image.permute(1, 2, 0)  # (3, h, w) → (h, w, 3)
-        valid[b, :h, :w] = True
     return Batch(
-        memory.permute(0, 3, 1, 2),  # (B, H, W, 3) → (B, 3, H, W)
-        valid,
+        *pad_images([s.image for s in samples], divisor),
         tuple(s.size for s in samples),
         tuple(s.truth for s in samples),
         tuple(s.image_id for s in samples),
         tuple(s.instances for s in samples),
     )
+
+
+def pad_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
+    """Photos (3, h, w) → (images (B, 3, H, W), valid bool (B, H, W), False on padding), as `collate` has them.
+
+    uint8, or float32 0 … 255 where a photo is (the filter "plain" of ops/resize.py makes such).
+    """
+    heights, widths = [i.shape[1] for i in images], [i.shape[2] for i in images]
+    height, width = (-(-max(sides) // divisor) * divisor for sides in (heights, widths))
+    whole = all(h == height for h in heights) and all(w == width for w in widths)
+    # (B, H, W, 3) in memory; every byte is written below unless there is padding
+    dtype = torch.float32 if any(i.dtype == torch.float32 for i in images) else torch.uint8
+    memory = (torch.empty if whole else torch.zeros)((len(images), height, width, 3), dtype=dtype)
+    valid = torch.full((len(images), height, width), whole)
+    for b, (image, h, w) in enumerate(zip(images, heights, widths)):
+        memory[b, :h, :w] = image.permute(1, 2, 0)  # (3, h, w) → (h, w, 3)
+        valid[b, :h, :w] = True
+    return memory.permute(0, 3, 1, 2), valid  # (B, H, W, 3) → (B, 3, H, W)
 
 
 def stream_indices(length: int, positions: Sequence[int], seed: int) -> list[int]:
@@ -121,42 +127,48 @@ def train_stream(
     return map(pinned, run_workers(batches.__getitem__, range(start_step, steps), workers))
 
 
+class View(NamedTuple):
+    """B photos as a network takes them: one size, perhaps mirrored. Nothing is known of what they show."""
+
+    images: Tensor  # uint8, or float32 0 … 255 (B, 3, H, W), padded right and bottom with zeros
+    valid: Tensor  # bool (B, H, W), False on padding
+    mirrored: bool = False
+
+
+Views = tuple[View, ...]
+"""The same photos at one or more sizes, mirrored or not."""
+
+
 class EvaluationBatches:
-    """Map-style view for the workers: indices → (Batch with resized images, samples as they are on disk)."""
+    """Map-style view for the workers: number of a batch → (its views, its samples as they are on disk)."""
 
-    def __init__(self, dataset: Dataset, resize: ResizeRule, chunks: Sequence[Sequence[int]]):
-        self.dataset, self.resize, self.chunks = dataset, resize, chunks
+    def __init__(self, dataset: Dataset, views: Callable[[Sequence[Tensor]], Views], chunks: Sequence[Sequence[int]]):
+        self.dataset, self.views, self.chunks = dataset, views, chunks
 
-    def __getitem__(self, chunk: int) -> tuple[Batch, list[Sample]]:
+    def __getitem__(self, chunk: int) -> tuple[Views, list[Sample]]:
         samples = [self.dataset[index] for index in self.chunks[chunk]]
-        return collate([resized(sample, self.resize) for sample in samples], self.resize.divisor), samples
-
-
-def resized(sample: Sample, rule: ResizeRule) -> Sample:
-    """Only the image by the rule; the truth stays at the size of its file (evaluation)."""
-    height, width = rule.target(sample.image.shape[1], sample.image.shape[2])
-    return replace(sample, image=resize_image(sample.image, height, width, rule.filter))
+        return self.views([s.image for s in samples]), samples
 
 
 def evaluation_loader(
     dataset: Dataset,
-    resize: ResizeRule,
+    views: Callable[[Sequence[Tensor]], Views],
     batch_size: int = 1,
     workers: int = 0,
     indices: Sequence[int] | None = None,
-) -> Iterator[tuple[Batch, list[Sample]]]:
-    """(batch for the model, samples at the size of their files) in order; the last batch may be smaller.
+) -> Iterator[tuple[Views, list[Sample]]]:
+    """(views for the model, samples at the size of their files) in order; the last batch may be smaller.
 
-    Only images are resized; the truths, in the batch too, stay at the size of the file. indices: which samples, for
-    instance those of one rank; all by default.
+    views: makes the network's input of photos, uint8 (3, H, W) each; it runs in the workers. indices: which samples,
+    for instance those of one rank; all by default.
     """
     if batch_size < 1:
         raise PansightError(f"batch size: expected at least 1, found {batch_size}")
     chosen = range(len(dataset)) if indices is None else indices
     chunks = [list(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)]
-    batches = EvaluationBatches(dataset, resize, chunks)
-    for batch, samples in run_workers(batches.__getitem__, range(len(chunks)), workers):
-        yield pinned(batch), samples
+    batches = EvaluationBatches(dataset, views, chunks)
+    for made, samples in run_workers(batches.__getitem__, range(len(chunks)), workers):
+        yield tuple(_pinned_view(view) for view in made), samples
 
 
 def pinned(batch: Batch) -> Batch:
@@ -166,9 +178,15 @@ def pinned(batch: Batch) -> Batch:
     return replace(batch, images=batch.images.pin_memory(), valid=batch.valid.pin_memory())
 
 
+def _pinned_view(view: View) -> View:
+    if not torch.cuda.is_available():
+        return view
+    return view._replace(images=view.images.pin_memory(), valid=view.valid.pin_memory())
+
+
 # --- workers ---------------------------------------------------------------------------------------------------------
 
-Item = TypeVar("Item", Batch, tuple[Batch, list[Sample]])
+Item = TypeVar("Item", Batch, tuple[Views, list[Sample]])
 
 
 class _Failure:
@@ -187,7 +205,7 @@ class _Guarded:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, place: int) -> Batch | tuple[Batch, list[Sample]] | _Failure:
+    def __getitem__(self, place: int) -> Batch | tuple[Views, list[Sample]] | _Failure:
         try:
             return _packed(self.make(self.keys[place]))
         except PansightError as error:
@@ -227,22 +245,21 @@ def _packed(item: Item) -> Item:
     torch hands a file descriptor per block from process to process: with one per tensor, a machine with many workers
     passes the usual limit of 1024.
     """
-    batch, samples = (item, []) if isinstance(item, Batch) else item
-    owners: list[PanopticSegmentation | Instances] = [*batch.truths, *(i for i in batch.instances if i is not None)]
-    images = [s.image for s in samples]
-    tensors = [batch.images.permute(0, 2, 3, 1), batch.valid, *(i.permute(1, 2, 0) for i in images)]
-    tensors += [t for owner in owners for t in _tensors(owner)]
-    views = iter(_share(tensors))
-    memory, valid = next(views), next(views)
-    images = [next(views).permute(2, 0, 1) for _ in images]
-    truths = tuple(PanopticSegmentation(next(views), t.segments) for t in batch.truths)
-    instances = tuple(None if i is None else _rebuilt(i, views) for i in batch.instances)
-    batch = replace(batch, images=memory.permute(0, 3, 1, 2), valid=valid, truths=truths, instances=instances)
+    views, samples = ((View(item.images, item.valid),), []) if isinstance(item, Batch) else item
+    truths = item.truths if isinstance(item, Batch) else tuple(s.truth for s in samples)
+    instances = item.instances if isinstance(item, Batch) else tuple(s.instances for s in samples)
+    owners: list[PanopticSegmentation | Instances] = [*truths, *(i for i in instances if i is not None)]
+    tensors = [t for view in views for t in (view.images.permute(0, 2, 3, 1), view.valid)]
+    tensors += [s.image.permute(1, 2, 0) for s in samples] + [t for owner in owners for t in _tensors(owner)]
+    shared = iter(_share(tensors))
+    views = tuple(View(next(shared).permute(0, 3, 1, 2), next(shared), view.mirrored) for view in views)
+    images = [next(shared).permute(2, 0, 1) for _ in samples]
+    truths = tuple(PanopticSegmentation(next(shared), t.segments) for t in truths)
+    instances = tuple(None if i is None else _rebuilt(i, shared) for i in instances)
     if isinstance(item, Batch):
-        return batch
-    # an evaluation batch carries the very truths of its samples
+        return replace(item, images=views[0].images, valid=views[0].valid, truths=truths, instances=instances)
     parts = zip(samples, images, truths, instances)
-    return batch, [replace(s, image=i, truth=t, instances=n) for s, i, t, n in parts]
+    return views, [replace(s, image=i, truth=t, instances=n) for s, i, t, n in parts]
 
 
 def _tensors(owner: PanopticSegmentation | Instances) -> list[Tensor]:

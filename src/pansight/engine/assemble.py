@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import replace
 from math import lcm
 from pathlib import Path
@@ -27,7 +25,7 @@ from pansight.data.transforms import (
     VerticalFlip,
     resize_sample,
 )
-from pansight.errors import PansightError, choice_error
+from pansight.errors import PansightError
 from pansight.models import build, builder_options, entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
@@ -182,9 +180,12 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
     return options
 
 
-def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[str, Any], list[str]]:
+def make_model(
+    config: ModelConfig, labels: LabelSpace, source: tuple[Any, str, dict[str, Any]] | None = None
+) -> tuple[Any, str, dict[str, Any], list[str]]:
     """(model, its name, the builder's options, lines on what was taken from ``config.weights``).
 
+    source: what `load_model` gives of the weights, where they are loaded already.
     With weights, the network is theirs unless the settings say otherwise, and classes are kept by name. They may come
     from another builder of the same architecture: DETR's weights start DETR-panoptic.
     Raises PansightError for weights of another architecture.
@@ -192,7 +193,7 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
     name, options = config.name, model_options(config)
     if not config.weights:
         return build(name, labels, **options), name, options, []
-    source, found, saved = load_model(config.weights)
+    loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
         raise PansightError(f"{config.weights}: expected weights of {name}, found {found} (--model {found})")
     known = builder_options(name)
@@ -200,9 +201,9 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
     if "pretrained" in known:
         options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
     model: Any = build(name, labels, **options)
-    report = transfer(model, source.state_dict(), source.labels, labels, entry(name), entry(found))
+    report = transfer(model, loaded.state_dict(), loaded.labels, labels, entry(name), entry(found))
     own = model.input.resize
-    model.input = source.input
+    model.input = loaded.input
     if {"short", "long"} & set(config.options):
         model.input.resize = own
     return model, name, options, str(report).splitlines()
@@ -211,16 +212,6 @@ def make_model(config: ModelConfig, labels: LabelSpace) -> tuple[Any, str, dict[
 def same_architecture(name: str, other: str) -> bool:
     """Whether the weights of one model start the other. Raises PansightError for an unknown name."""
     return entry(name).architecture == entry(other).architecture
-
-
-def check_thresholds(model: Any, name: str, thresholds: Mapping[str, Any]) -> None:
-    """Raises PansightError for one that the model's decode does not know, listing those it knows, or past 0 … 1."""
-    known = [p for p in inspect.signature(model.decode).parameters if p not in ("outputs", "sizes")]
-    for threshold, value in thresholds.items():
-        if threshold not in known:
-            raise choice_error(f"threshold of {name}", threshold, known)
-        if threshold.endswith("_threshold") and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise PansightError(f"{threshold} of {name}: expected 0 … 1, found {value!r}")
 
 
 def describe(source: str | Path, dataset: Dataset) -> str:

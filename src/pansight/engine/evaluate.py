@@ -15,26 +15,36 @@ import torch
 from accelerate import Accelerator
 
 from pansight.config import EvaluateConfig
-from pansight.data.dataset import Dataset, ids_tensor
-from pansight.data.formats.coco_panoptic import PanopticWriter, segment_rows
-from pansight.data.images import read_rgb_ids, write_png
+from pansight.data.dataset import Dataset
+from pansight.data.formats.coco_panoptic import segment_rows
+from pansight.data.formats.results import ResultsWriter
+from pansight.data.images import write_png
 from pansight.data.loader import evaluation_loader
 from pansight.engine import distributed
+from pansight.engine.infer import Inference, predict_views, prepare, views_maker
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
-from pansight.files import read_json, replacing_folder, write_json
+from pansight.files import replacing_folder, write_json
 from pansight.metrics import create_metrics, evaluation_record
-from pansight.metrics.bootstrap import record_intervals
+from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.class_map import ClassMap
 from pansight.metrics.mapped import map_prediction, map_truth
 from pansight.metrics.panoptic.dagger import PanopticQualityDagger
 from pansight.metrics.panoptic.errors import ErrorAnalysis
-from pansight.metrics.scores import image_pq
+from pansight.metrics.panoptic.matching import ImageMatch
+from pansight.metrics.panoptic.quality import match_maps
+from pansight.metrics.scores import image_f1, image_pq
+from pansight.metrics.semantic_iou import image_miou
 from pansight.ops.idmap import ids_to_rgb
-from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
+from pansight.ops.maps.overlap import IntArray
+from pansight.ops.maps.regions import class_regions, object_regions
+from pansight.ops.targets import boxes_of_ids, semantic_map
+from pansight.types import VOID, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions"
+DRAWN_SCORE = 0.5
+"""Objects of a model without a panoptic map are drawn, and counted in the F1 of an image, from this score on."""
 
 
 def evaluate(
@@ -50,8 +60,8 @@ def evaluate(
 
     model: on the accelerator's device, with the labels of `dataset`, or with others that class_map takes to them.
     It is left in eval mode.
-    out: a folder for evaluation.json, predictions/predictions.json with its PNGs, and predictions/sheet with the best
-    and the worst images; each appears whole or not at all.
+    out: a folder for evaluation.json, for predictions/ (what `data.formats.results` writes), and for predictions/sheet
+    with the best and the worst images; each appears whole or not at all.
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.
     """
     if class_map is None and dataset.labels != model.labels:
@@ -59,53 +69,71 @@ def evaluate(
     rank, world = accelerator.process_index, accelerator.num_processes
     count = min(len(dataset), config.limit) if config.limit else len(dataset)
     mine = range(rank, count, world)
-    metrics = create_metrics(dataset.labels, config.max_detections)
-    errors, dagger = ErrorAnalysis(dataset.labels), PanopticQualityDagger(dataset.labels)
-    sheet = Sheet(config.sheet if out is not None else 0)
+    figures = _Figures(dataset.labels, config, config.sheet if out is not None else 0)
     start = time.monotonic()
     with ExitStack() as stack:
         writer = None
         if out is not None:
-            part = "predictions" if world == 1 else f"part{rank}"
-            writer = stack.enter_context(_Predictions(out / PREDICTIONS / f"{part}.json", dataset.labels))
+            part = out / PREDICTIONS if world == 1 else out / PREDICTIONS / f"part{rank}"
+            writer = stack.enter_context(ResultsWriter(part, dataset.labels))
         bar = stack.enter_context(ProgressBar("evaluate", accelerator.is_main_process))
         for number, (prediction, sample) in enumerate(
             predict_all(model, dataset, mine, config, accelerator.device, workers), 1
         ):
             if class_map is not None:
                 prediction, sample = map_prediction(prediction, class_map, dataset.labels), map_truth(sample, class_map)
-            match = metrics["panoptic"].update(prediction, sample)
-            metrics["semantic"].update(prediction, sample)
-            metrics["instances"].update(prediction, sample)
-            if prediction.panoptic is not None and match is not None:
-                errors.update(match)
-                dagger.update(match)
-                if writer is not None:
-                    writer.add(sample, dataset.file_name(mine[number - 1]), prediction.panoptic)
-                quality = image_pq(match, len(dataset.labels))
-                if quality is not None:  # None where nothing was there and nothing was predicted
-                    sheet.offer(quality, sample, prediction.panoptic, dataset.labels)
+            codes = figures.update(prediction, sample)
+            if writer is not None:
+                writer.add(sample.image_id, dataset.file_name(mine[number - 1]), prediction, codes)
             rate = number * world / (time.monotonic() - start)
             bar.update(number / len(mine), f"image {number}/{len(mine)}, {rate:.1f} images/s")
-    for metric in (*metrics.values(), errors, dagger):
-        _join_ranks(metric, accelerator)
-    record = evaluation_record(metrics)
-    if "All" in record:
-        record |= errors.compute() | {"pq_dagger": dagger.compute()}
-        if out is not None:
-            record["intervals"] = record_intervals(record)
+    record = figures.record(accelerator, intervals=out is not None)
     record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
     record["images_per_second"] = count / record["seconds"]
     if out is not None:
-        rows = [row for each in distributed.gather(sheet.rows, accelerator) for row in each]
+        rows = [row for each in distributed.gather(figures.sheet.rows, accelerator) for row in each]
         if accelerator.is_main_process:
-            if world > 1 and "All" in record:
-                _join(out / PREDICTIONS, world, dataset.labels)
+            if world > 1:
+                with ResultsWriter(out / PREDICTIONS, dataset.labels) as whole:
+                    whole.join([out / PREDICTIONS / f"part{each}" for each in range(world)])
             if rows:
                 write_sheet(out / PREDICTIONS / "sheet", rows, config.sheet)
             write_json(out / EVALUATION, record)
         accelerator.wait_for_everyone()
     return record
+
+
+class _Figures:
+    """All figures of the images of one process, and its share of the sheet."""
+
+    def __init__(self, labels: LabelSpace, config: EvaluateConfig, sheet: int):
+        self.labels = labels
+        self.metrics = create_metrics(labels, config.max_detections, config.miou)
+        self.errors, self.dagger = ErrorAnalysis(labels), PanopticQualityDagger(labels)
+        self.sheet = Sheet(sheet)
+
+    def update(self, prediction: Prediction, sample: Sample) -> tuple[str, ...] | None:
+        """Add one image; gives the run-length codes of the predicted masks."""
+        match = self.metrics["panoptic"].update(prediction, sample)
+        classes = self.metrics["semantic"].update(prediction, sample)
+        objects = self.metrics["instances"].update(prediction, sample)
+        if match is not None:
+            self.errors.update(match)
+            self.dagger.update(match)
+        if self.sheet.size:
+            shown = _shown(prediction, sample, match, classes, self.labels)
+            if shown is not None:
+                self.sheet.offer(shown)
+        return None if objects is None else objects.codes
+
+    def record(self, accelerator: Accelerator, intervals: bool) -> dict[str, Any]:
+        """The record of all processes together."""
+        for metric in (*self.metrics.values(), self.errors, self.dagger):
+            _join_ranks(metric, accelerator)
+        record = evaluation_record(self.metrics)
+        if "All" in record:
+            record |= self.errors.compute() | {"pq_dagger": self.dagger.compute()}
+        return with_intervals(record) if intervals else record
 
 
 def _join_ranks(metric: Any, accelerator: Accelerator) -> None:
@@ -121,69 +149,65 @@ def _join_ranks(metric: Any, accelerator: Accelerator) -> None:
 def predict_all(
     model: Any, dataset: Dataset, indices: range, config: EvaluateConfig, device: torch.device, workers: int = 0
 ) -> Iterator[tuple[Prediction, Sample]]:
-    """(prediction, sample) of each image, both on the CPU at the size of the file."""
-    model.eval()
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
+    """(prediction, sample) of each image, both on the CPU at the size of the file; the workers resize the images."""
     precision = "fp32" if config.precision == "auto" else config.precision
-    for batch, samples in evaluation_loader(dataset, model.input.resize, config.batch_size, workers, indices):
-        images = batch.images.to(device, non_blocking=True)
-        valid = batch.valid.to(device, non_blocking=True)
-        with torch.inference_mode():
-            with distributed.autocast(precision, device):
-                outputs = model(images, valid)
-            predictions = model.decode(outputs, batch.sizes, **config.thresholds)
-        yield from zip(map(distributed.to_cpu, predictions), samples, strict=True)
+    settings = Inference(
+        device, precision, config.batch_size, config.channels_last, config.flip, config.scales, config.decode
+    )
+    prepare(model, settings)
+    make = views_maker(model, settings)
+    for views, samples in evaluation_loader(dataset, make, config.batch_size, workers, indices):
+        sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
+        yield from zip(predict_views(model, views, sizes, settings), samples, strict=True)
 
 
-class _Predictions:
-    """A PanopticWriter that comes into being with the first panoptic map: not every model gives one."""
+def _shown(
+    prediction: Prediction, sample: Sample, match: ImageMatch | None, classes: IntArray | None, labels: LabelSpace
+) -> SheetRow | None:
+    """How an image looks in the report, and the figure that it is sorted by; None where nothing was to be found.
 
-    def __init__(self, json: Path, labels: LabelSpace):
-        self.json, self.labels = json, labels
-        self._writer: PanopticWriter | None = None
+    Panoptic maps by PQ; objects without one by the F1 of those drawn, at IoU 0.5 of what is seen of them; semantic maps
+    by the mIoU of the image.
+    """
+    figure, found, score = "PQ", prediction.panoptic, None
+    sample = replace(sample, instances=None)  # masks of many objects would fill the memory
+    if found is not None and match is not None:
+        score = image_pq(match, len(labels))
+    elif prediction.instances is not None:
+        figure, found = "F1", object_regions(prediction.instances, sample.truth.size, DRAWN_SCORE)
+        truth = _true_objects(sample, prediction.instances.masks is None, labels)
+        sample = replace(sample, truth=truth)
+        score = image_f1(match_maps(truth, found))
+    elif prediction.semantic is not None and classes is not None:
+        figure, found, score = "mIoU", class_regions(prediction.semantic), image_miou(classes)
+        sample = replace(sample, truth=class_regions(semantic_map(sample.truth, range(len(labels)))))
+    if found is None or score is None:
+        return None
+    return SheetRow(score, str(sample.image_id), sample, found, labels, figure)
 
-    def __enter__(self) -> _Predictions:
-        return self
 
-    def add(self, sample: Sample, file_name: str, segmentation: PanopticSegmentation) -> None:
-        if self._writer is None:
-            self._writer = PanopticWriter(self.json, self.labels, overwrite=True).__enter__()
-        self._writer.add(sample.image_id, file_name, segmentation)
-
-    def __exit__(self, *error: Any) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(*error)
-
-
-def _join(folder: Path, world: int, labels: LabelSpace) -> None:
-    """The parts that the processes wrote, as one predictions.json."""
-    parts = [path for rank in range(world) if (path := folder / f"part{rank}.json").is_file()]
-    index = {source: c.id for source, c in labels.by_source_id().items()}
-    with PanopticWriter(folder / "predictions.json", labels, overwrite=True) as writer:
-        for part in parts:
-            content = read_json(part)
-            for image, annotation in zip(content["images"], content["annotations"], strict=True):
-                png = part.with_suffix("") / annotation["file_name"]
-                segments = tuple(
-                    Segment(row["id"], index[row["category_id"]], row.get("score", 1.0))
-                    for row in annotation["segments_info"]
-                )
-                segmentation = PanopticSegmentation(ids_tensor(read_rgb_ids(png)), segments)
-                writer.add(image["id"], image["file_name"], segmentation)
-                png.unlink()
-            part.with_suffix("").rmdir()
-            part.unlink()
+def _true_objects(sample: Sample, as_boxes: bool, labels: LabelSpace) -> PanopticSegmentation:
+    """The things of the truth, as boxes where the model knows nothing else."""
+    things = [s for s in sample.truth.segments if labels[s.category].is_thing]
+    ids = sample.truth.ids
+    if as_boxes:
+        boxes = boxes_of_ids(ids, torch.tensor([s.id for s in things], dtype=torch.int64))
+        numbers = torch.tensor([s.category for s in things], dtype=torch.int64)
+        crowd = torch.tensor([s.is_crowd for s in things], dtype=torch.bool)
+        return object_regions(Instances(boxes, numbers, torch.ones(len(things)), None, crowd), sample.truth.size, 0)
+    kept = torch.isin(ids, torch.tensor([s.id for s in things], dtype=ids.dtype))
+    return PanopticSegmentation(torch.where(kept, ids, VOID), tuple(things))
 
 
 class SheetRow(NamedTuple):
-    """An image of the report; orders by pq, ties by the image id's text."""
+    """An image of the report; orders by score, ties by the image id's text."""
 
-    pq: float
+    score: float
     key: str
     sample: Sample
     prediction: PanopticSegmentation
     labels: LabelSpace
+    figure: str = "PQ"  # what the score is
 
 
 class Sheet:
@@ -194,11 +218,9 @@ class Sheet:
         self._best: list[tuple[float, str, SheetRow]] = []
         self._worst: list[tuple[float, str, SheetRow]] = []
 
-    def offer(self, pq: float, sample: Sample, prediction: PanopticSegmentation, labels: LabelSpace) -> None:
-        sample = replace(sample, instances=None)  # masks of many objects would fill the memory
-        row = SheetRow(pq, str(sample.image_id), sample, prediction, labels)
+    def offer(self, row: SheetRow) -> None:
         for heap, sign in ((self._best, 1), (self._worst, -1)):
-            heapq.heappush(heap, (sign * row.pq, row.key, row))
+            heapq.heappush(heap, (sign * row.score, row.key, row))
             if len(heap) > self.size:
                 heapq.heappop(heap)
 
@@ -210,18 +232,19 @@ class Sheet:
 
 
 def write_sheet(folder: Path, rows: list[SheetRow], size: int) -> None:
-    """The `size` best and worst of `rows` as plain files and sheet.json, by falling pq.
+    """The `size` best and worst of `rows` as plain files and sheet.json, by falling score.
 
-    K_image.png is the photo, K_truth.png and K_prediction.png are RGB-coded id maps; the segments of both stand in
-    sheet.json as in COCO panoptic.
+    K_image.png is the photo, K_truth.png and K_prediction.png are RGB-coded id maps; sheet.json names the figure that
+    the images are sorted by, the categories, and for each image its score and the segments of both maps as in COCO
+    panoptic.
     """
-    rows = sorted(rows, key=lambda row: (-row.pq, row.key))
+    rows = sorted(rows, key=lambda row: (-row.score, row.key))
     if len(rows) > 2 * size:
         rows = rows[:size] + rows[-size:]
     listing: list[dict[str, Any]] = []
     with replacing_folder(folder) as temporary:
         for k, row in enumerate(rows):
-            entry: dict[str, Any] = {"image_id": row.sample.image_id, "pq": row.pq, "image": f"{k}_image.png"}
+            entry: dict[str, Any] = {"image_id": row.sample.image_id, "score": row.score, "image": f"{k}_image.png"}
             write_png(temporary / f"{k}_image.png", row.sample.image.permute(1, 2, 0).numpy())  # (H, W, 3)
             for side, segmentation in (("truth", row.sample.truth), ("prediction", row.prediction)):
                 ids = segmentation.ids.numpy()
@@ -229,4 +252,5 @@ def write_sheet(folder: Path, rows: list[SheetRow], size: int) -> None:
                 entry[side] = f"{k}_{side}.png"
                 entry[f"{side}_segments"] = segment_rows(segmentation, ids, row.labels)
             listing.append(entry)
-        write_json(temporary / "sheet.json", listing)
+        figure, categories = rows[0].figure, rows[0].labels.to_json()
+        write_json(temporary / "sheet.json", {"figure": figure, "categories": categories, "images": listing})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from pansight.data.dataset import image_tensor
 from pansight.data.images import read_image
-from pansight.data.loader import collate, resized
 from pansight.engine import distributed
+from pansight.engine.infer import Inference, check_decode_options, infer, prepare
 from pansight.errors import PansightError
-from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample
+from pansight.types import LabelSpace, Prediction
 from pansight.weights import load_model, save_model
 
 Photo = str | Path | NDArray[np.uint8] | Tensor | Image.Image
@@ -43,35 +44,25 @@ class Predictor:
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.device = torch.device(device or "cpu")
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
         self.name, self.options = name, options
         self.precision = distributed.resolve_precision(precision, self.device)
+        self._settings = Inference(self.device, self.precision)
+        self.model = prepare(model, self._settings)
 
     @property
     def labels(self) -> LabelSpace:
         return self.model.labels
 
-    def predict(self, image: Photo, **thresholds: Any) -> Prediction:
-        """The prediction at the size of the image, on the CPU. thresholds: those of the model's decode."""
-        return self.predict_batch([image], **thresholds)[0]
+    def predict(self, image: Photo, **decode_options: Any) -> Prediction:
+        """The prediction at the size of the image, on the CPU. decode_options: thresholds and task of the decode."""
+        return self.predict_batch([image], **decode_options)[0]
 
-    def predict_batch(self, images: Sequence[Photo], **thresholds: Any) -> list[Prediction]:
+    def predict_batch(self, images: Sequence[Photo], **decode_options: Any) -> list[Prediction]:
         """As `predict`, in one pass; images of different sizes are padded to the largest."""
-        if not images:
-            return []
-        rule = self.model.input.resize
-        samples = [_sample(read_photo(image)) for image in images]
-        batch = collate([resized(sample, rule) for sample in samples], rule.divisor)
-        with torch.inference_mode():
-            with distributed.autocast(self.precision, self.device):
-                outputs = self.model(batch.images.to(self.device), batch.valid.to(self.device))
-            try:
-                predictions = self.model.decode(outputs, batch.sizes, **thresholds)
-            except TypeError as error:
-                if "unexpected keyword" not in str(error):
-                    raise
-                raise PansightError(f"{self.name}: unknown threshold: {error}") from error
-        return [distributed.to_cpu(p) for p in predictions]
+        check_decode_options(self.model, self.name, decode_options)
+        photos = [image_tensor(read_photo(image)) for image in images]
+        settings = replace(self._settings, batch_size=max(1, len(photos)), decode_options=decode_options)
+        return list(infer(self.model, photos, settings))
 
     def save(self, folder: str | Path) -> None:
         """As a folder that `load` reads: config.json and model.safetensors."""
@@ -101,9 +92,3 @@ def read_photo(image: Photo) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise PansightError(f"image: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
     return image if image.flags.writeable else image.copy()  # torch warns of memory that it must not write
-
-
-def _sample(image: NDArray[np.uint8]) -> Sample:
-    height, width = image.shape[:2]
-    nothing = PanopticSegmentation(torch.zeros((1, 1), dtype=torch.int32), ())  # the truth is not known
-    return Sample(image_tensor(image), nothing, 0, (height, width))

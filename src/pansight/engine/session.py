@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import threading
 import time
@@ -25,11 +26,15 @@ from pansight.engine.checkpoint import (
     read_training_state,
     write_training_state,
 )
+from pansight.engine.evaluate import EVALUATION, PREDICTIONS
 from pansight.engine.optim import MovingAverage, averaged
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
-from pansight.files import replacing_folder
+from pansight.files import replacing_folder, write_json
 from pansight.types import Batch
+
+CANDIDATE = "candidate"
+"""The folder, in that of a run, of an evaluation until it is known whether it is the best one."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,7 +67,7 @@ class Session:
         optimizer: AcceleratedOptimizer,
         average: MovingAverage | None,
         save: Callable[[Path], None],
-        evaluate: Callable[[], dict[str, Any]] | None,
+        evaluate: Callable[[Path], dict[str, Any]] | None,
         batch_norm: bool,
     ):
         self.config, self.folder, self.accelerator = config, folder, accelerator
@@ -150,11 +155,15 @@ class Session:
         return over
 
     def evaluate(self) -> None:
-        """Measure the (averaged) weights; they become checkpoints/best where they are."""
+        """Measure the (averaged) weights. Where they are the best so far, they become checkpoints/best, and what the
+        evaluation wrote becomes the run's own evaluation: nothing is measured twice.
+        """
         if self._evaluate is None:
             return
+        candidate = self.folder / CANDIDATE
+        self._clear(candidate)
         with averaged(self.average):
-            record = self._evaluate()
+            record = self._evaluate(candidate)
             name, figure = merit(record)
             self.log.append(evaluation_row(self.state.step, record))
             self.accelerator.log(scalars_of(record), step=self.state.step)
@@ -162,7 +171,15 @@ class Session:
             if self.state.best is None or figure > self.state.best:
                 self.state.best = figure
                 self._write("best", self._save)
+                if self.accelerator.is_main_process:
+                    take_evaluation(candidate, self.folder, {"step": self.state.step, **record})
+        self._clear(candidate)
         self._mark = self.state.step, time.monotonic()
+
+    def _clear(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
     def save_last(self) -> None:
         """Everything that a resumption needs, as checkpoints/last."""
@@ -214,9 +231,27 @@ class Session:
         )
 
 
+def take_evaluation(candidate: Path, folder: Path, record: dict[str, Any]) -> None:
+    """Make the evaluation in `candidate` that of the run in `folder`. record: with the step that it is of."""
+    if (candidate / PREDICTIONS).is_dir():
+        with replacing_folder(folder / PREDICTIONS) as empty:
+            empty.rmdir()
+            (candidate / PREDICTIONS).rename(empty)
+    write_json(folder / EVALUATION, record)
+
+
+OF_IMAGES = ("images", "image_ids", "counts")
+
+
 def evaluation_row(step: int, record: dict[str, Any]) -> dict[str, Any]:
     """The line of the log for an evaluation; the figures of each image stand in evaluation.json only."""
-    return {"step": step, "kind": "evaluation", "metrics": {k: v for k, v in record.items() if k != "images"}}
+    return {"step": step, "kind": "evaluation", "metrics": _without_images(record)}
+
+
+def _without_images(record: dict[str, Any]) -> dict[str, Any]:
+    rows = {key: value for key, value in record.items() if key not in OF_IMAGES}
+    nested = {key: _without_images(rows[key]) for key in ("semantic", "instances") if key in rows}
+    return rows | nested
 
 
 def merit(record: dict[str, Any]) -> tuple[str, float]:
@@ -227,7 +262,7 @@ def merit(record: dict[str, Any]) -> tuple[str, float]:
         figures = record.get("instances", {}).get(kind)
         if figures:
             return f"{kind} AP", figures["ap"] or 0.0  # None: no object at all
-    return "mIoU", record["semantic"]["miou"]
+    return f"mIoU ({record['semantic']['convention']})", record["semantic"]["miou"]
 
 
 def scalars_of(record: dict[str, Any]) -> dict[str, float]:

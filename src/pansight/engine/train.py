@@ -50,15 +50,15 @@ def train(
     folder: Path,
     accelerator: Accelerator,
     save: Callable[[Path], None],
-    evaluate: Callable[[], dict[str, Any]] | None = None,
+    evaluate: Callable[[Path], dict[str, Any]] | None = None,
     resume: bool = False,
     rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
 ) -> Result:
     """Train `model` until `config.steps` or `config.max_minutes` by its ``loss``; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
-    evaluate: gives the record of evaluation.json; called every `config.evaluate_every` steps and at the end.
-    resume: the model has the weights of checkpoints/last; everything else is read from there. rates: of its entry.
+    evaluate: measures, writes into a folder and gives the record; called every `config.evaluate_every` steps and at
+    the end. resume: the model has the weights of checkpoints/last; the rest is read from there. rates: of its entry.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C.
     """
     device, config = accelerator.device, settled(config)

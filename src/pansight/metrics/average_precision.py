@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from pansight.errors import PansightError
 from pansight.metrics.panoptic.matching import SegmentTable
+from pansight.ops.maps.rle import code_text, mask_codes
 from pansight.types import Instances, LabelSpace, Prediction, Sample
-
-_Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
 
 class Objects(NamedTuple):
@@ -60,7 +59,7 @@ def segment_codes(ids: NDArray[Any]) -> dict[int, str]:
         counts = np.diff(edges, prepend=0, append=flat.size)  # zeros, ones, zeros …
         counts = counts[:-1] if counts[-1] == 0 else counts
         code = rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-        codes[value] = _text(code["counts"])
+        codes[value] = code_text(code["counts"])
     return codes
 
 
@@ -79,11 +78,14 @@ class AveragePrecision:
         self._images: list[_Image] = []
         self._without = 0
 
-    def update(self, prediction: Prediction, truth: Sample) -> None:
-        """Add one image. Raises PansightError, naming the image, where a mask has another size than the truth."""
+    def update(self, prediction: Prediction, truth: Sample) -> Objects | None:
+        """Add one image. Gives the predicted objects with their masks encoded, None where the model gives none.
+
+        Raises PansightError, naming the image, where a mask has another size than the truth.
+        """
         if prediction.instances is None:
             self._without += 1
-            return
+            return None
         size = truth.truth.size
         masks = prediction.instances.masks
         if masks is not None and tuple(masks.shape[1:]) != size:
@@ -94,8 +96,9 @@ class AveragePrecision:
         else:
             ids = truth.truth.ids.detach().cpu().numpy()
             objects = objects_of_map(ids, SegmentTable.of(truth.truth.segments), self.labels)
-        found = self._strongest(_from_instances(prediction.instances))
-        self._images.append(_Image(truth.image_id, size, objects, found))
+        found = _from_instances(prediction.instances)
+        self._images.append(_Image(truth.image_id, size, objects, self._strongest(found)))
+        return found
 
     def add(self, image_id: str | int, size: tuple[int, int], truth: Objects, prediction: Objects) -> None:
         """Add one image of size (H, W) from its objects (`objects_of_map`)."""
@@ -115,6 +118,10 @@ class AveragePrecision:
     def compute(self) -> dict[str, Any]:
         """`box` and (with masks) `mask` → ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium
         ar_large; `per_class` by source id → name, box, mask (their AP); `max_detections`.
+        `image_ids` lists every image, and `counts` holds, as columns, what AP of any of them can be computed from:
+        truth → image (index into image_ids), category (source id), n (objects to be found); found → image, category,
+        score, and for `box` and `mask` how it was matched: bit k, whether it is right at the IoU 0.5 + 0.05 k; bit
+        10 + k, whether it does not count there.
 
         Fractions 0..1, None where the truth has no object of that kind. With another max_detections than 100 the last
         of the three plain recalls is named after it: ar400.
@@ -138,7 +145,12 @@ class AveragePrecision:
             result[kind] = _twelve_figures(precision, recall, self.max_detections)
             for k, c in enumerate(things):
                 per_class[str(c.source_id)][kind] = _mean_known(precision[:, :, k, 0, 2])
-        return result | {"per_class": per_class, "max_detections": self.max_detections}
+        return result | {
+            "per_class": per_class,
+            "max_detections": self.max_detections,
+            "image_ids": [image.image_id for image in images],
+            "counts": _counts(images, self.labels, kinds, self.max_detections),
+        }
 
     def merge(self, other: AveragePrecision) -> None:
         """Add what another process gathered. Raises PansightError for another label space or max_detections."""
@@ -202,8 +214,7 @@ def _from_instances(instances: Instances) -> Objects:
     boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
     codes = None
     if instances.masks is not None:
-        masks = instances.masks.detach().cpu().bool().numpy()  # (N, H, W)
-        codes = tuple(_text(rle.encode(cast(_Mask, mask))["counts"]) for mask in masks)
+        codes = mask_codes(instances.masks)
     crowd = np.zeros(len(instances), bool)
     if instances.is_crowd is not None:
         crowd = instances.is_crowd.detach().cpu().numpy().astype(bool)
@@ -229,13 +240,74 @@ def objects_of_map(ids: NDArray[Any], table: SegmentTable, labels: LabelSpace) -
     )
 
 
+_ALL_SIZES = [0.0, 1e10]
+"""Areas in pixels, as COCO has them."""
+_IMAGES_AT_ONCE = 256
+"""Whose matches are Python objects at a time."""
+
+
 def _evaluate(
     images: list[_Image], labels: LabelSpace, masks: bool, max_detections: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """COCO's tables: precision (10 IoUs, 101 recalls, classes, 4 sizes, 3 limits) and recall (10, classes, 4, 3).
 
-    −1 where the truth has no object. Image k gets the id k + 1, class c the id c + 1.
+    −1 where the truth has no object.
     """
+    evaluation = _coco_eval(images, labels, masks)
+    evaluation.params.max_dets = [1, 10, max_detections]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "hotcoco: max_dets differ", UserWarning)  # meant: the name of the key says it
+        evaluation.evaluate()
+        evaluation.accumulate()
+    tables = cast(dict[str, Any], evaluation.eval)
+    return np.asarray(tables["precision"], np.float64), np.asarray(tables["recall"], np.float64)
+
+
+def _counts(images: list[_Image], labels: LabelSpace, kinds: tuple[str, ...], max_detections: int) -> dict[str, Any]:
+    """`counts` of AveragePrecision.compute."""
+    truth: dict[str, list[int]] = {"image": [], "category": [], "n": []}
+    found: dict[str, list[Any]] = {"image": [], "category": [], "score": []} | {kind: [] for kind in kinds}
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        part = images[start : start + _IMAGES_AT_ONCE]
+        for kind in kinds:
+            for row in _matches(part, labels, kind == "mask", max_detections):
+                image, label = start + int(row["image_id"]) - 1, int(row["category_id"]) - 1
+                category = labels[label].source_id
+                found[kind] += _match_codes(row["dtMatched"], row["dtIgnore"])
+                if kind != kinds[0]:
+                    continue
+                found["image"] += [image] * len(row["dtScores"])
+                found["category"] += [category] * len(row["dtScores"])
+                found["score"] += [float(f"{score:.9g}") for score in row["dtScores"]]  # all digits of a float32
+                if any(row["gtInDenominator"]):
+                    truth["image"].append(image)
+                    truth["category"].append(category)
+                    truth["n"].append(int(sum(row["gtInDenominator"])))
+    return {"truth": truth, "found": found}
+
+
+def _matches(images: list[_Image], labels: LabelSpace, masks: bool, max_detections: int) -> list[dict[str, Any]]:
+    """hotcoco's matches of each image and class that has any object, sorted by image and class."""
+    if not any(len(image.prediction.labels) or len(image.truth.labels) for image in images):
+        return []
+    evaluation = _coco_eval(images, labels, masks)
+    evaluation.params.max_dets = [max_detections]
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [_ALL_SIZES], ["all"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "hotcoco:", UserWarning)  # fewer figures than COCO's own: meant
+        evaluation.evaluate()
+    rows = [row for row in evaluation.eval_imgs if row]
+    return sorted(rows, key=lambda row: (row["image_id"], row["category_id"]))
+
+
+def _match_codes(matched: list[list[bool]], ignored: list[list[bool]]) -> list[int]:
+    """(10, D) twice → the codes of D objects."""
+    bits = np.concatenate([np.array(matched, bool) & ~np.array(ignored, bool), np.array(ignored, bool)])  # (20, D)
+    return (bits.astype(np.int64) << np.arange(len(bits))[:, None]).sum(0).tolist()
+
+
+def _coco_eval(images: list[_Image], labels: LabelSpace, masks: bool) -> COCOeval:
+    """Image k gets the id k + 1, class c the id c + 1."""
     truth_rows: list[dict[str, Any]] = []
     found_rows: list[dict[str, Any]] = []
     for number, image in enumerate(images, 1):
@@ -250,14 +322,7 @@ def _evaluate(
             "annotations": truth_rows,
         }
     )
-    evaluation = COCOeval(truth, truth.load_res(found_rows), "segm" if masks else "bbox")
-    evaluation.params.max_dets = [1, 10, max_detections]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "hotcoco: max_dets differ", UserWarning)  # meant: the name of the key says it
-        evaluation.evaluate()
-        evaluation.accumulate()
-    tables = cast(dict[str, Any], evaluation.eval)
-    return np.asarray(tables["precision"], np.float64), np.asarray(tables["recall"], np.float64)
+    return COCOeval(truth, truth.load_res(found_rows), "segm" if masks else "bbox")
 
 
 def _rows(objects: Objects, number: int, size: tuple[int, int], masks: bool, truth: bool) -> list[dict[str, Any]]:
@@ -304,7 +369,3 @@ _SIZES = ("small", "medium", "large")
 def _mean_known(table: NDArray[np.float64]) -> float | None:
     known = table[table > -1]
     return float(known.mean()) if known.size else None
-
-
-def _text(counts: object) -> str:
-    return counts.decode("ascii") if isinstance(counts, bytes) else str(counts)

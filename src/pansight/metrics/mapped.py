@@ -23,9 +23,9 @@ def map_prediction(prediction: Prediction, class_map: ClassMap, labels: LabelSpa
     if panoptic is not None:
         panoptic = _map_segments(panoptic, class_map.prediction, stuff)
     if semantic is not None:
-        values = torch.full((IGNORE + 1,), IGNORE, dtype=torch.int64)
         target = torch.from_numpy(class_map.prediction)
-        values[: len(target)] = torch.where(target == UNMAPPED, IGNORE, target)
+        known = torch.where(target == UNMAPPED, IGNORE, target)
+        values = torch.cat([known, known.new_tensor([IGNORE])])  # (K + 1,): IGNORE, which is −1, looks up the last
         semantic = values[semantic]
     if instances is not None:
         target = torch.from_numpy(class_map.prediction)[instances.labels]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,57 @@ _LOW_BITS = 26
 """A ΣIoU in units of 2⁻⁵³ overflows 64 bits after a thousand segments: it is kept as two numbers of 27 and 26 bits."""
 
 
+class ImageRows:
+    """Counts of many images: for each some rows (R, columns), whose first two columns are image and category."""
+
+    def __init__(self, columns: int):
+        self.columns = columns
+        self.ids: list[str | int] = []
+        self._rows: list[IntArray] = []
+
+    def add(self, image_id: str | int, rows: IntArray) -> None:
+        """Add an image; the first column of its rows becomes its number."""
+        rows[:, 0] = len(self.ids)
+        self.ids.append(image_id)
+        self._rows.append(rows)
+        if len(self._rows) >= _ROWS_KEPT_APART:
+            self._rows = [np.concatenate(self._rows)]
+
+    def all_rows(self) -> IntArray:
+        return np.concatenate([np.zeros((0, self.columns), np.int64), *self._rows])
+
+    def in_order(self) -> tuple[list[str | int], IntArray]:
+        """Image ids, rising, and the rows in that order: the same however the images were split among processes."""
+        rows = self.all_rows()
+        order = sorted(range(len(self.ids)), key=lambda i: (isinstance(self.ids[i], str), self.ids[i]))
+        place = np.empty(len(self.ids), np.int64)
+        place[order] = np.arange(len(self.ids))
+        rows[:, 0] = place[rows[:, 0]]
+        return [self.ids[i] for i in order], rows[np.argsort(rows[:, 0], kind="stable")]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain JSON values; columns are many times shorter than rows."""
+        return {"image_ids": list(self.ids), "rows": self.all_rows().T.tolist()}
+
+    def extend(self, state: Mapping[str, Any], classes: int, what: str) -> None:
+        """Add the images of a `state_dict`. Raises PansightError, headed by `what`, where it is damaged."""
+        rows = np.array(state["rows"], np.int64).reshape(self.columns, -1).T.copy()  # (columns, R) → (R, columns)
+        if (rows < 0).any() or (rows[:, :2] >= (len(state["image_ids"]), classes)).any() or _is_idle(rows):
+            raise PansightError(f"{what}: expected counts of classes in images, found others (damaged)")
+        rows[:, 0] += len(self.ids)
+        self.ids += state["image_ids"]
+        self._rows.append(rows)
+
+
+def _is_idle(rows: IntArray) -> bool:
+    """Whether a row counts nothing."""
+    return not bool(rows[:, 2:5].any(axis=1).all())
+
+
+_ROWS_KEPT_APART = 256
+"""Images whose rows are small arrays of their own, before they are joined into one."""
+
+
 def image_rows(match: ImageMatch, n_classes: int) -> IntArray:
     """What each class contributes in one image: int64 (R, 7), one row for each class that is counted there.
 
@@ -103,6 +154,12 @@ def image_pq(match: ImageMatch, n_classes: int) -> float | None:
     if not len(rows):
         return None
     return float((joined_iou(rows) / (rows[:, 2] + 0.5 * rows[:, 3] + 0.5 * rows[:, 4])).mean())
+
+
+def image_f1(match: ImageMatch) -> float | None:
+    """F1 of the segments of one image, 0..1, of all classes together; None where nothing is counted."""
+    hits, phantoms, missed = int((match.match >= 0).sum()), int((match.state == PHANTOM).sum()), int(match.missed.sum())
+    return hits / (hits + 0.5 * (phantoms + missed)) if hits + phantoms + missed else None
 
 
 def joined_iou(rows: IntArray) -> NDArray[np.float64]:

@@ -29,8 +29,8 @@ from pansight.models.contract import Entry, RateGroups, TrainingDefaults, every_
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
-from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, checked_task, decode_queries
-from pansight.ops.fusion.windows import Window, cut_windows, semantic_from_windows
+from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, checked_task, decode_queries, query_class_scores
+from pansight.ops.fusion.windows import Window, cut_windows, scores_from_windows
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts
 from pansight.ops.queries.masks import features_at, masks_at
 from pansight.ops.queries.targets import segment_targets
@@ -227,7 +227,7 @@ class EoMT(nn.Module):
         """
         if outputs.windows:
             checked_task(task, "semantic", ("semantic",))
-            return [Prediction(semantic=self._semantic(outputs, image, size)) for image, size in enumerate(sizes)]
+            return [Prediction(semantic=scores.max(0).indices) for scores in self.class_scores(outputs, sizes)]
         return decode_queries(
             outputs.class_logits[-1],
             partial(self.mask_logits, outputs),
@@ -237,11 +237,18 @@ class EoMT(nn.Module):
             task,
         )
 
-    def _semantic(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
-        """int64 (H, W) of an image that was looked at in windows."""
+    def class_scores(self, outputs: EoMTOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
+        if outputs.windows:
+            return [self._scores_from_windows(outputs, image, size) for image, size in enumerate(sizes)]
+        canvases = canvases_of(self._canvas(outputs), outputs.extents, sizes)
+        return query_class_scores(outputs.class_logits[-1], partial(self.mask_logits, outputs), canvases)
+
+    def _scores_from_windows(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
+        """float32 (C, H, W) of an image that was looked at in windows."""
         mine = [number for number, window in enumerate(outputs.windows) if window.image == image]
         height, width = outputs.extents[image].tolist()
-        return semantic_from_windows(
+        return scores_from_windows(
             outputs.class_logits[-1, mine],
             lambda index: self.mask_logits(outputs, mine[index]),
             [outputs.windows[number] for number in mine],

@@ -23,7 +23,8 @@ from pansight.nn.input import Input
 from pansight.nn.linear import FastLinear
 from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention
-from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries, query_class_scores
+from pansight.ops.fusion.queries import Canvas
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts, uniform
 from pansight.ops.queries.masks import features_at, masks_at
 from pansight.ops.queries.targets import segment_targets
@@ -215,12 +216,10 @@ class Mask2Former(nn.Module):
 
         task: "panoptic" (None), "instance", "semantic" or "all".
         """
-        stride = self.backbone.strides[0]
-        height, width = outputs.features.shape[2:]
         return decode_queries(
             outputs.class_logits,
             partial(self.mask_logits, outputs),
-            canvases_of((height * stride, width * stride), outputs.extents, sizes),
+            self._canvases(outputs, sizes),
             self.labels,
             self.rules.replaced(score_threshold, mask_threshold, overlap),
             task,
@@ -228,6 +227,16 @@ class Mask2Former(nn.Module):
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""
+
+    def class_scores(self, outputs: Mask2FormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
+        canvases = self._canvases(outputs, sizes)
+        return query_class_scores(outputs.class_logits, partial(self.mask_logits, outputs), canvases)
+
+    def _canvases(self, outputs: Mask2FormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Canvas]:
+        stride = self.backbone.strides[0]
+        height, width = outputs.features.shape[2:]
+        return canvases_of((height * stride, width * stride), outputs.extents, sizes)
 
 
 def mask2former(

@@ -24,7 +24,7 @@ from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
-from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries
+from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries, query_class_scores
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
 from pansight.ops.queries.losses import set_counts
 from pansight.ops.queries.masks import PixelEmbeddings
@@ -235,6 +235,11 @@ class MaskFormer(nn.Module):
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""
+
+    def class_scores(self, outputs: MaskFormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
+        canvases = canvases_of(outputs.canvas.tolist(), outputs.extents, sizes)
+        return query_class_scores(outputs.class_logits, partial(self.mask_logits, outputs), canvases)
 
 
 def maskformer(

@@ -74,18 +74,21 @@ def number(value: object) -> str:
 
 
 def score_cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The figures besides PQ: title, value (fraction), and a line of details."""
+    """The figures besides PQ: title, value (fraction), a line of details, and the interval where there is one."""
     cards: list[dict[str, Any]] = []
     instances = evaluation.get("instances", {})
     for kind in ("mask", "box"):
         figures = instances.get(kind)
         if figures:
             detail = f"AP50 {percent(figures.get('ap50'))} · AP75 {percent(figures.get('ap75'))}"
-            cards.append({"title": f"{kind.capitalize()} AP", "value": figures.get("ap"), "detail": detail})
+            interval = instances.get("intervals", {}).get(kind, {}).get("All", {}).get("ap")
+            card = {"title": f"{kind.capitalize()} AP", "value": figures.get("ap"), "detail": detail}
+            cards.append(card | {"interval": interval})
     semantic = evaluation.get("semantic")
     if semantic:
         detail = f"{percent(semantic.get('pixel_accuracy'))} % of pixels · {semantic.get('convention', '')} convention"
-        cards.append({"title": "mIoU", "value": semantic.get("miou"), "detail": detail})
+        interval = semantic.get("intervals", {}).get("All", {}).get("iou")
+        cards.append({"title": "mIoU", "value": semantic.get("miou"), "detail": detail, "interval": interval})
     boundary = evaluation.get("boundary")
     if boundary:
         detail = f"Boundary IoU {percent(boundary.get('boundary_iou'))} of the segments found"
@@ -94,7 +97,7 @@ def score_cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     if dagger:
         detail = f"Things {percent(dagger['Things']['pq_dagger'])} · Stuff {percent(dagger['Stuff']['pq_dagger'])}"
         cards.append({"title": "PQ†", "value": dagger["All"]["pq_dagger"], "detail": detail})
-    return cards
+    return [{"interval": None, **card} for card in cards]
 
 
 COLUMNS = {
@@ -118,7 +121,6 @@ def class_table(
     panoptic = evaluation.get("per_class", {})
     semantic = evaluation.get("semantic", {}).get("per_class", {})
     boundary = evaluation.get("boundary", {}).get("per_class", {})
-    intervals = evaluation.get("intervals", {}).get("per_class", {})
     instances = evaluation.get("instances", {}).get("per_class", {})
     colors = {str(c.source_id): c.color for c in labels or ()}
     things = {str(c.source_id): c.is_thing for c in labels or ()}
@@ -134,12 +136,22 @@ def class_table(
         counted = [row.get(k) for k in ("tp", "fp", "fn")]
         seen = any(counted) if key in panoptic else any(row.get(k) is not None for k in ("mask", "box", "iou"))
         color = hex_color(colors.get(key) or palette_color(index))
-        row["interval"] = intervals.get(key, {}).get("pq")
-        rows.append({"name": key, **row, "color": color, "present": seen})
+        rows.append({"name": key, "key": key, **row, "color": color, "present": seen})
     shown = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
+    intervals = _class_intervals(evaluation, shown[0]) if shown else {}
+    rows = [row | {"interval": intervals.get(row["key"])} for row in rows]
     if shown:
         rows.sort(key=lambda row: (-(row.get(shown[0]) or 0.0), str(row["name"])))
     return [(k, *COLUMNS[k]) for k in shown], rows
+
+
+def _class_intervals(evaluation: Mapping[str, Any], column: str) -> dict[str, list[float]]:
+    """Source id → the interval of a figure of COLUMNS."""
+    semantic, instances = (evaluation.get(key, {}).get("intervals", {}) for key in ("semantic", "instances"))
+    parts = {"pq": (evaluation.get("intervals", {}), "pq"), "iou": (semantic, "iou")}
+    parts |= {kind: (instances.get(kind, {}), "ap") for kind in ("mask", "box")}
+    part, score = parts.get(column, ({}, ""))
+    return {key: row[score] for key, row in part.get("per_class", {}).items() if score in row}
 
 
 def script_json(value: Any) -> str:

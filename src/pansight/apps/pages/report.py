@@ -47,6 +47,7 @@ class Run:
     evaluation: dict[str, Any] = field(default_factory=dict)
     labels: LabelSpace | None = None
     sheet: list[dict[str, Any]] = field(default_factory=list)
+    figure: str = "PQ"  # that the images of the sheet are sorted by
     sheet_folder: Path = Path()
     date: str = ""
 
@@ -106,8 +107,10 @@ def read_run(folder: Path) -> Run:
         run.evaluation = _table(read_json(evaluation), evaluation)
     run.labels = _labels(folder, run.evaluation)
     run.sheet_folder = folder / "predictions" / "sheet"
-    if (run.sheet_folder / "sheet.json").is_file():
-        run.sheet = list(read_json(run.sheet_folder / "sheet.json"))
+    listing = run.sheet_folder / "sheet.json"
+    if listing.is_file():
+        content = _table(read_json(listing), listing)
+        run.sheet, run.figure = list(content.get("images", [])), str(content.get("figure", "PQ"))
     return run
 
 
@@ -137,7 +140,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     rates = [r["images_per_second"] for r in training if isinstance(r.get("images_per_second"), int | float)]
     steps = " of ".join(str(number(n)) for n in dict.fromkeys([last.get("step"), train.get("steps")]) if n)
     rate = evaluation.get("images_per_second")
-    measured = f"{number(len(evaluation['images']))} images" if evaluation.get("images") else ""
+    measured = f"{number(_images_of(evaluation))} images" if _images_of(evaluation) else ""
     pairs = {
         "Model": model.get("name"),
         "Backbone": model.get("backbone"),
@@ -156,6 +159,12 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Date": run.facts.get("started") or run.date,
     }
     return [(k, str(v)) for k, v in pairs.items() if v not in (None, "", 0)]
+
+
+def _images_of(evaluation: Mapping[str, Any]) -> int:
+    """How many images were measured, by whichever figure there is."""
+    parts = [evaluation, *(evaluation.get(key, {}) for key in ("semantic", "instances"))]
+    return max(len(part.get("image_ids") or part.get("images") or []) for part in parts)
 
 
 def _first_step(first: Any) -> str:
@@ -231,13 +240,14 @@ def _log_rows(path: Path) -> Iterable[dict[str, Any]]:
 def _labels(folder: Path, evaluation: Mapping[str, Any]) -> LabelSpace | None:
     """The classes with their colours: of the predictions, else of the saved model, else those of the evaluation."""
     for name, key in (
+        ("predictions/sheet/sheet.json", "categories"),
         ("predictions/predictions.json", "categories"),
         ("checkpoints/best/config.json", "labels"),
         ("checkpoints/last/config.json", "labels"),
     ):
         if (folder / name).is_file():
             return LabelSpace.from_json(_table(read_json(folder / name), folder / name).get(key, []))
-    per_class = evaluation.get("per_class", {})
+    per_class = evaluation.get("per_class") or evaluation.get("semantic", {}).get("per_class", {})
     if not per_class:
         return None
     rows = enumerate(per_class.items())
@@ -249,8 +259,8 @@ def _viewer(run: Run) -> dict[str, Any] | None:
     if not run.sheet or run.labels is None:
         return None
     images = [encode(_viewer_image(entry, run, run.labels)) for entry in run.sheet]
-    data = viewer_data(run.labels, [image.row for image in images])
-    return {"data": data, "contents": [image.content for image in images]}
+    data = viewer_data(run.labels, [image.row for image in images], figure=run.figure)
+    return {"data": data, "contents": [image.content for image in images], "figure": run.figure}
 
 
 def _viewer_image(entry: Mapping[str, Any], run: Run, labels: LabelSpace) -> ViewerImage:
@@ -265,7 +275,7 @@ def _viewer_image(entry: Mapping[str, Any], run: Run, labels: LabelSpace) -> Vie
         prediction.ids.numpy(),
         match,
         classify_errors(match, np.array([c.is_thing for c in labels], bool)),
-        entry["pq"],
+        entry["score"],
     )
 
 

@@ -51,7 +51,7 @@ class ViewerImage(NamedTuple):
     prediction_ids: IdArray  # int32 (H, W)
     match: ImageMatch
     errors: SegmentErrors
-    pq: float | None  # fraction; None where nothing was there and nothing was predicted
+    score: float | None  # fraction, PQ unless the page names another; None where nothing was there or predicted
 
 
 class EncodedImage(NamedTuple):
@@ -128,7 +128,7 @@ class ViewerWriter:
             date=f"{now.day} {now:%B %Y, %H:%M}",
             count=count,
             folder="" if inside else self.folder.name,
-            viewer={"data": data, "contents": contents},
+            viewer={"data": data, "contents": contents, "figure": "PQ"},
             version=version("pansight"),
             **figures_of(record, self.labels),
         )
@@ -158,13 +158,15 @@ class ViewerWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def viewer_data(labels: LabelSpace, index: Iterable[str], folder: str = "") -> str:
+def viewer_data(labels: LabelSpace, index: Iterable[str], folder: str = "", figure: str = "PQ") -> str:
     """What the page knows of all images, as JSON for a <script> element: classes, errors, and a row for each image.
 
-    index: the row of each `EncodedImage`. folder: where their contents lie, "" for inside the page.
+    index: the row of each `EncodedImage`. folder: where their contents lie, "" for inside the page. figure: what the
+    images are scored by.
     """
     head = {
         "folder": folder,
+        "figure": figure,
         "classes": [{"name": c.name, "thing": c.is_thing, "color": list(c.color)} for c in labels],
         "errors": [error_style(key) for key in ERRORS],
     }
@@ -172,7 +174,7 @@ def viewer_data(labels: LabelSpace, index: Iterable[str], folder: str = "") -> s
 
 
 def image_row(image: ViewerImage) -> list[Any]:
-    """An image in the list: id, pq, width, height, and [category, error, segments, …] for the filters."""
+    """An image in the list: id, score, width, height, and [category, error, segments, …] for the filters."""
     keys = np.concatenate(
         [
             table.categories * len(ERRORS) + errors
@@ -185,8 +187,8 @@ def image_row(image: ViewerImage) -> list[Any]:
     found, counts = np.unique(keys, return_counts=True)
     triples = np.stack([found // len(ERRORS), found % len(ERRORS), counts], 1)  # (pairs, 3)
     height, width = image.truth_ids.shape
-    pq = None if image.pq is None else round(float(image.pq), 6)
-    return [image.image_id, pq, width, height, triples.ravel().tolist()]
+    score = None if image.score is None else round(float(image.score), 6)
+    return [image.image_id, score, width, height, triples.ravel().tolist()]
 
 
 def image_content(image: ViewerImage) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Scores:
     def add(self, pair: Pair) -> SegmentErrors | None:
         """Add an image; gives the error class of each segment where they are asked for."""
         rows = self.panoptic.add(pair.image_id, pair.match)
-        self.semantic.add(pair.match)
+        self.semantic.add(pair.image_id, pair.match)
         self.dagger.update(pair.match, rows)
         self.stale_areas += pair.stale_areas
         errors = None if self.errors is None else self.errors.update(pair.match)

@@ -20,8 +20,9 @@ def summary(record: dict[str, Any]) -> str:
     for kind in ("box", "mask"):
         figures = record.get("instances", {}).get(kind)
         if figures:
-            shown = (f"{k.upper()} {100 * figures[k]:.1f}" for k in ("ap", "ap50", "ap75") if figures[k] is not None)
-            lines.append(f"{kind:10s}| {'  '.join(shown)}")
+            shown = [f"{k.upper()} {100 * figures[k]:.1f}" for k in ("ap", "ap50", "ap75") if figures[k] is not None]
+            interval = record["instances"].get("intervals", {}).get(kind, {}).get("All", {}).get("ap")
+            lines.append(f"{kind:10s}| {'  '.join(shown)}{_range(interval)}")
     if "boundary" in record:
         row, iou = record["boundary"]["All"], record["boundary"]["boundary_iou"]
         figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
@@ -30,7 +31,9 @@ def summary(record: dict[str, Any]) -> str:
         groups = ", ".join(f"{k.lower()} {_percent(record['pq_dagger'][k]['pq_dagger'])}" for k in ("Things", "Stuff"))
         lines.append(f"{'PQ†':10s}| {_percent(record['pq_dagger']['All']['pq_dagger'])}  ({groups})")
     if "semantic" in record:
-        lines.append(f"{'mIoU':10s}| {100 * record['semantic']['miou']:5.1f}  ({record['semantic']['convention']})")
+        semantic = record["semantic"]
+        interval = semantic.get("intervals", {}).get("All", {}).get("iou")
+        lines.append(f"{'mIoU':10s}| {100 * semantic['miou']:5.1f}  ({semantic['convention']}){_range(interval)}")
     lines += _errors(record.get("errors", {}))
     return "\n".join(lines)
 
@@ -45,6 +48,10 @@ def _errors(errors: dict[str, dict[str, Any]]) -> list[str]:
         gain = f"+{100 * row['pq_gain']:.1f}"
         lines.append(f"{name.replace('_', ' '):18s}| {row['truth']:7d} {row['prediction']:9d}  {gain:>14s}")
     return lines
+
+
+def _range(interval: list[float] | None) -> str:
+    return f"  95 %: {100 * interval[0]:.1f} … {100 * interval[1]:.1f}" if interval else ""
 
 
 def _percent(fraction: float | None) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from pansight.errors import PansightError
 from pansight.metrics.overlap import count_overlaps
 from pansight.metrics.panoptic.matching import IGNORED, PHANTOM, ImageMatch, SegmentTable, match_tables
-from pansight.metrics.scores import ClassCounts, group_means, image_rows, joined_iou
+from pansight.metrics.scores import ClassCounts, ImageRows, group_means, image_rows, joined_iou
 from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
@@ -82,8 +82,7 @@ class PanopticQuality:
 
     def __init__(self, labels: LabelSpace):
         self.labels = labels
-        self._image_ids: list[str | int] = []
-        self._rows: list[IntArray] = []  # (R, 7) each: image, category, TP, FP, FN, ΣIoU by `split_iou`
+        self._images = ImageRows(7)  # image, category, TP, FP, FN, ΣIoU as `image_rows` splits it
         self._without = 0  # predictions that brought no panoptic map
 
     def update(self, prediction: Prediction, truth: Sample) -> ImageMatch | None:
@@ -104,11 +103,7 @@ class PanopticQuality:
     def add(self, image_id: str | int, match: ImageMatch) -> IntArray:
         """Add one image whose segments are matched already; gives its `image_rows`."""
         rows = image_rows(match, len(self.labels))
-        rows[:, 0] = len(self._image_ids)
-        self._image_ids.append(image_id)
-        self._rows.append(rows)
-        if len(self._rows) >= _ROWS_KEPT_APART:
-            self._rows = [np.concatenate(self._rows)]
+        self._images.add(image_id, rows)
         return rows
 
     def compute(self) -> dict[str, Any]:
@@ -119,13 +114,13 @@ class PanopticQuality:
         `image_ids` lists every image, and `counts` holds, as columns, what each class contributed in each image:
         image (index into image_ids), category (source id), tp, fp, fn, iou.
         """
-        if not self._image_ids:
+        if not self._images.ids:
             return {}
         if self._without:
             raise PansightError(
                 f"panoptic quality: expected a panoptic map for every image, found none for {self._without} images"
             )
-        image_ids, rows = self._in_order()
+        image_ids, rows = self._images.in_order()
         totals = ClassCounts(self.labels)
         totals.add_rows(rows)
         per_class = totals.rows()
@@ -141,18 +136,6 @@ class PanopticQuality:
             "counts": columns | {"iou": joined_iou(rows).tolist()},
         }
 
-    def _in_order(self) -> tuple[list[str | int], IntArray]:
-        """Image ids, rising, and the rows in that order: the same however the images were split among processes."""
-        ids, rows = self._image_ids, self._all_rows()
-        order = sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))
-        place = np.empty(len(ids), np.int64)
-        place[order] = np.arange(len(ids))
-        rows[:, 0] = place[rows[:, 0]]
-        return [ids[i] for i in order], rows[np.argsort(rows[:, 0], kind="stable")]
-
-    def _all_rows(self) -> IntArray:
-        return np.concatenate([np.zeros((0, 7), np.int64), *self._rows])
-
     def merge(self, other: PanopticQuality) -> None:
         """Add what another process gathered on other images. Raises PansightError for another label space."""
         if other.labels != self.labels:
@@ -161,8 +144,7 @@ class PanopticQuality:
 
     def state_dict(self) -> dict[str, Any]:
         """All that was gathered, as plain JSON values."""
-        rows = self._all_rows().T.tolist()  # columns: many times shorter as JSON than rows
-        return {"image_ids": list(self._image_ids), "rows": rows, "without": self._without, "classes": len(self.labels)}
+        return self._images.state_dict() | {"without": self._without, "classes": len(self.labels)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what was gathered by a `state_dict`."""
@@ -172,13 +154,7 @@ class PanopticQuality:
     def _add(self, state: dict[str, Any]) -> None:
         if state["classes"] != len(self.labels):
             raise PansightError(f"panoptic quality: expected {len(self.labels)} classes, found {state['classes']}")
-        rows = np.array(state["rows"], np.int64).reshape(7, -1).T.copy()  # (7, R) → (R, 7)
-        limits = len(state["image_ids"]), len(self.labels)
-        if (rows < 0).any() or (rows[:, :2] >= limits).any() or not rows[:, 2:5].any(axis=1).all():
-            raise PansightError("panoptic quality: expected counts of classes in images, found others (damaged)")
-        rows[:, 0] += len(self._image_ids)
-        self._image_ids += state["image_ids"]
-        self._rows.append(rows)
+        self._images.extend(state, len(self.labels), "panoptic quality")
         self._without += int(state["without"])
 
 
@@ -188,7 +164,3 @@ def _image_scores(image_ids: list[str | int], rows: IntArray) -> list[tuple[str 
     count = np.bincount(rows[:, 0], minlength=len(image_ids))
     total = np.bincount(rows[:, 0], joined_iou(rows) / weight, len(image_ids))
     return [(image_ids[i], float(total[i] / count[i])) for i in np.flatnonzero(count).tolist()]
-
-
-_ROWS_KEPT_APART = 256
-"""Images whose rows are small arrays of their own, before they are joined into one."""

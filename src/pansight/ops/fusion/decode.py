@@ -10,7 +10,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pansight.errors import choice_error
-from pansight.ops.fusion.queries import Canvas, fuse_masks, keep_queries, query_instances, semantic_map
+from pansight.ops.fusion.queries import (
+    Canvas,
+    fuse_masks,
+    keep_queries,
+    query_instances,
+    semantic_map,
+    semantic_scores,
+)
 from pansight.types import LabelSpace, Prediction
 
 TASKS = ("panoptic", "instance", "semantic", "all")
@@ -73,6 +80,16 @@ def decode_queries(
                 instances = query_instances(classes, masks, canvas, labels, rules.top)
         predictions.append(Prediction(panoptic, semantic, instances))
     return predictions
+
+
+def query_class_scores(
+    class_logits: Tensor, mask_logits: Callable[[int, Tensor | None], Tensor], canvases: Sequence[Canvas]
+) -> list[Tensor]:
+    """`semantic_scores` of each image, float32 (C, H, W), of what `decode_queries` takes."""
+    return [
+        semantic_scores(class_logits[image].float(), mask_logits(image, None), canvas)
+        for image, canvas in enumerate(canvases)
+    ]
 
 
 def canvases_of(padded: Sequence[int], extents: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Canvas]:

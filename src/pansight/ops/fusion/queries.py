@@ -9,6 +9,7 @@ at; which of them has a pixel is decided by `contest`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "keep_queries",
     "query_instances",
     "semantic_map",
+    "semantic_scores",
 ]
 
 FLOATS_AT_ONCE = 1 << 23
@@ -188,19 +190,37 @@ def _void(size: tuple[int, int], device: torch.device) -> PanopticSegmentation:
 
 
 def semantic_map(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas) -> Tensor:
-    """argmax over classes of Σ_q softmax(class)·sigmoid(mask): (Q, C + 1), (Q, h, w) → int64 (H, W), no void."""
+    """The class of the highest of `semantic_scores` at each pixel: int64 (H, W), no void."""
+    result = torch.empty(canvas.size, dtype=torch.int64, device=class_logits.device)
+    for rows, scores in _bands(class_logits, mask_logits, canvas):
+        result[rows.start : rows.stop] = scores.max(0).indices
+    return result
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas) -> Tensor:
+    """Σ_q softmax(class)·sigmoid(mask), MaskFormer's semantic inference: (Q, C + 1), (Q, h, w) → float32 (C, H, W)."""
+    shape = (class_logits.shape[1] - 1, *canvas.size)
+    result = torch.empty(shape, dtype=torch.float32, device=class_logits.device)
+    for rows, scores in _bands(class_logits, mask_logits, canvas):
+        result[:, rows.start : rows.stop] = scores
+    return result
+
+
+def _bands(class_logits: Tensor, mask_logits: Tensor, canvas: Canvas) -> Iterator[tuple[range, Tensor]]:
+    """(rows, their semantic scores (C, R, W)), band after band."""
     weights = class_logits.float().softmax(-1)[:, :-1].T  # (C, Q)
     height, width = canvas.size
     with torch.autocast(weights.device.type, enabled=False):
         if use_plain():
-            return torch.einsum("cq,qhw->chw", weights, on_canvas(mask_logits, canvas).sigmoid()).argmax(0)
-        step = max(1, FLOATS_AT_ONCE // ((weights.shape[0] + weights.shape[1]) * width))
-        result = torch.empty((height, width), dtype=torch.int64, device=class_logits.device)
-        for start in range(0, height, step):
-            rows = range(start, min(start + step, height))
+            masks = on_canvas(mask_logits, canvas).sigmoid()  # (Q, H, W)
+            yield range(height), torch.einsum("cq,qhw->chw", weights, masks)
+            return
+    step = max(1, FLOATS_AT_ONCE // ((weights.shape[0] + weights.shape[1]) * width))
+    for start in range(0, height, step):
+        rows = range(start, min(start + step, height))
+        with torch.autocast(weights.device.type, enabled=False):
             masks = canvas_rows(mask_logits, canvas, rows).sigmoid().flatten(1)  # (Q, R · W)
-            result[rows.start : rows.stop] = (weights @ masks).max(0).indices.view(-1, width)
-        return result
+            yield rows, (weights @ masks).unflatten(1, (-1, width))
 
 
 def query_instances(

@@ -49,7 +49,7 @@ def cut_windows(images: Tensor, extents: Sequence[tuple[int, int]], side: int) -
     return cuts, windows
 
 
-def semantic_from_windows(
+def scores_from_windows(
     class_logits: Tensor,
     mask_logits: Callable[[int], Tensor],
     windows: Sequence[Window],
@@ -57,7 +57,7 @@ def semantic_from_windows(
     extent: tuple[int, int],
     size: tuple[int, int],
 ) -> Tensor:
-    """argmax over classes of Σ_q softmax(class)·sigmoid(mask), averaged where windows overlap: int64 (H, W), no void.
+    """Σ_q softmax(class)·sigmoid(mask), averaged where windows overlap: float32 (C, H, W).
 
     class_logits (N, Q, C + 1) and mask_logits(window) → (Q, h, w) of the N windows of one image, which is `extent`
     large for the network and `size` in its file. Both resizes are bilinear, of masks before the sigmoid and of scores.
@@ -73,4 +73,4 @@ def semantic_from_windows(
             place = (slice(top, top + height), slice(left, left + width))
             scores[:, *place] += torch.einsum("cq,qhw->chw", weights[index], masks)
             covered[place] += 1
-        return F.interpolate((scores / covered)[None], size, mode="bilinear")[0].max(0).indices
+        return F.interpolate((scores / covered)[None], size, mode="bilinear")[0]

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.pages.comparison.evaluations import align, other_figures, read_evaluation
+from pansight.apps.pages.comparison.evaluations import align, other_figures, read_evaluations
+from pansight.apps.pages.comparison.measures import Counts, Measure, class_sums, figures_of, image_scores
 from pansight.apps.pages.comparison.show import ALPHA, p_text, page, signed, table
 from pansight.errors import PansightError
 from pansight.files import write_json, write_text
-from pansight.metrics.bootstrap import GROUPS, SCORES, Bootstrap, ImageCounts, adjust, bootstrap, paired_test
+from pansight.metrics.bootstrap import Bootstrap, adjust, bootstrap, paired_test
 
 EVALUATION = "evaluation.json"
 
@@ -36,15 +37,16 @@ def compare(
 ) -> dict[str, Any]:
     """Compare evaluations with the first of them; prints a table and returns everything as a JSON-able dict.
 
-    evaluations: evaluation.json files, or folders with one. out: an HTML page; json: the returned dict as a file.
-    names: one for each evaluation, by default its folder or file name. fail_below: the least PQ (All) of the last
-    evaluation, a fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails is listed
-    under `failures`.
+    evaluations: evaluation.json files, or folders with one. They are compared by PQ where all have it, else by AP of
+    masks or boxes, else by mIoU: the measure. out: an HTML page; json: the returned dict as a file. names: one for each
+    evaluation, by default its folder or file name. fail_below: the least main figure (All) of the last evaluation, a
+    fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails stands under `failures`.
 
-    Returned keys: evaluations → name, file and All, Things, Stuff, per_class (by name) → pq, sq, rq → value, low, high
-    and, but for the first evaluation, difference → value, low, high, p (of a class's pq also p_adjusted); others,
-    figures without interval by name; per_image, the images by falling difference; images, classes, resamples, seed,
-    confidence, verdict, notes, failures. None stands for a figure that does not exist.
+    Returned keys: measure → name, key of the main figure, groups, scores; evaluations → name, file and All, Things,
+    Stuff, per_class (by name) → pq, sq, rq (or iou, accuracy, or ap, ap50, ap75) → value, low, high and, but for the
+    first evaluation, difference → value, low, high, p (of a class's main figure also p_adjusted); others, figures
+    without interval by name; per_image, the images by falling difference; images, classes, resamples, seed, confidence,
+    verdict, notes, failures. None stands for a figure that does not exist.
     Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
     """
     _check_arguments(evaluations, names, resamples, seed, fail_below)
@@ -56,18 +58,20 @@ def compare(
     for target in (out, json):
         _check_target(target, files, overwrite)
     given = list(names) if names else _names(files)
-    read = [read_evaluation(file, name) for file, name in zip(files, given)]
+    measure, read = read_evaluations(files, given)
     image_ids, counts, notes = align(read)
     things = np.array(list(read[0].classes.values()), bool)
-    intervals = bootstrap(counts, things, len(image_ids), resamples, seed, 1 - ALPHA)
-    p = [paired_test(counts[0], each, things, len(image_ids), resamples, seed) for each in counts[1:]]
+    figures = [figures_of(c, things, len(image_ids), e.convention) for c, e in zip(counts, read)]
+    intervals = bootstrap(figures, len(image_ids), resamples, seed, 1 - ALPHA)
+    p = [None, *(paired_test(figures[0], each, len(image_ids), resamples, seed) for each in figures[1:])]
     result: dict[str, Any] = {
+        "measure": measure._asdict() | {"key": measure.key},
         "evaluations": [
-            {"name": e.name, "file": str(e.file), **_scored(read[0].classes, k, intervals, [None, *p][k], counts[k])}
+            {"name": e.name, "file": str(e.file), **_scored(read[0].classes, k, measure, intervals, p[k], counts[k])}
             for k, e in enumerate(read)
         ],
-        "others": {} if notes else other_figures(read),
-        "per_image": _per_image(image_ids, counts),
+        "others": {} if notes else other_figures(read, measure),
+        "per_image": _per_image(image_ids, counts, measure),
         "images": len(image_ids),
         "classes": len(things),
         "resamples": resamples,
@@ -104,7 +108,7 @@ def _check_arguments(
         raise PansightError(f"--seed: expected 0 or more, found {seed}")
     if fail_below is not None and not 0 <= fail_below <= 1:
         hint = f"; {fail_below:g} % is {fail_below / 100:g}" if 1 < fail_below <= 100 else ""
-        raise PansightError(f"--fail-below: expected a PQ as a fraction 0 … 1, found {fail_below:g}{hint}")
+        raise PansightError(f"--fail-below: expected a fraction 0 … 1, found {fail_below:g}{hint}")
 
 
 def _file_of(path: Path) -> Path:
@@ -137,9 +141,14 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _scored(
-    classes: Mapping[str, bool], k: int, intervals: Bootstrap, p: NDArray[Any] | None, counts: ImageCounts
+    classes: Mapping[str, bool],
+    k: int,
+    measure: Measure,
+    intervals: Bootstrap,
+    p: NDArray[Any] | None,
+    counts: Counts,
 ) -> dict[str, Any]:
-    """The figures of evaluation k: All, Things, Stuff and per_class by name."""
+    """The figures of evaluation k: the groups, and per_class by name."""
 
     def figure(row: int, column: int) -> dict[str, Any]:
         at = (k, row, column)
@@ -149,17 +158,19 @@ def _scored(
             result["difference"] = _known(value=intervals.difference[at], low=low, high=high, p=p[row, column])
         return result
 
-    sums = {key: np.bincount(counts.category, getattr(counts, key), len(classes)) for key in ("tp", "fp", "fn")}
-    adjusted = None if p is None else adjust(p[len(GROUPS) :, 0])
+    first = len(measure.groups)
+    sums = class_sums(counts, len(classes))
+    adjusted = None if p is None else adjust(p[first:, 0])
     per_class: dict[str, dict[str, Any]] = {}
     for c, (name, thing) in enumerate(classes.items()):
         row: dict[str, Any] = {"isthing": thing}
-        row |= {score: figure(len(GROUPS) + c, column) for column, score in enumerate(SCORES)}
+        row |= {score: figure(first + c, column) for column, score in enumerate(measure.scores)}
         row |= {key: int(total[c]) for key, total in sums.items()}
         if adjusted is not None:
-            row["pq"]["difference"] |= _known(p_adjusted=adjusted[c])
+            row[measure.key]["difference"] |= _known(p_adjusted=adjusted[c])
         per_class[name] = row
-    groups = {g: {score: figure(r, column) for column, score in enumerate(SCORES)} for r, g in enumerate(GROUPS)}
+    scores = list(enumerate(measure.scores))
+    groups = {g: {score: figure(r, column) for column, score in scores} for r, g in enumerate(measure.groups)}
     return groups | {"per_class": per_class}
 
 
@@ -167,39 +178,37 @@ def _known(**values: float) -> dict[str, float | None]:
     return {key: None if math.isnan(value) else float(value) for key, value in values.items()}
 
 
-def _per_image(image_ids: Sequence[str | int], counts: Sequence[ImageCounts]) -> list[dict[str, Any]]:
-    """PQ and counts of every image with a segment on any side, the largest difference to the first first."""
-    n = len(image_ids)
-    columns: dict[str, NDArray[np.float64]] = {}  # each (E, n)
-    for key in ("tp", "fp", "fn"):
-        columns[key] = np.stack([np.bincount(c.image, getattr(c, key), n) for c in counts], dtype=np.float64)
-    scores = [c.iou / (c.tp + 0.5 * c.fp + 0.5 * c.fn) for c in counts]  # of each image and class
-    present = np.stack([np.bincount(c.image, minlength=n) for c in counts])
-    sums = np.stack([np.bincount(c.image, score, n) for c, score in zip(counts, scores)])
-    pq = sums / np.where(present > 0, present, np.nan)  # (E, n)
-    difference = pq - pq[0]
+def _per_image(image_ids: Sequence[str | int], counts: Sequence[Counts], measure: Measure) -> list[dict[str, Any]]:
+    """Figure and counts of every image with something on any side, the largest difference to the first first."""
+    each = [image_scores(c, len(image_ids)) for c in counts]
+    scores = np.stack([score for score, _ in each])  # (E, n)
+    columns = {key: np.stack([sums[key] for _, sums in each]) for key in each[0][1]}  # each (E, n)
+    difference = scores - scores[0]
     size = np.abs(np.nan_to_num(difference)).max(axis=0)  # (n,)
     return [
         {
             "image_id": image_ids[i],
-            "pq": [_known(v=v)["v"] for v in pq[:, i]],
+            measure.image[0]: [_known(v=v)["v"] for v in scores[:, i]],
             "difference": [_known(v=v)["v"] for v in difference[:, i]],
             **{key: column[:, i].astype(int).tolist() for key, column in columns.items()},
         }
         for i in np.argsort(-size, kind="stable").tolist()
-        if present[:, i].any()
+        if not np.isnan(scores[:, i]).all()
     ]
 
 
 def _verdict(result: Mapping[str, Any], k: int) -> str:
     """One sentence about evaluation k against the first."""
     first, other = result["evaluations"][0], result["evaluations"][k]
-    change = other["All"]["pq"]["difference"]
+    name, key = result["measure"]["name"], result["measure"]["key"]
+    change = other["All"][key]["difference"]
     if change["p"] is None:
         return f"{other['name']} and {first['name']} cannot be compared: nothing was to be found or was predicted."
     if change["value"] == change["low"] == change["high"] == 0:
         return f"{other['name']} scores exactly as {first['name']}."
-    figures = f"PQ {signed(change['value'])} [{signed(change['low'])}, {signed(change['high'])}], {p_text(change['p'])}"
+    figures = (
+        f"{name} {signed(change['value'])} [{signed(change['low'])}, {signed(change['high'])}], {p_text(change['p'])}"
+    )
     if change["p"] >= ALPHA:
         return f"{other['name']} and {first['name']} cannot be told apart: {figures}."
     return f"{other['name']} is {'better' if change['value'] > 0 else 'worse'} than {first['name']}: {figures}."
@@ -208,11 +217,12 @@ def _verdict(result: Mapping[str, Any], k: int) -> str:
 def _failures(result: Mapping[str, Any], fail_below: float | None, fail_worse: bool) -> list[str]:
     """Why the last evaluation does not pass."""
     last = result["evaluations"][-1]
-    pq, failures = last["All"]["pq"], list[str]()
-    if fail_below is not None and (pq["value"] is None or pq["value"] < fail_below):
-        found = "none" if pq["value"] is None else f"{pq['value']:.4f}"
-        failures.append(f"{last['name']}: expected a PQ of at least {fail_below:g}, found {found} (--fail-below)")
-    change = pq.get("difference", {})
+    main, failures = last["All"][result["measure"]["key"]], list[str]()
+    if fail_below is not None and (main["value"] is None or main["value"] < fail_below):
+        found = "none" if main["value"] is None else f"{main['value']:.4f}"
+        name = result["measure"]["name"]
+        failures.append(f"{last['name']}: expected a {name} of at least {fail_below:g}, found {found} (--fail-below)")
+    change = main.get("difference", {})
     if fail_worse and change.get("p") is not None and change["p"] < ALPHA and change["value"] < 0:
         failures.append(f"{result['verdict'][-1].rstrip('.')} (--fail-worse)")
     return failures

@@ -12,42 +12,90 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pansight.apps.pages.comparison.counts import read_counts
+from pansight.apps.pages.comparison.measures import Counts, Measure, common_measure, figures_of, truth_cells
 from pansight.errors import PansightError
 from pansight.files import read_json
-from pansight.metrics.bootstrap import ImageCounts
-
-_LARGEST = 2**31
-"""No count of segments comes near."""
+from pansight.metrics.bootstrap.detections import DetectionCounts
+from pansight.metrics.bootstrap.pixels import PixelCounts
+from pansight.metrics.bootstrap.segments import ImageCounts
+from pansight.metrics.semantic_iou import CONVENTIONS
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation.json says; classes in the order of its per_class."""
+    """What an evaluation.json says of one measure; classes in the order of its per_class."""
 
     name: str
     file: Path
     record: dict[str, Any]
     image_ids: list[str | int]
     classes: dict[str, bool]  # name → is a thing
-    counts: ImageCounts
+    counts: Counts
+    convention: str  # of mIoU
 
 
-def read_evaluation(file: Path, name: str) -> Evaluation:
-    """Read and check an evaluation.json. Raises PansightError, naming the file, for anything that does not fit."""
+def read_evaluations(files: Sequence[Path], names: Sequence[str]) -> tuple[Measure, list[Evaluation]]:
+    """Read and check files evaluation.json. Raises PansightError, naming the file, for anything that does not fit."""
+    records = [_read_record(file) for file in files]
+    measure = common_measure(records, files)
+    read = [_read(file, name, record, measure) for file, name, record in zip(files, names, records)]
+    rules = ("convention",) if measure.part == "semantic" else ("max_detections",) if measure.part else ()
+    for rule in rules:
+        first = read[0].record[measure.part].get(rule)
+        for other in read[1:]:
+            found = other.record[measure.part].get(rule)
+            if found != first:
+                raise PansightError(
+                    f"{other.file}: expected {measure.name} with {rule} {str(first)[:40]} as in {read[0].file}, "
+                    f"found {str(found)[:40]}"
+                )
+    return (measure._replace(name=f"mIoU ({read[0].convention})") if measure.part == "semantic" else measure), read
+
+
+def _read_record(file: Path) -> dict[str, Any]:
     record = read_json(file)
     if not isinstance(record, dict):
         raise PansightError(f"{file}: expected a JSON object, found {type(record).__name__}")
-    if not isinstance(record.get("per_class"), dict) or not record["per_class"]:
-        raise PansightError(
-            f"{file}: expected panoptic quality (per_class), found none: was it a model of boxes alone?"
-        )
-    if "counts" not in record or "image_ids" not in record:
-        raise PansightError(f"{file}: expected the counts of every image, found none (older pansight): evaluate again")
+    return record
+
+
+def _read(file: Path, name: str, record: dict[str, Any], measure: Measure) -> Evaluation:
+    part = measure.part_of(record)
+    assert part is not None  # by the choice of the measure
+    classes, index = _read_classes(file, part, measure)
+    image_ids = part.get("image_ids")
+    if not isinstance(image_ids, list) or not image_ids or not all(type(i) in (int, str) for i in image_ids):
+        raise PansightError(f"{file}: image_ids: expected a list of numbers or names, found {str(image_ids)[:60]}")
+    if len(set(image_ids)) < len(image_ids):
+        twice = Counter(image_ids).most_common(1)[0][0]
+        raise PansightError(f"{file}: image_ids: expected each image once, found {twice!r} more than once")
+    for image_id in image_ids:
+        _check_text(file, str(image_id))
+    convention = str(part.get("convention", ""))
+    if measure.part == "semantic":
+        if convention not in CONVENTIONS:
+            raise PansightError(f"{file}: convention: expected one of {', '.join(CONVENTIONS)}, found {convention:.40}")
+        _check_text(file, convention)
+    counts = read_counts(file, part["counts"], measure, len(image_ids), index)
+    if isinstance(counts, ImageCounts):
+        _check_sums(file, part["per_class"], counts)
+    else:
+        figures = figures_of(counts, np.array(list(classes.values()), bool), len(image_ids), convention)
+        stated = part[measure.kind].get("ap") if measure.kind else part.get("miou")
+        _check_figure(file, measure, float(figures.value()[0, 0]), stated)
+    return Evaluation(name, file, record, image_ids, classes, counts, convention)
+
+
+def _read_classes(file: Path, part: Mapping[str, Any], measure: Measure) -> tuple[dict[str, bool], dict[int, int]]:
+    """(name → is a thing, source id → place) of `per_class`; objects are things without saying so."""
+    if not part["per_class"]:
+        raise PansightError(f"{file}: per_class: expected classes, found none")
     classes: dict[str, bool] = {}
     index: dict[int, int] = {}
-    for key, row in record["per_class"].items():
-        if not isinstance(row, dict) or not isinstance(row.get("name"), str) or "isthing" not in row:
+    for key, row in part["per_class"].items():
+        said = isinstance(row, dict) and (measure.part == "instances" or "isthing" in row)
+        if not said or not isinstance(row.get("name"), str):
             raise PansightError(f"{file}: per_class {key!r}: expected name and isthing, found {str(row)[:60]}")
         _check_text(file, row["name"])
         if row["name"] in classes:
@@ -56,18 +104,18 @@ def read_evaluation(file: Path, name: str) -> Evaluation:
             index[int(key)] = len(classes)
         except ValueError as error:
             raise PansightError(f"{file}: per_class: expected ids as keys, found {key[:60]!r}") from error
-        classes[row["name"]] = bool(row["isthing"])
-    image_ids = record["image_ids"]
-    if not isinstance(image_ids, list) or not image_ids or not all(type(i) in (int, str) for i in image_ids):
-        raise PansightError(f"{file}: image_ids: expected a list of numbers or names, found {str(image_ids)[:60]}")
-    if len(set(image_ids)) < len(image_ids):
-        twice = Counter(image_ids).most_common(1)[0][0]
-        raise PansightError(f"{file}: image_ids: expected each image once, found {twice!r} more than once")
-    for image_id in image_ids:
-        _check_text(file, str(image_id))
-    counts = _read_counts(file, record["counts"], len(image_ids), index)
-    _check_sums(file, record["per_class"], counts)
-    return Evaluation(name, file, record, image_ids, classes, counts)
+        classes[row["name"]] = bool(row.get("isthing", True))
+    return classes, index
+
+
+def _check_figure(file: Path, measure: Measure, found: float, stated: object) -> None:
+    """The counts of the images must give the figure of the file: an edited or mixed file is no evaluation."""
+    same = np.isnan(found) and stated in (None, 0)  # nothing was to be found
+    if not same and not (type(stated) in (int, float) and abs(float(str(stated)) - found) < 1e-6):
+        raise PansightError(
+            f"{file}: expected the counts of all images to give the {measure.name} of {str(stated)[:20]}, "
+            f"found {found:.6f}"
+        )
 
 
 def _check_text(file: Path, text: str) -> None:
@@ -76,15 +124,18 @@ def _check_text(file: Path, text: str) -> None:
         raise PansightError(f"{file}: expected a name without control characters, found {ascii(text)[:80]}")
 
 
-def other_figures(evaluations: Sequence[Evaluation]) -> dict[str, list[float]]:
-    """mIoU, mask AP and box AP where all have them: fractions that are known without an interval."""
+def other_figures(evaluations: Sequence[Evaluation], measure: Measure) -> dict[str, list[float]]:
+    """mIoU, mask AP and box AP where all have them, but for the measure itself: fractions without an interval."""
     paths = {"mIoU": ("semantic", "miou"), "Mask AP": ("instances", "mask", "ap"), "Box AP": ("instances", "box", "ap")}
     figures = {name: [_at(e.record, path) for e in evaluations] for name, path in paths.items()}
     conventions = {str(_at(e.record, ("semantic", "convention"))) for e in evaluations}
+    compared = measure.name.partition(" (")[0]
     return {
         name: values
         for name, values in figures.items()
-        if all(isinstance(v, int | float) and 0 <= v <= 1 for v in values) and (name != "mIoU" or len(conventions) == 1)
+        if name != compared
+        and all(isinstance(v, int | float) and 0 <= v <= 1 for v in values)
+        and (name != "mIoU" or len(conventions) == 1)
     }
 
 
@@ -92,47 +143,6 @@ def _at(record: object, path: Sequence[str]) -> Any:
     for key in path:
         record = record.get(key) if isinstance(record, dict) else None
     return record
-
-
-def _read_counts(file: Path, table: object, images: int, index: Mapping[int, int]) -> ImageCounts:
-    """The table `counts`; categories become indices. Rows of nothing are left out."""
-    if not isinstance(table, dict):
-        raise PansightError(f"{file}: counts: expected a table of columns, found {type(table).__name__}")
-    columns = {key: _column(file, table, key) for key in ("image", "category", "tp", "fp", "fn", "iou")}
-    lengths = {key: len(column) for key, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise PansightError(f"{file}: counts: expected columns of one length, found {lengths}")
-    image, tp, iou = columns["image"].astype(np.int64), columns["tp"], columns["iou"]
-    if len(image) and image.max() >= images:
-        raise PansightError(f"{file}: counts.image: expected an index below {images}, found {image.max()}")
-    unknown = set(columns["category"].astype(np.int64).tolist()) - set(index)
-    if unknown:
-        raise PansightError(f"{file}: counts.category: expected an id of per_class, found {min(unknown)}")
-    wrong = np.flatnonzero((iou < 0.5 * tp - 1e-6) | (iou > tp + 1e-6))
-    if len(wrong):
-        row = int(wrong[0])
-        raise PansightError(
-            f"{file}: counts.iou: row {row}: expected {tp[row] / 2:g} … {tp[row]:g}, found {iou[row]:g}"
-        )
-    category = np.array([index[i] for i in columns["category"].astype(np.int64).tolist()], np.int64)
-    cells = np.unique(image * len(index) + category)
-    if len(cells) < len(image):
-        raise PansightError(
-            f"{file}: counts: expected one row for an image and class, found {len(image) - len(cells)} more"
-        )
-    counts = ImageCounts(image, category, tp, columns["fp"], columns["fn"], iou)
-    return counts.where(tp + counts.fp + counts.fn > 0)
-
-
-def _column(file: Path, table: Mapping[str, Any], key: str) -> NDArray[np.float64]:
-    values = table.get(key)
-    if not isinstance(values, list):
-        raise PansightError(f"{file}: counts.{key}: expected a list, found {type(values).__name__}")
-    kinds, kind = ((int, float), "numbers") if key == "iou" else ((int,), "whole numbers")
-    for row, value in enumerate(values):
-        if type(value) not in kinds or not 0 <= value < _LARGEST:  # NaN fails every comparison
-            raise PansightError(f"{file}: counts.{key}: row {row}: expected {kind} from 0, found {str(value)[:40]}")
-    return np.array(values, np.float64)
 
 
 def _check_sums(file: Path, per_class: Mapping[str, Any], counts: ImageCounts) -> None:
@@ -147,7 +157,7 @@ def _check_sums(file: Path, per_class: Mapping[str, Any], counts: ImageCounts) -
                 )
 
 
-def align(evaluations: Sequence[Evaluation]) -> tuple[list[str | int], list[ImageCounts], list[str]]:
+def align(evaluations: Sequence[Evaluation]) -> tuple[list[str | int], list[Counts], list[str]]:
     """The images that all hold, the counts on them in the order and classes of the first, and what to be told.
 
     Raises PansightError where classes differ, no image is common, or the truth of an image is not the same.
@@ -181,7 +191,7 @@ def align(evaluations: Sequence[Evaluation]) -> tuple[list[str | int], list[Imag
     return image_ids, counts, notes
 
 
-def _on(evaluation: Evaluation, image_ids: Sequence[str | int], names: Sequence[str]) -> ImageCounts:
+def _on(evaluation: Evaluation, image_ids: Sequence[str | int], names: Sequence[str]) -> Counts:
     """The counts on some images, with their indices and those of the classes as listed, and sorted by them.
 
     Sums then do not depend on the order in a file, not even in the last digit.
@@ -191,23 +201,28 @@ def _on(evaluation: Evaluation, image_ids: Sequence[str | int], names: Sequence[
     class_of = np.array([names.index(n) for n in evaluation.classes], np.int64)
     counts = evaluation.counts
     moved = counts._replace(image=image_of[counts.image], category=class_of[counts.category])
-    order = np.lexsort((moved.category, moved.image))
-    return moved.where(order[moved.image[order] >= 0])
+    if not isinstance(moved, DetectionCounts):
+        order = np.lexsort((moved.category, moved.image))
+        return moved.where(order[moved.image[order] >= 0])
+    order = np.argsort(moved.image, kind="stable")  # detections of one image keep theirs, which decides between equals
+    order = order[moved.image[order] >= 0]
+    kept = {key: getattr(moved, key)[order] for key in ("image", "category", "score", "code")}
+    image, category = image_of[moved.truth_image], class_of[moved.truth_category]
+    order = np.lexsort((category, image))
+    order = order[image[order] >= 0]
+    return moved._replace(**kept, truth_image=image[order], truth_category=category[order], truth=moved.truth[order])
 
 
 def _check_truth(
-    first: Evaluation, a: ImageCounts, other: Evaluation, b: ImageCounts, ids: Sequence[str | int], names: Sequence[str]
+    first: Evaluation, a: Counts, other: Evaluation, b: Counts, ids: Sequence[str | int], names: Sequence[str]
 ) -> None:
-    """TP + FN of an image and class is the number of segments in the truth, whatever was predicted."""
-    truth: list[dict[int, float]] = []
-    for counts in (a, b):
-        segments = counts.tp + counts.fn
-        cells = counts.image * len(names) + counts.category
-        truth.append(dict(zip(cells[segments > 0].tolist(), segments[segments > 0].tolist())))
+    """What the truth of an image has of a class is the same, whatever was predicted."""
+    truth = [truth_cells(counts, len(names)) for counts in (a, b)]
     if truth[0] != truth[1]:
         cell = min(c for c in {*truth[0], *truth[1]} if truth[0].get(c) != truth[1].get(c))
         image_id, name = ids[cell // len(names)], names[cell % len(names)]
         found = [f"{t.get(cell, 0):g} in {e.file}" for t, e in zip(truth, (first, other))]
+        what = "pixels" if isinstance(a, PixelCounts) else "objects" if isinstance(a, DetectionCounts) else "segments"
         raise PansightError(
-            f"image {image_id}: expected evaluations of the same truth, found segments of {name!r}: {', '.join(found)}"
+            f"image {image_id}: expected evaluations of the same truth, found {what} of {name!r}: {', '.join(found)}"
         )

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 from pansight.apps.pages.figures import environment
-from pansight.metrics.bootstrap import GROUPS, SCORES
 
 ALPHA = 0.05
 """A difference with p below is called one; the intervals are those of 1 − ALPHA."""
@@ -19,18 +18,18 @@ IMAGES_SHOWN = 50
 
 def table(result: Mapping[str, Any]) -> str:
     """The comparison as text, at most 100 columns: percent, differences in percentage points."""
-    evaluations = result["evaluations"]
+    evaluations, scores = result["evaluations"], result["measure"]["scores"]
     lines = [
         f"{result['images']:,} images, {result['classes']} classes; percent, [95 % interval] of "
         f"{result['resamples']:,} resamples of the images",
         *(f"NOTE: {note}" for note in result["notes"]),
         "",
-        f"{'':26}" + "".join(f"{score.upper():24}" for score in SCORES).rstrip(),
+        f"{'':26}" + "".join(f"{title:24}" for title in scores.values()).rstrip(),
     ]
-    for group in GROUPS:
+    for group in result["measure"]["groups"]:
         lines.append(group)
         for k, evaluation in enumerate(evaluations):
-            figures = [evaluation[group][score] for score in SCORES]
+            figures = [evaluation[group][score] for score in scores]
             lines.append(_row(f"  {_short(evaluation['name'], 22)}", [_interval(f, _percent) for f in figures]))
             if k:
                 changes = [f["difference"] for f in figures]
@@ -54,7 +53,9 @@ def _class_lines(result: Mapping[str, Any], k: int, most: int = 5) -> list[str]:
     lines = [f"Classes, {other} against {first}" + ("" if gains or losses else ": all the same")]
     for title, chosen in (("gains", gains), ("losses", losses)):
         for n, row in enumerate(chosen):
-            figures = f"{_percent(row['pq'][0]):>5} -> {_percent(row['pq'][1]):>5}  {_interval(row, signed):24}"
+            figures = (
+                f"{_percent(row['figures'][0]):>5} -> {_percent(row['figures'][1]):>5}  {_interval(row, signed):24} "
+            )
             p = p_text(row["p"]) + (" *" if row["p_adjusted"] < ALPHA else "")
             lines.append(f"  {title if n == 0 else '':8}{_short(row['name'], 28):28}  {figures}{p}")
     return lines
@@ -70,28 +71,30 @@ def _image_lines(result: Mapping[str, Any], k: int, most: int = 5) -> list[str]:
         "they differ most on"
     ]
     for row in rows[:most]:
-        figures = f"{_percent(row['pq'][0]):>5} -> {_percent(row['pq'][1]):>5}  {signed(row['value']):>7}"
+        figures = f"{_percent(row['figures'][0]):>5} -> {_percent(row['figures'][1]):>5}  {signed(row['value']):>7}"
         lines.append(f"  {_short(str(row['image_id']), 36):36}  {figures}")
     return lines
 
 
 def class_changes(result: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
-    """The classes that both sides have a PQ of: name, isthing, pq of both, value, low, high, p …, best gain first."""
+    """The classes that both sides have a figure of: name, isthing, figures, value, low, high, p …, best gain first."""
     first, other = (result["evaluations"][i]["per_class"] for i in (0, k))
+    key = result["measure"]["key"]
     rows = [
-        {"name": n, "isthing": row["isthing"], "pq": (first[n]["pq"]["value"], row["pq"]["value"])}
-        | row["pq"]["difference"]
+        {"name": n, "isthing": row["isthing"], "figures": (first[n][key]["value"], row[key]["value"])}
+        | row[key]["difference"]
         for n, row in other.items()
-        if row["pq"]["difference"]["p"] is not None
+        if row[key]["difference"]["p"] is not None
     ]
     return sorted(rows, key=lambda row: -row["value"])
 
 
 def image_changes(result: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
-    """The images that differ: image_id, value, and pairs of pq, tp, fp, fn, the largest difference first."""
+    """The images that differ: image_id, value, and pairs of figures, tp, fp, fn, the largest difference first."""
+    key, counts = result["measure"]["image"][0], ("tp", "fp", "fn") if result["measure"]["counts"] else ()
     rows = [
-        {"image_id": row["image_id"], "value": row["difference"][k]}
-        | {key: (row[key][0], row[key][k]) for key in ("pq", "tp", "fp", "fn")}
+        {"image_id": row["image_id"], "value": row["difference"][k], "figures": (row[key][0], row[key][k])}
+        | {name: (row[name][0], row[name][k]) for name in counts}
         for row in result["per_image"]
         if row["difference"][k]
     ]
@@ -162,14 +165,14 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def _strips(result: Mapping[str, Any], chosen: Iterable[int], part: str | None) -> list[dict[str, Any]]:
-    """For All, Things, Stuff: name, n, and for each score a strip of dots with whiskers on an axis of its own.
+    """For each group: name, n, and for each score a strip of dots with whiskers on an axis of its own.
 
     part: the key of the figures shown, None for the scores themselves. Positions in percent of the strip's width.
     """
     groups: list[dict[str, Any]] = []
-    for group in GROUPS:
+    for group in result["measure"]["groups"]:
         strips: list[dict[str, Any]] = []
-        for score in SCORES:
+        for score, title in result["measure"]["scores"].items():
             figures = [(k, result["evaluations"][k][group][score]) for k in chosen]
             figures = [(k, figure[part] if part else figure) for k, figure in figures]
             known = [(k, figure) for k, figure in figures if figure["value"] is not None]
@@ -183,7 +186,7 @@ def _strips(result: Mapping[str, Any], chosen: Iterable[int], part: str | None) 
                 ]
                 strips.append(
                     {
-                        "score": score,
+                        "score": title,
                         "dots": dots,
                         "ticks": [(at(tick), f"{tick:g}".replace("-", "−")) for tick in ticks],
                     }

@@ -17,7 +17,7 @@ from pansight.data.images import write_png
 from pansight.errors import PansightError
 from pansight.files import write_json, write_text
 from pansight.ops.idmap import boxes_xyxy, relabel
-from pansight.types import IGNORE, LabelSpace
+from pansight.types import LabelSpace
 
 
 class SemanticPngTarget:
@@ -28,8 +28,8 @@ class SemanticPngTarget:
 
     def __init__(self, folder: Path, labels: LabelSpace):
         self.folder, self.labels = folder, labels
-        self.void = IGNORE if len(labels) <= IGNORE else 65535
-        self.notes = () if self.void == IGNORE else (f"more than {IGNORE} classes: 16-bit PNGs, void is {self.void}",)
+        self.void = 255 if len(labels) <= 255 else 65535
+        self.notes = () if self.void == 255 else (f"more than 255 classes: 16-bit PNGs, void is {self.void}",)
         self._names = _Names()
 
     def image_file(self, split: str, file_name: str) -> Path:
@@ -40,7 +40,7 @@ class SemanticPngTarget:
         classes = relabel(result.ids, {s.id: s.category + 1 for s in result.segments}) - 1
         values = np.where(classes < 0, self.void, classes)
         png = self.folder / "labels" / split / self._names.of(split, image.file_name, ".png")
-        write_png(png, values.astype(np.uint8) if self.void == IGNORE else values.astype(np.uint16))
+        write_png(png, values.astype(np.uint8) if self.void == 255 else values.astype(np.uint16))
 
     def close(self) -> None:
         rows = self.labels.to_json()

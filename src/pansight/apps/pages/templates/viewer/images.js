@@ -11,7 +11,7 @@ const GREY = { outline: [112, 120, 128], found: [198, 205, 211] };
 // columns of a segment's row (viewer.py, image_content)
 const ID = 0, CLASS = 1, AREA = 2, BOX = 3, ERROR = 7, PARTNER = 8, IOU = 9, SCORE = 10;
 // columns of an image's row; PAIRS is [class, error, segments, …]
-const NAME = 0, PQ = 1, WIDTH = 2, HEIGHT = 3, PAIRS = 4;
+const NAME = 0, SCORED = 1, WIDTH = 2, HEIGHT = 3, PAIRS = 4;
 const ROW_HEIGHT = 46;
 
 const state = {

@@ -152,10 +152,10 @@ async function show(place, named = false) {
   drawList(true);
   root.classList.toggle("empty", place < 0);
   if (place < 0) return;
-  const [name, pq, width, height] = data.images[place];
+  const [name, score, width, height] = data.images[place];
   if (named) history.replaceState(null, "", `#image=${encodeURIComponent(name)}`);
   part("title").textContent = `Image ${name}`;
-  part("facts").textContent = `${width} × ${height} · PQ ${percent(pq)}`;
+  part("facts").textContent = `${width} × ${height} · ${data.figure} ${percent(score)}`;
   part("position").textContent = `${count(state.order.indexOf(place) + 1)} of ${count(state.order.length)}`;
   root.setAttribute("aria-busy", "true");
   let image;
@@ -213,8 +213,8 @@ function passes(image) {
 
 const compareNames = new Intl.Collator(undefined, { numeric: true }).compare;
 const SORTS = {
-  worst: (a, b) => (a[PQ] ?? 2) - (b[PQ] ?? 2),
-  best: (a, b) => (b[PQ] ?? -1) - (a[PQ] ?? -1),
+  worst: (a, b) => (a[SCORED] ?? 2) - (b[SCORED] ?? 2),
+  best: (a, b) => (b[SCORED] ?? -1) - (a[SCORED] ?? -1),
   name: (a, b) => compareNames(String(a[NAME]), String(b[NAME])),
 };
 
@@ -255,12 +255,12 @@ function drawList(reveal = false) {
 }
 
 function listRow(place, position) {
-  const [name, pq] = data.images[place];
+  const [name, score] = data.images[place];
   const bar = element("i");
-  bar.style.width = `${100 * (pq ?? 0)}%`;
+  bar.style.width = `${100 * (score ?? 0)}%`;
   const row = element("div", { className: "row", id: `viewer-row-${place}` },
     element("span", { className: "name", textContent: name, title: name }),
-    element("b", { textContent: percent(pq) }), element("span", { className: "track" }, bar));
+    element("b", { textContent: percent(score) }), element("span", { className: "track" }, bar));
   row.setAttribute("role", "option");
   row.setAttribute("aria-selected", String(place === state.shown));
   row.setAttribute("aria-posinset", position + 1);

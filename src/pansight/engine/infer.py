@@ -1,0 +1,151 @@
+"""Inference, in one place: photos are resized, mirrored, padded, batched, predicted, decoded and brought to the CPU.
+
+Evaluation, `predict` and all that come after them call `infer` (or, where samples are loaded by workers, `views_of` in
+these and `predict_views` here). Models look through windows by themselves, where their paper does so (EoMT).
+
+Mirrored and resized views are averaged as published for semantic segmentation (Chen et al., "Encoder-Decoder with
+Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, section 4; Mask2Former's test-time
+augmentation): the class scores of all views are brought to the size of the file, mirrored ones turned back, and their
+mean decides. Objects and panoptic maps have no scores to be averaged.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pansight.data.loader import View, Views, pad_images
+from pansight.data.transforms import resize_image
+from pansight.engine import distributed
+from pansight.errors import PansightError, choice_error
+from pansight.ops.resize import ResizeRule
+from pansight.types import Prediction
+
+
+@runtime_checkable
+class ClassScorer(Protocol):
+    """A model that says how likely each class is at each pixel."""
+
+    def class_scores(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Float (C, H, W) of each image, C classes of the label space, at the given sizes; means make sense of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How photos are predicted."""
+
+    device: torch.device
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast)."""
+    batch_size: int = 1
+    """Photos at once; they are padded to the largest."""
+    channels_last: bool = True
+    flip: bool = False
+    """Look at the mirrored photo too (semantic maps only)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on the size that the model asks for, each looked at (semantic maps only)."""
+    decode_options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the model's decode: thresholds, the task."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether there is more than the one view that a model asks for."""
+        return self.flip or tuple(self.scales) != (1.0,)
+
+
+def prepare(model: Any, settings: Inference) -> Any:
+    """`model` itself, in eval mode, on the device and in the memory format of the settings, which it is checked for.
+
+    Raises PansightError for options that its decode does not know, and where views cannot be averaged.
+    """
+    check_decode_options(model, type(model).__name__, settings.decode_options)
+    if settings.averages and not _gives_semantic(model, settings.decode_options):
+        task = settings.decode_options.get("task", "left out")
+        raise PansightError(
+            "flip, scales: expected a model of semantic maps, or task = semantic, whose class scores can be averaged; "
+            f"found {type(model).__name__} with task {task}"
+        )
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    return model.to(settings.device, memory_format=layout).eval()
+
+
+def infer(model: Any, images: Iterable[Tensor], settings: Inference) -> Iterator[Prediction]:
+    """The prediction of each photo, uint8 (3, H, W) RGB, at its size and on the CPU; `model` as `prepare` leaves it."""
+    photos = iter(images)
+    while chunk := list(islice(photos, settings.batch_size)):
+        sizes = [(image.shape[1], image.shape[2]) for image in chunk]
+        views = views_of(chunk, model.input.resize, settings.scales, settings.flip)
+        yield from predict_views(model, views, sizes, settings)
+
+
+def views_maker(model: Any, settings: Inference) -> partial[Views]:
+    """`views_of` for this model, without the model: what the workers of `data.loader.evaluation_loader` call."""
+    return partial(views_of, rule=model.input.resize, scales=settings.scales, flip=settings.flip)
+
+
+def views_of(images: Sequence[Tensor], rule: ResizeRule, scales: Sequence[float] = (1.0,), flip: bool = False) -> Views:
+    """Photos, uint8 (3, H, W) each, as a network takes them: by its rule times each scale, with `flip` mirrored too."""
+    views: list[View] = []
+    for scale in scales:
+        resized: list[Tensor] = []
+        for image in images:
+            height, width = (max(1, round(scale * side)) for side in rule.target(image.shape[1], image.shape[2]))
+            resized.append(resize_image(image, height, width, rule.filter))
+        views.append(View(*pad_images(resized, rule.divisor)))
+        if flip:  # before padding, which stays right and bottom
+            views.append(View(*pad_images([image.flip(2) for image in resized], rule.divisor), mirrored=True))
+    return tuple(views)
+
+
+def predict_views(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+    """The prediction of each photo at `sizes` (H, W), on the CPU, from all views of it."""
+    with torch.inference_mode():
+        if settings.averages:
+            return _average(model, views, sizes, settings)
+        predictions = model.decode(_outputs(model, views[0], settings), sizes, **settings.decode_options)
+        return [distributed.to_cpu(prediction) for prediction in predictions]
+
+
+def _outputs(model: Any, view: View, settings: Inference) -> Any:
+    images = view.images.to(settings.device, non_blocking=True)
+    valid = view.valid.to(settings.device, non_blocking=True)
+    with distributed.autocast(settings.precision, settings.device):
+        return model(images, valid)
+
+
+def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+    sums: list[Tensor] = []  # (C, H, W) each
+    for view in views:
+        found = model.class_scores(_outputs(model, view, settings), sizes)
+        scores = [each.float().flip(2) if view.mirrored else each.float() for each in found]
+        sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
+    return [Prediction(semantic=total.max(0).indices.cpu()) for total in sums]
+
+
+def _gives_semantic(model: Any, decode_options: Mapping[str, Any]) -> bool:
+    """Whether what the model is asked for is a semantic map, whose scores it hands over."""
+    if not isinstance(model, ClassScorer):
+        return False
+    return "task" not in known_decode_options(model) or decode_options.get("task") == "semantic"
+
+
+def known_decode_options(model: Any) -> list[str]:
+    return [name for name in inspect.signature(model.decode).parameters if name not in ("outputs", "sizes")]
+
+
+def check_decode_options(model: Any, name: str, decode_options: Mapping[str, Any]) -> None:
+    """Raises PansightError for one that the model's decode does not know, listing those it knows, or past 0 … 1."""
+    known = known_decode_options(model)
+    for option, value in decode_options.items():
+        if option not in known:
+            raise choice_error(f"decode option of {name}", option, known)
+        if option.endswith("_threshold") and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise PansightError(f"{option} of {name}: expected 0 … 1, found {value!r}")
