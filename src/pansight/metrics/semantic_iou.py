@@ -66,7 +66,7 @@ class SemanticIoU:
         try:
             matrix = confusion_matrix(truth.truth, prediction, len(self.labels))
         except PansightError as error:
-            raise PansightError(f"image {truth.image_id}: {error}") from error
+            raise error.at(f"image {truth.image_id}") from error
         if matrix is None:
             self._without += 1
             return
