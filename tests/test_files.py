@@ -1,15 +1,17 @@
-"""Writing JSON: whole or not at all, and read back as it was."""
+"""Writing: whole or not at all, a file, a folder or several together; JSON is read back as it was."""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pansight.errors import PansightError
-from pansight.files import read_json, write_json, write_text
+from pansight.files import Publication, read_json, replacing, replacing_folder, write_json, write_text
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4))
@@ -44,3 +46,96 @@ def test_what_is_no_json_is_told_in_one_line(tmp_path, text):
     with pytest.raises(PansightError, match=r"a.json: expected JSON") as caught:
         read_json(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
+
+
+# --- a folder, or several files and folders together -----------------------------------------------------------------
+
+
+def published(pairs: dict[Path, str | None]) -> None:
+    """A place → the text of a file; of a folder (a name without a dot), that of the only file in it; None: nothing."""
+    publication = Publication(*pairs)
+    publication.begin()
+    try:
+        for (place, text), temporary in zip(pairs.items(), publication.temporaries, strict=True):
+            if text is not None and place.suffix:
+                temporary.write_text(text)
+            elif text is not None:
+                temporary.mkdir()
+                (temporary / "a").write_text(text)
+        publication.publish()
+    finally:
+        publication.discard()
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_folder_and_a_file_appear_together_and_a_smaller_set_replaces_a_larger(tmp_path):
+    folder, file = tmp_path / "deep" / "page_files", tmp_path / "deep" / "page.html"
+    published({folder: "1", file: "one"})
+    assert content(tmp_path / "deep") == {"page.html": "one", "page_files/a": "1"}
+    published({folder: "2", file: "two"})
+    assert content(tmp_path / "deep") == {"page.html": "two", "page_files/a": "2"}
+    published({folder: None, file: "three"})
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["page.html"]
+    assert content(tmp_path / "deep") == {"page.html": "three"}
+
+
+@pytest.mark.parametrize("failing", ["rename", "replace"])
+@pytest.mark.parametrize("standing", [True, False])
+def test_what_stood_there_comes_back_where_one_of_several_cannot_be_placed(tmp_path, monkeypatch, failing, standing):
+    """rename: the second folder finds no room; replace: both folders stand already, and the file does not fit."""
+    one, two, file = tmp_path / "one", tmp_path / "two", tmp_path / "file.json"
+    if standing:
+        published({one: "1", two: "1", file: "1"})
+    before = content(tmp_path)
+    move = getattr(Path, failing)
+
+    def full_disk(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp") and target in (two, file):
+            raise OSError(28, "No space left on device")
+        return move(self, target)
+
+    monkeypatch.setattr(Path, failing, full_disk)
+    with pytest.raises(PansightError, match=r"one: cannot be written: No space left on device$"):
+        published({one: "2", two: "2", file: "2"})
+    assert content(tmp_path) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == (["file.json", "one", "two"] if standing else [])
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    published({tmp_path / "one": "1"})
+    (tmp_path / "b.json").mkdir()
+    (tmp_path / "b.json" / "thesis").write_text("mine")
+    with pytest.raises(PansightError, match="one: cannot be written: Is a directory"):
+        published({tmp_path / "one": "2", tmp_path / "b.json": "2"})
+    assert content(tmp_path) == {"b.json/thesis": "mine", "one/a": "1"}
+
+
+def test_where_nothing_was_made_nothing_goes(tmp_path):
+    published({tmp_path / "one": "1"})
+    with pytest.raises(PansightError, match="one: cannot be written: No such file"):
+        published({tmp_path / "one": None})
+    with pytest.raises(PansightError, match=r"b\.json: cannot be written"), replacing(tmp_path / "b.json"):
+        pass
+    assert content(tmp_path) == {"one/a": "1"}
+
+
+def test_what_a_killed_process_of_this_number_left_is_no_obstacle(tmp_path):
+    """In a container every run has the same few process numbers."""
+    left = tmp_path / f".last.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "half").write_text("x")
+    with replacing_folder(tmp_path / "last") as temporary:
+        (temporary / "whole").write_text("y")
+    assert content(tmp_path) == {"last/whole": "y"}
+    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_link_to_a_folder_is_replaced_and_its_target_left_alone(tmp_path):
+    published({tmp_path / "mine": "1"})
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    published({tmp_path / "link": "2"})
+    assert content(tmp_path) == {"link/a": "2", "mine/a": "1"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "mine"]

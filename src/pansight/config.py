@@ -269,12 +269,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def read_config(path: str | Path) -> Config:
     """A Config from a TOML file; keys left out have their defaults. Errors name the file."""
+    values = read_toml(path)
     try:
-        return override(Config(), read_toml(path))
+        return override(Config(), values)
     except PansightError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise PansightError(f"{path}: {error}") from error
+        raise error.at(path) from error
 
 
 def recipes() -> dict[str, Path]:

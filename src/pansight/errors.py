@@ -1,14 +1,82 @@
-"""The one error a user is meant to see."""
+"""The one error a user is meant to see: a line for people, and its parts for programs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, Self
+
+Code = Literal[
+    "unexpected",  # a file, setting or value that is not as expected; the default
+    "missing_file",  # a file or folder that is named and does not exist
+    "wrong_format",  # a whole file, but of another kind than the one that is read
+    "unknown_choice",  # a name that is none of the known ones
+    "unlisted_category",  # a segment whose category the file or the label space does not list
+    "cannot_read",  # the system refuses to read: no permission, a broken disk
+    "cannot_write",  # the system refuses to write: no permission, a full disk
+    "offline_weights",  # pretrained weights that would have to be downloaded and cannot be
+    "out_of_memory",  # a single image does not fit
+]
+"""The kind of an error, in a word that stays while the sentences are improved."""
 
 
 class PansightError(Exception):
     """Bad input, said in one line: what, where, expected, found.
 
-    The command line prints the message without a traceback and exits with code 2; Python callers catch this type.
+        PansightError(where=path, expected="JSON", found="TOML")  # a.json: expected JSON, found TOML
+        PansightError("cannot be read", where=path, reason="no permission")  # a.json: cannot be read: no permission
+
+    where: a file, an option, or a place in one. expected, found: what should be there, and what is. message: says it
+    instead of these two where the matter has another shape. reason: what the system or another library says; it may
+    stand for `found`. hint: a way on, or what was done. code: the kind of error, for whoever has to decide by it.
+
+    `str` gives the line. Every part is kept as a text of its name ("" where it is not given), also in an error that was
+    pickled on its way from another process. Whoever handles an error reads the parts and never searches the line.
+    The command line prints the line without a traceback and exits with code 2; Python callers catch this type.
     """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        where: object = "",
+        expected: object = "",
+        found: object = "",
+        reason: object = "",
+        hint: object = "",
+        code: Code = "unexpected",
+    ):
+        self.message, self.where, self.expected, self.found = message, f"{where}", f"{expected}", f"{found}"
+        self.reason, self.hint, self.code = f"{reason}", f"{hint}", code
+        super().__init__(f"{self.where}: {self.what}" if self.where else self.what)
+
+    @property
+    def what(self) -> str:
+        """The line without its place."""
+        found = "found" if self.reason and not self.found else f"found {self.found}"
+        text = self.message or f"expected {self.expected}, {found}"
+        return text + (f": {self.reason}" if self.reason else "") + (f"; {self.hint}" if self.hint else "")
+
+    def at(self, where: object) -> Self:
+        """The same error, told by a wider place: ``"image 7"`` before ``"segment 3"`` is ``"image 7: segment 3"``."""
+        return self._with(where=f"{where}: {self.where}" if self.where else where)
+
+    def renamed(self, old: object, new: object) -> Self:
+        """The same error with another name for a file or folder, in every part."""
+        texts = ("message", "where", "expected", "found", "reason", "hint")
+        return self._with(**{name: getattr(self, name).replace(f"{old}", f"{new}") for name in texts})
+
+    def _with(self, **parts: Any) -> Self:
+        return type(self)(**self._parts() | parts)
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("message", "where", "expected", "found", "reason", "hint", "code")
+        return {name: getattr(self, name) for name in names}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._parts()), ()
 
 
 def choice_error(kind: str, name: str, known: object) -> PansightError:
     """An unknown name, answered with the names that exist: ``choice_error("model", "yolo", MODELS)``."""
     names = ", ".join(sorted(str(k) for k in known))  # type: ignore[attr-defined]
-    return PansightError(f"unknown {kind} {name!r}; known: {names}")
+    return PansightError(f"unknown {kind} {name!r}", hint=f"known: {names}", code="unknown_choice")

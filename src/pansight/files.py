@@ -1,23 +1,84 @@
-"""Writing that leaves either the whole file or none, and archives that are opened with care."""
+"""Writing that leaves the whole of a file or folder or nothing of it, and plain reading."""
 
 from __future__ import annotations
 
 import errno
 import json
-import lzma
 import os
 import shutil
 import stat
-import struct
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
 from pansight.errors import PansightError
+
+# --- writing, whole or not at all ------------------------------------------------------------------------------------
+
+
+class Publication:
+    """Files and folders that appear in their places together, or none of them does.
+
+        publication = Publication("out.html", "out_files")
+        publication.begin()
+        ...  # write to publication.temporaries, names beside the two places
+        publication.publish()
+        publication.discard()  # in a `finally`: what was not published goes
+
+    What stood in the places goes when the new stands there, and is put back where that fails. A place whose temporary
+    name holds nothing in the end becomes empty: a smaller set replaces a larger one whole, too. A file replaces a file
+    in one move that cannot be taken back and therefore comes last: of several places one may be that of a file.
+    Errors are PansightErrors that name the first place.
+
+    A process that is killed leaves at most its temporary names, which a later one of the same number clears away, and,
+    between the two moves that a folder takes, the old folder as ``.NAME.old``, where `standing_folder` finds it.
+    """
+
+    def __init__(self, *places: str | Path):
+        self.places = [Path(place) for place in places]
+        self.temporaries = [place.with_name(f".{place.name}.{os.getpid()}.tmp") for place in self.places]
+
+    def begin(self) -> None:
+        """Make the folders that the places lie in, and clear away what a killed process left at the temporary names."""
+        self.discard()
+        try:
+            for place in self.places:
+                place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def publish(self) -> None:
+        """Put everything in its place."""
+        pairs = list(zip(self.places, self.temporaries, strict=True))
+        files = [(place, temporary) for place, temporary in pairs if temporary.is_file()]
+        folders = [pair for pair in pairs if pair not in files]
+        moves: list[tuple[Path, Path]] = []  # those that can be taken back, from → to
+        try:
+            if not any(temporary.exists() for temporary in self.temporaries):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            for place, temporary in folders:
+                _replace_folder(place, temporary, moves)
+            for place, temporary in files:
+                temporary.replace(place)
+        except BaseException as error:
+            for source, target in reversed(moves):
+                with suppress(OSError):
+                    target.rename(source)
+            if isinstance(error, OSError):
+                raise self.failure(error) from error
+            raise
+        for place, _ in folders:
+            _remove(_old(place))
+
+    def discard(self) -> None:
+        """Remove what was written and not published."""
+        for temporary in self.temporaries:
+            _remove(temporary)
+
+    def failure(self, error: OSError) -> PansightError:
+        """What the user is told of an error of the disk."""
+        return PansightError(f"{self.places[0]}: cannot be written: {error.strerror or error}")
 
 
 @contextmanager
@@ -26,17 +87,56 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises PansightError, naming the file, where it cannot be written (full disk, no permission).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    publication = Publication(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        publication.begin()
+        yield publication.temporaries[0]
+        publication.publish()
     except OSError as error:
-        raise PansightError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise publication.failure(error) from error
     finally:
-        with suppress(OSError):  # a parent that is a file
-            temporary.unlink(missing_ok=True)
+        publication.discard()
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`; it takes its place when the block succeeds and is removed when it fails.
+
+    Raises PansightError, naming the folder, where it cannot be written.
+    """
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def standing_folder(folder: str | Path) -> Path:
+    """`folder`, or where a process was killed while replacing it, the folder that stood there before."""
+    folder = Path(folder)
+    return _old(folder) if not folder.exists() and _old(folder).is_dir() else folder
+
+
+def _replace_folder(place: Path, temporary: Path, moves: list[tuple[Path, Path]]) -> None:
+    """Move aside what stands at `place`, then `temporary` there if it exists; note each move as soon as it is made."""
+    if os.path.lexists(place):
+        _remove(_old(place))
+        place.rename(_old(place))
+        moves.append((place, _old(place)))
+    if temporary.exists():
+        temporary.rename(place)
+        moves.append((temporary, place))
+
+
+def _old(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
+
+
+def _remove(path: Path) -> None:
+    """A file, a link or a whole folder; what is not there or cannot be removed is left."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -67,6 +167,9 @@ def _json_pieces(value: Any, depth: int) -> Iterator[str]:
     yield "\n" + " " * depth + closing
 
 
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
 def open_plain(path: str | Path) -> BinaryIO:
     """A file to read bytes from. Raises OSError, also for a pipe or device, which one might wait for without end."""
     mode = Path(path).stat().st_mode
@@ -93,109 +196,6 @@ def read_json(path: str | Path) -> Any:
         raise PansightError(f"{path}: expected JSON, found {error}") from error
 
 
-# --- archives --------------------------------------------------------------------------------------------------------
-
-MAX_UNPACKED = 64 * 2**30
-"""Bytes that an archive may hold."""
-
-MAX_ENTRIES = 1_000_000
-
-BROKEN_ZIP = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    OverflowError,
-)
-"""What zipfile and its decoders raise over damaged archives."""
-
-MAX_RATIO, RATIO_FROM = 250, 256 * 2**20
-"""An archive that holds more than RATIO_FROM bytes may not be packed tighter than MAX_RATIO: masks pack to 1 : 100."""
-
-
-@contextmanager
-def unpacked(source: str | Path) -> Iterator[Path]:
-    """`source` itself where it is a folder or any file but a ZIP; of a ZIP, its content in a temporary folder.
-
-    A ZIP that holds one folder and nothing else yields that folder. The temporary folder goes when the block ends;
-    errors that name it in the block are told with the archive's name instead.
-    Raises PansightError where `source` does not exist, and where the archive is damaged, encrypted, too large, packed
-    too tightly to be honest, or holds links or names that lead outside.
-    """
-    source = Path(source)
-    try:
-        is_archive = source.is_file() and zipfile.is_zipfile(source)
-        if not is_archive and not source.exists():
-            raise PansightError(f"{source}: expected a folder or file, found none")
-    except OSError as error:
-        raise PansightError(f"{source}: cannot be read: {error.strerror or error}") from error
-    if not is_archive and source.is_file() and source.suffix.lower() == ".zip":
-        raise PansightError(f"{source}: expected a whole ZIP archive, found a damaged one or another kind of file")
-    if not is_archive:
-        yield source
-        return
-    with tempfile.TemporaryDirectory(prefix="pansight-", ignore_cleanup_errors=True) as temporary:
-        root = Path(temporary).resolve()
-        _unpack(source, root)
-        inside = [entry for entry in root.iterdir() if entry.name != "__MACOSX"]
-        only = inside[0] if len(inside) == 1 and inside[0].is_dir() else root
-        try:
-            yield only
-        except PansightError as error:
-            if str(root) not in str(error):
-                raise
-            raise PansightError(str(error).replace(str(root), str(source))) from error
-
-
-def _unpack(source: Path, root: Path) -> None:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            entries = archive.infolist()
-            _check_entries(source, entries, shutil.disk_usage(root).free)
-            for entry in entries:
-                target = root / entry.filename
-                if entry.is_dir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as packed, target.open("xb") as file:
-                    shutil.copyfileobj(packed, file, 2**20)  # at most as many bytes as the entry states
-    except BROKEN_ZIP as error:
-        raise PansightError(f"{source}: expected a whole ZIP archive, found: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise PansightError(f"{source}: cannot be unpacked: {error.strerror or error}") from error
-
-
-def _check_entries(source: Path, entries: list[zipfile.ZipInfo], free: int) -> None:
-    """Everything that can be known before a byte is written."""
-    size, packed = sum(entry.file_size for entry in entries), sum(entry.compress_size for entry in entries)
-    if len(entries) > MAX_ENTRIES:
-        raise PansightError(f"{source}: expected at most {MAX_ENTRIES} files in an archive, found {len(entries)}")
-    if size > MAX_UNPACKED or (size > RATIO_FROM and size > MAX_RATIO * packed):
-        found = f"{size / 2**30:.1f} GiB out of {packed / 2**20:.1f} MiB"
-        raise PansightError(f"{source}: expected an archive of data, found {found}; unpack it yourself if you trust it")
-    if size > free:
-        found = f"{free / 2**30:.1f} GiB in {tempfile.gettempdir()} (TMPDIR sets another folder)"
-        raise PansightError(f"{source}: expected {size / 2**30:.1f} GiB of free space to unpack, found {found}")
-    seen: set[str] = set()
-    for entry in entries:
-        name = entry.filename
-        plain = PurePosixPath(name)
-        if plain.is_absolute() or ".." in plain.parts or any(mark in name for mark in "\\:\0") or not plain.parts:
-            raise PansightError(f"{source}: expected names inside the archive's folder, found {name!r:.120}")
-        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise PansightError(f"{source}: expected files and folders only, found a link or device {name!r:.120}")
-        if entry.flag_bits & 1:
-            raise PansightError(f"{source}: expected an archive without a password, found {name!r:.120} encrypted")
-        if name in seen:
-            raise PansightError(f"{source}: expected each file once, found {name!r:.120} twice")
-        seen.add(name)
-
-
 def safe_join(folder: Path, name: object, source: str | Path) -> Path:
     """folder/name for a file name found in `source`. Raises PansightError where it is absolute or climbs out (``..``).
 
@@ -209,35 +209,3 @@ def safe_join(folder: Path, name: object, source: str | Path) -> Path:
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
         raise PansightError(f"{source}: expected a file name inside the data folder, found {name!r}")
     return folder / name
-
-
-@contextmanager
-def replacing_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `folder`; it takes its place when the block succeeds and is removed when it fails.
-
-    Raises PansightError, naming the folder, where it cannot be written.
-    """
-    folder = Path(folder)
-    temporary, old = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _old(folder)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-        os.rename(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise PansightError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def standing_folder(folder: str | Path) -> Path:
-    """`folder`, or where a process was killed while replacing it, the folder that stood there before."""
-    folder = Path(folder)
-    return _old(folder) if not folder.exists() and _old(folder).is_dir() else folder
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")

@@ -134,6 +134,8 @@ def test_a_bad_file_is_the_same_line_with_workers(tmp_path, workers):
     with pytest.raises(PansightError, match=r"000002\.png: expected an image, found a truncated header$") as caught:
         list(train_stream(data, None, 2, 32, 4, 0, workers=workers))
     assert "\n" not in str(caught.value)
+    expected = str(tmp_path / "train" / "000002.png"), "an image", "a truncated header"
+    assert (caught.value.where, caught.value.expected, caught.value.found) == expected
     with pytest.raises(PansightError, match=r"000002\.png"):
         list(evaluation_loader(data, halved_and_mirrored, 2, workers))
 

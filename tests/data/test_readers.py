@@ -175,6 +175,22 @@ def test_the_writer_leaves_all_or_nothing(tmp_path):
     assert {f.name for f in target.parent.rglob("*") if f.is_file()} == {"p.json", "sub_c.png"}
 
 
+def test_images_and_annotations_are_exported_together_or_not_at_all(tmp_path, monkeypatch):
+    export_coco_panoptic(Shapes(2, 32, 32), tmp_path)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    replace = Path.replace
+
+    def full_disk(self: Path, target: Path) -> Path:
+        if target.suffix == ".json":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(PansightError, match="panoptic_train: cannot be written: No space left on device"):
+        export_coco_panoptic(Shapes(3, 32, 32, seed=5), tmp_path, overwrite=True)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "out").write_text("a file where a folder should be")
     with pytest.raises(PansightError, match="cannot be written"):

@@ -147,7 +147,7 @@ def test_crowded_images_get_more_queries():
 
 def test_a_plain_vit_has_a_square_and_no_packaged_weights(monkeypatch):
     def offline(name, pretrained):
-        raise PansightError(f"backbone {name}: timm's weights cannot be had (no route); use pretrained='none'")
+        raise PansightError("no route", where=f"backbone {name}", code="offline_weights")
 
     monkeypatch.setattr(automatic, "vit_backbone", offline)
     config, choices = automatic.choose(override(Config(), {"model.name": "eomt"}), Squares([(50, 90)] * 4), CPU)
@@ -172,13 +172,23 @@ def test_batch_is_a_multiple_of_the_processes():
 def test_without_a_network_the_backbone_starts_from_nothing(monkeypatch):
     def offline(name, pretrained):
         assert automatic.hub.HF_HUB_OFFLINE  # or the client would retry for a minute
-        raise PansightError(f"backbone {name}: timm's weights cannot be downloaded (no route); use …")
+        raise PansightError("no route", where=f"backbone {name}", code="offline_weights")
 
     monkeypatch.setattr(automatic, "timm_backbone", offline)
     monkeypatch.setattr(automatic, "_hub_has_an_address", lambda: False)
     config, _ = chosen(override(Config(), {"model.backbone": "resnet18"}), Squares([(64, 64)]))
     assert config.model.pretrained == "none"
     assert config.model.options["frozen_bn"] is False
+
+
+def test_only_a_lack_of_weights_makes_the_backbone_start_from_nothing(monkeypatch):
+    def refused(name, pretrained):
+        # the same words, another kind of error
+        raise PansightError("timm's weights cannot be downloaded", where=f"backbone {name}")
+
+    monkeypatch.setattr(automatic, "timm_backbone", refused)
+    with pytest.raises(PansightError, match="backbone resnet18"):
+        chosen(override(Config(), {"model.backbone": "resnet18"}), Squares([(64, 64)]))
 
 
 def test_parts_of_the_data():

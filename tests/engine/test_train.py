@@ -190,8 +190,9 @@ def test_out_of_memory_with_a_single_image_is_an_error(tmp_path, shapes, monkeyp
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(toy.Toy, "loss", explode)
-    with pytest.raises(PansightError, match=r"out of memory with one image of 32×32 at a time"):
+    with pytest.raises(PansightError, match=r"out of memory with one image of 32×32 at a time") as caught:
         run(tmp_path, shapes)
+    assert caught.value.code == "out_of_memory"
 
 
 def test_other_runtime_errors_pass(tmp_path, shapes, monkeypatch):

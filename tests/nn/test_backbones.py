@@ -4,6 +4,7 @@ from torch import nn
 
 from pansight.errors import PansightError
 from pansight.nn.backbones.pyramid import FrozenBatchNorm, timm_backbone
+from pansight.nn.backbones.vit import vit_backbone
 
 
 @pytest.mark.parametrize(
@@ -102,5 +103,10 @@ def test_errors_are_one_line_and_name_the_way_on(monkeypatch):
         return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(PansightError, match=r"cannot be downloaded \(no route to host\).*pretrained='packaged'"):
+    told = r"cannot be downloaded \(no route to host\).*pretrained='packaged'"
+    with pytest.raises(PansightError, match=told) as caught:
         timm_backbone("resnet18", "timm")
+    assert caught.value.code == "offline_weights"
+    with pytest.raises(PansightError, match=r"timm's weights cannot be had \(no route to host\)") as caught:
+        vit_backbone("vit_tiny_patch16_224", "timm")
+    assert caught.value.code == "offline_weights"

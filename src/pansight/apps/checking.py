@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pansight.archives import unpacked
 from pansight.data.check import QUERIES, RULES, Checked, Report, check
 from pansight.data.check.defects import BY_HAND, Severity, one_line
 from pansight.data.check.fix import REPAIRS, Repaired, fix
@@ -14,7 +15,7 @@ from pansight.data.check.split import Split, split
 from pansight.data.check.statistics import Statistics
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
-from pansight.files import unpacked, write_json
+from pansight.files import write_json
 
 KINDS = {
     "panoptic": "COCO panoptic",

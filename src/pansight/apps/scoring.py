@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pansight.archives import unpacked
 from pansight.errors import PansightError
-from pansight.files import read_json, unpacked, write_json
+from pansight.files import read_json, write_json
 from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.class_map import ClassMap, read_class_map
 from pansight.metrics.files.pairs import PanopticPairs
@@ -166,12 +167,15 @@ def _prediction(
         try:
             return PanopticFile(path, truth.labels), None
         except PansightError as error:
-            if "expected a listed category" in str(error):
-                hint = "expected a category of the truth"
-                raise PansightError(
-                    f"{str(error).replace('expected a listed category', hint)}; add --map to match classes by name"
-                ) from error
-            raise
+            if error.code != "unlisted_category":
+                raise
+            raise PansightError(
+                where=error.where,
+                expected="a category of the truth",
+                found=error.found,
+                hint="add --map to match classes by name",
+                code=error.code,
+            ) from error
     prediction = PanopticFile(path)
     mapping = read_class_map(class_map, prediction.labels, truth.labels)
     for line in mapping.notes(prediction.labels, truth.labels):

@@ -189,15 +189,11 @@ def _pinned_view(view: View) -> View:
 Item = TypeVar("Item", Batch, tuple[Views, list[Sample]])
 
 
-class _Failure:
-    """A PansightError on its way out of a worker: torch would wrap it into a page of traceback."""
-
-    def __init__(self, message: str):
-        self.message = message
-
-
 class _Guarded:
-    """The map-style data set that torch's workers see: item → packed result or _Failure."""
+    """The map-style data set that torch's workers see: item → packed result or PansightError.
+
+    The error is handed out as a result, since torch would wrap one that is raised into a page of traceback.
+    """
 
     def __init__(self, make: Callable[[int], Item], keys: Sequence[int]):
         self.make, self.keys = make, keys
@@ -205,11 +201,11 @@ class _Guarded:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, place: int) -> Batch | tuple[Views, list[Sample]] | _Failure:
+    def __getitem__(self, place: int) -> Batch | tuple[Views, list[Sample]] | PansightError:
         try:
             return _packed(self.make(self.keys[place]))
         except PansightError as error:
-            return _Failure(str(error))
+            return error
 
 
 def run_workers(make: Callable[[int], Item], keys: Sequence[int], workers: int) -> Iterator[Item]:
@@ -230,8 +226,8 @@ def run_workers(make: Callable[[int], Item], keys: Sequence[int], workers: int) 
     finally:
         cv2.setNumThreads(threads)
     for result in results:
-        if isinstance(result, _Failure):
-            raise PansightError(result.message)
+        if isinstance(result, PansightError):
+            raise result
         yield result
 
 

@@ -148,7 +148,7 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
             (vit_backbone if plain_vit else timm_backbone)(name, "timm")
         return [*choices, Choice("model.pretrained", "timm", "timm's weights, downloaded")]
     except PansightError as error:
-        if "timm's weights cannot be" not in str(error):
+        if error.code != "offline_weights":
             raise
     reason = "from scratch: timm's weights cannot be downloaded"
     if plain_vit:

@@ -30,6 +30,8 @@ BUCKET = 1 << 24
 SYNC_BN_DEVICES = ("cuda", "xpu", "hpu")
 
 MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""By which torch's plain RuntimeErrors of the CPU's allocator and of CUDA's libraries are known: they have no type of
+their own. `is_out_of_memory` alone reads them."""
 
 
 def make_accelerator(precision: str = "fp32", folder: Path | None = None, trackers: Sequence[str] = ()) -> Accelerator:

@@ -58,8 +58,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The record of evaluation.json, the same on every process; each of them measures its share of the images.
 
-    model: on the accelerator's device, with the labels of `dataset`, or with others that class_map takes to them.
-    It is left in eval mode.
+    model: on the accelerator's device, left in eval mode; its labels are those of `dataset` unless class_map is given.
     out: a folder for evaluation.json, for predictions/ (what `data.formats.results` writes), and for predictions/sheet
     with the best and the worst images; each appears whole or not at all.
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.

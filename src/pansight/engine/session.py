@@ -208,7 +208,11 @@ class Session:
         images = len(batch.sizes)
         if self.state.parts >= images:
             height, width = batch.images.shape[2:]
-            raise PansightError(f"out of memory with one image of {height}×{width} at a time; use smaller images")
+            raise PansightError(
+                f"out of memory with one image of {height}×{width} at a time",
+                hint="use smaller images",
+                code="out_of_memory",
+            )
         self.state.parts = min(2 * self.state.parts, images)
         size = -(-images // self.state.parts)
         self.bar.say(

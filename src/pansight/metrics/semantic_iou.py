@@ -91,7 +91,7 @@ class SemanticIoU:
         try:
             rows = image_classes(truth.truth, prediction, len(self.labels))
         except PansightError as error:
-            raise PansightError(f"image {truth.image_id}: {error}") from error
+            raise error.at(f"image {truth.image_id}") from error
         if rows is None:
             self._without += 1
             return None

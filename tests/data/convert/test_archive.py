@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pansight import files
+from pansight import archives
+from pansight.archives import unpacked
 from pansight.errors import PansightError
-from pansight.files import unpacked
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +60,9 @@ def test_a_single_folder_is_entered(tmp_path):
 def test_errors_speak_of_the_archive_and_nothing_stays(tmp_path, temporary):
     path = archive(tmp_path / "a.zip", {"x.json": b"", "y.json": b""})
     with pytest.raises(PansightError) as caught, unpacked(path) as root:
-        raise PansightError(f"{root / 'x.json'}: expected JSON")
-    assert str(caught.value) == f"{path}/x.json: expected JSON"
+        raise PansightError(where=root / "x.json", expected=f"what {root / 'y.json'} lists", found="more")
+    assert str(caught.value) == f"{path}/x.json: expected what {path}/y.json lists, found more"
+    assert caught.value.where == f"{path}/x.json"
     with pytest.raises(KeyError), unpacked(path):
         raise KeyError
     assert not list(temporary.iterdir())
@@ -108,14 +109,14 @@ def test_bombs_are_refused_before_a_byte_is_written(tmp_path, temporary, monkeyp
     path = archive(tmp_path / "a.zip", {"zeros": bytes(4 * 2**20)})
     with unpacked(path) as root:  # tight, but small
         assert (root / "zeros").stat().st_size == 4 * 2**20
-    monkeypatch.setattr(files, "RATIO_FROM", 2**20)
+    monkeypatch.setattr(archives, "RATIO_FROM", 2**20)
     with pytest.raises(PansightError, match=r"expected an archive of data, found 0\.0 GiB out of 0\.0 MiB"):
         unpacked(path).__enter__()
-    monkeypatch.setattr(files, "RATIO_FROM", 2**30)
-    monkeypatch.setattr(files, "MAX_UNPACKED", 2**20)
+    monkeypatch.setattr(archives, "RATIO_FROM", 2**30)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 2**20)
     with pytest.raises(PansightError, match="expected an archive of data"):
         unpacked(path).__enter__()
-    monkeypatch.setattr(files, "MAX_ENTRIES", 0)
+    monkeypatch.setattr(archives, "MAX_ENTRIES", 0)
     with pytest.raises(PansightError, match="expected at most 0 files"):
         unpacked(path).__enter__()
     assert not list(temporary.iterdir())
@@ -134,7 +135,7 @@ def test_an_entry_that_lies_about_its_size_is_cut_off(tmp_path, temporary):
 
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
     path = archive(tmp_path / "a.zip", {"a": bytes(1000)})
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 999}))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 999}))
     with pytest.raises(PansightError, match="free space to unpack"), unpacked(path):
         pass
 

@@ -9,7 +9,6 @@ images come, so memory stays flat; a page of up to INLINE_IMAGES takes them all 
 from __future__ import annotations
 
 import base64
-import os
 import re
 import shutil
 import zlib
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from pansight.apps.pages.figures import environment, error_style, figures_of, script_json
 from pansight.errors import PansightError
-from pansight.files import replacing
+from pansight.files import Publication
 from pansight.metrics.panoptic.errors import ERRORS, SegmentErrors
 from pansight.metrics.panoptic.matching import ImageMatch, SegmentTable
 from pansight.ops.idmap import IdArray, boxes_xyxy, relabel
@@ -80,7 +79,8 @@ class ViewerWriter:
     def __init__(self, out: Path, labels: LabelSpace, title: str, overwrite: bool = False):
         self.out, self.labels, self.title, self.overwrite = Path(out), labels, title, overwrite
         self.folder = self.out.with_name(f"{self.out.stem}_files")
-        self._partial = self.out.with_name(f".{self.out.stem}_files.{os.getpid()}.tmp")
+        self._publication = Publication(self.out, self.folder)
+        self._page, self._partial = self._publication.temporaries
         self._index: list[str] = []  # JSON of each image's row in the list
         self._bytes = 0
 
@@ -93,11 +93,11 @@ class ViewerWriter:
         foreign = [path for path in _entries(self.folder) if not re.fullmatch(r"\d+\.js", path.name)]
         if foreign:
             raise PansightError(f"{self.folder}: expected a viewer's folder to replace, found {foreign[0].name} in it")
+        self._publication.begin()
         try:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
+            self._partial.mkdir()
         except OSError as error:
-            raise PansightError(f"{self.out}: cannot be written: {error.strerror or error}") from error
+            raise self._publication.failure(error) from error
         return self
 
     def add(self, image: ViewerImage | EncodedImage) -> None:
@@ -111,7 +111,7 @@ class ViewerWriter:
         try:
             (self._partial / f"{number}.js").write_text(line, encoding="ascii")
         except OSError as error:
-            raise PansightError(f"{self.out}: cannot be written: {error.strerror or error}") from error
+            raise self._publication.failure(error) from error
         self._bytes += len(line)
         self._index.append(row)
 
@@ -132,30 +132,20 @@ class ViewerWriter:
             version=version("pansight"),
             **figures_of(record, self.labels),
         )
-        with replacing(self.out) as temporary:
-            with temporary.open("w", encoding="utf-8") as file:
+        try:
+            with self._page.open("w", encoding="utf-8") as file:
                 file.writelines(text)
-            self._place_folder(None if inside else self._partial)
+            if inside:  # the folder of an earlier page goes, and none comes
+                shutil.rmtree(self._partial)
+        except OSError as error:
+            raise self._publication.failure(error) from error
+        self._publication.publish()
         return self.out
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _place_folder(self, new: Path | None) -> None:
-        """Replace the folder of an earlier page by `new`, or by none; an OSError leaves it as it was."""
-        old = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old")
-        if self.folder.exists():
-            self.folder.rename(old)
-        try:
-            if new is not None:
-                new.rename(self.folder)
-        except OSError:
-            if old.exists():
-                old.rename(self.folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        self._publication.discard()
 
 
 def viewer_data(labels: LabelSpace, index: Iterable[str], folder: str = "", figure: str = "PQ") -> str:

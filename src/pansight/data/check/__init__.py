@@ -140,7 +140,7 @@ def open_parts(
             part, defects = read_part(file, root, images, panoptic)
         except PansightError as error:
             unread.append(error)
-            found = str(error).removeprefix(f"{file}: ").removeprefix("expected JSON, found ")
+            found = error.found or error.what
             findings.add([defect("not-json", show_path(file, root), "JSON", one_line(found, 160))])
             continue
         read.append((part, defects))

@@ -218,7 +218,7 @@ def read_image_file(part: Part, record: Record, defects: list[Defect]) -> tuple[
         header = read_header(data, path)
         decode_image(data, path)
     except PansightError as error:
-        expected, found = said(error, path)
+        expected, found = said(error)
         defects.append(defect("unreadable-image", where, expected, found, image_id))
         return None, None
     if header.orientation != 1:
@@ -227,13 +227,11 @@ def read_image_file(part: Part, record: Record, defects: list[Defect]) -> tuple[
     return header, hashlib.blake2b(data, digest_size=16).digest()
 
 
-def said(error: PansightError, path: Path) -> tuple[str, str]:
-    """(expected, found) of a reader's line about a file."""
-    text = str(error).removeprefix(f"{path}: ")
-    expected, _, found = text.partition("found")
-    if not found:
-        return "a readable file", text
-    return expected.strip(" ,").removeprefix("expected "), found.strip(" :")
+def said(error: PansightError) -> tuple[str, str]:
+    """(expected, found) of a reader's error about a file."""
+    if error.expected:
+        return error.expected, error.found or error.reason
+    return "a readable file", error.what
 
 
 def _read_map(
@@ -249,9 +247,9 @@ def _read_map(
     try:
         ids = read_rgb_ids(png)
     except PansightError as error:
-        expected, found = said(error, png)
+        expected, found = said(error)
         ids = _recode(png, listed)
-        code = "png-mode" if ids is not None or "8-bit RGB" in expected else "unreadable-png"
+        code = "png-mode" if ids is not None or error.code == "wrong_format" else "unreadable-png"
         defects.append(defect(code, where, expected, found, image_id, fixable=ids is not None))
         return ids, False
     with png.open("rb") as file:

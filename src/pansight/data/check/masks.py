@@ -107,8 +107,7 @@ def _mask(
     try:
         mask = decode_segmentation(segmentation, size, "").astype(bool)
     except PansightError as error:
-        expected, _, found = str(error).removeprefix(": expected ").partition(", found ")
-        defects.append(defect("mask", where, expected, found, record.image_id, place))
+        defects.append(defect("mask", where, error.expected, error.found, record.image_id, place))
         return None
     if not mask.any():
         text = "at least one pixel"

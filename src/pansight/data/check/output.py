@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pansight.errors import PansightError
-from pansight.files import write_text
+from pansight.files import replacing_folder, write_text
 
 
 def require_new(out: Path, marker: str, overwrite: bool) -> None:
@@ -34,19 +34,8 @@ def new_folder(out: Path, marker: str, inputs: tuple[Path, ...], overwrite: bool
         inside, outside = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
         if inside.is_relative_to(outside) or outside.is_relative_to(inside):
             raise PansightError(f"{out}: expected a folder apart from the data, found it in or around {folder}")
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with replacing_folder(out) as partial:
         yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise PansightError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def place_file(source: Path, target: Path, link: bool) -> None:

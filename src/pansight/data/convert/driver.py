@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pansight.archives import unpacked
 from pansight.data.convert.labels import Ask, Classes, decide_things, join_classes
 from pansight.data.convert.overlap import DEFAULT_POLICY, POLICIES, resolve
 from pansight.data.convert.readers import READERS, Reader
@@ -27,7 +27,7 @@ from pansight.data.convert.targets import TARGETS, Target
 from pansight.data.dataset import SPLITS, part_names
 from pansight.data.images import read_bytes, read_header
 from pansight.errors import PansightError, choice_error
-from pansight.files import safe_join, unpacked, write_json
+from pansight.files import replacing_folder, safe_join, write_json
 
 IMAGE_MODES = ("copy", "hardlink", "symlink", "none")
 
@@ -79,7 +79,7 @@ def convert(
         classes = decide_things(classes, things, ask)
         tally = Tally(str(source), name, target, overlap, str(to), classes.labels)
         tally.note(note for part in opened for note in part.source.notes)
-        with _Folder(to) as partial:
+        with replacing_folder(os.path.abspath(to)) as partial:
             writer = TARGETS[target](partial, classes.labels)
             _write(opened, classes, writer, tally, overlap, images, progress)
             writer.close()
@@ -242,43 +242,3 @@ def _check_place(source: Path, to: Path, overwrite: bool) -> None:
         raise PansightError(f"{to}: expected no such folder yet, found one; nothing was written (--overwrite)")
     if not (to / RECEIPT).is_file():
         raise PansightError(f"{to}: expected to replace only what convert wrote (with {RECEIPT}), found something else")
-
-
-class _Folder:
-    """A folder that appears when the block succeeds; what stood there goes then, and not before."""
-
-    def __init__(self, path: Path):
-        path = self.path = Path(os.path.abspath(path))
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._old = path.with_name(f".{path.name}.{os.getpid()}.old")
-
-    def __enter__(self) -> Path:
-        try:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-        except OSError as error:
-            raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-        return self._partial
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                self._publish()
-            elif isinstance(error, OSError):  # a full disk
-                raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _publish(self) -> None:
-        try:
-            if self.path.exists():
-                self.path.rename(self._old)
-            try:
-                self._partial.rename(self.path)
-            except OSError:
-                if self._old.exists():
-                    self._old.rename(self.path)
-                raise
-        except OSError as error:
-            raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-        shutil.rmtree(self._old, ignore_errors=True)

@@ -163,7 +163,7 @@ def _labels(categories: list[dict[str, Any]], background: str, source: Path) -> 
     try:
         things = LabelSpace.from_json([{**row, "isthing": 1} for row in categories])
     except PansightError as error:
-        raise PansightError(f"{source}: {error}") from error
+        raise error.at(source) from error
     except (TypeError, ValueError) as error:
         raise PansightError(f"{source}: expected categories with id and name, found {error}") from error
     if background == "void":

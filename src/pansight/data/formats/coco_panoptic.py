@@ -6,9 +6,7 @@ Categories come out things first, then stuff, each in the order of the file; `so
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 from pansight.data.dataset import Dataset, expect, first_folder, ids_tensor, image_tensor, part_names
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.errors import PansightError
-from pansight.files import read_json, safe_join, write_text
+from pansight.files import Publication, read_json, safe_join
 from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, ids_to_rgb, present_ids
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
 
@@ -129,7 +127,7 @@ def things_first(categories: list[dict[str, Any]], source: Path) -> LabelSpace:
         ordered = sorted(categories, key=lambda row: 0 if row.get("isthing") else 1)
         return LabelSpace.from_json(ordered)
     except PansightError as error:
-        raise PansightError(f"{source}: {error}") from error
+        raise error.at(source) from error
     except (TypeError, ValueError) as error:
         raise PansightError(f"{source}: expected categories with id, name, isthing, color, found {error}") from error
 
@@ -269,14 +267,16 @@ class PanopticWriter:
         with PanopticWriter("out/predictions.json", labels) as writer:
             writer.add(139, "000000000139.jpg", segmentation)
 
-    The PNGs go to a folder named like the JSON without its suffix. Raises PansightError where one of the two exists and
+    The PNGs go to a folder named like the JSON without its suffix. beside: further folders that appear with the two;
+    what is to stand there is written to `writer.beside` meanwhile. Raises PansightError where JSON or PNGs exist and
     `overwrite` is not set, and where a segmentation is not valid: ids and segments must agree.
     """
 
-    def __init__(self, json: str | Path, labels: LabelSpace, overwrite: bool = False):
+    def __init__(self, json: str | Path, labels: LabelSpace, overwrite: bool = False, beside: Sequence[Path] = ()):
         self.json, self.labels, self.overwrite = Path(json), labels, overwrite
         self.folder = self.json.with_suffix("")
-        self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        self._publication = Publication(self.folder, self.json, *beside)
+        self._partial, self._listing, *self.beside = self._publication.temporaries
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._png_names: set[str] = set()
@@ -285,11 +285,11 @@ class PanopticWriter:
         taken = [path for path in (self.json, self.folder) if path.exists()]
         if taken and not self.overwrite:
             raise PansightError(f"{taken[0]}: expected no such file or folder yet, found one; nothing was written")
+        self._publication.begin()
         try:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
+            self._partial.mkdir()
         except OSError as error:
-            raise PansightError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+            raise self._publication.failure(error) from error
         return self
 
     def add(self, image_id: str | int, file_name: str, segmentation: PanopticSegmentation) -> None:
@@ -313,26 +313,15 @@ class PanopticWriter:
             if kind is None:
                 self._publish()
         finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            self._publication.discard()
 
     def _publish(self) -> None:
         content = {"images": self._images, "annotations": self._annotations, "categories": self.labels.to_json()}
-        old = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old")
         try:
-            if self.folder.exists():
-                self.folder.rename(old)
-            self._partial.rename(self.folder)
-            write_text(self.json, json.dumps(content))
-        except (OSError, PansightError) as error:
-            if old.exists():  # back to what was there
-                shutil.rmtree(self.folder, ignore_errors=True)
-                old.rename(self.folder)
-            elif not self._partial.exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
-            if isinstance(error, PansightError):
-                raise
-            raise PansightError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
-        shutil.rmtree(old, ignore_errors=True)
+            self._listing.write_text(json.dumps(content), encoding="utf-8")
+        except OSError as error:
+            raise self._publication.failure(error) from error
+        self._publication.publish()
 
 
 def segment_rows(segmentation: PanopticSegmentation, ids: IdArray, labels: LabelSpace) -> list[dict[str, Any]]:
@@ -366,18 +355,12 @@ def export_coco_panoptic(dataset: Dataset, folder: str | Path, split: str = "tra
     """
     folder = Path(folder)
     images, target = folder / split, folder / "annotations" / f"panoptic_{split}.json"
-    partial = folder / f".{split}.{os.getpid()}.tmp"
     if images.exists() and not overwrite:
         raise PansightError(f"{images}: expected no such folder yet, found one; nothing was written")
-    try:
-        with PanopticWriter(target, dataset.labels, overwrite) as writer:
-            for index in range(len(dataset)):
-                sample = dataset[index]
-                name = f"{Path(dataset.file_name(index)).with_suffix('').as_posix().replace('/', '_')}.png"
-                write_png(partial / name, sample.image.permute(1, 2, 0).numpy())
-                writer.add(sample.image_id, name, sample.truth)
-            shutil.rmtree(images, ignore_errors=True)
-            partial.rename(images)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with PanopticWriter(target, dataset.labels, overwrite, beside=[images]) as writer:
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            name = f"{Path(dataset.file_name(index)).with_suffix('').as_posix().replace('/', '_')}.png"
+            write_png(writer.beside[0] / name, sample.image.permute(1, 2, 0).numpy())
+            writer.add(sample.image_id, name, sample.truth)
     return target

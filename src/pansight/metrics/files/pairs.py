@@ -68,7 +68,7 @@ class PanopticPairs:
         try:
             match, stale, changed = self._match(index, overlaps)
         except PansightError as error:
-            raise PansightError(f"image {image_id} ({truth.name}, {prediction.name}): {error}") from error
+            raise error.at(f"image {image_id} ({truth.name}, {prediction.name})") from error
         ids = (_changed_ids(truth, changed[0]), _changed_ids(prediction, changed[1])) if maps else (None, None)
         return Pair(image_id, self.truth.file_names[index], (truth.height, truth.width), match, *ids, stale)
 

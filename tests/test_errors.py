@@ -1,0 +1,167 @@
+"""Errors: one line from parts, parts that survive any border, and nobody who searches the line."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pansight.errors import Code, PansightError, choice_error
+
+SOURCE = Path(__file__).parents[1] / "src" / "pansight"
+FILES = sorted(SOURCE.rglob("*.py"))
+NAME_IDS = [str(f.relative_to(SOURCE)) for f in FILES]
+
+PARTS = ("message", "where", "expected", "found", "reason", "hint", "code")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PansightError("no image fits"), "no image fits"),
+        (PansightError(where=Path("a/b.json"), expected="JSON", found="TOML"), "a/b.json: expected JSON, found TOML"),
+        (PansightError(where="count", expected=1, found=None), "count: expected 1, found None"),
+        (PansightError(expected="a mask", found=""), "expected a mask, found "),
+        (
+            PansightError(where="out", expected="no file yet", found="one", hint="add --overwrite"),
+            "out: expected no file yet, found one; add --overwrite",
+        ),
+        (PansightError(where="a.png", expected="a PNG", reason="bad CRC"), "a.png: expected a PNG, found: bad CRC"),
+        (PansightError("cannot be read", where="a", reason=OSError("gone")), "a: cannot be read: gone"),
+        (PansightError("unknown key", where="train", hint="known: steps"), "train: unknown key; known: steps"),
+        (choice_error("model", "yolo", {"detr": 1, "eomt": 2}), "unknown model 'yolo'; known: detr, eomt"),
+    ],
+)
+def test_the_line(error, line):
+    assert str(error) == f"{error}" == line
+    assert error.what == line.removeprefix(f"{error.where}: ")
+
+
+def test_parts_are_texts_and_come_back_from_another_process():
+    error = PansightError(where=Path("a"), expected=3, found=[4], hint="count again", code="wrong_format")
+    assert (error.where, error.expected, error.found, error.message, error.reason) == ("a", "3", "[4]", "", "")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(other) is PansightError
+        assert str(other) == str(error)
+        assert [getattr(other, name) for name in PARTS] == [getattr(error, name) for name in PARTS]
+
+
+def test_a_wider_place_and_another_name():
+    error = PansightError(where="segment 3", expected="a class of /a/b/y.json", found="none", code="unlisted_category")
+    wider = error.at("image 7").at(Path("/a/b/a.json"))
+    assert str(wider) == "/a/b/a.json: image 7: segment 3: expected a class of /a/b/y.json, found none"
+    assert wider.code == "unlisted_category"
+    assert str(PansightError("no image fits").at("train")) == "train: no image fits"
+    renamed = wider.renamed(Path("/a/b"), "data.zip")
+    assert str(renamed) == "data.zip/a.json: image 7: segment 3: expected a class of data.zip/y.json, found none"
+    assert (renamed.expected, renamed.code) == ("a class of data.zip/y.json", "unlisted_category")
+    assert error.where == "segment 3"
+
+
+# --- the source ------------------------------------------------------------------------------------------------------
+
+
+def searches(tree: ast.AST) -> Iterator[int]:
+    """The lines where the text of a caught or given PansightError is read to find something in it.
+
+    Its text may be printed, handed on or put into another text, and nothing else.
+    """
+    for scope, name in caught(tree):
+        parents = {child: node for node in ast.walk(scope) for child in ast.iter_child_nodes(node)}
+        for node in ast.walk(scope):
+            is_text = isinstance(node, ast.Call) and ast.unparse(node) in (f"str({name})", f"repr({name})")
+            is_quoted = isinstance(node, ast.JoinedStr) and f"{{{name}}}" in ast.unparse(node)
+            if (
+                (is_text and not is_handed_on(parents[node]))
+                or (is_quoted and isinstance(parents[node], ast.Attribute | ast.Compare))
+                or (isinstance(node, ast.Attribute) and ast.unparse(node) == f"{name}.args")
+            ):
+                yield node.lineno
+
+
+def is_handed_on(parent: ast.AST) -> bool:
+    if isinstance(parent, ast.Call):
+        return not ast.unparse(parent.func).startswith("re.")
+    return isinstance(parent, ast.FormattedValue)
+
+
+def caught(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """(the part of the source where it is known, its name) of every PansightError."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is not None and node.name is not None:
+            if "PansightError" in ast.unparse(node.type):
+                yield node, node.name
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for argument in [*node.args.args, *node.args.kwonlyargs]:
+                if argument.annotation is not None and "PansightError" in ast.unparse(argument.annotation):
+                    yield node, argument.arg
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAME_IDS)
+def test_nobody_searches_the_line_of_an_error(path):
+    """Whoever decides by an error reads its code and its parts; sentences may then be improved without breaking it."""
+    found = list(searches(ast.parse(path.read_text(encoding="utf-8"))))
+    assert not found, f"{path.relative_to(SOURCE)}:{found}: read the error's parts, not its line"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "'expected' in str(e)",
+        "str(e).startswith('a')",
+        "re.search('x', str(e))",
+        "e.args[0]",
+        "text = str(e)",
+        "f'{e}'.partition(', found ')",
+        "'JSON' not in f'{e}'",
+    ],
+)
+def test_a_search_is_noticed(use):
+    source = f"try:\n    f()\nexcept (PansightError, OSError) as e:\n    {use}\n"
+    assert list(searches(ast.parse(source))) == [4]
+    assert list(searches(ast.parse(f"def said(e: PansightError):\n    {use}\n"))) == [2]
+    assert not list(searches(ast.parse(source.replace("PansightError", "KeyError"))))
+    for fine in (
+        "complain(str(e), 2)",
+        "raise PansightError(f'{e}') from e",
+        "raise e.at(f'image {number}')",
+        "e.code",
+    ):
+        assert not list(searches(ast.parse(source.replace(use, fine))))
+
+
+def raised() -> Iterator[tuple[str, ast.Call]]:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "PansightError":
+                yield f"{path.relative_to(SOURCE)}:{node.lineno}", node
+
+
+def test_every_error_is_said_in_parts():
+    calls = list(raised())
+    assert len(calls) > 500
+    for place, call in calls:
+        given = {keyword.arg for keyword in call.keywords}
+        if not call.args:
+            assert "expected" in given, f"{place}: expected a message, or expected and found"
+            assert given & {"found", "reason"}, f"{place}: expected what was found"
+            continue
+        assert not given & {"expected", "found"}, f"{place}: expected either a message or expected and found"
+        told = re.search(r"\bexpected .*, found |^f?.\{[\w.]+\}: ", ast.unparse(call.args[0]))
+        assert told is None, f"{place}: expected where, expected and found apart, found {told[0]!r} in one text"
+
+
+def test_every_code_is_used():
+    used = {
+        keyword.value.value
+        for _, call in raised()
+        for keyword in call.keywords
+        if keyword.arg == "code" and isinstance(keyword.value, ast.Constant)
+    }
+    assert used | {"unexpected"} == set(get_args(Code))
