@@ -11,7 +11,7 @@ help:
 	@echo "make demo      train, measure and explain Panoptic FPN on generated shapes (about 4 minutes, CPU)"
 	@echo "make test      the whole suite (under 8 minutes on 2 cores)"
 	@echo "make check     ruff and pyright"
-	@echo "make bench     run every benchmark again and rewrite the README's tables (hours); make tables: only the tables"
+	@echo "make bench     run every benchmark again and rewrite the tables of docs (hours); make tables: only the tables"
 
 # uv comes first, into the environment itself: plain pip may pick a CPU build of torch for which no torchvision exists
 $(READY): pyproject.toml constraints.txt
