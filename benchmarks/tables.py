@@ -1,8 +1,8 @@
 """Write the figures of README.md and docs/benchmarks.md from benchmarks/results/*.json.
 
 In both documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
-around it is left as it is. docs/benchmarks.md holds every table. README.md holds the few ratios that matter most and one
-sentence on the demo, made from the same JSON files, so that no measured number is typed by hand.
+around it is left as it is. docs/benchmarks.md holds every table. README.md holds the few ratios that matter most and
+one sentence on the demo, made from the same JSON files, so that no measured number is typed by hand.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ def demo_sentence(record: Record) -> str:
     """What the demo reaches, in one sentence of README.md: the median over its runs."""
     pq, steps, seconds = (statistics.median(run[key] for run in record["runs"]) for key in ("pq", "steps", "seconds"))
     return (
-        f"Measured: {steps:.0f} training steps, {seconds:.0f} seconds in all, and a panoptic quality (PQ) of {pq:.1f} on"
-        f" the images never seen ({where(record)})."
+        f"Measured: {steps:.0f} training steps, {seconds:.0f} seconds in all, and a panoptic quality (PQ) of {pq:.1f}"
+        f" on the images never seen ({where(record)})."
     )
 
 
