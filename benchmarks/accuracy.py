@@ -8,8 +8,8 @@ from another. Queries above the same score are kept, whatever share of their mas
 ones say the background, each takes the others' share, and the usual 0.8 makes it a matter of luck whether any stays.
 `PanopticQuality` of pansight measures both on the same images.
 
-Data: 8 generated shapes images of 96×96, learnt by heart; 96×96 crops of nuclei (dsb2018), whose background is a stuff
-class; and for DETR, which learns nothing from those in so few steps, the middles of 8 nuclei images, by heart. All are
+Data: 8 generated shapes images of 96×96, memorised; 96×96 crops of nuclei (dsb2018), whose background is a stuff
+class; and for DETR, which learns nothing from those in so few steps, the middles of 8 nuclei images, memorised. All are
 measured on images never seen and on 8 of those learnt from. Of DETR, the weights that the mask head starts with are
 scaled as ours are (`ATTENTION_GAIN`), for both sides: as transformers draws them, masks learn nothing so soon. Results
 are written after every training, in place of those with the same data, system, side, seed and steps.

@@ -73,6 +73,46 @@ def test_paths_in_backticks_exist(path: Path) -> None:
         assert is_example or any((home / name).exists() for home in homes), f"{path.name}: no {name}"
 
 
+SPOKEN_OF = [
+    *(ROOT / "src" / "pansight").rglob("*.*"),
+    *(ROOT / "tests").rglob("*.py"),
+    *(ROOT / "benchmarks").glob("*.py"),
+    *(ROOT / "examples").glob("*"),
+    *DOCUMENTS,
+]
+NOT_SHIPPED = re.compile(r"\b[Ss]pec \d\d|\bPEERS\b|\bDESIGN(?:\.md)?\b|\bSTYLE\.md|\bshared/")
+IDIOMS = re.compile(r"\bby heart\b|\bmade again\b", re.IGNORECASE)
+
+
+def _lines_with(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in paths
+        if path.suffix in (".py", ".md", ".toml", ".j2", ".js", ".sh", ".css") and path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_nothing_refers_to_a_document_that_does_not_ship() -> None:
+    assert len(SPOKEN_OF) > 200
+    assert _lines_with(NOT_SHIPPED, SPOKEN_OF) == []
+
+
+def test_the_terms_of_the_field_are_used() -> None:
+    """Memorised and checkpointed (or computed again), where clipped idioms stood once."""
+    ours = [path for path in SPOKEN_OF if path.parent != ROOT / "benchmarks"]  # a key of a result file has one
+    assert _lines_with(IDIOMS, ours) == []
+
+
+def test_the_two_searches_find_something(tmp_path: Path) -> None:
+    for line in ("see spec 07 B", "Spec 14.", "PEERS.md 5", "DESIGN: forward", "STYLE.md, rule 3", "../shared/data"):
+        assert NOT_SHIPPED.search(line), line
+    assert not NOT_SHIPPED.search("MaskHead.shared(features) of the inspected model")
+    assert IDIOMS.search("learnt by heart")
+    assert IDIOMS.search("maps are made again")
+
+
 def test_commands_of_the_readme_exist() -> None:
     from pansight.apps.cli import app
 

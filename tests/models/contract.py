@@ -1,4 +1,4 @@
-"""What every model promises (DESIGN.md 3), stated once; test_contract.py holds each entry of MODELS to it.
+"""What every model promises (docs/architecture.md), stated once; test_contract.py holds each entry of MODELS to it.
 
 A new model adds one line to SMALL (options that make it tiny) or, where its builder fixes every size, to FULL_SIZE
 (detectors) or PUBLISHED (query models, whose parameters are counted in the tests of each system).

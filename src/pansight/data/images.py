@@ -1,4 +1,4 @@
-"""Image files to arrays: bounded, orientation-aware, and as fast as the decoders allow (PEERS.md 5).
+"""Image files to arrays: bounded, orientation-aware, and as fast as the decoders allow.
 
 JPEG and PNG go through imagecodecs (libjpeg-turbo, libspng; measured 1.3 and 1.5 times as fast as OpenCV), everything
 else through OpenCV. What comes out is always RGB uint8 (H, W, 3): grey is repeated, an alpha channel is dropped, a

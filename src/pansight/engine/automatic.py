@@ -37,7 +37,7 @@ STEPS_BY_THE_CLOCK = 1_000_000
 
 
 class Habits(NamedTuple):
-    """How a family of systems is trained where its user says nothing (spec 17, sections 2 and 3)."""
+    """How a family of systems is trained where its user says nothing: as published."""
 
     lr: float
     small_lr: float  # with fewer than FEW images

@@ -1,4 +1,4 @@
-"""Box and mask average precision: the twelve COCO figures, equal to pycocotools' (spec 08), computed by hotcoco.
+"""Box and mask average precision: the twelve COCO figures, equal to those of pycocotools, computed by hotcoco.
 
 Objects are kept as boxes and run-length codes, never as masks. The truth comes from `Sample.instances` where
 annotations overlap, else from the thing segments of `Sample.truth`. Sizes small | medium | large are told by the area

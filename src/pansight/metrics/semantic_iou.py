@@ -1,7 +1,7 @@
 """Mean intersection over union of semantic maps, at the original resolution, over the whole data set at once.
 
 IoU_c = TP / (TP + FP + FN) in pixels; void in the truth is left out of all three; a void prediction is a miss.
-Tools disagree on classes that the truth lacks, so the convention has a name (spec 08):
+Tools disagree on classes that the truth lacks, so the convention has a name (sources: docs/metrics.md):
 
 | convention | class absent in the truth, predicted somewhere | absent and never predicted |
 |---|---|---|

@@ -113,7 +113,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "eomt_dinov3_large_640": eomt_dinov3_large_640,
     "eomt_dinov3_large_1280": eomt_dinov3_large_1280,
 }
-"""name → builder(labels, **options) → a model; see DESIGN: forward, loss, decode, labels, resize."""
+"""name → builder(labels, **options) → a model with forward, loss, decode, labels and resize (docs/architecture.md)."""
 
 NEED_THINGS = ("faster_rcnn", "mask_rcnn", "panoptic_fpn")
 """Systems around a detector, which has nothing to learn from stuff alone; by the start of their names."""

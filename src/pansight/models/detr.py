@@ -236,7 +236,7 @@ class DETR(nn.Module):
             masks = self.mask_logits(outputs, image, queries)  # (M, h, w)
             chunk = max(1, CHUNK_ELEMENTS // (canvas[0] * canvas[1]))
             for logits, index in zip(masks.split(chunk), wanted.split(chunk), strict=True):
-                # full-size maps are made again in the backward pass: there are about ten of them for each mask
+                # full-size maps are checkpointed (computed again in the backward pass): each mask has about ten of them
                 a, b = checkpoint(
                     pixel_losses, logits, target, index, canvas, use_reentrant=False, preserve_rng_state=False
                 )

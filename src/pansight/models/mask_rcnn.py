@@ -37,7 +37,7 @@ class MaskRCNNOutputs(NamedTuple):
 
 
 class MaskRCNN(nn.Module):
-    """score_threshold, max_overlap: of the merge into a panoptic map (spec 07); instances keep what `rcnn` keeps.
+    """score_threshold, max_overlap: of the merge into a panoptic map; instances keep what `rcnn` keeps.
 
     integer_paste: masks are pasted into integer boxes, torchvision's way.
     """

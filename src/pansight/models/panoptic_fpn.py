@@ -39,7 +39,7 @@ class PanopticFPN(nn.Module):
     """A shared pyramid with an instance branch (`rcnn`) and a semantic branch (`semantic_head`).
 
     semantic_weight: λ_s of the paper's eq. 1 (0.5 on COCO); λ_i is 1.
-    score_threshold, max_overlap, min_stuff_area: defaults of the merge (spec 07 B).
+    score_threshold, max_overlap, min_stuff_area: defaults of the merge (docs/systems/merging.md).
     """
 
     def __init__(

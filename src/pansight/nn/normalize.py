@@ -41,5 +41,5 @@ def imagenet_rgb() -> Normalize:
 
 
 def caffe_bgr() -> Normalize:
-    """detectron2's MSRA ResNets: BGR, mean only (spec 01)."""
+    """detectron2's MSRA ResNets: BGR, mean only (PIXEL_MEAN and PIXEL_STD of its config/defaults.py)."""
     return Normalize(IMAGENET_MEAN[::-1], (1.0, 1.0, 1.0), bgr=True)

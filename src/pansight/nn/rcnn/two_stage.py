@@ -2,7 +2,8 @@
 
 Ren et al., Faster R-CNN, NeurIPS 2015; He et al., Mask R-CNN, ICCV 2017; Lin et al., FPN, CVPR 2017.
 The two conventions that published weights follow, torchvision's and detectron2's, differ in many small ways
-(spec 01); every one is a constructor argument, and `torchvision_rcnn` and `detectron2_rcnn` set them.
+(docs/systems/faster_rcnn.md lists them); every one is a constructor argument, and `torchvision_rcnn` and
+`detectron2_rcnn` set them.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ def torchvision_rcnn(
     nms_threshold: float = 0.5,
     detections: int = 100,
 ) -> RCNN:
-    """The heads of torchvision's *_resnet50_fpn, or of their V2, for `things` classes (spec 01, column TV)."""
+    """The heads of torchvision's *_resnet50_fpn, or of their V2, for `things` classes."""
     rpn = RPN(
         in_channels,
         strides=None,
@@ -306,7 +307,7 @@ def detectron2_rcnn(
     nms_threshold: float = 0.5,
     detections: int = 100,
 ) -> RCNN:
-    """The heads of detectron2's *_FPN for `things` classes (spec 01, column D2): our own models' too.
+    """The heads of detectron2's *_FPN for `things` classes; our own models have them too.
 
     sampling_ratio: 0 is detectron2's (adaptive); 2 is faster. proposals: kept per image after suppression, twice as
     many per level before it in training. Boxes go to the level whose anchors are of their size: 224 pixels belong to

@@ -17,7 +17,7 @@ TASKS = ("panoptic", "instance", "semantic", "all")
 
 
 class QueryRules(NamedTuple):
-    """Defaults of a model's decode, as published (spec 12 to 14)."""
+    """Thresholds of a model's decode; the defaults are those of MaskFormer, Mask2Former and EoMT as published."""
 
     score: float = 0.8
     """A query counts for the panoptic map where its class is likelier than this."""

@@ -1,8 +1,8 @@
-"""From what a network says to one id map: the published rules, each a pure function.
+"""The heuristic merge of instances and stuff into one panoptic map, in its two published variants.
 
-Panoptic FPN and every "heuristic" merge (spec 07): instances are painted by falling score, then stuff fills what is
-left. Two published variants exist. They accept the same instances; they differ in how stuff is given (an argmax map or
-one mask per class, which may overlap), in its order, and in the ids of the segments.
+Instances are painted by falling score, then stuff fills what is left (docs/systems/merging.md). Both variants accept
+the same instances; they differ in how stuff is given (an argmax map or one mask per class, which may overlap), in its
+order, and in the ids of the segments.
 """
 
 # torch leaves some of its return types open
@@ -60,7 +60,7 @@ def merge_by_label_map(
     max_overlap: float = 0.5,
     min_stuff_area: int = 4096,
 ) -> PanopticSegmentation:
-    """detectron2's ``combine_semantic_and_instance_outputs`` (spec 07 B): the merge of Panoptic FPN.
+    """detectron2's ``combine_semantic_and_instance_outputs`` (its meta_arch/panoptic_fpn.py): Panoptic FPN's merge.
 
     masks bool (N, H, W), scores float (N,), categories int64 (N,): the instances, indices into `labels`.
     semantic int64 (H, W): index of the stuff category of each pixel; pixels of any other value stay void unless an
@@ -107,7 +107,7 @@ def merge_by_stuff_masks(
     min_stuff_area: int = 4096,
     seed: int = 0,
 ) -> PanopticSegmentation:
-    """panopticapi's ``combine_semantic_and_instance_predictions`` (spec 07 A).
+    """panopticapi's ``combine_semantic_and_instance_predictions`` (the script of that name).
 
     masks bool (N, H, W), scores float (N,), categories int64 (N,): the instances.
     stuff_masks bool (S, H, W), may overlap, painted in the order given; entries of thing categories are ignored.

@@ -65,7 +65,7 @@ def binary_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class PointSettings(NamedTuple):
-    """Mask2Former, section 3.4 (K = 12,544), and its weights: of the loss and of the matching alike."""
+    """Mask2Former, section 3.3 (K = 12,544), and its weights: of the loss and of the matching alike."""
 
     points: int = 12544
     oversample: float = 3.0

@@ -1,6 +1,6 @@
 """transformers' Mask2FormerForUniversalSegmentation (Apache-2.0; Meta's weights CC BY-NC 4.0) to ours and back.
 
-transformers keeps the cross-attention fused, as we do, and splits the self-attention into q, k and v (spec 13). Its two
+transformers keeps the cross-attention fused, as we do, and splits the self-attention into q, k and v. Its two
 key generations differ in the backbone alone, which `backbones` knows.
 """
 

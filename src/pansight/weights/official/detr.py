@@ -1,6 +1,6 @@
 """Official DETR files, detection and panoptic (R50, R50-DC5, R101), to ours.
 
-Source: facebookresearch/detr, Apache-2.0. Layout: spec 11. A panoptic file has ``detr.`` before the detector's names,
+Source: facebookresearch/detr, Apache-2.0. A panoptic file has ``detr.`` before the detector's names,
 a detection file has not. DC5 has the tensors of its sibling: the file's name must say it.
 """
 

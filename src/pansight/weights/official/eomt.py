@@ -1,6 +1,6 @@
 """Official EoMT checkpoints (tue-mps/eomt, MIT; ``pytorch_model.bin`` and Lightning's ``.ckpt``) to ours.
 
-Layout: spec 14. DINOv2 files name the backbone's tensors as timm does. DINOv3 files name them as transformers does and
+DINOv2 files name the backbone's tensors as timm does. DINOv3 files name them as transformers does and
 hold *differences*: DINOv3's own weights, which have another licence and a gate, must be added. They are taken from the
 local Hugging Face cache, where timm puts them; nothing is downloaded.
 """
