@@ -1,4 +1,4 @@
-"""The run folder: what a run writes so that a killed one goes on as if nothing had happened.
+"""The run folder: what a training writes so that it can be killed and resumed without a difference.
 
 ``checkpoints/last`` is a saved model (``weights.native``) with ``training.pt`` beside it: optimiser, step, clock, and,
 where a moving average is saved as the model, the raw weights. No state of random generators is needed, since the

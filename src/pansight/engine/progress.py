@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar for people, a line now and then for log files."""
+"""Progress on the terminal: a live bar for people, and single lines for log files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds the steps of a run: its state, log, checkpoints, progress, interruption and failures."""
+"""Everything around the steps of a training: its state, log, checkpoints, progress, interruption and failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systems: one file each, and the one table of their builders."""
+"""The systems, one file each, and the table of their builders."""
 
 from __future__ import annotations
 

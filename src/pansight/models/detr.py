@@ -1,12 +1,14 @@
 """DETR. Carion, Massa, Synnaeve et al.: End-to-End Object Detection with Transformers, ECCV 2020.
 
-A set of queries looks at the encoded image; each says one class (or none) and one box. With a mask head on top, every
-query says a mask too, stuff included: panoptic segmentation. It is trained at once or in two steps: a detection model
-on the boxes of all segments is loaded into the panoptic one (the same keys), and the mask head learns beside it.
+A set of queries attends to the encoded image; each predicts one class (or "no object") and one box. With a mask head on
+top, every query predicts a mask as well, for stuff too: panoptic segmentation. It is trained at once or in two steps.
+In two steps, a detection model is trained on the boxes of all segments, its weights are loaded into the panoptic model
+(which has the same keys), and then the mask head alone is trained.
 
 COCO val2017 (official): box AP R50 42.0, DC5-R50 43.3, R101 43.5; panoptic PQ R50 43.4, DC5-R50 44.6, R101 45.1.
-Differs from the official repository: masks are made of chosen queries only; a 3×3 convolution of a sum is the sum of
-convolutions, so what all queries share passes the mask head once (`MaskHead.shared`); true boxes end at pixel edges.
+Differs from the official repository: masks are computed for chosen queries only. A 3×3 convolution of a sum is the sum
+of convolutions, so what all queries share passes through the mask head once (`MaskHead.shared`). True boxes end at
+pixel edges. See docs/systems/detr.md.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """EoMT. Kerssies, Cavagnero, Hermans, Norouzi, Averta, Leibe, Dubbelman, de Geus: Your ViT is Secretly an Image
 Segmentation Model, CVPR 2025.
 
-A plain ViT and nothing else: the queries enter its last blocks as further tokens, and two small upscaling blocks turn
-its patches into features at stride 4. In training those blocks let each query look only at the patches of the mask that
-it predicts so far; annealing lets go of that (nn/queries/annealing.py), so that at the end no mask is needed.
+A plain vision transformer: the queries enter its last blocks as additional tokens, and two small upscaling blocks turn
+its patches into features at stride 4. In training, masked attention in these blocks lets each query attend only to the
+patches of the mask that it predicts so far. Annealing (nn/queries/annealing.py) removes this step by step, so that a
+finished model needs no masks. See docs/systems/eomt.md.
 
 COCO val2017 PQ (tue-mps/eomt): DINOv2 S-640 46.7, B-640 51.6, L-640 56.0, L-1280 58.3, g-640 57.0; DINOv3 S-640 47.2,
 B-640 53.1, L-640 56.8, L-1280 58.9.
 Differs from tue-mps/eomt: canvases of other sizes than `size` run too (positions are resampled, as timm does);
-evaluation looks through the masks in blocks whose annealing has not passed one half (the repository draws queries at
-random in its validation, and switches masks off for the figures above; a finished run has none left in either case).
+evaluation uses masked attention in blocks whose annealing has not passed one half (the repository draws queries at
+random in its validation, and switches masks off for the scores above; a finished run has none left in either case).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Mask2Former. Cheng, Misra, Schwing, Kirillov, Girdhar: Masked-attention Mask Transformer, CVPR 2022.
 
-A pixel decoder of deformable attention makes three levels of memory; 9 decoder layers look at them in turn, every query
-only where its own mask, as the layer before predicted it, is positive. A query is a class (or none) and a mask.
+A pixel decoder with deformable attention computes features at three levels. Nine decoder layers attend to the levels in
+turn; every query attends only to the pixels of the mask that it predicted in the layer before. A query predicts a class
+(or "no object") and a mask.
 
 COCO panoptic val2017 PQ (official): R50 51.9, R101 52.6, Swin-T 53.2, S 54.6, B 55.1 (ImageNet-21K: 56.4), L 57.8.
-Differs from the official repository: nothing in the builders of its names. The masks between the layers are products
-with features resized to a level first, which is the same (resizing is linear); masks of full size are made in `decode`.
+The builders of the official names differ from the official repository in nothing. For the masks between the layers,
+features are resized to a level before they are multiplied, which gives the same (resizing is linear); masks of full
+size are computed in `decode`. See docs/systems/mask2former.md.
 """
 
 from __future__ import annotations

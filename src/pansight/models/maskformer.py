@@ -1,11 +1,13 @@
 """MaskFormer. Cheng, Schwing, Kirillov: Per-Pixel Classification is Not All You Need, NeurIPS 2021.
 
-DETR's decoder turns 100 queries into a class (or none) and a mask each; a mask is the product of the query's embedding
-with features of stride 4, which a feature pyramid makes ("fpn"), behind a transformer encoder in some ("encoder").
+DETR's decoder turns 100 queries into a class (or "no object") and a mask each. A mask is the product of the query's
+embedding with features at stride 4. These features come from a feature pyramid (pixel decoder "fpn"), in some models
+with a transformer encoder before it ("encoder").
 
 COCO panoptic val2017 PQ (official): R50 + 6 encoder layers 46.5, R101 47.6, Swin-T 47.7, S 49.7, B 51.8, L 52.7.
-Differs from the official repository: nothing in the builders of its names. The last convolution before the features is
-linear, so it is multiplied with the queries' embeddings and applied in `decode`, for the queries that are kept.
+The builders of the official names differ from the official repository in nothing. The last convolution before the
+features is linear, so it is multiplied with the queries' embeddings and applied in `decode`, for the kept queries only.
+See docs/systems/maskformer.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Panoptic FPN. Kirillov, Girshick, He, Dollár: Panoptic Feature Pyramid Networks, CVPR 2019.
 
 Mask R-CNN with a second, light branch on the same pyramid that labels every pixel; both are merged by a fixed rule.
-The semantic branch knows all things as one class (0) and each stuff class apart (1 …, in label space order).
+The semantic branch has one class for all things together (0) and one for each stuff class (1 …, in label space order).
 
 COCO val2017 PQ (detectron2): R50 1x 39.4, R50 3x 41.5, R101 3x 43.0. Cityscapes val (paper, R50): 57.7.
-Differs from detectron2: nothing in `panoptic_fpn_r50_d2` and `panoptic_fpn_r101_d2`; the general `panoptic_fpn` takes
-any timm backbone with the stride in the 3×3 convolution and RGB input.
+`panoptic_fpn_r50_d2` and `panoptic_fpn_r101_d2` differ from detectron2 in nothing; the general `panoptic_fpn` takes any
+timm backbone, with the stride in the 3×3 convolution and RGB input. See docs/systems/panoptic_fpn.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain pixels to what a backbone was trained on: the first step of every model."""
+"""Normalisation: uint8 pixels to the values that a backbone was trained on; the first step of every model."""
 
 from __future__ import annotations
 

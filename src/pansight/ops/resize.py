@@ -1,4 +1,4 @@
-"""The rule that turns the size of a photo into the size a network sees."""
+"""The rule that turns the size of a photo into the size of a network's input."""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,7 +1,8 @@
-"""What known published weights may be used for: one line, logged when they are loaded.
+"""The licences of known published weights; one line is logged when such weights are loaded.
 
-Facts of the publishers' own pages. Code and weights often differ (MaskFormer's code is free, its weights are not for
-commerce); what is said here is of the weights. Nothing is known of weights that someone trained in the same layout.
+The facts are from the publishers' own pages. Code and weights often have different licences (MaskFormer's weights are
+not for commercial use, its code is); here stand those of the weights. Weights that someone else trained in the same
+layout have no known licence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Our own saved models: a folder with ``config.json`` (model, options, labels, input) and ``model.safetensors``.
 
-A folder is replaced as a whole: it is written under a temporary name beside its place and then moved there. Between the
-two moves that this takes, the previous folder stands under ``.NAME.old``, where ``standing_folder`` finds it.
+A folder is replaced as a whole: it is written under a temporary name beside its place and then moved there. This takes
+two moves; between them the previous folder has the name ``.NAME.old``, where ``standing_folder`` finds it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Trained weights to a model of other classes: everything general is kept, class heads row by row, by class name.
+"""Transfer of trained weights to a model with other classes: class heads are kept row by row, by the names of the
+classes, and everything else is kept whole.
 
-Of learned queries, the first ones are kept where their number differs: no query is tied to a class. A ViT's positions
-are resampled to another input size.
+If the number of learned queries differs, the first ones are kept, since no query is tied to a class. A vision
+transformer's positions are resampled to another input size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoint files to plain tensors without running anything that is written in them.
+"""Read checkpoint files as plain tensors, without running anything that is written in them.
 
 ``read_tensors`` tells the format by the first bytes, not by the name: safetensors; torch's zip and legacy files,
 through ``torch.load(weights_only=True)``; and the legacy pickles of numpy arrays (``.pkl`` of detectron2 and Caffe2),

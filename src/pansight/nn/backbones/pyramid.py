@@ -1,6 +1,6 @@
 """Any timm backbone as a pyramid of feature maps.
 
-Strides and channels come from timm's own feature API, so every system can be tried on every backbone by its name.
+Strides and channels come from timm's feature API, so every system runs on every backbone by its name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain vision transformers of timm, run block by block, so that a model can add tokens of its own between them."""
+"""Plain vision transformers of timm, run block by block, so that a model can insert its own tokens between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask annealing: the share of queries that still look through their masks falls to zero during training.
+"""Mask annealing: the share of queries whose attention is limited to their masks falls to zero during training.
 
 Kerssies et al., EoMT, CVPR 2025, section 3.3.
 """

@@ -1,6 +1,7 @@
 """DETR's mask head: a query's attention map and the backbone's features become its mask. Carion et al., section 4.4.
 
-A convolution is linear, so one over a sum is a sum of convolutions: what all queries share passes through once.
+A convolution is linear, so the convolution of a sum is the sum of convolutions. Therefore the part of the input that
+all queries share passes through the head only once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What looks at one region: pooling it from the pyramid, the box head and the mask head.
+"""The second stage of the detector: pooling of regions from the pyramid, the box head and the mask head.
 
 He et al., Mask R-CNN, ICCV 2017, figure 4 (right); Li et al., Benchmarking Detection Transfer Learning with Vision
 Transformers, 2021 (four convolutions in the box head, BatchNorm in both: torchvision's V2).

@@ -1,8 +1,9 @@
 """Multi-scale deformable attention. Zhu et al., Deformable DETR, ICLR 2021, eq. 2 and 3.
 
-Every query looks at a few points of each level of a pyramid, between pixels (bilinear), nothing outside the map. The
-plain form samples level by level with ``grid_sample`` and needs L · P values a query and head at once. On the CPU two
-compiled loops, one for the sum and one for its gradient, keep one row of D numbers instead.
+Every query reads a few points of each level of a feature pyramid. Points between pixels are interpolated bilinearly,
+and points outside of the map count as zero. The plain form samples level by level with ``grid_sample``, and holds L · P
+values for each query and head at once. On the CPU two compiled loops, one for the sum and one for its gradient, need
+memory for one row of D numbers only.
 """
 
 # torch leaves some of its return types open

@@ -1,4 +1,6 @@
-"""Which of K queries wins each pixel of a file: the part of panoptic fusion whose work grows with the pixels."""
+"""Which of K queries has the largest value at each pixel of an image: the costly part of the panoptic rules, since only
+its work grows with the number of pixels.
+"""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,10 +1,11 @@
-"""The compiled contest of queries: full size only where it is open who wins.
+"""The compiled part of `contest`: logits are resized to full size only where it is not yet clear which query wins.
 
-A resize by bilinear weights never leaves the range of the pixels that it reads, and the sigmoid keeps order. So from
-the least and the greatest value of a query around a tile it follows how low and how high it can be inside. A query that
-can nowhere reach the surest one is out; where one remains, the tile is its own. Only open tiles are resized, for the
-queries that are in question there. Bounds are widened by more than rounding can do, so that the result is that of
-resizing everything; the arithmetic of open tiles is torch's own, in its order (rows, then columns, a fused sum).
+Bilinear interpolation never leaves the range of the pixels that it reads, and the sigmoid preserves order. So the
+smallest and the largest logit of a query around a tile bound its values inside the tile. A query whose upper bound is
+below the lower bound of another one cannot win; if one query remains, the whole tile is its own. Only the other tiles
+are resized, for the remaining queries. The bounds are widened by more than rounding errors can be, so the result equals
+that of resizing everything; the arithmetic of the resized tiles is torch's own, in its order (rows, then columns, a
+fused sum).
 """
 
 # numba's decorator leaves its results without a type, and an entry of an array is an int only to numba

@@ -1,4 +1,7 @@
-"""The last step of MaskFormer, Mask2Former and EoMT alike: class logits and masks on demand to predictions."""
+"""The `decode` that MaskFormer, Mask2Former and EoMT share: from class logits and masks to predictions.
+
+Masks are computed only for the queries that a rule asks for.
+"""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

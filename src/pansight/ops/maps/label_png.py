@@ -1,7 +1,8 @@
-"""Id PNGs (COCO panoptic: 8-bit RGB, id = R + 256·G + 65536·B) to id maps, and to counts of pairs without any map.
+"""Read the id PNGs of COCO panoptic (8-bit RGB, id = R + 256·G + 65536·B) as id maps, or count the pairs of ids that
+two files have at the same pixel without making a map.
 
-The bytes are inflated by libdeflate and unfiltered in compiled code (png_kernels). What that does not read (interlaced
-files) goes through an ordinary decoder; both ways give the same numbers.
+The bytes are inflated by libdeflate and unfiltered in compiled code (`png_kernels`). Files that this does not read
+(interlaced ones) go through an ordinary decoder; both ways give the same numbers.
 """
 
 from __future__ import annotations

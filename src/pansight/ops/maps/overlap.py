@@ -1,7 +1,7 @@
-"""Which values of two maps lie on each other, and on how many pixels: the one pass over the pixels that figures need.
+"""Count which pairs of values two maps have at the same pixel, and how often: all that metrics need of the pixels.
 
-Label maps are long runs of one value, so runs are counted, not pixels: sorting a few thousand runs replaces sorting
-every pixel.
+Label maps consist of long runs of one value. So runs are counted instead of pixels, and a few thousand runs are sorted
+instead of every pixel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MaskFormer's loss: every pixel of the padded image counts. Cheng, Schwing, Kirillov, NeurIPS 2021, section 3.3."""
+"""MaskFormer's loss, which compares masks at every pixel. Cheng, Schwing, Kirillov, NeurIPS 2021, section 3.3."""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

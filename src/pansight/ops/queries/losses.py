@@ -1,4 +1,6 @@
-"""The set losses of mask transformers. All are computed in float32; L layers, B images, Q queries, M matched pairs.
+"""The set losses of mask transformers, computed in float32.
+
+Letters of shapes: L decoder layers, B images, Q queries, M matched pairs.
 
 Carion et al., DETR; Cheng et al., MaskFormer and Mask2Former; Lin et al., focal loss (eq. 5); Milletari et al., dice.
 """

@@ -1,7 +1,7 @@
-"""Which query answers for which segment: the assignment of least cost (Hungarian algorithm).
+"""The one-to-one matching of queries to true segments with the least total cost (Hungarian algorithm).
 
 Carion et al., DETR, eq. 1 and 2; Cheng et al., MaskFormer, section 3.2. Costs are computed for all decoder layers and
-images of a batch at once, as one tensor (L, B, Q, N), and cross to the host once.
+images of a batch at once, as one tensor (L, B, Q, N), which is copied to the CPU once.
 """
 
 # torch and scipy leave some of their return types open

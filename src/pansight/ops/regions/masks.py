@@ -1,8 +1,8 @@
-"""Masks of single objects: from the truth into a region's small grid, and from there into the image.
+"""Masks of single objects: sampled from the truth into the small grid of a region, and pasted into the image.
 
-Both ways are bilinear, thus separable: a grid of M × M and an image part of h × w are tied by one (M, h) and one
-(M, w) matrix, and two small matrix products replace a gather over every pixel. Equal to torchvision's roi_align,
-interpolate and grid_sample to rounding (tested).
+Both directions are bilinear and therefore separable: a grid of M × M and an image part of h × w are related by one
+(M, h) and one (M, w) matrix, and two small matrix products replace reading every pixel. Tests show that the results
+equal torchvision's roi_align, interpolate and grid_sample up to rounding.
 """
 
 # torch leaves some of its return types open

@@ -1,7 +1,7 @@
-"""Backbones of transformers to ours and back: ResNet and Swin, under every name that its versions gave them.
+"""ResNet and Swin between transformers' names and ours, for every layout that its versions have.
 
-Three layouts of Swin: SwinBackbone's as versions 4 and 5 write it (Mask2Former), the same as version 5 holds it in
-memory, and MaskFormer's own copy, with ``model.`` before the network and norms by number.
+There are three layouts of Swin: SwinBackbone's as versions 4 and 5 write it (Mask2Former), the same as version 5 holds
+it in memory, and MaskFormer's own copy, with ``model.`` before the network and norms by number.
 """
 
 from __future__ import annotations

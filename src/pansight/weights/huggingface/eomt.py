@@ -1,6 +1,6 @@
-"""transformers' EomtForUniversalSegmentation (DINOv2) and EomtDinov3ForUniversalSegmentation to ours and back.
+"""Conversion between transformers' EomtForUniversalSegmentation and EomtDinov3ForUniversalSegmentation and our EoMT.
 
-Tensors are absolute in both: it is the official DINOv3 files that hold differences (weights/official/eomt.py).
+Both hold whole weights; only the official DINOv3 files hold differences (weights/official/eomt.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""preprocessor_config.json: how large a photo becomes and what is subtracted, into the model that carries both."""
+"""Between preprocessor_config.json (the resize rule and the pixel statistics) and our model, which carries both."""
 
 from __future__ import annotations
 

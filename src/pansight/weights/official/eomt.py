@@ -1,8 +1,8 @@
-"""Official EoMT checkpoints (tue-mps/eomt, MIT; ``pytorch_model.bin`` and Lightning's ``.ckpt``) to ours.
+"""Loading official EoMT checkpoints (tue-mps/eomt, MIT): ``pytorch_model.bin`` and Lightning's ``.ckpt``.
 
-DINOv2 files name the backbone's tensors as timm does. DINOv3 files name them as transformers does and
-hold *differences*: DINOv3's own weights, which have another licence and a gate, must be added. They are taken from the
-local Hugging Face cache, where timm puts them; nothing is downloaded.
+DINOv2 files name the backbone's tensors as timm does. DINOv3 files name them as transformers does, and hold the
+*differences* to DINOv3's own weights. Those have another licence and are gated, so they are taken from the local
+Hugging Face cache, where timm puts them, and added; nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""torchvision's Faster and Mask R-CNN (R50-FPN, V1 and V2) to ours.
+"""Loading torchvision's Faster and Mask R-CNN (R50-FPN, V1 and V2).
 
-Source: torchvision.models.detection, BSD-3-Clause; its COCO weights. V1 files as downloaded use names
-of torchvision 0.3 (``mask_fcn1``); ``state_dict()`` of a model of today uses newer ones. Both are read.
+Source: torchvision.models.detection, BSD-3-Clause; its COCO weights. The downloaded V1
+files use the names of torchvision 0.3 (``mask_fcn1``), and ``state_dict()`` of today's models uses newer ones. Both
+load.
 """
 
 from __future__ import annotations
