@@ -1,4 +1,6 @@
-"""Mask transformers after a short budget: ours beside transformers', same start, same batches → results/accuracy.json.
+"""Accuracy after a short training: our mask transformers beside transformers', from the same weights and batches.
+
+Results go to results/accuracy.json.
 
 Small configurations made by transformers and loaded by both sides, so every seed starts at the same point: DETR,
 MaskFormer and Mask2Former on the packaged EfficientNet-Lite0, EoMT (a small ViT) from random weights. The loop is the

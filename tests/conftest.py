@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures that every test may use, and the order of the tests."""
 
 import os
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_the_two_searches_find_something(tmp_path: Path) -> None:
     assert not NOT_SHIPPED.search("MaskHead.shared(features) of the inspected model")
     assert IDIOMS.search("learnt by heart")
     assert IDIOMS.search("maps are made again")
+
+
+PYTHON = [path for path in SPOKEN_OF if path.suffix == ".py"]
+
+
+def test_every_file_opens_with_a_sentence_that_says_what_it_is() -> None:
+    """The first paragraph of its docstring: at least three words, and a full stop (or a colon) at the end."""
+    poor: list[str] = []
+    for path in PYTHON:
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        if len(first.split()) < 3 or not first.rstrip().endswith((".", ":")):
+            poor.append(f"{path.relative_to(ROOT)}: {first!r}")
+    assert len(PYTHON) > 200
+    assert poor == []
 
 
 def test_commands_of_the_readme_exist() -> None:

@@ -1,4 +1,4 @@
-"""The one error a user is meant to see."""
+"""PansightError, the one exception that is meant for users."""
 
 
 class PansightError(Exception):

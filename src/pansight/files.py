@@ -1,4 +1,4 @@
-"""Writing that leaves either the whole file or none, and archives that are opened with care."""
+"""Writing files completely or not at all, and opening archives safely."""
 
 from __future__ import annotations
 

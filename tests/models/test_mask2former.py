@@ -1,4 +1,4 @@
-"""What is Mask2Former's own: masked attention, its loss, its three tasks. The contract of all models is elsewhere."""
+"""Mask2Former's own parts: masked attention, its loss, its three tasks. test_contract.py tests what all models share."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The resize rule: target sizes by hand and as the official code computes them."""
+
 import pytest
 
 from pansight.ops.resize import ResizeRule

@@ -1,4 +1,4 @@
-"""detectron2's files, generated in their published layout: everything lands, in the right place."""
+"""detectron2's files, generated in their published layout: every tensor is loaded, and into the right place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask2Former's official files, generated in their published layout: everything lands, in the right place."""
+"""Mask2Former's official files, with random values: every tensor is loaded, and into the right place."""
 
 from __future__ import annotations
 

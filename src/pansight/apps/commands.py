@@ -1,4 +1,4 @@
-"""What the commands of ``pansight`` do, as functions: the command line and ``import pansight`` call the same ones."""
+"""The commands of ``pansight`` as functions, which the command line and ``import pansight`` both call."""
 
 from __future__ import annotations
 

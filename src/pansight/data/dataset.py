@@ -1,4 +1,4 @@
-"""What a data set is, and the small tools that every reader shares."""
+"""The `Dataset` protocol, and small functions that all readers share."""
 
 from __future__ import annotations
 

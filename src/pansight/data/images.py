@@ -1,4 +1,4 @@
-"""Image files to arrays: bounded, orientation-aware, and as fast as the decoders allow.
+"""Read image files as arrays: with a size limit, with their orientation, and as fast as the decoders allow.
 
 JPEG and PNG go through imagecodecs (libjpeg-turbo, libspng; measured 1.3 and 1.5 times as fast as OpenCV), everything
 else through OpenCV. What comes out is always RGB uint8 (H, W, 3): grey is repeated, an alpha channel is dropped, a
@@ -7,7 +7,7 @@ palette is looked up, 16 bits keep their upper 8 (the full range is assumed, as 
 Orientation. A camera's EXIF tag says how to turn the stored pixels; viewers and annotation tools do. So do we, unless
 the truth disagrees: `read_image(..., mask_size=...)` leaves the stored pixels alone where their size fits the
 annotation and the turned size does not (sets such as COCO are annotated on the stored pixels of some photos). The
-orientation tag of TIFF files is not followed: microscopes and scanners store what they mean.
+orientation tag of TIFF files is ignored, since microscopes and scanners store the pixels as they are meant.
 """
 
 from __future__ import annotations

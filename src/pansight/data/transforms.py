@@ -1,4 +1,4 @@
-"""Augmentations: callables ``(sample, rng) -> sample`` that leave their input alone.
+"""Augmentations: callables ``(sample, rng) -> sample`` that do not change their input.
 
 Geometry is decided once and applied to the image (bilinear), the id map and the masks of `Sample.instances` (nearest),
 all with pixel centres at half-integers, so that nothing shifts. Segments that vanish leave the table; objects that

@@ -1,9 +1,9 @@
-"""How sure a panoptic quality is: intervals from resampled images, and a paired test of two evaluations.
+"""Confidence intervals of panoptic quality from resampled images, and a paired test of two evaluations.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13 and 14 (percentile interval and
 its bias) and 15 (permutation test).
 
-The unit of chance is the image: segments of one image share camera, light and scene, so they are not drawn one by one.
+Whole images are resampled: segments of one image share camera, light and scene, so they are not drawn one by one.
 
 - Interval: images are drawn with replacement, as many as there are; PQ, SQ and RQ are computed anew from the summed
   counts of the drawn images, by the averaging of `panoptic_quality` (classes that do not occur in a resample are left

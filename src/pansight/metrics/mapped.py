@@ -1,4 +1,4 @@
-"""Measuring a model on data of other classes: predictions and truth in the classes that both sides share."""
+"""Evaluating a model on data with other classes: predictions and truth are mapped to the classes that both share."""
 
 from __future__ import annotations
 

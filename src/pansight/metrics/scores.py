@@ -1,4 +1,4 @@
-"""Counts by class and the scores they make: what panoptic quality and its relatives have in common."""
+"""Counts for each class and the scores computed from them, which panoptic quality and its variants share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cityscapes, ADE20K and Mapillary Vistas as their makers lay them out, read without conversion.
+"""Read Cityscapes, ADE20K and Mapillary Vistas in their official panoptic layouts, without conversion.
 
 Each has panoptic files of its own, made by a script of the makers or part of the download; they are COCO panoptic under
 other names, with these peculiarities:

@@ -1,9 +1,9 @@
-"""Scoring predictions of one label space against a truth of another: classes meet by name or by a small TOML.
+"""Scoring predictions of one label space against a truth of another: classes correspond by name or by a TOML file.
 
     "delivery van" = "vehicle"     # predicted class = class of the truth; several may go to one
     "lane marking" = ""            # does not count: its pixels are void
 
-Names that agree on both sides meet without being listed. What stays without a counterpart, on either side, is void.
+Equal names on both sides correspond without being listed. A class without a counterpart, on either side, is void.
 """
 
 from __future__ import annotations
