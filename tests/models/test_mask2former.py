@@ -1,4 +1,4 @@
-"""Mask2Former's own parts: masked attention, its loss, its three tasks. test_contract.py tests what all models share."""
+"""Mask2Former's own parts: masked attention, its loss, its three tasks. What all models share is in test_contract.py."""
 
 from __future__ import annotations
 
