@@ -38,7 +38,7 @@ from pansight.ops.targets import InstanceTargets, valid_extents
 from pansight.types import Batch, Instances, LabelSpace, Prediction
 
 CHUNK_ELEMENTS = 1 << 23
-"""How large a tensor of several queries may get in the mask head and after it; more queries come in turns."""
+"""The largest number of elements of a tensor in the mask head; more queries are processed in several chunks."""
 
 
 class DETROutputs(NamedTuple):
@@ -47,13 +47,13 @@ class DETROutputs(NamedTuple):
     queries: Tensor  # (B, Q, D), the decoder's last layer
     memory: Tensor  # (B, h, w, D), the encoded image
     valid: Tensor  # bool (B, h, w), False on padding
-    shared: tuple[Tensor, ...]  # what the mask head makes of the image alone, see MaskHead.shared; () without one
+    shared: tuple[Tensor, ...]  # the mask head's part that no query changes, see MaskHead.shared; () without one
     extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
     canvas: Tensor  # int64 (B, 2): (height, width) with the padding
 
 
 class LossWeights(NamedTuple):
-    """Of the loss; those of class and boxes are the matching's too. no_object: the weight of that class."""
+    """Weights of the losses; class and boxes have the same in the matching. no_object: the weight of that class."""
 
     classes: float = 1.0
     box: float = 5.0
@@ -227,7 +227,7 @@ class DETR(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(focal loss, dice loss), each summed over the matched pairs of one layer."""
         focal = dice = torch.zeros((), device=matches.query.device)
-        if not len(matches.query):  # every parameter has a gradient, if only of zero: other machines wait for it
+        if not len(matches.query):  # every parameter needs a gradient, if only zero, since other processes wait for it
             first = torch.zeros(1, dtype=torch.int64, device=focal.device)
             focal = 0.0 * self.mask_logits(outputs, 0, first).sum()
         for image, target in enumerate(targets):
@@ -260,7 +260,7 @@ class DETR(nn.Module):
         task: "panoptic" (None), "instance", "semantic" or "all"; a detection model always gives boxes (None,
         "instance" or "all"). score_threshold: of the panoptic map, or of a detection model's boxes; an instance mask
         is where the probability is above mask_threshold. hf_compat: the panoptic map by transformers' rules, the only
-        ones that look at mask_threshold and overlap; they know nothing of padding.
+        ones that use mask_threshold and overlap; they ignore padding.
         """
         boxes_only = self.mask_head is None
         task = checked_task(task, *(("instance", ("instance", "all")) if boxes_only else ("panoptic", TASKS)))
@@ -295,7 +295,7 @@ class DETR(nn.Module):
     def _boxes(
         self, outputs: DETROutputs, image: int, size: tuple[int, int], score_threshold: float
     ) -> tuple[Instances, Tensor]:
-        """Each query as the likeliest thing, by falling score, and which query it is, int64 (N,)."""
+        """Each query as an instance of its most probable thing class, by falling score, and its index, int64 (N,)."""
         thing = torch.tensor([c.is_thing for c in self.labels], device=outputs.extents.device)
         probabilities = outputs.class_logits[image].float().softmax(1)[:, :-1]  # (Q, C)
         scores, best = probabilities.masked_fill(~thing, 0.0).max(1)  # (Q,)

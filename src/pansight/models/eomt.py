@@ -37,20 +37,20 @@ from pansight.ops.targets import valid_extents
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
 
 LONGEST = 8
-"""As many windows fit into the longest photo; a longer one is scaled down to that, and its windows have a dark edge."""
+"""The number of windows in the longest photo. A longer one is scaled down to it, and its windows have a dark edge."""
 
 
 class EoMTOutputs(NamedTuple):
     """L predictions: 1 in evaluation; in training one before each of the last blocks and one after all.
 
-    B is the number of images, or of `windows` where the model looks through some.
+    B is the number of images, or of `windows` if the model predicts in windows.
     """
 
     class_logits: Tensor  # (L, B, Q, C + 1), no-object last
     mask_embeddings: Tensor  # (L, B, Q, D)
     features: tuple[Tensor, ...]  # L maps (B, D, H / stride, W / stride); their products are the mask logits
     extents: Tensor  # int64 (images, 2): (height, width) of the unpadded part of each image
-    windows: tuple[Window, ...] = ()  # the square of which image each prediction is of; (): of the whole image
+    windows: tuple[Window, ...] = ()  # the window that each prediction belongs to; () if it is the whole image
 
 
 class ScaleBlock(nn.Module):
@@ -72,7 +72,7 @@ class EoMT(nn.Module):
     """A ViT whose last `len(annealing.probs)` blocks carry the queries.
 
     upscales: blocks that double the patch grid: 2 for 16 px patches give masks at stride 4. masked: whether training
-    looks through masks (and learns from the predictions between blocks); without, `annealing` has no effect.
+    uses masked attention (and the losses of predictions between blocks); without it, `annealing` has no effect.
     `rules`: thresholds of `decode`.
     """
 
@@ -108,7 +108,7 @@ class EoMT(nn.Module):
         if not 0 < last <= depth:
             raise PansightError(f"eomt: expected 1 … {depth} blocks with queries, found {last}")
         self.first = depth - last
-        if backbone.rotary:  # queries have no place in the image: the rotation skips them like the class token
+        if backbone.rotary:  # queries have no position in the image: the rotation skips them, as the class token
             for block in backbone.features.blocks[self.first :]:
                 block.attn.num_prefix_tokens = queries + backbone.prefix
 
@@ -158,10 +158,11 @@ class EoMT(nn.Module):
 
     @torch.no_grad()
     def _attention_mask(self, embeddings: Tensor, features: Tensor, grid: tuple[int, int], share: float) -> Tensor:
-        """bool (B, 1, N, N), True where a token may look: a query at the patches where its mask is positive.
+        """bool (B, 1, N, N), True where a token may attend: a query to the patches at which its mask is positive.
 
-        Queries see each other and the prefix always, all else sees everything. `share` of the queries, drawn at random,
-        keep to their masks. The features are resized, not the masks of all queries: both are linear.
+        Queries always attend to each other and to the prefix; all other tokens attend to everything. Only a random
+        `share` of the queries is limited to their masks. The features are resized instead of the masks of all queries,
+        which is the same, since both steps are linear.
         """
         small = F.interpolate(features.detach(), size=grid, mode="bilinear", align_corners=False).flatten(2)
         inside = embeddings.detach() @ small > 0  # (B, Q, h·w)
@@ -227,7 +228,7 @@ class EoMT(nn.Module):
         )
 
     def _semantic(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
-        """int64 (H, W) of an image that was looked at in windows."""
+        """int64 (H, W) of an image that was predicted in windows."""
         mine = [number for number, window in enumerate(outputs.windows) if window.image == image]
         height, width = outputs.extents[image].tolist()
         return semantic_from_windows(

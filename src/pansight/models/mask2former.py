@@ -32,7 +32,7 @@ from pansight.ops.targets import valid_extents
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Prediction
 
 HF_SIDE = 384
-"""transformers brings all mask logits to this height and width before anything else, whatever the image."""
+"""transformers first resizes all mask logits to this height and width, whatever the image."""
 
 
 class Mask2FormerOutputs(NamedTuple):
@@ -43,7 +43,7 @@ class Mask2FormerOutputs(NamedTuple):
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries look at one level, where `mask` lets them; norm."""
+    """Cross-attention of the queries to one level, limited by `mask`, then a norm."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -51,7 +51,7 @@ class CrossAttentionLayer(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, positions: Tensor, memory: Tensor, placed_memory: Tensor, mask: Tensor) -> Tensor:
-        """x (B, Q, D), positions (Q, D), memory (B, N, D), mask bool (B, 1, Q, N), True where a query may look."""
+        """x (B, Q, D), positions (Q, D), memory (B, N, D), mask bool (B, 1, Q, N), True where a query may attend."""
         return self.norm(x + self.multihead_attn(x + positions, placed_memory, memory, mask))
 
 
@@ -175,7 +175,7 @@ class Mask2Former(nn.Module):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Mask2FormerOutputs:
         """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding.
 
-        Padding is zero after normalisation and looked at like the image, as in the official repository.
+        Padding is zero after normalisation and is not masked, as in the official repository.
         """
         class_logits, embeddings, features = self._predict(images, valid, every=False)
         return Mask2FormerOutputs(class_logits[0], embeddings[0], features, valid_extents(images, valid))
@@ -207,7 +207,7 @@ class Mask2Former(nn.Module):
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
 
         task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
-        transformers, which know nothing of padding.
+        transformers, which ignore padding.
         """
         stride = self.backbone.strides[0]
         height, width = outputs.features.shape[2:]

@@ -38,7 +38,7 @@ class MaskRCNNOutputs(NamedTuple):
 
 
 class MaskRCNN(nn.Module):
-    """score_threshold, max_overlap: of the merge into a panoptic map; instances keep what `rcnn` keeps.
+    """Faster R-CNN with a mask head. score_threshold, max_overlap: of the merge into a panoptic map only.
 
     integer_paste: masks are pasted into integer boxes, torchvision's way.
     """

@@ -77,7 +77,7 @@ class FPNPixelDecoder(nn.Module):
 
 
 class EncoderPixelDecoder(FPNPixelDecoder):
-    """The same below an encoder: the coarsest map passes `layers` encoder layers first, and queries look at those."""
+    """The same after an encoder: the coarsest map first passes `layers` encoder layers, to whose output queries attend."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class EncoderPixelDecoder(FPNPixelDecoder):
 class Predictor(nn.Module):
     """Queries to classes and mask embeddings, by DETR's decoder; the heads are shared by all layers.
 
-    in_channels: of what the queries look at; None where that has `channels` already and is taken as it is.
+    in_channels: of the memory that queries attend to; None if it has `channels` already and needs no projection.
     """
 
     def __init__(
@@ -176,13 +176,13 @@ class MaskFormer(nn.Module):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskFormerOutputs:
         """images uint8 (B, 3, H, W), any size; valid bool (B, H, W), False on padding.
 
-        Padding is zero after normalisation and looked at like the image, as in the official repository.
+        Padding is zero after normalisation and is not masked, as in the official repository.
         """
         features, memory = self.pixel_decoder(self.backbone(images, valid))
         class_logits, embeddings = self.predictor(memory, every=False)
         last = self.pixel_decoder.mask_features
         assert last.bias is not None
-        with torch.autocast(images.device.type, enabled=False):  # little work, and all masks hang on it
+        with torch.autocast(images.device.type, enabled=False):  # little work, on which all masks depend
             embeddings = embeddings[0].float()  # (B, Q, D)
             kernels = torch.einsum("bqe,edyx->bqdyx", embeddings, last.weight.float())
             biases = embeddings @ last.bias.float()
@@ -221,7 +221,7 @@ class MaskFormer(nn.Module):
         """Predictions at the original `sizes` (H, W). Thresholds left out are the model's own.
 
         task: "panoptic" (None), "instance", "semantic" or "all". hf_compat: the panoptic map by the rules of
-        transformers, which know nothing of padding.
+        transformers, which ignore padding.
         """
         return decode_queries(
             outputs.class_logits,

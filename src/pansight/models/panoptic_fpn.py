@@ -169,7 +169,7 @@ def panoptic_fpn(
         proposals=proposals,
         detections=detections,
     )
-    groups = max(1, math.gcd(64, semantic_width) // 2)  # 32; two channels in each, as 32 pixels are one cell of P5
+    groups = max(1, math.gcd(64, semantic_width) // 2)  # 32; two channels in each, since P5 may be a single cell
     semantic = SemanticFPNHead(fpn_channels, net.strides, 1 + len(labels.stuff), semantic_width, groups)
     fpn = FPN(net.channels, fpn_channels)
     rule = ResizeRule(short, long)

@@ -47,7 +47,7 @@ def ids_to_rgb(ids: IdArray) -> NDArray[np.uint8]:
 
 
 class Runs(NamedTuple):
-    """A map as runs of equal pixels that end at the latest with their row; all int64 (R,) but ids."""
+    """A map as runs of equal pixels, each within one row; all int64 (R,) but ids."""
 
     ids: IdArray
     starts: NDArray[np.int64]  # index of the first pixel in the flattened map

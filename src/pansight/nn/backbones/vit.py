@@ -124,7 +124,7 @@ def vit_backbone(
     except Exception as error:
         if pretrained == "none":
             raise
-        # the hub client raises many types; what the user needs is one line and a way on
+        # the hub client raises many types; the user needs one line and what to do about it
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise PansightError(
             f"backbone {name}: timm's weights cannot be had ({reason}); use pretrained='none'"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class AttentionMap(nn.Module):
-    """Where a query looks: one softmax over heads and places together (not one a head), without values."""
+    """The attention of a query over the image, without values: one softmax over heads and places together."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -77,7 +77,8 @@ class MaskHead(nn.Module):
                 adapter.weight *= ADAPTER_GAIN
 
     def shared(self, projected: Tensor, fpn: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What no query changes: projected (B, D, h, w); fpn: the backbone's maps from coarse to fine, (B, C_i, …).
+        """The part of the head that does not depend on the query. projected (B, D, h, w); fpn: the backbone's maps from
+        coarse to fine, (B, C_i, …).
 
         → the parts of lay1, lay3, lay4 and lay5 (with their biases) to which a query's own parts are added.
         """

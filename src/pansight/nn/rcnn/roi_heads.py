@@ -21,7 +21,7 @@ from pansight.ops.regions.roi import AlignRule, Pyramid, multilevel_roi_align, p
 ROI_OPS = ("align", "pool")
 
 MASK_CHUNK = 128
-"""Regions whose masks are predicted at a time at inference: bounds the memory whatever the number of detections."""
+"""In inference, masks of so many regions are predicted at a time, which bounds the memory."""
 
 
 class RoIPooler(NamedTuple):
@@ -175,7 +175,7 @@ def _msra(modules: nn.Module) -> None:
 
 
 def zero_of(modules: Sequence[nn.Module]) -> Tensor:
-    """A zero that depends on every parameter: the loss of a head that had nothing to look at.
+    """A zero that depends on every parameter: the loss of a head that got no region.
 
     So that all parameters receive gradients in every step, which DDP demands and the optimiser's state expects.
     """

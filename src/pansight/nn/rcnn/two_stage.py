@@ -47,13 +47,13 @@ class Detections(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """R sampled proposals of a batch to learn from; the P objects among them, image by image."""
+    """The R sampled proposals that the second stage is trained on, and the P objects among them, image by image."""
 
     boxes_xyxy: Tensor  # float32 (R, 4)
     image_index: Tensor  # int64 (R,)
     things: Tensor  # int64 (R,): index among labels.things, −1 = background
     objects: Tensor  # int64 (P,): rows of the above that are objects
-    codes: Tensor  # float32 (P, 4): what the regressor should say of them
+    codes: Tensor  # float32 (P, 4): the target codes of their boxes
     match: Tensor  # int64 (P,): the row of their truth within their image's InstanceTargets
 
 
@@ -128,7 +128,7 @@ class RCNN(nn.Module):
         if self.mask_head is None or self.mask_pooler is None:
             return found.mask_logits
         classes = found.labels + int(self.background_first)
-        if torch.compiler.is_exporting() or torch.is_grad_enabled():  # export knows no loop of unknown length
+        if torch.compiler.is_exporting() or torch.is_grad_enabled():  # an exported graph has no loops of unknown length
             return self.mask_head(self.mask_pooler(pyramid, found.boxes_xyxy, found.image_index), classes)
         parts = [
             self.mask_head(self.mask_pooler(pyramid, boxes, image_index), part)
@@ -223,7 +223,7 @@ def detections_to_instances(
     mask_threshold: float = 0.5,
     integer_paste: bool = False,
 ) -> list[Instances]:
-    """Network pixels to image files: boxes scaled, masks painted at the original size, labels into the LabelSpace.
+    """Instances at the sizes of the files: boxes are scaled, masks pasted, labels become indices into the LabelSpace.
 
     extents int64 (B, 2): (height, width) of each valid image; sizes: (H, W) of the B files. Boxes that become empty
     are dropped. integer_paste: masks in torchvision's convention, else in detectron2's (`paste_integer`,

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from pansight.ops.maps.compiled import compiled
 
 WORTH_A_THREAD = 1 << 20
-"""Multiplications below which starting another thread takes longer than it saves."""
+"""Below this number of multiplications, starting another thread costs more time than it saves."""
 
 
 def deform_attention(
@@ -89,7 +89,7 @@ class _Compiled(torch.autograd.Function):
         of_offsets, of_weights = torch.empty_like(offsets), torch.empty_like(weights)
         arrays = [_array(t) for t in (value, reference, offsets, weights, gradient, of_value, of_offsets, of_weights)]
         work = weights.numel() * 8 * value.shape[3]
-        # a batch entry and a head are one piece of work: no other piece adds to the same values
+        # one head of one batch entry is one piece of work, since no other piece adds to the same values
         _in_threads(functools.partial(_loops()[1], *arrays[:4], ctx.shapes, *arrays[4:]), batch * heads, work)
         return of_value, None, of_offsets, of_weights, None
 
@@ -139,7 +139,7 @@ def _sum_loop(
                         continue
                     left, top = int(math.floor(x)), int(math.floor(y))
                     right, below = left + 1, top + 1
-                    # a neighbour outside the map weighs nothing; the pixel read in its place is any inside
+                    # a neighbour outside the map has weight 0; any pixel inside is read in its place
                     weight = weights[b, q, head, level, point]
                     w_left = right - x if left >= 0 else 0 * x
                     w_right = x - left if right < width else 0 * x

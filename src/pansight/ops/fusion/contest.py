@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PIXELS_WORTH_A_THREAD = 1 << 16
-"""Below this many pixels a thread costs more than it saves."""
+"""Below this number of pixels, starting a thread costs more time than it saves."""
 
 
 class Canvas(NamedTuple):
-    """How mask logits reach the size of the file: bilinear to `padded`, cut to `extent`, bilinear to `size`; (H, W)."""
+    """The sizes (H, W) on the way of mask logits to the file: resized to `padded`, cut to `extent`, resized to `size`."""
 
     padded: tuple[int, int]
     extent: tuple[int, int]
@@ -29,7 +29,7 @@ class Canvas(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """What the contest of K queries says of each pixel, and of each query.
+    """The result of the contest of K queries, for each pixel and for each query.
 
     code int16 (H, W): 2 · winner + inside. winner: the query of the highest value, the first of equal ones; inside: the
     winner's own mask is at least the threshold there. Pixels of each query, int64 (K,), on the CPU: won; won and
@@ -51,20 +51,20 @@ def contest(
 ) -> Contest:
     """mask_logits float (K, h, w), scores float (K,), which weigh the probabilities (logits are not weighed).
 
-    weighted: the threshold is put to score · probability (transformers), not to the probability.
-    On the CPU only tiles that are open are looked at in full (`contest_kernels`). The result is that of `plain_contest`
-    but where two values, or a value and the threshold, are equal up to the last bits of a float32: torch's exponential
-    function, and its resize to sizes of H + W ≤ 128, may round differently there.
+    weighted: the threshold applies to score · probability (transformers) instead of the probability.
+    On the CPU only undecided tiles are computed at full size (`contest_kernels`). The result equals that of
+    `plain_contest`, except where two values, or a value and the threshold, differ in the last bits of a float32 only:
+    torch's exponential function, and its resize to sizes of H + W ≤ 128, may round differently there.
     """
     if mask_logits.device.type != "cpu" or not len(mask_logits):
         return plain_contest(mask_logits, scores, canvas, sigmoid, threshold, weighted)
-    from pansight.ops.fusion import contest_kernels as kernels  # here: numba takes its time to load
+    from pansight.ops.fusion import contest_kernels as kernels  # imported here, since numba takes long to load
 
     extent = (min(canvas.extent[0], canvas.padded[0]), min(canvas.extent[1], canvas.padded[1]))
     maps, probabilities = mask_logits.detach().float().contiguous(), mask_logits.detach().float().sigmoid()
     if sigmoid == "never":
         mode, bounds, factors = kernels.NEVER, maps, torch.ones_like(scores)
-    elif sigmoid == "between" and canvas.padded == tuple(maps.shape[1:]):  # nothing to resize before: it is done
+    elif sigmoid == "between" and canvas.padded == tuple(maps.shape[1:]):  # no resize before the sigmoid
         mode, bounds, factors, maps = kernels.NEVER, probabilities, scores, probabilities
     else:
         mode, bounds, factors = kernels.BETWEEN if sigmoid == "between" else kernels.LAST, probabilities, scores
@@ -110,7 +110,7 @@ def _axis(source: int, target: int, count: int) -> tuple[NDArray[np.int64], NDAr
 def plain_contest(
     mask_logits: Tensor, scores: Tensor, canvas: Canvas, sigmoid: Sigmoid, threshold: float, weighted: bool = False
 ) -> Contest:
-    """The rule word by word: every mask at full size. What `contest` must equal; accelerators run it as it is."""
+    """The rule as it is written, with every mask at full size. `contest` must equal it; accelerators run this one."""
     masks = resized(mask_logits.float().contiguous(), canvas.padded)[:, : canvas.extent[0], : canvas.extent[1]]
     if sigmoid == "between":
         masks = masks.sigmoid()
@@ -170,13 +170,13 @@ def canvas_rows(mask_logits: Tensor, canvas: Canvas, rows: range) -> Tensor:
 
 
 def nearest_source(source: int, target: int) -> Tensor:
-    """Which of `source` pixels each of `target` pixels takes, as PIL's NEAREST has it: int64 (target,)."""
+    """The source pixel of each target pixel by PIL's NEAREST: int64 (target,)."""
     step = source / target
     centers = np.full(target, step)
     centers[0] = 0.5 * step
     return torch.from_numpy(
         np.minimum(np.cumsum(centers).astype(np.int64), source - 1)
-    )  # PIL adds up, it does not multiply
+    )  # PIL adds the step again and again instead of multiplying
 
 
 def painted(code: Tensor, table: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ Indices = NDArray[np.int64]
 Codes = NDArray[np.int16]
 
 TILE = 16
-"""Pixels a side of what is decided at once."""
+"""The side, in pixels, of the tiles that are decided as a whole."""
 
 NEVER, BETWEEN, LAST = 0, 1, 2
 """Where logits become probabilities: not at all, after the first resize, after the second."""
@@ -99,7 +99,7 @@ def _bounds_of_rows(maps: Floats, top: int, bottom: int, low: Floats, high: Floa
 def _bounds_of_tile(
     low: Floats, high: Floats, left: int, right: int, scores: Floats, mode: int, least: Floats, most: Floats
 ) -> float:
-    """How low and how high each query can be in the tile; the greatest `least`."""
+    """The bounds of each query's values in a tile, and the largest lower bound."""
     best = -np.inf
     for k in range(len(scores)):
         a, b = low[k, left], high[k, left]
@@ -137,7 +137,7 @@ def _take(
     code: Codes,
     pixels: Indices,
 ) -> None:
-    """Query k takes the pixels of a tile where it is better than all before, if it is in the running at all."""
+    """Give query k the pixels of a tile at which it exceeds all queries before it, unless its bound rules it out."""
     for y in range(code.shape[0]):
         for x in range(code.shape[1]):
             value = tile[y, x] * score

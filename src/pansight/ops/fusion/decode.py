@@ -23,15 +23,15 @@ class QueryRules(NamedTuple):
     """Thresholds of a model's decode; the defaults are those of MaskFormer, Mask2Former and EoMT as published."""
 
     score: float = 0.8
-    """A query counts for the panoptic map where its class is likelier than this."""
+    """A query takes part in the panoptic map if the probability of its class is above this."""
     mask: float = 0.5
-    """A pixel is inside a mask from this probability on."""
+    """A pixel is inside a mask if its probability is at least this."""
     overlap: float = 0.8
-    """The share of its mask that a query must win."""
+    """A query must win at least this share of its own mask."""
     cut: bool = True
-    """Only pixels inside the mask are written; MaskFormer writes all that a query won."""
+    """Only pixels inside the mask are written; in MaskFormer all pixels that a query won."""
     top: int = 100
-    """How many instances the instance task looks at."""
+    """The number of pairs of query and class that the instance task keeps."""
 
     def replaced(self, score: float | None, mask: float | None, overlap: float | None) -> QueryRules:
         """With the thresholds that are given; None keeps the default."""
@@ -58,7 +58,7 @@ def decode_queries(
 ) -> list[Prediction]:
     """class_logits (B, Q, C + 1), no object last; mask_logits(image, queries int64 (K,) or None for all) → (K, h, w).
 
-    Masks are asked for of kept queries alone, but for the semantic and the instance task. hf_rule: the panoptic map by
+    Masks are computed for kept queries only, except in the semantic and the instance task. hf_rule: the panoptic map by
     transformers' rule instead.
     """
     task = checked_task(task)

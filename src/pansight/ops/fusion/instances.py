@@ -22,7 +22,7 @@ from pansight.types import LabelSpace, PanopticSegmentation, Segment
 def accept_instances(
     masks: Tensor, scores: Tensor, score_threshold: float, max_overlap: float
 ) -> tuple[Tensor, list[int]]:
-    """Paint instances by falling score; skip one that is hidden too much by those before it.
+    """Paint instances by falling score, and skip those that are covered too much by earlier ones.
 
     masks bool (N, H, W), scores float (N,) → canvas int32 (H, W) with k + 1 where the k-th accepted instance is
     visible, and the indices of the accepted ones. Kept are scores ≥ score_threshold (NaN never); ties keep their
@@ -31,7 +31,7 @@ def accept_instances(
     canvas = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[scores[order] >= score_threshold]
-    bytes_of_masks = masks.view(torch.uint8)  # amax of bytes is ten times faster than any of bools
+    bytes_of_masks = masks.view(torch.uint8)  # amax of bytes is ten times as fast as any() of bools
     columns, rows = bytes_of_masks.amax(1), bytes_of_masks.amax(2)  # (N, W), (N, H)
     accepted: list[int] = []
     for index in order.tolist():

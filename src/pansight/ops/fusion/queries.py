@@ -21,11 +21,11 @@ from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
 __all__ = ["Canvas", "Kept", "fuse_detr", "fuse_hf", "fuse_masks", "keep_queries", "query_instances", "semantic_map"]
 
 FLOATS_AT_ONCE = 1 << 23
-"""The most that a semantic map holds of masks and class maps at a time, of which a band of rows is made."""
+"""A semantic map is computed in bands of rows, with at most this many numbers of masks and class maps at a time."""
 
 
 class Kept(NamedTuple):
-    """K queries of one image that say something, in query order."""
+    """The K queries of one image that take part in its panoptic map, in query order."""
 
     queries: Tensor  # int64 (K,), index among the Q
     scores: Tensor  # float32 (K,)

@@ -73,14 +73,14 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
     packed = parts[0] if len(parts) == 1 else b"".join(parts)
     if not packed:
         raise PansightError(f"{name}: expected a whole PNG, found no pixels")
-    if interlaced and len(packed) > 2 * height * (4 * width + 1) + 2**16:  # its decoder would unpack all of it
+    if interlaced and len(packed) > 2 * height * (4 * width + 1) + 2**16:  # its decoder would unpack the whole image
         raise PansightError(f"{name}: expected a PNG of {height}×{width}, found {len(packed)} bytes of packed pixels")
     packed = b"" if interlaced else packed
     return LabelPng(height, width, 3 if kind == 2 else 4, packed, data, name)
 
 
 class _Pixels:
-    """Room for the filtered bytes of one image; grows with the largest one."""
+    """A buffer for the filtered bytes of one image; it grows with the largest one."""
 
     def __init__(self) -> None:
         self.raw = np.zeros(0, np.uint8)

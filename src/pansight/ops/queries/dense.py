@@ -18,11 +18,11 @@ from pansight.ops.queries.targets import dense_masks, padded_labels
 from pansight.ops.targets import InstanceTargets
 
 CHUNK = 1 << 22
-"""Pixels of full size that are in memory at once, whatever the number of masks."""
+"""The number of pixels at full size that are in memory at once, for any number of masks."""
 
 
 class DenseSettings(NamedTuple):
-    """The weights of MaskFormer: of the loss and of the matching alike."""
+    """The weights of MaskFormer's losses, which are those of its matching costs too."""
 
     class_weight: float = 1.0
     focal_weight: float = 20.0
@@ -50,7 +50,7 @@ def dense_set_loss(
     with torch.autocast(features.device.type, enabled=False):
         matches = _match(class_logits, mask_embeddings, features, targets, canvas, settings)
         classes = set_class_loss(class_logits, matches, labels, settings.no_object).sum()
-        focal = dice = 0.0 * (mask_embeddings.sum() + features.sum())  # a gradient, if zero, where nothing matched
+        focal = dice = 0.0 * (mask_embeddings.sum() + features.sum())  # a gradient of zero where nothing matched
         step = max(1, CHUNK // (canvas[0] * canvas[1]))
         for image, target in enumerate(targets):
             chosen = matches.image == image
@@ -72,7 +72,7 @@ def dense_set_loss(
 def _full_size(masks: Tensor, target: InstanceTargets, index: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(focal, dice), summed over the pairs: masks (M, h, w), index int64 (M,) among the targets.
 
-    What is needed for the gradient is computed again then: it is several maps of full size a pair.
+    The function is checkpointed: several maps of full size for each pair are computed again in the backward pass.
     """
     logits = F.interpolate(masks.unsqueeze(1), size=canvas, mode="bilinear", align_corners=False).flatten(1)
     wanted = dense_masks(target, canvas, index).flatten(1)  # (M, H · W)

@@ -24,7 +24,7 @@ from pansight.ops.targets import InstanceTargets
 
 
 def set_class_loss(class_logits: Tensor, matches: Matches, labels: Tensor, no_object: float = 0.1) -> Tensor:
-    """Cross-entropy over all queries, weighted mean (torch's), unmatched queries wanting the last class: (L,).
+    """Cross-entropy over all queries, a weighted mean; the target of unmatched queries is the last class: (L,).
 
     class_logits (L, B, Q, C + 1), labels int64 (B, N). no_object: the weight of the last class. DETR, section 3.1.
     """
@@ -67,7 +67,7 @@ def binary_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class PointSettings(NamedTuple):
-    """Mask2Former, section 3.3 (K = 12,544), and its weights: of the loss and of the matching alike."""
+    """Mask2Former's points (section 3.3, K = 12,544) and weights, which loss and matching share."""
 
     points: int = 12544
     oversample: float = 3.0
@@ -120,7 +120,7 @@ def point_set_loss(
         masks = _pair_masks(embeddings, features, matches, of_layer)  # L of (M of the layer, h, w)
         columns = [column.split(of_layer) for column in matches]
         for mask, *pairs in zip(masks, *columns, strict=True):
-            if not len(mask):  # 0, and a part of the graph: whatever is trained has a gradient
+            if not len(mask):  # zero, but part of the graph, so that every trained parameter has a gradient
                 binary.append(mask.sum())
                 dice.append(mask.sum())
                 continue
@@ -147,7 +147,7 @@ def _match(
 ) -> Matches:
     """The assignment of all layers by one cost tensor; masks at the points of an image (B, K, 2) only.
 
-    Sampling is linear: it acts on the features, or on the masks of one layer, whichever is less work.
+    Sampling is linear, so it is applied to the features or to the masks of one layer, whichever is less work.
     """
     labels, counts = padded_labels(targets)
     with torch.no_grad():
@@ -237,7 +237,7 @@ def _loss_points(
     settings: PointSettings,
     draw: Callable[..., Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Where each pair is compared, mostly where its logit is near 0, and the truth there: (M, K, 2), (M, K)."""
+    """The points at which each pair is compared, mostly of uncertain logits, and the truth there: (M, K, 2), (M, K)."""
     with torch.no_grad():
         count, device = len(masks), masks.device
         uncertain = int(settings.importance * settings.points)

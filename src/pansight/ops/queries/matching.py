@@ -35,8 +35,8 @@ class Matches(NamedTuple):
 def hungarian(cost: Tensor, counts: Sequence[int]) -> Matches:
     """cost float (L, B, Q, N), columns from counts[b] on are padding; on the device of `cost`.
 
-    An image with more targets than queries has its cheapest Q matched (and a UserWarning is given, which Python shows
-    once a process). Raises PansightError where a cost is not finite, naming layer and image.
+    In an image with more targets than queries, the Q targets of the least cost are matched (with a UserWarning, which
+    Python shows once in a process). Raises PansightError where a cost is not finite, naming layer and image.
     """
     layers, images, queries = cost.shape[:3]
     host = cost.detach().float().cpu().numpy()

@@ -94,7 +94,7 @@ def sample_masks(
         value, plane = value[index], plane[index]
     if points.device.type != "cpu":
         return gathered_samples(targets.mask_stack, plane, value, points.float(), size)
-    from pansight.ops.queries import mask_kernels as kernels  # here: numba takes its time to load
+    from pansight.ops.queries import mask_kernels as kernels  # imported here, since numba takes long to load
 
     samples = torch.empty((len(value), points.shape[-2]))
     every = points.float() if points.ndim == 3 else points.float().unsqueeze(0)
@@ -105,7 +105,7 @@ def sample_masks(
 
 def gathered_samples(stack: Tensor, plane: Tensor, value: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """The samples as four gathers: for accelerators."""
-    # one pixel of 0, which is the value of no mask, all round: whatever lies outside is clamped onto it
+    # a border of one pixel with 0, which is no mask's value; points outside are clamped onto it
     stack = torch.nn.functional.pad(stack, (1, 1, 1, 1))  # (S, h + 2, w + 2)
     planes, height, width = stack.shape
     x = points[..., 0] * size[1] + 0.5  # (P,) or (N, P), pixel centres of the padded stack at 0, 1, 2 …

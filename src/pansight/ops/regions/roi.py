@@ -61,7 +61,7 @@ class Pyramid(NamedTuple):
 
 
 def make_pyramid(features: Sequence[Tensor], strides: Sequence[int]) -> Pyramid:
-    """Features with whatever serves all reads of them, made once."""
+    """Features together with the table that all reads of them share, which is built once."""
     as_bags = features[0].device.type == "cpu" and not torch.compiler.is_exporting()
     return Pyramid(list(features), tuple(strides), pixel_table(features) if as_bags else None)
 
