@@ -121,7 +121,7 @@ def category_ids(semantic: Tensor, labels: LabelSpace) -> NDArray[np.uint8] | ND
 
 
 def regions_of(semantic: Tensor) -> PanopticSegmentation:
-    """One segment for each class, things too, to be looked at."""
+    """One segment for each class, things too, for drawing a semantic map."""
     categories = [category for category in semantic.unique().tolist() if category != IGNORE]
     table = torch.zeros(max([IGNORE, *categories]) + 1, dtype=torch.int32)
     for number, category in enumerate(categories, 1):

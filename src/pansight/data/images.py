@@ -37,11 +37,11 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GREY, PNG_RGB, PNG_PALETTE = 0, 2, 3
 
 MAX_DEFLATE = 1032
-"""Bytes that deflate makes of one at most (RFC 1951: 258 bytes out of two bits)."""
+"""Deflate expands one byte to at most so many bytes (RFC 1951: 258 bytes from two bits)."""
 
 
 class Header(NamedTuple):
-    """What a file says of its image before any pixel is decoded."""
+    """The header of an image file, read before any pixel is decoded."""
 
     kind: str  # "jpeg", "png" or "other"
     height: int  # as stored, before any turn
@@ -180,7 +180,7 @@ def decode_image(data: bytes, name: str | Path, mask_size: tuple[int, int] | Non
 
 def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
     if header.kind == "jpeg" and data.rfind(b"\xff\xd9") < header.frame_at:
-        # the decoder fills what is missing with grey and says nothing
+        # the decoder fills missing parts with grey without an error
         raise PansightError(f"{name}: expected a whole JPEG, found no end marker (truncated)")
     if header.kind == "png":
         check_png(data, header, name)

@@ -70,7 +70,7 @@ class RunLog:
             raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def trim(self, step: int) -> None:
-        """Drop what a killed run wrote after its last checkpoint, and a line that it did not finish."""
+        """Remove the lines that a killed run wrote after its last checkpoint, and a line that it did not finish."""
         if self.path is None or not self.path.exists():
             return
         kept: list[str] = []
@@ -85,7 +85,7 @@ class RunLog:
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Before anything is written: the folder is free, or holds the run to resume, or the run to overwrite.
+    """Check, before anything is written, that the folder is free, or holds the run to resume or to overwrite.
 
     Raises PansightError otherwise; a folder that is no run is never overwritten.
     """

@@ -38,7 +38,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class RunState:
-    """Where a run stands; all of it goes into a checkpoint."""
+    """The state of a run, all of which is saved in a checkpoint."""
 
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # on the clock, earlier sessions included
@@ -49,7 +49,7 @@ class RunState:
 
 
 class Session:
-    """Everything about a run but its steps. `state` is what the loop reads and writes."""
+    """Everything of a training except its steps. The loop reads and writes `state`."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Session:
         self.bar.__exit__(kind, error, trace)
 
     def resume(self) -> None:
-        """Take up the state of checkpoints/last; the model has its weights already."""
+        """Restore the state of checkpoints/last; the weights of the model have been loaded before."""
         saved = read_training_state(last_checkpoint(self.folder))
         self.state = RunState(**{name: saved[name] for name in asdict(self.state)})
         try:
@@ -95,7 +95,7 @@ class Session:
         self.log.trim(self.state.step)
 
     def progress(self) -> float:
-        """How much of the run is over, by its steps or by its clock, whichever is ahead; 1 or more at the end."""
+        """The share of the run that is done, by steps or by the clock, whichever is ahead; 1 or more at the end."""
         by_steps, limit = self.state.step / self.config.steps, 60 * self.config.max_minutes
         return max(by_steps, self.state.seconds / limit) if limit else by_steps
 
@@ -127,7 +127,7 @@ class Session:
         self._mark = state.step, time.monotonic()
 
     def evaluate(self) -> None:
-        """Measure the (averaged) weights; they become checkpoints/best where they are."""
+        """Evaluate the (averaged) weights, and save them as checkpoints/best if no earlier ones were better."""
         if self._evaluate is None:
             return
         with averaged(self.average):
@@ -164,7 +164,9 @@ class Session:
         self.accelerator.wait_for_everyone()
 
     def shrink(self, batch: Batch) -> None:
-        """Twice the micro-batches, of half the images. Raises PansightError where they have one image already."""
+        """Double the number of micro-batches, each with half the images. Raises PansightError where they have one image
+        already.
+        """
         images = len(batch.sizes)
         if self.state.parts >= images:
             height, width = batch.images.shape[2:]
@@ -177,7 +179,7 @@ class Session:
         )
 
     def not_finite(self, batch: Batch, losses: dict[str, float]) -> PansightError:
-        """The error of a step whose loss or gradient is no number; its weights are kept as checkpoints/stopped."""
+        """The error for a step whose loss or gradient is not finite; the weights are saved as checkpoints/stopped."""
         everyone = distributed.gather((list(batch.image_ids), losses), self.accelerator)
         guilty = [pair for pair in everyone if not all(map(math.isfinite, pair[1].values()))] or everyone
         ids = ", ".join(str(i) for pair in guilty for i in pair[0])
@@ -220,7 +222,7 @@ def scalars_of(record: dict[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step can be finished; the second Ctrl-C works as usual."""
+    """An event that Ctrl-C or SIGTERM sets, so that the step can be finished; a second Ctrl-C stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -23,7 +23,7 @@ _Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
 
 class Objects(NamedTuple):
-    """N objects of one image, lean: what a mask takes is its run-length code."""
+    """The N objects of one image, with run-length codes instead of masks to save memory."""
 
     boxes_xywh: NDArray[np.float64]  # (N, 4), pixels
     labels: NDArray[np.int64]  # (N,)

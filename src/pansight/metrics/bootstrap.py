@@ -40,13 +40,13 @@ SCORES = ("pq", "sq", "rq")
 """The columns of every array of figures."""
 
 _MIDDLE = 0.75
-"""Of the range (0.5, 1] that the IoU of a match lies in."""
+"""The middle of the range (0.5, 1] of a match's IoU."""
 _SLAB = 4096
 """Images whose counts are summed in one float32 product."""
 _WEIGHTS = 16_000_000
 """Most numbers in a block of weights, (resamples, images): 64 MB."""
 _TOLERANCE = 1e-6
-"""Differences closer than this are one: float32 cannot tell them apart."""
+"""Differences closer than this count as equal, since float32 cannot distinguish them."""
 
 
 class ImageCounts(NamedTuple):
@@ -170,7 +170,7 @@ def paired_test(
 
 
 def adjust(p: FloatArray) -> FloatArray:
-    """p-values of many tests, (N,), so that of those below 5 % at most 5 % are by chance; NaN stays NaN.
+    """Adjust the p-values (N,) of many tests: of those below 5 %, at most 5 % are by chance. NaN stays NaN.
 
     Source: Benjamini and Hochberg, "Controlling the False Discovery Rate" (1995).
     """

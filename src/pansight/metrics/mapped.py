@@ -17,7 +17,7 @@ from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, 
 
 
 def map_prediction(prediction: Prediction, class_map: ClassMap, labels: LabelSpace) -> Prediction:
-    """A prediction in the label space of the truth, `labels`; what has no counterpart is void, or left out."""
+    """Map a prediction to the label space of the truth, `labels`; classes without a counterpart become void."""
     panoptic, semantic, instances = prediction.panoptic, prediction.semantic, prediction.instances
     stuff = np.array([not c.is_thing for c in labels], bool)
     if panoptic is not None:

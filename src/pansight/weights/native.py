@@ -104,7 +104,9 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
 
 
 def _restore_input(model: Any, saved: Any, path: Path) -> None:
-    """Mean, deviation, channel order and resizing, which are no weights but without which the weights are useless."""
+    """Restore mean, deviation, channel order and resize rule; they are no weights, but weights are useless without
+    them.
+    """
     try:
         mean, scale = [float(v) for v in saved["mean"]], [float(v) for v in saved["scale"]]
         resize = ResizeRule(**saved["resize"])

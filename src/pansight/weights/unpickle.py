@@ -211,7 +211,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _resolve(value: Any) -> Any:
-    """Stand-ins to the arrays that they hold, through dicts, lists and tuples."""
+    """Replace stand-ins by the arrays that they hold, inside dicts, lists and tuples."""
     if isinstance(value, _Array | _Dtype):
         return value.value
     if isinstance(value, dict):

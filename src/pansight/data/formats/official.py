@@ -29,7 +29,7 @@ VISTAS_PARTS = {"training": "train", "validation": "val"}
 
 
 class Official(NamedTuple):
-    """How a layout is told from others, and where its panoptic files are."""
+    """How to recognise an official layout, and where its panoptic files are."""
 
     recognise: Callable[[Path], bool]  # whether a folder is the root of the set, with panoptic files or without
     annotations: Callable[[Path], dict[str, Path]]  # root → {split: panoptic JSON}

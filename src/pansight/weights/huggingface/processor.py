@@ -11,7 +11,7 @@ from pansight.nn.normalize import Normalize
 from pansight.ops.resize import ResizeRule
 
 DISTORTED = {"maskformer": (384, 384), "mask2former": (384, 384)}
-"""Sizes that the hub's files of a model_type give, at which no published figure was measured."""
+"""Sizes that the hub's files of a model_type give, but at which no published score was measured."""
 
 
 def apply_processor(model: Any, processor: Any, model_type: str, source: str) -> None:

@@ -162,7 +162,7 @@ def join_qkv(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def _plain(key: str) -> str:
-    """torch.compile leaves its mark in the names of modules."""
+    """Remove the prefix that torch.compile adds to the names of modules."""
     return key.replace("_orig_mod.", "")
 
 
