@@ -155,7 +155,7 @@ class DETR(nn.Module):
         return classes, boxes, outputs
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> DETROutputs:
-        """images uint8 (B, 3, H, W) of any size, valid bool (B, H, W), False on padding (which no query looks at)."""
+        """images uint8 (B, 3, H, W) of any size, valid bool (B, H, W), False on padding (which is masked)."""
         return self._predict(images, valid, every=False)[2]
 
     def mask_logits(self, outputs: DETROutputs, image: int, queries: Tensor | None = None) -> Tensor:

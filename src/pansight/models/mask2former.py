@@ -252,7 +252,7 @@ def mask2former(
     """Mask2Former on any backbone. short, long: the resizing rule in pixels (short 0: keep the size).
 
     hidden, encoder_hidden: widths of the feed-forward blocks of decoder and pixel decoder. sampling_points: places that
-    a token looks at, per level and head. loss_points: points that a mask is compared at.
+    a token reads, per level and head. loss_points: points that a mask is compared at.
     """
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages, drop_path=drop_path)
     pixel_decoder = DeformPixelDecoder(net.channels, channels, heads, encoder_layers, encoder_hidden, sampling_points)

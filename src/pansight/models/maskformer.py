@@ -64,7 +64,7 @@ class FPNPixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_features.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """maps (B, C_i, h_i, w_i) → (features (B, D, h_1, w_1), what the queries look at (B, C, h, w))."""
+        """maps (B, C_i, h_i, w_i) → (features (B, D, h_1, w_1), the memory of the queries (B, C, h, w))."""
         return self.pyramid(maps), maps[-1]
 
     def pyramid(self, maps: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ CHUNK = 1024
 
 
 class DeformAttention(nn.Module):
-    """Each token looks at `points` places of each level, by offsets and weights that it predicts itself."""
+    """Each token reads `points` places of each level, by offsets and weights that it predicts itself."""
 
     def __init__(self, channels: int, heads: int = 8, levels: int = 3, points: int = 4):
         super().__init__()

@@ -73,7 +73,7 @@ SWIN: list[Rule] = [
     (rf"hidden_states_norms\.stage(\d)\.{WB}", lambda m: f"{BACKBONE}norm{int(m[1]) - 1}.{m[2]}"),
 ]
 SWIN_IGNORED = rf"{NET}layernorm\.{WB}|.*\.relative_position_index"
-"""The norm after the last stage, which no mask transformer looks at, and a table that the window size gives."""
+"""The norm after the last stage, which no mask transformer uses, and a table that follows from the window size."""
 
 
 def from_hf(state: Mapping[str, Tensor], prefix: str, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -348,6 +348,6 @@ def _exported(model: Any, state: Mapping[str, Tensor], rotary: bool) -> dict[str
     empty_weight = torch.ones(len(model.labels) + 1)
     empty_weight[-1] = model.settings.no_object
     result["criterion.empty_weight"] = empty_weight
-    if not model.masked:  # transformers looks through masks wherever these are above 0
+    if not model.masked:  # transformers uses masked attention wherever these are above 0
         result["attn_mask_probs"] = torch.zeros_like(result["attn_mask_probs"])
     return result

@@ -114,7 +114,7 @@ def renamed(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, Any]]:
     """→ (model in eval mode, name, options). 133, 80, 150 and 19 classes get the names of COCO, ADE20K, Cityscapes.
 
-    A file with SEMANTIC in its path becomes a model that looks through windows.
+    A file with SEMANTIC in its path becomes a model that predicts in windows.
     The published figures are those without masks, whatever annealing the file records: it is taken as over.
     Raises PansightError for another backbone, a key too many or too few, a shape that does not fit, and DINOv3
     differences where DINOv3's own weights are not at hand.
@@ -143,7 +143,7 @@ def construct(
 ) -> tuple[EoMT, str, dict[str, Any]]:
     """(model, name, options) on a backbone of BACKBONES: by a published builder where there is one for this shape.
 
-    windows: a model of the semantic task, which looks at a photo in squares.
+    windows: a model of the semantic task, which predicts a photo in square windows.
     """
     builder = None if windows else PUBLISHED.get((family, width, depth, blocks, size))
     options: dict[str, Any] = {} if queries == 200 else {"queries": queries}
