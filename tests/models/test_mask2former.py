@@ -1,4 +1,4 @@
-"""Mask2Former's own parts: masked attention, its loss, its three tasks. What all models share is in test_contract.py."""
+"""Mask2Former's own parts: masked attention, loss, three tasks. What all models share is in test_contract.py."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class FPNPixelDecoder(nn.Module):
 
 
 class EncoderPixelDecoder(FPNPixelDecoder):
-    """The same after an encoder: the coarsest map first passes `layers` encoder layers, to whose output queries attend."""
+    """The same after an encoder: the coarsest map passes `layers` encoder layers, to whose output queries attend."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ PIXELS_WORTH_A_THREAD = 1 << 16
 
 
 class Canvas(NamedTuple):
-    """The sizes (H, W) on the way of mask logits to the file: resized to `padded`, cut to `extent`, resized to `size`."""
+    """The sizes (H, W) on the way of mask logits to the file: resized to `padded`, cut to `extent`, then to `size`."""
 
     padded: tuple[int, int]
     extent: tuple[int, int]
