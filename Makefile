@@ -13,7 +13,7 @@ help:
 	@echo "make test-all  the long ones too: every system memorises images, full-size networks, 2,000 damaged inputs"
 	@echo "               (about 10 minutes); ORDER=7 runs either in an order drawn from the number 7"
 	@echo "make check     ruff and pyright"
-	@echo "make bench     run every benchmark again and rewrite the README's tables (hours); make tables: only the tables"
+	@echo "make bench     run every benchmark again and rewrite the tables of docs (hours); make tables: only the tables"
 
 # uv comes first, into the environment itself: plain pip may pick a CPU build of torch for which no torchvision exists
 $(READY): pyproject.toml constraints.txt

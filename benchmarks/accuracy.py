@@ -1,4 +1,6 @@
-"""Mask transformers after a short budget: ours beside transformers', same start, same batches → results/accuracy.json.
+"""Accuracy after a short training: our mask transformers beside transformers', from the same weights and batches.
+
+Results go to results/accuracy.json.
 
 Small configurations made by transformers and loaded by both sides, so every seed starts at the same point: DETR,
 MaskFormer and Mask2Former on the packaged EfficientNet-Lite0, EoMT (a small ViT) from random weights. The loop is the
@@ -9,8 +11,8 @@ half-learnt ones say the background, each takes the others' share, and the usual
 any stays.
 `PanopticQuality` of pansight measures both on the same images.
 
-Data: 8 generated shapes images of 96×96, learnt by heart; 96×96 crops of nuclei (dsb2018), whose background is a stuff
-class; and for DETR, which learns nothing from those in so few steps, the middles of 8 nuclei images, by heart. All are
+Data: 8 generated shapes images of 96×96, memorised; 96×96 crops of nuclei (dsb2018), whose background is a stuff
+class; and for DETR, which learns nothing from those in so few steps, the middles of 8 nuclei images, memorised. All are
 measured on images never seen and on 8 of those learnt from. Of DETR, the weights that the mask head starts with are
 scaled as ours are (`ATTENTION_GAIN`), for both sides: as transformers draws them, masks learn nothing so soon. Results
 are written after every training, in place of those with the same data, system, side, seed and steps.

@@ -1,4 +1,4 @@
-"""What every benchmark shares: where data and results are, the facts of the machine, medians, peak memory."""
+"""Functions that all benchmarks share: places of data and results, facts of the machine, medians, peak memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Rewrite the tables of README.md from benchmarks/results/*.json, between the markers `<!-- table:NAME -->`."""
+"""Write the figures of README.md and docs/benchmarks.md from benchmarks/results/*.json.
+
+In both documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
+around it is left as it is. docs/benchmarks.md holds every table. README.md holds the few ratios that matter most and
+one sentence on the demo, made from the same JSON files, so that no measured number is typed by hand.
+"""
 
 from __future__ import annotations
 
@@ -126,10 +131,13 @@ def accuracy(record: Record) -> str:
     rows: list[list[str]] = []
     for (data, system, steps), sides in sorted(groups.items(), key=lambda item: (item[0][0] != "shapes", item[0])):
         cells = [spread([row[key] for row in sides.get(side, [])]) for key in PQ_COLUMNS for side in SIDES]
-        rows.append([data, names[system], str(steps), *cells])
+        rows.append([TASK_TITLES.get(data, data), names[system], str(steps), *cells])
     figures = [f"{figure}, {side}" for figure in PQ_COLUMNS.values() for side in SIDES]
     return table(["", "", "steps", *figures], rows) + f"\n\n{record['what']}. {where(record)}"
 
+
+TASK_TITLES = {"nuclei by heart": "nuclei, 8 images memorised"}
+"""How a task of accuracy.json is called in the table, where its key there does not say it well."""
 
 SIDES = ("transformers", "ours")
 PQ_COLUMNS = {"pq": "PQ", "pq_things": "PQ things", "pq_learnt": "PQ of learnt images"}
@@ -196,6 +204,48 @@ def bootstrap(record: Record) -> str:
     )
 
 
+def demo_sentence(record: Record) -> str:
+    """What the demo reaches, in one sentence of README.md: the median over its runs."""
+    pq, steps, seconds = (statistics.median(run[key] for run in record["runs"]) for key in ("pq", "steps", "seconds"))
+    return (
+        f"Measured: {steps:.0f} training steps, {seconds:.0f} seconds in all, and a panoptic quality (PQ) of {pq:.1f}"
+        f" on the images never seen ({where(record)})."
+    )
+
+
+RATIO_ROWS = (
+    ("rcnn_speed", "inference", "Mask R-CNN R50, inference", "torchvision"),
+    ("rcnn_speed", "training", "Mask R-CNN R50, training step", "torchvision"),
+    ("transformer_speed", "DETR-panoptic R50, 640×640", "DETR-panoptic R50, inference", "transformers"),
+    ("transformer_speed", "MaskFormer R50, 640×640", "MaskFormer R50, inference", "transformers"),
+    ("transformer_speed", "Mask2Former Swin-T, 640×640", "Mask2Former Swin-T, inference", "transformers"),
+    ("transformer_speed", "EoMT ViT-S, 640×640", "EoMT ViT-S, inference", "transformers"),
+    ("transformer_training", "DETR-panoptic R50", "DETR-panoptic R50, training step", "transformers"),
+    ("transformer_training", "Mask2Former Swin-T", "Mask2Former Swin-T, training step", "transformers"),
+    ("transformer_training", "EoMT ViT-S", "EoMT ViT-S, training step", "transformers"),
+)
+"""(result file, its `what`, what README.md calls it, beside which tool) of each row of README's table of ratios."""
+
+
+def ratios(records: dict[str, Record]) -> str:
+    """README's table: our time and memory divided by the other tool's, where both run with the same settings."""
+    header = ["what is compared", "beside", "time, float32", "time, fast settings", "memory, float32"]
+    rows: list[list[str]] = []
+    for source, what, title, beside in RATIO_ROWS:
+        found = {row["settings"]: row for row in records[source]["rows"] if row["what"] == what}
+        plain, fast = found["float32 / float32"], found["fast / fast"]
+        figures = (plain["time_ratio"], fast["time_ratio"], plain["memory_ratio"])
+        rows.append([title, beside, *(f"{figure:.2f}" for figure in figures)])
+    for row in records["pq_speed"]["rows"]:
+        if (row["set"], row["cores"], row["tool"]) == ("coco", 1, "panopticapi"):
+            ratio = f"{1 / row['ours_over_it']:.2f}"
+            rows.append(["PQ from files, one core", row["tool"], ratio, "", ""])
+    for row in records["loader"]["rows"]:
+        if row["what"] == "PIL + transforms.v2":
+            rows.append(["loading a training image, one core", row["what"], f"{1 / row['ratio']:.2f}", "", ""])
+    return table(header, rows) + f"\n\n{where(records['transformer_speed'])}"
+
+
 TABLES: dict[str, Callable[[Record], str]] = {
     "demo": demo,
     "nuclei_mask_rcnn": nuclei,
@@ -209,6 +259,9 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "pq_speed": pq_speed,
     "bootstrap": bootstrap,
 }
+"""The tables of docs/benchmarks.md, each by the name of its result file."""
+
+RATIO_SOURCES = ("rcnn_speed", "transformer_speed", "transformer_training", "pq_speed", "loader")
 
 
 def optional(name: str) -> Record | None:
@@ -216,18 +269,33 @@ def optional(name: str) -> Record | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, make in TABLES.items():
-        record = optional(name)
-        if record is None:
-            print(f"no results/{name}.json yet: its table is left as it is")
-            continue
+def contents() -> dict[str, dict[str, str]]:
+    """Document → name of a generated part → its text; parts without results yet are left out."""
+    tables = {name: make(record) for name, make in TABLES.items() if (record := optional(name)) is not None}
+    readme: dict[str, str] = {}
+    if (record := optional("demo")) is not None:
+        readme["demo_sentence"] = demo_sentence(record)
+    sources = {name: record for name in RATIO_SOURCES if (record := optional(name)) is not None}
+    if len(sources) == len(RATIO_SOURCES):
+        readme["ratios"] = ratios(sources)
+    return {"README.md": readme, "docs/benchmarks.md": tables}
+
+
+def rewritten(text: str, parts: dict[str, str]) -> str:
+    """`text` with each part between its markers. Raises ValueError where a document lacks the markers of a part."""
+    for name, content in parts.items():
         marker = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
-        content = make(record)
-        text = marker.sub(lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text)
-    readme.write_text(text)
+        text, count = marker.subn(lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text)
+        if count != 1:
+            raise ValueError(f"expected the markers <!-- table:{name} --> … <!-- /table --> once, found them {count}×")
+    return text
+
+
+def main() -> None:
+    for document, parts in contents().items():
+        path = ROOT / document
+        path.write_text(rewritten(path.read_text(), parts))
+        print(f"wrote {', '.join(parts)} into {document}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures that every test may use, and the order of the tests."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real data: PANSIGHT_DATA, else ../shared/data beside the repository."""
+    """The folder of real data: PANSIGHT_DATA, or a default beside the repository."""
     root = Path(os.environ.get("PANSIGHT_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not root.is_dir():
         pytest.skip("real data: set PANSIGHT_DATA to the folder with dsb2018, coco_tiny, coco_panoptic_sample, camvid")

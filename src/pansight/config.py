@@ -1,8 +1,8 @@
-"""Everything that decides a run: four flat dataclasses, read from TOML, overridden by dotted keys.
+"""All settings of a run, as flat dataclasses that are read from TOML and overridden by dotted keys.
 
 ``Config`` is what ``config.toml`` in a run folder holds. No model, layer or data set takes one: the engine and the
 command line read the numbers and pass them on. Values of 0, -1 or "auto" are chosen from the model, the data and the
-machine (``pansight.engine.automatic``), printed, and written out as the figures that were used.
+machine (``pansight.engine.automatic``), printed, and written out as the numbers that were used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The types that every part of pansight speaks.
+"""The types that all parts of pansight share.
 
 Categories are contiguous from 0, things and stuff alike; the ids of a data set live in ``Category.source_id`` only.
 The truth and a prediction of an image are the same type, ``PanopticSegmentation``: one id map and a small table.
 
-torch is loaded with the first tensor, not with this file: figures are computed from files without it.
+This file does not import torch, so that scores can be computed from files without loading it.
 """
 
 from __future__ import annotations

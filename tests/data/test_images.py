@@ -1,3 +1,5 @@
+"""Reading image files: decoders, orientation, limits, and one line for every bad file."""
+
 import io
 import struct
 

@@ -1,3 +1,5 @@
+"""Batches: padding, order, and the same content for any number of workers."""
+
 from dataclasses import replace
 
 import cv2

@@ -1,3 +1,5 @@
+"""The generated shapes: their rules, and that an image depends on seed, split and index alone."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Augmentations: image, id map and instances change together, and the input is left unchanged."""
+
 import colorsys
 
 import numpy as np

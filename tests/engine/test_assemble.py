@@ -1,4 +1,4 @@
-"""Settings to objects: data parts, augmentation, fine-tuning, and what is chosen when nothing is said."""
+"""Building from settings: data parts, augmentation, fine-tuning, and what is chosen for open settings."""
 
 from __future__ import annotations
 

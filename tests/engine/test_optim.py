@@ -1,4 +1,4 @@
-"""What is learnt and how fast."""
+"""The optimizer: parameter groups, frozen parameters, learning rate schedules, moving average."""
 
 from __future__ import annotations
 

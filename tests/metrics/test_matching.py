@@ -1,4 +1,4 @@
-"""The matching of segment tables against the rules of spec 08, written a second time; in both modes."""
+"""The matching of segment tables against the rules of docs/metrics.md, written a second time; in both modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panoptic quality against the rules of spec 08, written down a second time as plain loops over pixels and dicts."""
+"""Panoptic quality against its rules (docs/metrics.md), written a second time as plain loops over pixels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def row(*pieces: tuple[int, int]) -> list[list[int]]:
 
 
 def reference(pairs) -> tuple[dict, dict]:
-    """Spec 08 as it reads, pixel by pixel, with every crowd of a class honoured. Gives counts and the three groups."""
+    """The rules of docs/metrics.md, pixel by pixel, with every crowd of a class honoured. → counts, groups."""
     counts = {c.id: {"tp": 0, "fp": 0, "fn": 0, "iou": 0.0} for c in LABELS}
     for truth, prediction in pairs:
         truth_of = {s.id: s for s in truth.segments}
@@ -338,7 +338,7 @@ def test_count_overlaps_counts_pixels(shape):
 
 
 def test_real_truth_against_itself(data_root):
-    """The acceptance case of spec 08: PQ = SQ = RQ = 1, n = the number of classes that occur outside crowds."""
+    """The truth against itself: PQ = SQ = RQ = 1, n = the number of classes that occur outside crowds."""
     dataset = open_dataset(data_root / "coco_panoptic_sample")
     metric = PanopticQuality(dataset.labels)
     for index in range(len(dataset)):

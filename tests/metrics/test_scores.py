@@ -1,4 +1,4 @@
-"""Counts by class: sums that no number of segments rounds."""
+"""Counts for each class: sums of IoU are exact for any number of segments."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def noise(count: int = 2, height: int = 64, width: int = 64) -> Tensor:
     ],
 )
 def test_published_sizes(builder: Any, count: int) -> None:
-    """Spec 14, computed from the official repository, for COCO's 133 classes."""
+    """Parameter counts computed from the official repository, for COCO's 133 classes."""
     with torch.device("meta"):
         model = builder(coco_panoptic())
     assert sum(p.numel() for p in model.parameters()) == count
@@ -71,7 +71,7 @@ def test_dinov3_has_no_learned_positions() -> None:
     parts = {"backbone": 0, "heads": 0}
     for key, parameter in model.named_parameters():
         parts["backbone" if key.startswith("backbone.") else "heads"] += parameter.numel()
-    assert parts["heads"] == 11_904_134  # spec 14: those of L-640
+    assert parts["heads"] == 11_904_134  # those of the official L-640
     assert not any("pos_embed" in key for key in model.state_dict())
     assert [b.attn.num_prefix_tokens for b in model.backbone.features.blocks] == [5] * 20 + [205] * 4
 
@@ -92,7 +92,7 @@ def test_published_photos_fill_a_square() -> None:
     [(1, [2]), (3, [2, 5, 8]), (4, [2, 4, 6, 8]), (5, [2, 3.5, 5, 6.5, 8])],
 )
 def test_schedule_of_the_paper(blocks: int, starts: list[float]) -> None:
-    """Spec 14's table, in twelfths of the run."""
+    """The published schedules, in twelfths of the run."""
     found, ends = schedule(blocks)
     assert list(found) == pytest.approx([s / 12 for s in starts])
     assert list(ends) == pytest.approx([(s + 2) / 12 for s in starts])

@@ -1,4 +1,4 @@
-"""Faster R-CNN against torchvision's own, with the same weights, and its parameter counts (spec 01)."""
+"""Faster R-CNN against torchvision's own, with the same weights, and its parameter counts."""
 
 from typing import Any
 

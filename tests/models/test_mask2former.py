@@ -1,4 +1,4 @@
-"""What is Mask2Former's own: masked attention, its loss, its three tasks. The contract of all models is elsewhere."""
+"""Mask2Former's own parts: masked attention, loss, three tasks. What all models share is in test_contract.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN against torchvision's own, with the same weights: what it finds and what it learns from."""
+"""Mask R-CNN against torchvision's own, with the same weights: detections, masks and training targets."""
 
 from typing import Any
 

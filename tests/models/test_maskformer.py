@@ -81,7 +81,7 @@ def all_masks(model: MaskFormer, images: Tensor, valid: Tensor | None = None) ->
     ],
 )
 def test_published_sizes(builder: Callable[..., MaskFormer], count: int, pixel_decoder: str) -> None:
-    """Spec 12, for COCO's 133 classes."""
+    """The official parameter counts, for COCO's 133 classes."""
     with torch.device("meta"):
         model = builder(coco_panoptic())
     assert sum(p.numel() for p in model.parameters()) == count
@@ -137,7 +137,7 @@ def test_padding_is_looked_at() -> None:
 
 
 def test_decode_by_hand() -> None:
-    """Spec 12: the winner is by score · probability, and all pixels that it wins are written, in its mask or not."""
+    """MaskFormer's rule: the winner is by score · probability, and it gets all pixels that it wins."""
     model = tiny()
     sizes = [(50, 80), (64, 96)]
     valid = torch.ones((2, 64, 96), dtype=torch.bool)

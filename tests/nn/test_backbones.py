@@ -1,3 +1,5 @@
+"""timm's backbones as feature pyramids: strides, channels, frozen layers, normalisation."""
+
 import pytest
 import torch
 from torch import nn

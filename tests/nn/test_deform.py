@@ -34,7 +34,7 @@ def test_shapes_from_coarse_to_fine() -> None:
 
 def test_official_size() -> None:
     model = DeformPixelDecoder((256, 512, 1024, 2048))
-    assert sum(p.numel() for p in model.parameters()) == 6_035_904  # spec 13
+    assert sum(p.numel() for p in model.parameters()) == 6_035_904  # what the official model has
     assert model.input_proj[0][0].in_channels == 2048
     assert model.transformer.level_embed.shape == (3, 256)
 

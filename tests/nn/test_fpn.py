@@ -1,3 +1,5 @@
+"""The feature pyramid: its shapes, and the same output as torchvision's."""
+
 import pytest
 import torch
 import torchvision

@@ -1,4 +1,4 @@
-"""The product by oneDNN beside torch's own."""
+"""The matrix product by oneDNN gives the same as torch's own."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The two stages of the detector: proposals, sampling, losses, against torchvision and by hand."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""The semantic head of Panoptic FPN: its shapes and its number of parameters."""
+
 import torch
 import torch.nn.functional as F
 

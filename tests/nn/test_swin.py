@@ -42,7 +42,7 @@ def test_published_sizes(name: str, count: int) -> None:
     size = swin_size(name)
     assert size is not None
     with torch.device("meta"):
-        assert sum(p.numel() for p in Swin(size).parameters()) == count  # spec 16
+        assert sum(p.numel() for p in Swin(size).parameters()) == count  # what the official models have
 
 
 def test_names_and_sizes_are_one_to_one() -> None:

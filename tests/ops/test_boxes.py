@@ -1,3 +1,5 @@
+"""Boxes: code, overlaps, suppression and matching, against torchvision and by hand."""
+
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""The merge rules against spec 07, D (reference behaviour) and a plain re-telling of both variants."""
+"""The merge rules (docs/systems/merging.md) at their limits, and against both variants written a second time."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_inputs_are_not_changed():
 
 
 def plain_accept(masks, scores, score_threshold, max_overlap):
-    """Spec 07 A, steps 1 and 3, word by word: `used` is the union of the full masks of accepted instances."""
+    """panopticapi's rule word by word: `used` is the union of the full masks of accepted instances."""
     used = torch.zeros(masks.shape[1:], dtype=torch.bool)
     canvas = torch.zeros(masks.shape[1:], dtype=torch.int32)
     accepted = []

@@ -1,3 +1,5 @@
+"""Id maps: the coding in RGB, and the counting of ids."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""The losses of the R-CNN family, against torch and by hand."""
+
 import math
 
 import torch

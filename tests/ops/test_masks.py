@@ -1,3 +1,5 @@
+"""Masks of regions: sampling and pasting, against torchvision's functions."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,3 +1,5 @@
+"""RoIAlign and RoIPool against torchvision's kernels."""
+
 import pytest
 import torch
 import torchvision

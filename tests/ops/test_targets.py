@@ -1,3 +1,5 @@
+"""Boxes, masks and semantic maps that are computed from the one truth."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""State dicts of official checkpoints, written down from the key layouts of spec 01 and 02 with random values."""
+"""State dicts in the layouts of official torchvision and detectron2 checkpoints, with random values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""detectron2's files, generated from the layout of spec 01 and 02: everything lands, in the right place."""
+"""detectron2's files, generated in their published layout: every tensor is loaded, and into the right place."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_official_layouts(tmp_path: Path, kind: str, depth: int, count: int) -> 
     else:
         model, name, options = load(tensors(state), "model_final.pkl")
     assert (name, options) == (f"{kind}_r{depth}_d2", {})
-    assert parameters(model) == count  # spec 01 and 02, acceptance
+    assert parameters(model) == count  # what the official model has
     assert len(model.labels.things) == 80
     assert len(model.labels.stuff) == (53 if kind == "panoptic_fpn" else 0)
     assert model.labels[0].name == "person"
@@ -85,7 +85,7 @@ def test_official_layouts(tmp_path: Path, kind: str, depth: int, count: int) -> 
 
 
 def test_conventions_of_the_model() -> None:
-    """BGR pixels less the mean, stride in the first 1×1, frozen BatchNorm, background last (spec 01)."""
+    """BGR pixels less the mean, stride in the first 1×1, frozen BatchNorm, background last."""
     model = build("mask_rcnn_r50_d2", LabelSpace.from_names(["a"]))
     assert model.input.bgr
     assert model.input.scale.flatten().tolist() == [1, 1, 1]

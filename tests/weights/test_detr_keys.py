@@ -1,4 +1,4 @@
-"""Official DETR layouts, written down from spec 11, load without a tensor too many or too few."""
+"""Official DETR layouts, with random values, load without a tensor too many or too few."""
 
 from __future__ import annotations
 

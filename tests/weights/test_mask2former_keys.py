@@ -1,4 +1,4 @@
-"""Mask2Former's official files, generated from the layout of spec 13 and 16: everything lands, in the right place."""
+"""Mask2Former's official files, with random values: every tensor is loaded, and into the right place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def norm(name: str, channels: int) -> Shapes:
 
 
 def swin(channels: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int) -> Shapes:
-    """``backbone.*`` of spec 16: merging at the end of a stage, one norm a stage, the table of places stored."""
+    """``backbone.*`` of the official Swin: merging at the end of a stage, one norm a stage, stored positions."""
     shapes: Shapes = {"backbone.patch_embed.proj.weight": (channels, 3, 4, 4)}
     shapes["backbone.patch_embed.proj.bias"] = (channels,)
     shapes |= norm("backbone.patch_embed.norm", channels)
@@ -115,7 +115,7 @@ def test_every_published_model(backbone: str, queries: int, count: int) -> None:
     name = f"mask2former_{backbone}"
     with torch.device("meta" if "swin" in backbone else "cpu"):
         model = build(name, coco_panoptic())
-    assert sum(p.numel() for p in model.parameters()) == count  # spec 13, acceptance
+    assert sum(p.numel() for p in model.parameters()) == count  # what the official model has
     state = official(backbone.removeprefix("swin_"), queries=queries)
     assert recognises(state)
     ours = renamed(state, "model_final.pkl")

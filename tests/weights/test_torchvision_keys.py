@@ -1,4 +1,4 @@
-"""torchvision's state dicts, from torchvision itself: a bijection of keys, values in place, counts of spec 01."""
+"""torchvision's state dicts, from torchvision itself: a bijection of keys, values in place, and as many parameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def frozen(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names in the downloaded V1 files (spec 01)."""
+    """The names in the downloaded V1 files."""
 
     def old(key: str) -> str:
         key = re.sub(r"(inner_blocks|layer_blocks)\.(\d)\.0\.", r"\1.\2.", key)

@@ -1,1 +1,1 @@
-"""What a person sees: command line, report, drawings."""
+"""The user's side: the command line, the report and the drawings."""

@@ -1,4 +1,4 @@
-"""What `pansight check` and `pansight split` print: a data set, all that is wrong with it, and what was done."""
+"""The output of `pansight check` and `pansight split`: the content of a data set, its defects, and what was done."""
 
 from __future__ import annotations
 

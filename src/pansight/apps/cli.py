@@ -1,4 +1,4 @@
-"""The command line: flags and help from the settings' own definition, every error in one line.
+"""The command line: flags and help come from the definition of the settings, and every error is one line.
 
 Only `config` is imported here; what a command needs is loaded when it runs, so that ``--help`` is quick.
 """

@@ -1,4 +1,4 @@
-"""The commands about figures: compare, and evaluate for files. What a command needs is loaded when it runs."""
+"""The commands about scores: compare, and evaluate for files. What a command needs is loaded when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands of ``pansight`` do, as functions: the command line and ``import pansight`` call the same ones."""
+"""The commands of ``pansight`` as functions, which the command line and ``import pansight`` both call."""
 
 from __future__ import annotations
 
@@ -181,9 +181,9 @@ def _for_first(given: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check_second_step(config: Config, folder: Path, accelerator: Accelerator) -> None:
-    """Its mistakes are named before the first step takes its time."""
+    """Find mistakes in the second step's settings before the first step spends its time."""
     if "pretrained" in builder_options(config.model.name):
-        config = override(config, {"model.pretrained": "none"})  # nothing is downloaded for a look
+        config = override(config, {"model.pretrained": "none"})  # nothing is downloaded for this check
     prepared = _prepare(config, folder, accelerator, False, _silent)
     freeze(prepared.model, config.train.freeze)
 
@@ -200,7 +200,7 @@ class _Prepared(NamedTuple):
 def _prepare(
     config: Config, folder: Path, accelerator: Accelerator, resume: bool, say: Callable[..., None]
 ) -> _Prepared:
-    """Everything that can go wrong before the first step does so here, with nothing written yet."""
+    """Prepare a training; whatever can fail before the first step fails here, before anything is written."""
     config = _absolute(config)
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
@@ -416,4 +416,4 @@ def _hardware(accelerator: Accelerator) -> str:
 
 
 def _silent(*values: object) -> None:
-    """What the processes beside the first one print."""
+    """The print function of all processes but the first, which prints nothing."""

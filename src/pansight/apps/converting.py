@@ -1,4 +1,4 @@
-"""`pansight convert`: the progress bar, the question about things, the summary."""
+"""``pansight convert``: the progress bar, the question which classes are things, the summary."""
 
 from __future__ import annotations
 

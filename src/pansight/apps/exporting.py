@@ -1,4 +1,4 @@
-"""``pansight export``: a model as a folder that other tools load."""
+"""``pansight export``: write a model as a folder that other tools load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pansight predict``: photos in, overlays, COCO panoptic files and a table out."""
+"""``pansight predict``: from photos to overlays, COCO panoptic files and a table."""
 
 from __future__ import annotations
 

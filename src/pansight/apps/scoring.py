@@ -26,7 +26,7 @@ from pansight.metrics.scores import image_pq
 from pansight.types import Category, LabelSpace
 
 PARTIAL = "pansight partial evaluation 1"
-"""What a partial result calls itself."""
+"""The format name in the file of a partial result."""
 
 
 class Outputs(NamedTuple):
@@ -152,7 +152,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
 
 @contextmanager
 def _whole(path: str | Path) -> Iterator[None]:
-    """Whatever a damaged partial result leads to is told in one line."""
+    """Turn any error that a damaged partial result causes into one line."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:

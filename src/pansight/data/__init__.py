@@ -1,6 +1,6 @@
-"""Readers, transforms and the loader.
+"""Data sets: readers, transforms and the loader.
 
-    dataset = open_dataset("coco", split="val")        # the format is found out
+    dataset = open_dataset("coco", split="val")        # the format is detected
     dataset = open_dataset("shapes", count=200)        # generated
 
 A new format is one file with an opener and one line in DATASETS.

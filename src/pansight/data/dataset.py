@@ -1,4 +1,4 @@
-"""What a data set is, and the small tools that every reader shares."""
+"""The `Dataset` protocol, and small functions that all readers share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
 
 
 class Dataset(Protocol):
-    """Samples by index, at the size of their files."""
+    """A data set: samples by index, at the size of their files."""
 
     @property
     def labels(self) -> LabelSpace: ...
@@ -114,7 +114,7 @@ def first_folder(candidates: Sequence[Path], holds: str, what: str, option: str)
 
 
 def expect(condition: bool, source: str | Path, expected: str, found: Any) -> None:
-    """One line for a file of the wrong shape; long finds are cut."""
+    """Raise PansightError in one line unless `condition` holds; a long `found` is shortened."""
     if not condition:
         text = repr(found)
         raise PansightError(f"{source}: expected {expected}, found {text if len(text) <= 120 else text[:117] + '...'}")

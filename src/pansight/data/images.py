@@ -1,4 +1,4 @@
-"""Image files to arrays: bounded, orientation-aware, and as fast as the decoders allow (PEERS.md 5).
+"""Read image files as arrays: with a size limit, with their orientation, and as fast as the decoders allow.
 
 JPEG and PNG go through imagecodecs (libjpeg-turbo, libspng; measured 1.3 and 1.5 times as fast as OpenCV), everything
 else through OpenCV. What comes out is always RGB uint8 (H, W, 3): grey is repeated, an alpha channel is dropped, a
@@ -7,7 +7,7 @@ palette is looked up, 16 bits keep their upper 8 (the full range is assumed, as 
 Orientation. A camera's EXIF tag says how to turn the stored pixels; viewers and annotation tools do. So do we, unless
 the truth disagrees: `read_image(..., mask_size=...)` leaves the stored pixels alone where their size fits the
 annotation and the turned size does not (sets such as COCO are annotated on the stored pixels of some photos). The
-orientation tag of TIFF files is not followed: microscopes and scanners store what they mean.
+orientation tag of TIFF files is ignored, since microscopes and scanners store the pixels as they are meant.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GREY, PNG_RGB, PNG_PALETTE = 0, 2, 3
 
 MAX_DEFLATE = 1032
-"""Bytes that deflate makes of one at most (RFC 1951: 258 bytes out of two bits)."""
+"""Deflate expands one byte to at most so many bytes (RFC 1951: 258 bytes from two bits)."""
 
 
 class Header(NamedTuple):
-    """What a file says of its image before any pixel is decoded."""
+    """The header of an image file, read before any pixel is decoded."""
 
     kind: str  # "jpeg", "png" or "other"
     height: int  # as stored, before any turn
@@ -180,7 +180,7 @@ def decode_image(data: bytes, name: str | Path, mask_size: tuple[int, int] | Non
 
 def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
     if header.kind == "jpeg" and data.rfind(b"\xff\xd9") < header.frame_at:
-        # the decoder fills what is missing with grey and says nothing
+        # the decoder fills missing parts with grey without an error
         raise PansightError(f"{name}: expected a whole JPEG, found no end marker (truncated)")
     if header.kind == "png":
         check_png(data, header, name)

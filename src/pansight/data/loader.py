@@ -1,4 +1,4 @@
-"""From samples to batches: padded, uint8, in channels_last memory, and the same whatever the number of workers.
+"""From samples to batches: padded uint8 images in channels_last memory, the same for any number of workers.
 
 A training batch is a pure function of (seed, step, rank): the order of an epoch is a permutation drawn from
 (seed, epoch), and the augmentation of a sample is drawn from (seed, its position in the stream). So a run resumes at

@@ -1,4 +1,4 @@
-"""Augmentations: callables ``(sample, rng) -> sample`` that leave their input alone.
+"""Augmentations: callables ``(sample, rng) -> sample`` that do not change their input.
 
 Geometry is decided once and applied to the image (resized by the filter of the model's rule, bent bilinearly), the id
 map and the masks of `Sample.instances` (nearest), all with pixel centres at half-integers, so
@@ -35,7 +35,7 @@ class Transform(Protocol):
 
 
 def apply_warp(sample: Sample, warp: Warp, keeps_all: bool = False) -> Sample:
-    """Move the image, the ids and the objects of a sample. keeps_all: no id can vanish, so none is looked for."""
+    """Warp the image, the ids and the objects of a sample. keeps_all: no id can vanish, so the table stays as it is."""
     image = warp(image_array(sample.image), True)
     ids = warp(sample.truth.ids.numpy(), False)
     segments = sample.truth.segments
@@ -90,7 +90,7 @@ def resize_sample(sample: Sample, height: int, width: int, filter: str) -> Sampl
 
 
 class Compose:
-    """One after the other, with one generator."""
+    """Several augmentations, one after the other, with one random generator."""
 
     def __init__(self, transforms: Sequence[Transform]):
         self.transforms = tuple(transforms)
@@ -102,7 +102,7 @@ class Compose:
 
 
 class Resize:
-    """To the size that a rule gives."""
+    """Resize to the size that a rule gives."""
 
     def __init__(self, rule: ResizeRule):
         self.rule = rule
@@ -128,7 +128,7 @@ class ResizeShortestEdge:
 
 
 class HorizontalFlip:
-    """Left and right exchanged, with probability `p`."""
+    """Flip left and right, with probability `p`."""
 
     def __init__(self, p: float = 0.5):
         self.p = p
@@ -140,7 +140,7 @@ class HorizontalFlip:
 
 
 class VerticalFlip:
-    """Top and bottom exchanged, with probability `p`; for views from above and through microscopes."""
+    """Flip top and bottom, with probability `p`; for views from above and through microscopes."""
 
     def __init__(self, p: float = 0.5):
         self.p = p
@@ -152,7 +152,9 @@ class VerticalFlip:
 
 
 class Rot90:
-    """0, 1, 2 or 3 quarter turns counter-clockwise, equally likely; for views from above and through microscopes."""
+    """Rotate by 0, 1, 2 or 3 quarter turns counter-clockwise, equally likely; for views from above and through
+    microscopes.
+    """
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         turns = int(rng.integers(4))
@@ -273,7 +275,7 @@ class ElasticDeformation:
     """A smooth random bending, with probability `p` (Simard et al. 2003, drawn on a coarse grid).
 
     magnitude: standard deviation of the displacement at the grid points, in pixels. spacing: pixels between them.
-    What comes from outside the image is its mirror image, for the photo and the ids alike.
+    Outside of the image, its mirror image is used, for the photo and the ids alike.
     """
 
     def __init__(self, magnitude: float = 8.0, spacing: int = 64, p: float = 0.5):

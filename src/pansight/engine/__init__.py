@@ -1,1 +1,1 @@
-"""Training, evaluation, prediction."""
+"""Training, evaluation and prediction."""

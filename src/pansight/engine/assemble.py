@@ -1,4 +1,4 @@
-"""From settings to objects: the data sets, the augmentation and the model of a run."""
+"""Build the data sets, the augmentation and the model of a run from its settings."""
 
 from __future__ import annotations
 

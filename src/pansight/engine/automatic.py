@@ -1,4 +1,4 @@
-"""What a user leaves open, chosen from the data and the machine, with the reason for each choice."""
+"""Choose the settings that a user leaves open from the data and the machine, and say the reason for each choice."""
 
 from __future__ import annotations
 

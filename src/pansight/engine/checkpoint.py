@@ -1,4 +1,4 @@
-"""The run folder: what a run writes so that a killed one goes on as if nothing had happened.
+"""The run folder: what a training writes so that it can be killed and resumed without a difference.
 
 ``checkpoints/last`` is a saved model (``weights.native``) with ``training.pt`` beside it: optimiser, step, clock, and,
 where a moving average is saved as the model, the raw weights. No state of random generators is needed, since the
@@ -70,7 +70,7 @@ class RunLog:
             raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def trim(self, step: int) -> None:
-        """Drop what a killed run wrote after its last checkpoint, and a line that it did not finish."""
+        """Remove the lines that a killed run wrote after its last checkpoint, and a line that it did not finish."""
         if self.path is None or not self.path.exists():
             return
         kept: list[str] = []
@@ -85,7 +85,7 @@ class RunLog:
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Before anything is written: the folder is free, or holds the run to resume, or the run to overwrite.
+    """Check, before anything is written, that the folder is free, or holds the run to resume or to overwrite.
 
     Raises PansightError otherwise; a folder that is no run is never overwritten.
     """

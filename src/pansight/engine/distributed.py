@@ -1,4 +1,4 @@
-"""Devices and processes: one Accelerator, a few collectives, precision, memory, repeatability."""
+"""Devices and processes: the Accelerator, a few collective operations, precision, memory and repeatability."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring a model on a data set: the figures, the predictions, and the images that went best and worst."""
+"""Evaluation of a model on a data set: its scores, its predictions, and its best and worst images."""
 
 from __future__ import annotations
 

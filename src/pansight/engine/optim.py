@@ -1,4 +1,4 @@
-"""What is learnt and how fast: frozen names, parameter groups, learning rates as pure functions, a moving average."""
+"""The optimizer: frozen parameters, parameter groups, learning rate schedules as pure functions, a moving average."""
 
 from __future__ import annotations
 

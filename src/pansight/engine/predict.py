@@ -1,4 +1,4 @@
-"""Prediction on single photos: a file, an array, a tensor or a PIL image in, a Prediction out."""
+"""Prediction on photos given as a file, an array, a tensor or a PIL image."""
 
 from __future__ import annotations
 

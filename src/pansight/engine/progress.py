@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar for people, a line now and then for log files."""
+"""Progress on the terminal: a live bar for people, and single lines for log files."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class ProgressBar:
             self._live.stop()
 
     def update(self, share: float, text: str) -> None:
-        """share: how much of the job is over, 0 … 1; the time left is told from it."""
+        """share: how much of the job is done, 0 … 1; the time left is estimated from it."""
         now = time.monotonic()
         if not self.shown or (now - self._drawn < 0.1 and share < 1):
             return
         self._drawn = now
-        if self._first_share is None:  # of a resumed run, part was done by another process
+        if self._first_share is None:  # in a resumed run, another process did the first part
             self._first_share, self._start = share, now
         done = share - self._first_share
         left = f", {clock((now - self._start) * (1 - share) / done)} left" if done > 0 and share < 1 else ""

@@ -1,4 +1,4 @@
-"""What surrounds the steps of a run: its state, log, checkpoints, progress, interruption and failures."""
+"""Everything around the steps of a training: its state, log, checkpoints, progress, interruption and failures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class RunState:
-    """Where a run stands; all of it goes into a checkpoint."""
+    """The state of a run, all of which is saved in a checkpoint."""
 
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # on the clock, earlier sessions included
@@ -99,7 +99,7 @@ class Session:
             )
 
     def resume(self) -> None:
-        """Take up the state of checkpoints/last; the model has its weights already."""
+        """Restore the state of checkpoints/last; the weights of the model have been loaded before."""
         saved = read_training_state(last_checkpoint(self.folder))
         self.state = RunState(**{name: saved[name] for name in asdict(self.state)})
         try:
@@ -113,7 +113,7 @@ class Session:
         self.log.trim(self.state.step)
 
     def progress(self) -> float:
-        """How much of the run is over, by its steps or by its clock, whichever is ahead; 1 or more at the end."""
+        """The share of the run that is done, by steps or by the clock, whichever is ahead; 1 or more at the end."""
         by_steps, limit = self.state.step / self.config.steps, 60 * self.config.max_minutes
         return max(by_steps, self.state.seconds / limit) if limit else by_steps
 
@@ -204,7 +204,9 @@ class Session:
         self.accelerator.wait_for_everyone()
 
     def shrink(self, batch: Batch) -> None:
-        """Twice the micro-batches, of half the images. Raises PansightError where they have one image already."""
+        """Double the number of micro-batches, each with half the images. Raises PansightError where they have one image
+        already.
+        """
         images = len(batch.sizes)
         if self.state.parts >= images:
             height, width = batch.images.shape[2:]
@@ -222,7 +224,7 @@ class Session:
         self._say_batch_norm()
 
     def not_finite(self, batch: Batch, losses: dict[str, float]) -> PansightError:
-        """The error of a step whose loss or gradient is no number; its weights are kept as checkpoints/stopped."""
+        """The error for a step whose loss or gradient is not finite; the weights are saved as checkpoints/stopped."""
         everyone = distributed.gather((list(batch.image_ids), losses), self.accelerator)
         guilty = [pair for pair in everyone if not all(map(math.isfinite, pair[1].values()))] or everyone
         ids = ", ".join(str(i) for pair in guilty for i in pair[0])
@@ -283,7 +285,7 @@ def scalars_of(record: dict[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step can be finished; the second Ctrl-C works as usual."""
+    """An event that Ctrl-C or SIGTERM sets, so that the step can be finished; a second Ctrl-C stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -1,8 +1,8 @@
 """The training loop.
 
 Randomness, order and augmentation of a step are pure functions of (seed, step, rank), so a run that is killed and
-resumed gives the bits of an unbroken one, as long as its schedule follows the steps: with ``max_minutes`` the learning
-rate follows the clock, which no resumption repeats.
+resumed ends with exactly the weights of an unbroken one. With ``max_minutes`` this does not hold, since the learning
+rate then follows the clock, which differs from run to run.
 """
 
 from __future__ import annotations

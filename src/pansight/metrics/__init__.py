@@ -1,4 +1,6 @@
-"""Figures: each metric is fed image by image, computes a plain dict, and merges with its like of another process."""
+"""The metrics: each is updated image by image, computes a plain dict, and merges with one of its kind from another
+process.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Box and mask average precision: the twelve COCO figures, equal to pycocotools' (spec 08), computed by hotcoco.
+"""Box and mask average precision: the twelve COCO figures, equal to those of pycocotools, computed by hotcoco.
 
-Objects are kept as boxes and run-length codes, never as masks. The truth comes from `Sample.instances` where
-annotations overlap, else from the thing segments of `Sample.truth`. Sizes small | medium | large are told by the area
+Objects are stored as boxes and run-length codes, never as masks. The truth comes from `Sample.instances` where
+annotations overlap, else from the thing segments of `Sample.truth`. Small, medium and large are decided by the area
 of the mask (of the box, where there is no mask), since a Sample does not carry the `area` field of a file.
 """
 
@@ -22,7 +22,7 @@ from pansight.types import Instances, LabelSpace, Prediction, Sample
 
 
 class Objects(NamedTuple):
-    """N objects of one image, lean: what a mask takes is its run-length code."""
+    """The N objects of one image, with run-length codes instead of masks to save memory."""
 
     boxes_xywh: NDArray[np.float64]  # (N, 4), pixels
     labels: NDArray[np.int64]  # (N,)

@@ -1,4 +1,4 @@
-"""Measuring a model on data of other classes: predictions and truth in the classes that both sides share."""
+"""Evaluating a model on data with other classes: predictions and truth are mapped to the classes that both share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, 
 
 
 def map_prediction(prediction: Prediction, class_map: ClassMap, labels: LabelSpace) -> Prediction:
-    """A prediction in the label space of the truth, `labels`; what has no counterpart is void, or left out."""
+    """Map a prediction to the label space of the truth, `labels`; classes without a counterpart become void."""
     panoptic, semantic, instances = prediction.panoptic, prediction.semantic, prediction.instances
     stuff = np.array([not c.is_thing for c in labels], bool)
     if panoptic is not None:

@@ -1,4 +1,4 @@
-"""Counting the pairs of two maps that are tensors."""
+"""Count the pairs of values of two maps that are given as tensors."""
 
 from __future__ import annotations
 

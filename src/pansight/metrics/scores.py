@@ -1,4 +1,4 @@
-"""Counts by class and the scores they make: what panoptic quality and its relatives have in common."""
+"""Counts for each class and the scores computed from them, which panoptic quality and its variants share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pansight.ops.maps.overlap import IntArray
 from pansight.types import LabelSpace
 
 IOU_UNIT = 2**53
-"""IoUs are added as whole multiples of 2⁻⁵³, which float64 values in (0.5, 1] are: the sum is exact in any order."""
+"""IoUs are added as integers in units of 2⁻⁵³, of which float64 values in (0.5, 1] are multiples: sums are exact in any
+order."""
 
 
 class ClassCounts:

@@ -1,4 +1,4 @@
-"""Mean intersection over union of semantic maps, at the original resolution, over the whole data set at once.
+"""Mean intersection over union of semantic maps, at the original resolution, from the pixels of the whole data set.
 
 IoU_c = TP / (TP + FP + FN) in pixels; void in the truth is left out of all three; a void prediction is a miss.
 Tools disagree on classes that the truth lacks, so the convention has a name:

@@ -1,8 +1,9 @@
 """DETR. Carion, Massa, Synnaeve et al.: End-to-End Object Detection with Transformers, ECCV 2020.
 
-A set of queries looks at the encoded image; each says one class (or none) and one box. With a mask head on top, every
-query says a mask too, stuff included: panoptic segmentation. It is trained at once or in two steps: a detection model
-on the boxes of all segments is loaded into the panoptic one (the same keys), and the mask head learns beside it.
+A set of queries attends to the encoded image; each predicts one class (or "no object") and one box. With a mask head on
+top, every query predicts a mask as well, for stuff too: panoptic segmentation. It is trained at once or in two steps.
+In two steps, a detection model is trained on the boxes of all segments, its weights are loaded into the panoptic model
+(which has the same keys), and then the mask head alone is trained.
 
 COCO val2017 (official): box AP R50 42.0, DC5-R50 43.3, R101 43.5; panoptic PQ R50 43.4, DC5-R50 44.6, R101 45.1.
 Differs from the official repository: masks are made of chosen queries only; true boxes end at pixel edges.
@@ -53,7 +54,7 @@ class DETROutputs(NamedTuple):
 
 
 class LossWeights(NamedTuple):
-    """Of the loss; those of class and boxes are the matching's too. no_object: the weight of that class."""
+    """Weights of the losses; class and boxes have the same in the matching. no_object: the weight of that class."""
 
     classes: float = 1.0
     box: float = 5.0
@@ -235,7 +236,7 @@ class DETR(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(focal loss, dice loss), each summed over the matched pairs of one layer."""
         focal = dice = torch.zeros((), device=matches.query.device)
-        if not len(matches.query):  # every parameter has a gradient, if only of zero: other machines wait for it
+        if not len(matches.query):  # every parameter needs a gradient, if only zero, since other processes wait for it
             first = torch.zeros(1, dtype=torch.int64, device=focal.device)
             focal = 0.0 * self.mask_logits(outputs, 0, first).sum()
         for image, target in enumerate(targets):
@@ -294,7 +295,7 @@ class DETR(nn.Module):
     def _boxes(
         self, outputs: DETROutputs, image: int, size: tuple[int, int], score_threshold: float
     ) -> tuple[Instances, Tensor]:
-        """Each query as the likeliest thing, by falling score, and which query it is, int64 (N,)."""
+        """Each query as an instance of its most probable thing class, by falling score, and its index, int64 (N,)."""
         thing = torch.tensor([c.is_thing for c in self.labels], device=outputs.extents.device)
         probabilities = outputs.class_logits[image].float().softmax(1)[:, :-1]  # (Q, C)
         scores, best = probabilities.masked_fill(~thing, 0.0).max(1)  # (Q,)

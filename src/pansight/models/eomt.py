@@ -1,15 +1,16 @@
 """EoMT. Kerssies, Cavagnero, Hermans, Norouzi, Averta, Leibe, Dubbelman, de Geus: Your ViT is Secretly an Image
 Segmentation Model, CVPR 2025.
 
-A plain ViT and nothing else: the queries enter its last blocks as further tokens, and two small upscaling blocks turn
-its patches into features at stride 4. In training those blocks let each query look only at the patches of the mask that
-it predicts so far; annealing lets go of that (nn/queries/annealing.py), so that at the end no mask is needed.
+A plain vision transformer: the queries enter its last blocks as additional tokens, and two small upscaling blocks turn
+its patches into features at stride 4. In training, masked attention in these blocks lets each query attend only to the
+patches of the mask that it predicts so far. Annealing (nn/queries/annealing.py) removes this step by step, so that a
+finished model needs no masks. See docs/systems/eomt.md.
 
 COCO val2017 PQ (tue-mps/eomt): DINOv2 S-640 46.7, B-640 51.6, L-640 56.0, L-1280 58.3, g-640 57.0; DINOv3 S-640 47.2,
 B-640 53.1, L-640 56.8, L-1280 58.9.
 Differs from tue-mps/eomt: canvases of other sizes than `size` run too (positions are resampled, as timm does);
-evaluation looks through the masks in blocks whose annealing has not passed one half (the repository draws queries at
-random in its validation, and switches masks off for the figures above; a finished run has none left in either case).
+evaluation uses masked attention in blocks whose annealing has not passed one half (the repository draws queries at
+random in its validation, and switches masks off for the scores above; a finished run has none left in either case).
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ from pansight.ops.targets import valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
 
 LONGEST = 8
-"""As many windows fit into the longest photo; a longer one is scaled down to that, and its windows have a dark edge."""
+"""The number of windows in the longest photo. A longer one is scaled down to it, and its windows have a dark edge."""
 
 
 class EoMTOutputs(NamedTuple):
     """L predictions: 1 in evaluation; in training one before each of the last blocks and one after all.
 
-    B is the number of images, or of `windows` where the model looks through some.
+    B is the number of images, or of `windows` if the model predicts in windows.
     """
 
     class_logits: Tensor  # (L, B, Q, C + 1), no-object last
     mask_embeddings: Tensor  # (L, B, Q, D)
     features: tuple[Tensor, ...]  # L maps (B, D, H / stride, W / stride); their products are the mask logits
     extents: Tensor  # int64 (images, 2): (height, width) of the unpadded part of each image
-    windows: tuple[Window, ...] = ()  # the square of which image each prediction is of; (): of the whole image
+    windows: tuple[Window, ...] = ()  # the window that each prediction belongs to; () if it is the whole image
 
 
 class ScaleBlock(nn.Module):
@@ -74,7 +75,7 @@ class EoMT(nn.Module):
     """A ViT whose last `len(annealing.probs)` blocks carry the queries.
 
     upscales: blocks that double the patch grid: 2 for 16 px patches give masks at stride 4. masked: whether training
-    looks through masks (and learns from the predictions between blocks); without, `annealing` has no effect.
+    uses masked attention (and the losses of predictions between blocks); without it, `annealing` has no effect.
     `rules`: thresholds of `decode`.
     """
 
@@ -110,7 +111,7 @@ class EoMT(nn.Module):
         if not 0 < last <= depth:
             raise PansightError(f"eomt: expected 1 … {depth} blocks with queries, found {last}")
         self.first = depth - last
-        if backbone.rotary:  # queries have no place in the image: the rotation skips them like the class token
+        if backbone.rotary:  # queries have no position in the image: the rotation skips them, as the class token
             for block in backbone.features.blocks[self.first :]:
                 block.attn.num_prefix_tokens = queries + backbone.prefix
 
@@ -164,7 +165,7 @@ class EoMT(nn.Module):
 
     @torch.no_grad()
     def _attention_mask(self, embeddings: Tensor, features: Tensor, grid: tuple[int, int], share: float) -> Tensor:
-        """bool (B, 1, N, N), True where a token may look: a query at the patches where its mask is positive.
+        """bool (B, 1, N, N), True where a token may attend: a query to the patches at which its mask is positive.
 
         Queries see each other and the prefix always, all else sees everything. `share` of the queries, drawn at random,
         keep to their masks.

@@ -1,9 +1,10 @@
 """Faster R-CNN with FPN. Ren, He, Girshick, Sun: NeurIPS 2015; Lin et al.: Feature Pyramid Networks, CVPR 2017.
 
-Boxes only: `decode` gives Instances without masks, and no panoptic map.
+The model predicts boxes only: `decode` gives Instances without masks, and no panoptic map.
 
-COCO val2017 box AP: torchvision R50 37.0, V2 46.7; detectron2 R50 1x 37.9, 3x 40.2. Differs from them: nothing in
-the builders of their names; the general `faster_rcnn` takes any timm backbone, stride in the 3×3, RGB input.
+COCO val2017 box AP: torchvision R50 37.0, V2 46.7; detectron2 R50 1x 37.9, 3x 40.2. The builders with ``_tv`` and
+``_d2`` in their names differ from them in nothing; the general `faster_rcnn` takes any timm backbone, with RGB input
+and the stride in the 3×3 convolution. See docs/systems/faster_rcnn.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Mask2Former. Cheng, Misra, Schwing, Kirillov, Girdhar: Masked-attention Mask Transformer, CVPR 2022.
 
-A pixel decoder of deformable attention makes three levels of memory; 9 decoder layers look at them in turn, every query
-only where its own mask, as the layer before predicted it, is positive. A query is a class (or none) and a mask.
+A pixel decoder with deformable attention computes features at three levels. Nine decoder layers attend to the levels in
+turn; every query attends only to the pixels of the mask that it predicted in the layer before. A query predicts a class
+(or "no object") and a mask.
 
 COCO panoptic val2017 PQ (official): R50 51.9, R101 52.6, Swin-T 53.2, S 54.6, B 55.1 (ImageNet-21K: 56.4), L 57.8.
 Differs from the official repository: nothing in the builders of its names. Masks of full size are made in `decode`.
@@ -41,7 +42,7 @@ class Mask2FormerOutputs(NamedTuple):
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries look at one level, where `mask` lets them; norm."""
+    """Cross-attention of the queries to one level, limited by `mask`, then a norm."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -49,7 +50,7 @@ class CrossAttentionLayer(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, positions: Tensor, memory: Tensor, placed_memory: Tensor, mask: Tensor) -> Tensor:
-        """x (B, Q, D), positions (Q, D), memory (B, N, D), mask bool (B, 1, Q, N), True where a query may look."""
+        """x (B, Q, D), positions (Q, D), memory (B, N, D), mask bool (B, 1, Q, N), True where a query may attend."""
         return self.norm(x + self.multihead_attn(x + positions, placed_memory, memory, mask))
 
 
@@ -174,7 +175,7 @@ class Mask2Former(nn.Module):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Mask2FormerOutputs:
         """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding.
 
-        Padding is zero after normalisation and looked at like the image, as in the official repository.
+        Padding is zero after normalisation and is not masked, as in the official repository.
         """
         class_logits, embeddings, features = self._predict(images, valid, all_layers=False)
         return Mask2FormerOutputs(class_logits[0], embeddings[0], features, valid_extents(images, valid))
@@ -265,7 +266,7 @@ def mask2former(
     """Mask2Former on any backbone. short, long: the resizing rule in pixels (short 0: keep the size).
 
     hidden, encoder_hidden: widths of the feed-forward blocks of decoder and pixel decoder. sampling_points: places that
-    a token looks at, per level and head. loss_points: points that a mask is compared at.
+    a token reads, per level and head. loss_points: points that a mask is compared at.
     """
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages, drop_path=drop_path)
     pixel_decoder = DeformPixelDecoder(net.channels, channels, heads, encoder_layers, encoder_hidden, sampling_points)

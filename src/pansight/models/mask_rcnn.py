@@ -1,11 +1,12 @@
 """Mask R-CNN. He, Gkioxari, Dollár, Girshick: Mask R-CNN, ICCV 2017.
 
-Faster R-CNN on a feature pyramid, with a small mask for every box. Instances may overlap; the panoptic map that
-`decode` gives too is their merge by score, with what is left given to the one stuff class where there is just one.
+Faster R-CNN on a feature pyramid, with a small mask for every box. Instances may overlap. `decode` also gives a
+panoptic map, in which instances are merged by score; if there is exactly one stuff class, it gets the remaining pixels.
 
 COCO val2017 box / mask AP: torchvision R50 37.9 / 34.6, V2 47.4 / 41.8; detectron2 R50 1x 38.6 / 35.2,
-3x 41.0 / 37.2, R101 3x 42.9 / 38.6. Differs from them: nothing in the builders of their names; the general
-`mask_rcnn` takes any timm backbone, with the stride in the 3×3 convolution and RGB input.
+3x 41.0 / 37.2, R101 3x 42.9 / 38.6. The builders with ``_tv`` and ``_d2`` in their names differ from them in nothing;
+the general `mask_rcnn` takes any timm backbone, with the stride in the 3×3 convolution and RGB input. See
+docs/systems/mask_rcnn.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class MaskRCNNOutputs(NamedTuple):
 
 
 class MaskRCNN(nn.Module):
-    """score_threshold, max_overlap: of the merge into a panoptic map (spec 07); instances keep what `rcnn` keeps.
+    """Faster R-CNN with a mask head. score_threshold, max_overlap: of the merge into a panoptic map only.
 
     integer_paste: masks are pasted into integer boxes, torchvision's way.
     """

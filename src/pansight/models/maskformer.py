@@ -1,7 +1,8 @@
 """MaskFormer. Cheng, Schwing, Kirillov: Per-Pixel Classification is Not All You Need, NeurIPS 2021.
 
-DETR's decoder turns 100 queries into a class (or none) and a mask each; a mask is the product of the query's embedding
-with features of stride 4, which a feature pyramid makes ("fpn"), behind a transformer encoder in some ("encoder").
+DETR's decoder turns 100 queries into a class (or "no object") and a mask each. A mask is the product of the query's
+embedding with features at stride 4. These features come from a feature pyramid (pixel decoder "fpn"), in some models
+with a transformer encoder before it ("encoder").
 
 COCO panoptic val2017 PQ (official): R50 + 6 encoder layers 46.5, R101 47.6, Swin-T 47.7, S 49.7, B 51.8, L 52.7.
 Differs from the official repository: nothing in the builders of its names. Masks are made in `decode`, of the queries
@@ -64,7 +65,7 @@ class FPNPixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_features.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """maps (B, C_i, h_i, w_i) → (features (B, D, h_1, w_1), what the queries look at (B, C, h, w))."""
+        """maps (B, C_i, h_i, w_i) → (features (B, D, h_1, w_1), the memory of the queries (B, C, h, w))."""
         return self.pyramid(maps), maps[-1]
 
     def embeddings(self, features: Tensor) -> PixelEmbeddings:
@@ -82,7 +83,7 @@ class FPNPixelDecoder(nn.Module):
 
 
 class EncoderPixelDecoder(FPNPixelDecoder):
-    """The same below an encoder: the coarsest map passes `layers` encoder layers first, and queries look at those."""
+    """The same after an encoder: the coarsest map passes `layers` encoder layers, to whose output queries attend."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class EncoderPixelDecoder(FPNPixelDecoder):
 class Predictor(nn.Module):
     """Queries to classes and mask embeddings, by DETR's decoder; the heads are shared by all layers.
 
-    in_channels: of what the queries look at; None where that has `channels` already and is taken as it is.
+    in_channels: of the memory that queries attend to; None if it has `channels` already and needs no projection.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class MaskFormer(nn.Module):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskFormerOutputs:
         """images uint8 (B, 3, H, W), any size; valid bool (B, H, W), False on padding.
 
-        Padding is zero after normalisation and looked at like the image, as in the official repository.
+        Padding is zero after normalisation and is not masked, as in the official repository.
         """
         features, memory = self.pixel_decoder(self.backbone(self.input(images, valid)))
         class_logits, embeddings = self.predictor(memory, all_layers=False)

@@ -1,11 +1,11 @@
 """Panoptic FPN. Kirillov, Girshick, He, Dollár: Panoptic Feature Pyramid Networks, CVPR 2019.
 
 Mask R-CNN with a second, light branch on the same pyramid that labels every pixel; both are merged by a fixed rule.
-The semantic branch knows all things as one class (0) and each stuff class apart (1 …, in label space order).
+The semantic branch has one class for all things together (0) and one for each stuff class (1 …, in label space order).
 
 COCO val2017 PQ (detectron2): R50 1x 39.4, R50 3x 41.5, R101 3x 43.0. Cityscapes val (paper, R50): 57.7.
-Differs from detectron2: nothing in `panoptic_fpn_r50_d2` and `panoptic_fpn_r101_d2`; the general `panoptic_fpn` takes
-any timm backbone with the stride in the 3×3 convolution and RGB input.
+`panoptic_fpn_r50_d2` and `panoptic_fpn_r101_d2` differ from detectron2 in nothing; the general `panoptic_fpn` takes any
+timm backbone, with the stride in the 3×3 convolution and RGB input. See docs/systems/panoptic_fpn.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PanopticFPN(nn.Module):
     """A shared pyramid with an instance branch (`rcnn`) and a semantic branch (`semantic_head`).
 
     semantic_weight: λ_s of the paper's eq. 1 (0.5 on COCO); λ_i is 1.
-    score_threshold, max_overlap, min_stuff_area: defaults of the merge (spec 07 B).
+    score_threshold, max_overlap, min_stuff_area: defaults of the merge (docs/systems/merging.md).
     """
 
     def __init__(
@@ -187,7 +187,7 @@ def panoptic_fpn(
         proposals=proposals,
         detections=detections,
     )
-    groups = max(1, math.gcd(64, semantic_width) // 2)  # 32; two channels in each, as 32 pixels are one cell of P5
+    groups = max(1, math.gcd(64, semantic_width) // 2)  # 32; two channels in each, since P5 may be a single cell
     semantic = SemanticFPNHead(fpn_channels, net.strides, 1 + len(labels.stuff), semantic_width, groups)
     fpn = FPN(net.channels, fpn_channels)
     input = Input(ResizeRule(short, long), net.pixels)

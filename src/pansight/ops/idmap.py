@@ -1,7 +1,7 @@
 """Id maps: int32 (H, W) arrays that give each pixel its segment id, and their RGB coding in COCO panoptic PNGs.
 
-Coding [panopticapi]: id = R + 256·G + 65536·B, 0 = void. Everything here works on runs of equal pixels along rows:
-a map of a photo has some thousands of runs and some hundred thousand pixels, so no pixel is ever sorted.
+The coding is panopticapi's: id = R + 256·G + 65536·B, 0 = void. All functions work on runs of equal pixels along rows
+instead of single pixels: the map of a photo has a few thousand runs, but several hundred thousand pixels.
 """
 
 # torch leaves some of its return types open
@@ -47,7 +47,7 @@ def ids_to_rgb(ids: IdArray) -> NDArray[np.uint8]:
 
 
 class Runs(NamedTuple):
-    """A map as runs of equal pixels that end at the latest with their row; all int64 (R,) but ids."""
+    """A map as runs of equal pixels, each within one row; all int64 (R,) but ids."""
 
     ids: IdArray
     starts: NDArray[np.int64]  # index of the first pixel in the flattened map

@@ -1,6 +1,6 @@
-"""From the one truth (an id map and a table) to what each loss asks for. Nothing here is stored in a data set.
+"""What each loss needs, computed from the one stored truth (an id map and the table of its segments).
 
-Masks are never expanded to one map per object: an object is a value in a shared map.
+Masks are not expanded to one map for each object: an object is a value in a shared map.
 """
 
 # torch leaves some of its return types open

@@ -1,4 +1,4 @@
-"""Official checkpoints to ours: one file per origin."""
+"""Loading checkpoints into our models; one file for each origin, that is, for each layout of tensor names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renaming the tensors of an official checkpoint to ours, and loading them without a gap."""
+"""Rename the tensors of an official checkpoint to ours, and load them so that none is missing and none is left over."""
 
 from __future__ import annotations
 

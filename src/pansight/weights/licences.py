@@ -1,4 +1,4 @@
-"""What known published weights may be used for: one line, logged when they are loaded.
+"""The licences of known published weights; one line is logged when such weights are loaded.
 
 Facts of the publishers' own pages. Code and weights often differ (MaskFormer's code is free, its weights are not for
 commerce); what is said here is of the weights. Which of these counts for a model stands in its entry; nothing is known

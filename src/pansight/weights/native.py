@@ -1,7 +1,7 @@
 """Our own saved models: a folder with ``config.json`` (model, options, labels, input) and ``model.safetensors``.
 
-A folder is replaced as a whole: it is written under a temporary name beside its place and then moved there. Between the
-two moves that this takes, the previous folder stands under ``.NAME.old``, where ``standing_folder`` finds it.
+A folder is replaced as a whole: it is written under a temporary name beside its place and then moved there. This takes
+two moves; between them the previous folder has the name ``.NAME.old``, where ``standing_folder`` finds it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
 
 
 def _restore_input(model: Any, saved: Any, path: Path) -> None:
-    """Mean, deviation, channel order and resizing, which are no weights but without which the weights are useless."""
+    """Restore mean, deviation, channel order and resize rule; they are no weights, but weights are useless without
+    them.
+    """
     try:
         mean, scale = tuple(float(v) for v in saved["mean"]), [float(v) for v in saved["scale"]]
         pixels = PixelStatistics(mean, tuple(1 / v for v in scale), bool(saved["bgr"]))

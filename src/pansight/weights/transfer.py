@@ -1,4 +1,5 @@
-"""Trained weights to a model of other classes: everything general is kept, class heads row by row, by class name.
+"""Transfer of trained weights to a model with other classes: class heads are kept row by row, by the names of the
+classes, and everything else is kept whole.
 
 Of learned queries, the first ones are kept where their number differs: no query is tied to a class. A ViT's positions
 are resampled to another input size. Which tensors these are stands in the entry of each model.

@@ -1,4 +1,4 @@
-"""Checkpoint files to plain tensors without running anything that is written in them.
+"""Read checkpoint files as plain tensors, without running anything that is written in them.
 
 ``read_tensors`` tells the format by the first bytes, not by the name: safetensors; torch's zip and legacy files,
 through ``torch.load(weights_only=True)``; and the legacy pickles of numpy arrays (``.pkl`` of detectron2 and Caffe2),
@@ -211,7 +211,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _resolve(value: Any) -> Any:
-    """Stand-ins to the arrays that they hold, through dicts, lists and tuples."""
+    """Replace stand-ins by the arrays that they hold, inside dicts, lists and tuples."""
     if isinstance(value, _Array | _Dtype):
         return value.value
     if isinstance(value, dict):

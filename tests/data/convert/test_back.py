@@ -1,4 +1,4 @@
-"""Out of COCO panoptic and back again: what must be the same is the same."""
+"""From COCO panoptic to other formats and back: the maps and the classes stay the same."""
 
 from __future__ import annotations
 

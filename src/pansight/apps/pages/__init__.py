@@ -1,1 +1,1 @@
-"""What people look at: overlays, reports, the viewer. The viewer and the comparison do without torch."""
+"""Pictures and HTML pages: overlays, reports, the viewer. The viewer and the comparison do not load torch."""

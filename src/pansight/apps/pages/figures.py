@@ -1,4 +1,4 @@
-"""The figures of an evaluation as the pages show them: score cards, table of classes, errors, confusion. No torch."""
+"""The scores of an evaluation as the pages show them: score cards, table of classes, errors, confusion."""
 
 from __future__ import annotations
 

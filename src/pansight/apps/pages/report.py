@@ -1,4 +1,4 @@
-"""report.html: what a run is, what it scores, how it learned, and its best and worst images, in one file.
+"""report.html: the settings of a run, its scores, its training curves, and its best and worst images, in one file.
 
 The file needs nothing else: pictures are inside, the curves are drawn by a few lines of JavaScript of its own. What a
 run folder lacks (no evaluation yet, no masks, no pictures, a log cut short) is left out of the report.

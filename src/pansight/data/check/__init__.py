@@ -1,4 +1,4 @@
-"""Every defect of a COCO panoptic data set at once, what it holds, and a repaired copy.
+"""Find every defect of a COCO panoptic data set at once, describe what it holds, and write a repaired copy.
 
 report = check("coco", progress=print)
 report.findings.defects, report.parts[0].statistics

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: every code with its severity, what it means and what `fix` does about it."""
+"""The table of defects that a data set can have: code, severity, meaning, and what `fix` does about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One image with its annotation: every defect, and what is left of it when the defects are taken out."""
+"""Examine one image with its annotation: find every defect, and what remains of it without the defects."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A repaired copy of a COCO panoptic data set. What is certain is repaired, what is not is left out, and all is told.
+"""Write a repaired copy of a COCO panoptic data set. Where the repair is certain it is made, otherwise the part is left
+out, and both are reported.
 
-What becomes of each defect stands in RULES (`defects`). The rules behind it: the PNG decides areas, boxes, sizes and
+RULES (`defects`) says what becomes of each defect. The principles: the PNG decides areas, boxes, sizes and
 which segments exist; the JSON decides what they are; a pixel of which the two do not agree is void; an image whose
 files are missing, damaged or of different sizes is left out; whether a class is a thing is never guessed.
 """

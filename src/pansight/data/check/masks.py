@@ -1,4 +1,5 @@
-"""One image with run lengths or polygons: COCO instances, whose objects may overlap, and COCO's detection format of
+"""Examine one image with run lengths or polygons: COCO instances, whose objects may overlap, and COCO's detection
+format of
 panoptic data, whose segments may not."""
 
 from __future__ import annotations

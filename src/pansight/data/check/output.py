@@ -1,4 +1,4 @@
-"""New data folders beside the original: whole or not at all, and never over anything but their own kind."""
+"""Write a new data folder completely or not at all, and replace nothing but an earlier folder of the same kind."""
 
 from __future__ import annotations
 

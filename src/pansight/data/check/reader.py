@@ -1,4 +1,6 @@
-"""Annotation files read with patience: where `coco_panoptic` stops at the first defect, this notes it and goes on."""
+"""A tolerant reader of annotation files: where `coco_panoptic` stops at the first defect, this one notes it and goes
+on.
+"""
 
 from __future__ import annotations
 

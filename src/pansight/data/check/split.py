@@ -1,4 +1,4 @@
-"""One data set into train and val: stratified by class, groups kept together, files copied as they are."""
+"""Split a data set into train and val: stratified by class, groups stay together, files are copied unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set holds: classes, sizes, shares and objects per image, counted as the images go by."""
+"""Statistics of a data set: classes, sizes, shares and objects per image, counted image by image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are for validation: every class with its share, and on both sides where that is possible.
+"""Choose the images for validation so that every class has its share, and occurs on both sides where possible.
 
 Iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data", ECML 2011), the
 rarest class first, for units of one or more images; then moves and exchanges while they bring the shares nearer.

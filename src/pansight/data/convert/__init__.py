@@ -1,9 +1,10 @@
-"""Any annotations → COCO panoptic, and back.
+"""Convert any annotations to COCO panoptic, and back.
 
     from pansight.data.convert import convert
     print(convert("export.zip", "mydata", things=["car", "person"]).text())
 
-Loaded with the first use: readers of official layouts borrow from here, and the converters from them.
+The parts are imported on first use, because readers of official layouts use functions from here, and the converters use
+functions of those readers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables of classes as they lie beside class maps: names by line, CSV, colour tables, JSON."""
+"""Read the tables of classes that accompany class maps: lists of names, CSV, colour tables, JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign annotations → COCO panoptic or another format, whole or not at all.
+"""Convert foreign annotations to COCO panoptic or another format, completely or not at all.
 
     summary = convert("export.zip", "mydata", things=["car", "person"])
     dataset = open_dataset("mydata")

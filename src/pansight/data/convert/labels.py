@@ -1,4 +1,4 @@
-"""The classes of the parts of a source → one label space, with an answer for every class that nobody gave."""
+"""Join the classes of all parts of a source to one label space, and ask for what is not known of a class."""
 
 from __future__ import annotations
 

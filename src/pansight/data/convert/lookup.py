@@ -1,4 +1,4 @@
-"""Where the files of foreign annotations are, how large their images are, and what their JSON holds."""
+"""Find the files of foreign annotations, read the sizes of their images and the content of their JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Annotations that may overlap → one owner per pixel, by a policy with a name; every decision is counted.
+"""Give each pixel of overlapping annotations to one region, by a named policy; every decision is counted.
 
 From the bottom up: the source's own map, then crowds, then the other regions, among which the policy decides. Regions
 of one stuff class are one segment, and a crowd of stuff is plain stuff: only objects are counted.

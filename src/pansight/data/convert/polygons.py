@@ -1,4 +1,4 @@
-"""Outlines, run lengths and masks → regions: the one way in which every reader draws.
+"""Outlines, run lengths and masks to regions, in the one way that every reader uses.
 
 Pixels of a polygon are those of pycocotools (a polygon is walked at five times the resolution), drawn by hotcoco.
 Run lengths are COCO's: down the columns, background first; packed text, bytes, or a plain list of numbers.

@@ -1,4 +1,4 @@
-"""Shapes of annotation tools as outlines, and parts of one object as one region."""
+"""The shapes of annotation tools as outlines, and the joining of an object's parts to one region."""
 
 from __future__ import annotations
 

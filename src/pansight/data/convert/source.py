@@ -1,5 +1,6 @@
-"""What a reader of foreign annotations gives: images with regions that may overlap, and classes that may not say
-whether they are things. `convert` turns it into COCO panoptic; no reader decides overlaps, fills, or guesses things.
+"""The result of a reader of foreign annotations: images with regions that may overlap, and classes of which it may be
+unknown whether they are things. `convert` turns it into COCO panoptic; no reader decides overlaps, fills, or guesses
+things.
 """
 
 from __future__ import annotations

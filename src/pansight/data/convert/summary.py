@@ -1,4 +1,4 @@
-"""What a conversion did: counted while it runs, shown at the end."""
+"""The summary of a conversion, counted while it runs and shown at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Annotation files: PNGs whose pixel values are labels, read with the depth that their format promises."""
+"""Read PNGs whose pixel values are labels, with the bit depth that their format requires."""
 
 from __future__ import annotations
 

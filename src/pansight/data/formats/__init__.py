@@ -1,1 +1,1 @@
-"""The data sets that are trained on as they are: one file per format."""
+"""Data sets that train without conversion; one file for each format."""

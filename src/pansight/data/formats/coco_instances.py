@@ -96,7 +96,7 @@ class CocoInstances:
         return Sample(image_tensor(image), truth, self.image_id(index), size, instances)
 
     def _disjoint(self, masks: NDArray[np.bool_], labels: list[int], crowds: list[bool]) -> PanopticSegmentation:
-        """One id per pixel, n + 1 for object n; objects that are covered entirely have no segment."""
+        """Give each pixel one id, n + 1 for object n; objects that are covered entirely have no segment."""
         pixels = masks.sum(axis=(1, 2)).tolist()
         order = sorted(range(len(labels)), key=lambda n: (not crowds[n], -pixels[n]))
         ids = paint_in_order(masks, [n + 1 for n in range(len(labels))], order)

@@ -262,7 +262,7 @@ def open_coco_panoptic(
 
 
 class PanopticWriter:
-    """Writes COCO panoptic as it comes: PNGs at once, the JSON at the end; all of it appears together or not at all.
+    """Write COCO panoptic image by image, PNGs at once and the JSON at the end; all appear together or not at all.
 
         with PanopticWriter("out/predictions.json", labels) as writer:
             writer.add(139, "000000000139.jpg", segmentation)

@@ -1,7 +1,7 @@
 """Folders of images and of PNGs whose pixel values number the objects of one class; 0 = background.
 
 Known layouts: ``images/`` + ``instances/`` (Data Science Bowl 2018 as 16-bit PNGs) and ``PNGImages/`` + ``PedMasks/``
-with ``*_mask.png`` (Penn-Fudan; palette PNGs, of which the indices count).
+with ``*_mask.png`` (Penn-Fudan; palette PNGs, whose indices are the numbers).
 """
 
 from __future__ import annotations

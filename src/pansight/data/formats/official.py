@@ -1,4 +1,4 @@
-"""Cityscapes, ADE20K and Mapillary Vistas as their makers lay them out, read without conversion.
+"""Read Cityscapes, ADE20K and Mapillary Vistas in their official panoptic layouts, without conversion.
 
 Each has panoptic files of its own, made by a script of the makers or part of the download; they are COCO panoptic under
 other names, with these peculiarities:
@@ -29,7 +29,7 @@ VISTAS_PARTS = {"training": "train", "validation": "val"}
 
 
 class Official(NamedTuple):
-    """How a layout is told from others, and where its panoptic files are."""
+    """How to recognise an official layout, and where its panoptic files are."""
 
     recognise: Callable[[Path], bool]  # whether a folder is the root of the set, with panoptic files or without
     annotations: Callable[[Path], dict[str, Path]]  # root → {split: panoptic JSON}

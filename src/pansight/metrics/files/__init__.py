@@ -1,1 +1,1 @@
-"""COCO panoptic files as the metrics read them: without images, without torch."""
+"""Scoring COCO panoptic files, without reading photos and without loading torch."""

@@ -1,9 +1,9 @@
-"""Scoring predictions of one label space against a truth of another: classes meet by name or by a small TOML.
+"""Scoring predictions of one label space against a truth of another: classes correspond by name or by a TOML file.
 
     "delivery van" = "vehicle"     # predicted class = class of the truth; several may go to one
     "lane marking" = ""            # does not count: its pixels are void
 
-Names that agree on both sides meet without being listed. What stays without a counterpart, on either side, is void.
+Equal names on both sides correspond without being listed. A class without a counterpart, on either side, is void.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pansight.ops.maps.overlap import IntArray, Overlaps
 from pansight.types import VOID, LabelSpace
 
 BY_NAME = "names"
-"""Instead of a TOML file: only names that agree meet."""
+"""Given instead of a TOML file: classes correspond by equal names only."""
 
 
 class ClassMap(NamedTuple):
-    """Where the classes of both sides go in the label space of the truth; UNMAPPED = void."""
+    """For the classes of both sides, the corresponding class in the label space of the truth; UNMAPPED is void."""
 
     prediction: IntArray  # int64 (predicted classes,) → index into the truth's label space
     truth: IntArray  # int64 (truth classes,): itself, or UNMAPPED where no predicted class goes to it

@@ -1,4 +1,4 @@
-"""The images of a truth beside those of a prediction, both COCO panoptic files, matched one by one."""
+"""Pair the images of a truth with those of a prediction, both given as COCO panoptic files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The JSON of COCO panoptic files as a few flat arrays: 20 bytes a segment, so that a hundred thousand images fit.
+"""The JSON of COCO panoptic files as a few flat arrays, 20 bytes for each segment, so that a hundred thousand images
+fit into memory.
 
-Only what figures need is kept. `data.check` lists every defect of a file; here the first one is an error.
+Only what the metrics need is stored. `data.check` lists every defect of a file; here the first one is an error.
 """
 
 from __future__ import annotations

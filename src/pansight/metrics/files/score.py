@@ -1,4 +1,4 @@
-"""Scoring files: all figures in one pass over the images, in threads, in parts that can be joined."""
+"""Scoring files: all metrics in one pass over the images, in threads, and in parts that can be joined."""
 
 from __future__ import annotations
 

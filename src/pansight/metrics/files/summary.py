@@ -1,4 +1,4 @@
-"""The record of an evaluation as the lines a terminal shows."""
+"""The record of an evaluation as lines of text for the terminal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Panoptic quality and what explains it."""
+"""Panoptic quality, its variants, and the analysis of errors."""

@@ -1,4 +1,4 @@
-"""Boundary IoU and Boundary PQ: how well outlines are drawn, where the IoU of a large segment no longer tells.
+"""Boundary IoU and Boundary PQ, which measure outlines; the IoU of a large segment hardly depends on its outline.
 
 Source: Cheng et al., "Boundary IoU", arXiv 2103.16562, section 5, and the rules of its public evaluation:
 

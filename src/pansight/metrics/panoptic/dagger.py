@@ -1,4 +1,4 @@
-"""PQ†: panoptic quality that does not ask stuff for a match.
+"""PQ†, a panoptic quality in which stuff needs no match: a stuff class is scored by its IoU.
 
 Source: Porzi et al., "Seamless Scene Segmentation", arXiv 1905.01220, section 4. A stuff class has at most one segment
 per image, so the threshold of PQ throws away what is merely imprecise. PQ† of a stuff class is its IoU, summed over

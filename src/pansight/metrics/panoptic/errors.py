@@ -1,6 +1,8 @@
-"""Why panoptic quality is what it is: one error class for every segment, and the PQ that repairing each class gains.
+"""Error analysis of panoptic quality: one kind of error for every segment, and the PQ that repairing each kind would
+gain.
 
-Own definitions, on top of the matching of `matching` (spec 08). Truth t and prediction p share I pixels; |t| and |p|
+
+The definitions are our own, on top of the matching of `matching`. Truth t and prediction p share I pixels; |t| and |p|
 are their areas, |p| without its pixels on void of the truth, so that IoU = I / (|t| + |p| − I) is the IoU of PQ.
 *Mostly on* means: more than half of it. Crowds of the truth and predictions that PQ ignores take no part.
 

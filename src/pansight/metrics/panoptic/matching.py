@@ -1,7 +1,7 @@
-"""What became of every segment of an image: the rules of panoptic quality, once, for training, files and the report.
+"""The matching of panoptic quality: what became of every segment of an image, for evaluation, files and the report.
 
-Everything here is NumPy: a table of segments is a few arrays, a match is a row number. Rules: spec 08, and the head of
-`panoptic_quality`.
+Everything here is NumPy: a table of segments is a few arrays, a match is a row number. The rules are written down
+at the head of `metrics.panoptic.quality` and in docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Panoptic quality: PQ, SQ and RQ over all classes, things, stuff and each class.
 
 Source: Kirillov et al., "Panoptic Segmentation", arXiv 1801.00868, section 4, with the rules of its public evaluation
-for void and crowds (spec 08):
+for void and crowds (cocodataset/panopticapi, evaluation.py, ``pq_compute_single_core``):
 
 - a prediction matches a truth segment of its class where IoU > 0.5; the union leaves out what it has on void
 - a truth segment without a match is missed (FN), except a crowd, which is neither matched nor missed

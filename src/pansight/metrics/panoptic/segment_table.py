@@ -1,4 +1,4 @@
-"""The table of all segments: one row for each truth segment, and one for each prediction that found none.
+"""The table of all segments: one row for each true segment, and one for each prediction that matches none.
 
 | column | type | content |
 |---|---|---|

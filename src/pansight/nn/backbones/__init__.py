@@ -1,1 +1,1 @@
-"""What sees the pixels first: timm's networks as feature pyramids, and plain transformers."""
+"""Backbones: timm's networks as feature pyramids, Swin, and plain vision transformers."""

@@ -1,6 +1,6 @@
 """Any timm backbone as a pyramid of feature maps.
 
-Strides and channels come from timm's own feature API, so every system can be tried on every backbone by its name.
+Strides and channels come from timm's feature API, so every system runs on every backbone by its name.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def swin_backbone(
 def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
     _require_timm_name(name)
     try:
-        with torch.device("meta"):  # a look at the strides costs no memory
+        with torch.device("meta"):  # on the meta device, strides are read without memory
             reductions: list[int] = timm.create_model(name, features_only=True, **options).feature_info.reduction()  # pyright: ignore
     except (RuntimeError, AttributeError, TypeError) as error:
         raise PansightError(f"backbone {name}: expected a pyramid of feature maps, timm says: {error}") from error
@@ -175,7 +175,7 @@ def _download(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:
-        # the hub client raises many types; what the user needs is one line and a way on
+        # the hub client raises many types; the user needs one line and what to do about it
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise PansightError(
             f"timm's weights cannot be downloaded ({reason})",

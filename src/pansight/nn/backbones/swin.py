@@ -1,8 +1,8 @@
 """Swin Transformer as a backbone for any image size. Liu et al., ICCV 2021; as in MaskFormer and Mask2Former.
 
-Differs from timm's: the map is padded to the window first and shifted then, windows keep their size on small maps, and
-each stage has a norm of its own (``norm0`` … ``norm3``). timm shifts first, so the two agree only where every map is a
-multiple of the window. Maps are (B, H, W, C); parameters carry the official names.
+Differs from timm's: the map is first padded to a multiple of the window and then shifted, windows keep their size on
+small maps, and each stage has a norm of its own (``norm0`` … ``norm3``). timm shifts first, so the two agree only if
+every map is a multiple of the window. Maps are (B, H, W, C); parameters carry the official names.
 """
 
 from __future__ import annotations

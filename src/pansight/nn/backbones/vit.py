@@ -1,4 +1,4 @@
-"""Plain vision transformers of timm, run block by block, so that a model can add tokens of its own between them."""
+"""Plain vision transformers of timm, run block by block, so that a model can insert its own tokens between them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def vit_backbone(
     except Exception as error:
         if pretrained == "none":
             raise
-        # the hub client raises many types; what the user needs is one line and a way on
+        # the hub client raises many types; the user needs one line and what to do about it
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise PansightError(
             f"timm's weights cannot be had ({reason})",

@@ -1,1 +1,1 @@
-"""What the mask transformers share: attention, pixel decoders, DETR's mask head, mask annealing."""
+"""Layers of DETR and the mask transformers: attention, pixel decoders, DETR's mask head, mask annealing."""

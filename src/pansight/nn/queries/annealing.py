@@ -1,4 +1,4 @@
-"""Mask annealing: the share of queries that still look through their masks falls to zero during training.
+"""Mask annealing: the share of queries whose attention is limited to their masks falls to zero during training.
 
 Kerssies et al., EoMT, CVPR 2025, section 3.3.
 """
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 
 class MaskAnnealing(nn.Module):
-    """One probability a block, 1 before `starts[i]`, (1 − p) ** power between, 0 from `ends[i]` on.
+    """The probability of masked attention in each block: 1 before `starts[i]`, then (1 − p) ** power, 0 from `ends[i]`
+    on.
 
     starts, ends: shares of the run, 0 … 1. The training loop calls `set_progress` before every step; `probs` is saved
     with the model, and a model that is not trained keeps what it has.

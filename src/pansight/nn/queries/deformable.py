@@ -20,11 +20,11 @@ from pansight.ops.fast import use_plain
 from pansight.ops.fast.memory import made_again
 
 CHUNK = 1024
-"""Tokens that pass the feed-forward block at a time in inference: what lies between its two layers stays in cache."""
+"""In inference, so many tokens pass the feed-forward block at a time, so that its hidden layer stays in the cache."""
 
 
 class DeformAttention(nn.Module):
-    """Each token looks at `points` places of each level, by offsets and weights that it predicts itself."""
+    """Each token reads `points` places of each level, by offsets and weights that it predicts itself."""
 
     def __init__(self, channels: int, heads: int = 8, levels: int = 3, points: int = 4):
         super().__init__()
@@ -38,7 +38,7 @@ class DeformAttention(nn.Module):
         self._reset()
 
     def _reset(self) -> None:
-        """At first head h looks 1, 2 … pixels along its own of `heads` directions, at all points alike."""
+        """Initially, head h reads points at 1, 2 … pixels in its own of `heads` directions, all with equal weight."""
         angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=1)  # (heads, 2)
         directions = directions / directions.abs().amax(1, keepdim=True)  # onto the unit square
@@ -56,7 +56,7 @@ class DeformAttention(nn.Module):
     def forward(self, query: Tensor, memory: Tensor, shapes: Sequence[tuple[int, int]], reference: Tensor) -> Tensor:
         """query (B, Q, C); memory (B, N, C), N = Σ h w of `shapes`; reference (Q, 2), see `reference_points`.
 
-        Where to look is float32 also under autocast: a rounded offset is another pixel.
+        Offsets stay float32 under autocast, since a rounded offset means another pixel.
         """
         value = self.value_proj(memory).unflatten(2, (self.heads, -1))  # (B, N, heads, C / heads)
         with torch.autocast(query.device.type, enabled=False):

@@ -17,7 +17,7 @@ CHUNK_ELEMENTS = 1 << 23
 
 
 class AttentionMap(nn.Module):
-    """Where a query looks: one softmax over heads and places together (not one a head), without values."""
+    """The attention of a query over the image, without values: one softmax over heads and places together."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -44,8 +44,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 ATTENTION_GAIN, ADAPTER_GAIN = 1000.0, 0.1
 """Of the first weights on attention maps, which are near 1 / (heads · h · w), and of those on the backbone's maps.
 
-With a gain of 1 all queries get one mask at first, and hundreds of steps do not change that: eight images by heart
-(tests/models/test_overfit.py) end at PQ 0.07 in place of 0.9. The published 184,000 steps grow these weights.
+With a gain of 1 all queries get one mask at first, and hundreds of steps do not change that: eight memorised images
+(tests/models/test_overfit.py) end at PQ 0.07 instead of 0.9. The published 184,000 steps grow these weights.
 """
 
 

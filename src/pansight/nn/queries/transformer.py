@@ -69,7 +69,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the memory, then pass the feed-forward block; a norm after each."""
+    """Self-attention of the queries, cross-attention to the memory, a feed-forward block; a norm after each."""
 
     def __init__(self, channels: int = 256, heads: int = 8, hidden: int = 2048, dropout: float = 0.1):
         super().__init__()

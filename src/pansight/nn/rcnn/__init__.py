@@ -1,1 +1,1 @@
-"""The two-stage detector: region proposals, and what looks at one region."""
+"""The two-stage detector: the region proposal network, and the heads that predict from one region."""

@@ -1,4 +1,4 @@
-"""What looks at one region: pooling it from the pyramid, the box head and the mask head.
+"""The second stage of the detector: pooling of regions from the pyramid, the box head and the mask head.
 
 He et al., Mask R-CNN, ICCV 2017, figure 4 (right); Li et al., Benchmarking Detection Transfer Learning with Vision
 Transformers, 2021 (four convolutions in the box head, BatchNorm in both: torchvision's V2).
@@ -24,7 +24,7 @@ from pansight.ops.regions.roi import AlignRule, Pyramid, multilevel_roi_align, p
 ROI_OPS = ("align", "pool")
 
 MASK_CHUNK = 128
-"""Regions whose masks are predicted at a time at inference: bounds the memory whatever the number of detections."""
+"""In inference, masks of so many regions are predicted at a time, which bounds the memory."""
 
 
 class RoIPooler(NamedTuple):
@@ -147,7 +147,7 @@ def _msra(modules: nn.Module) -> None:
 
 
 def zero_of(modules: Sequence[nn.Module]) -> Tensor:
-    """A zero that depends on every parameter: the loss of a head that had nothing to look at.
+    """A zero that depends on every parameter: the loss of a head that got no region.
 
     So that all parameters receive gradients in every step, which DDP demands and the optimiser's state expects.
     """

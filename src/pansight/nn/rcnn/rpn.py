@@ -1,4 +1,4 @@
-"""Region proposal network. Ren et al., Faster R-CNN, NeurIPS 2015; over a pyramid: Lin et al., FPN, CVPR 2017, 4.1."""
+"""The region proposal network. Ren et al., Faster R-CNN, NeurIPS 2015; on a pyramid: Lin et al., CVPR 2017, 4.1."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Ren et al., Faster R-CNN, NeurIPS 2015; He et al., Mask R-CNN, ICCV 2017; Lin et al., FPN, CVPR 2017.
 The two conventions that published weights follow, torchvision's and detectron2's, differ in many small ways
-(spec 01); every one is a constructor argument, and `torchvision_rcnn` and `detectron2_rcnn` set them.
+(docs/systems/faster_rcnn.md lists them); every one is a constructor argument, and `torchvision_rcnn` and
+`detectron2_rcnn` set them.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ class Detections(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """R sampled proposals of a batch to learn from; the P objects among them, image by image."""
+    """The R sampled proposals that the second stage is trained on, and the P objects among them, image by image."""
 
     boxes_xyxy: Tensor  # float32 (R, 4)
     image_index: Tensor  # int64 (R,)
     things: Tensor  # int64 (R,): index among labels.things, −1 = background
     objects: Tensor  # int64 (P,): rows of the above that are objects
-    codes: Tensor  # float32 (P, 4): what the regressor should say of them
+    codes: Tensor  # float32 (P, 4): the target codes of their boxes
     match: Tensor  # int64 (P,): the row of their truth within their image's InstanceTargets
 
 
@@ -127,7 +128,7 @@ class RCNN(nn.Module):
         if self.mask_head is None or self.mask_pooler is None:
             return found.mask_logits
         classes = found.labels + int(self.background_first)
-        if torch.compiler.is_exporting() or torch.is_grad_enabled():  # export knows no loop of unknown length
+        if torch.compiler.is_exporting() or torch.is_grad_enabled():  # an exported graph has no loops of unknown length
             return self.mask_head(self.mask_pooler(pyramid, found.boxes_xyxy, found.image_index), classes)
         parts = [
             self.mask_head(self.mask_pooler(pyramid, boxes, image_index), part)
@@ -245,7 +246,7 @@ def detections_to_instances(
     mask_threshold: float = 0.5,
     integer_paste: bool = False,
 ) -> list[Instances]:
-    """Network pixels to image files: boxes scaled, masks painted at the original size, labels into the LabelSpace.
+    """Instances at the sizes of the files: boxes are scaled, masks pasted, labels become indices into the LabelSpace.
 
     extents int64 (B, 2): (height, width) of each valid image; sizes: (H, W) of the B files. Boxes that become empty
     are dropped. integer_paste: masks in torchvision's convention, else in detectron2's (`paste_integer`,
@@ -282,7 +283,7 @@ def torchvision_rcnn(
     nms_threshold: float = 0.5,
     detections: int = 100,
 ) -> RCNN:
-    """The heads of torchvision's *_resnet50_fpn, or of their V2, for `things` classes (spec 01, column TV)."""
+    """The heads of torchvision's *_resnet50_fpn, or of their V2, for `things` classes."""
     rpn = RPN(
         in_channels,
         strides=None,
@@ -329,7 +330,7 @@ def detectron2_rcnn(
     nms_threshold: float = 0.5,
     detections: int = 100,
 ) -> RCNN:
-    """The heads of detectron2's *_FPN for `things` classes (spec 01, column D2): our own models' too.
+    """The heads of detectron2's *_FPN for `things` classes; our own models have them too.
 
     sampling_ratio: 0 is detectron2's (adaptive); 2 is faster. proposals: kept per image after suppression, twice as
     many per level before it in training. Boxes go to the level whose anchors are of their size: 224 pixels belong to

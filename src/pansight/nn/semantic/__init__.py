@@ -1,1 +1,1 @@
-"""Heads that label every pixel."""
+"""Heads that predict a class for every pixel."""

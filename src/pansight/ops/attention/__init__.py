@@ -1,1 +1,1 @@
-"""Attention that looks at few places, and the positions that attention knows of."""
+"""Deformable attention, which reads only a few points of each feature map, and sine positions."""

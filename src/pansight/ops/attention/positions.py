@@ -1,4 +1,6 @@
-"""Where a pixel is, as a vector. Carion et al., DETR, appendix A.4; Vaswani et al., 2017, section 3.5, in two axes."""
+"""Sine positions: a vector for each place of a feature map. Carion et al., DETR, appendix A.4, which extends Vaswani et
+al., Attention Is All You Need, 2017, section 3.5, to two axes.
+"""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,1 +1,3 @@
-"""From raw outputs to one panoptic map: of region-based models (`instances`), of mask transformers (`queries`)."""
+"""The published rules that turn raw outputs into one panoptic map: `instances` for detectors, `queries` for mask
+transformers.
+"""

@@ -1,4 +1,6 @@
-"""Which of K queries wins each pixel of a file: the part of panoptic fusion whose work grows with the pixels."""
+"""Which of K queries has the largest value at each pixel of an image: the costly part of the panoptic rules, since only
+its work grows with the number of pixels.
+"""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -15,7 +17,7 @@ from pansight.ops.fast import use_plain
 
 
 class Canvas(NamedTuple):
-    """How mask logits reach the size of the file: bilinear to `padded`, cut to `extent`, bilinear to `size`; (H, W)."""
+    """The sizes (H, W) on the way of mask logits to the file: resized to `padded`, cut to `extent`, then to `size`."""
 
     padded: tuple[int, int]
     extent: tuple[int, int]
@@ -23,7 +25,7 @@ class Canvas(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """What the contest of K queries says of each pixel, and of each query.
+    """The result of the contest of K queries, for each pixel and for each query.
 
     code int16 (H, W): 2 · winner + inside. winner: the query of the highest value, the first of equal ones; inside: the
     winner's own mask is at least the threshold there. Pixels of each query, int64 (K,), on the CPU: won; won and
@@ -90,13 +92,13 @@ def on_canvas(mask_logits: Tensor, canvas: Canvas) -> Tensor:
 
 
 def nearest_source(source: int, target: int) -> Tensor:
-    """Which of `source` pixels each of `target` pixels takes, as PIL's NEAREST has it: int64 (target,)."""
+    """The source pixel of each target pixel by PIL's NEAREST: int64 (target,)."""
     step = source / target
     centers = np.full(target, step)
     centers[0] = 0.5 * step
     return torch.from_numpy(
         np.minimum(np.cumsum(centers).astype(np.int64), source - 1)
-    )  # PIL adds up, it does not multiply
+    )  # PIL adds the step again and again instead of multiplying
 
 
 def painted(code: Tensor, table: Tensor) -> Tensor:

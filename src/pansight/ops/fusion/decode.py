@@ -1,4 +1,7 @@
-"""The last step of MaskFormer, Mask2Former and EoMT alike: class logits and masks on demand to predictions."""
+"""The `decode` that MaskFormer, Mask2Former and EoMT share: from class logits and masks to predictions.
+
+Masks are computed only for the queries that a rule asks for.
+"""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -24,18 +27,18 @@ TASKS = ("panoptic", "instance", "semantic", "all")
 
 
 class QueryRules(NamedTuple):
-    """Defaults of a model's decode, as published (spec 12 to 14)."""
+    """Thresholds of a model's decode; the defaults are those of MaskFormer, Mask2Former and EoMT as published."""
 
     score: float = 0.8
-    """A query counts for the panoptic map where its class is likelier than this."""
+    """A query takes part in the panoptic map if the probability of its class is above this."""
     mask: float = 0.5
-    """A pixel is inside a mask from this probability on."""
+    """A pixel is inside a mask if its probability is at least this."""
     overlap: float = 0.8
-    """The share of its mask that a query must win."""
+    """A query must win at least this share of its own mask."""
     cut: bool = True
-    """Only pixels inside the mask are written; MaskFormer writes all that a query won."""
+    """Only pixels inside the mask are written; in MaskFormer all pixels that a query won."""
     top: int = 100
-    """How many instances the instance task looks at."""
+    """The number of pairs of query and class that the instance task keeps."""
 
     def replaced(self, score: float | None, mask: float | None, overlap: float | None) -> QueryRules:
         """With the thresholds that are given; None keeps the default."""

@@ -1,8 +1,8 @@
-"""From what a network says to one id map: the published rules, each a pure function.
+"""The heuristic merge of instances and stuff into one panoptic map, in its two published variants.
 
-Panoptic FPN and every "heuristic" merge (spec 07): instances are painted by falling score, then stuff fills what is
-left. Two published variants exist. They accept the same instances; they differ in how stuff is given (an argmax map or
-one mask per class, which may overlap), in its order, and in the ids of the segments.
+Instances are painted by falling score, then stuff fills what is left (docs/systems/merging.md). Both variants accept
+the same instances; they differ in how stuff is given (an argmax map or one mask per class, which may overlap), in its
+order, and in the ids of the segments.
 """
 
 # torch leaves some of its return types open
@@ -22,7 +22,7 @@ from pansight.types import LabelSpace, PanopticSegmentation, Segment
 def accept_instances(
     masks: Tensor, scores: Tensor, score_threshold: float, max_overlap: float
 ) -> tuple[Tensor, list[int]]:
-    """Paint instances by falling score; skip one that is hidden too much by those before it.
+    """Paint instances by falling score, and skip those that are covered too much by earlier ones.
 
     masks bool (N, H, W), scores float (N,) → canvas int32 (H, W) with k + 1 where the k-th accepted instance is
     visible, and the indices of the accepted ones. Kept are scores ≥ score_threshold (NaN never); ties keep their
@@ -31,7 +31,7 @@ def accept_instances(
     canvas = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[scores[order] >= score_threshold]
-    bytes_of_masks = masks.view(torch.uint8)  # amax of bytes is ten times faster than any of bools
+    bytes_of_masks = masks.view(torch.uint8)  # amax of bytes is ten times as fast as any() of bools
     columns, rows = bytes_of_masks.amax(1), bytes_of_masks.amax(2)  # (N, W), (N, H)
     accepted: list[int] = []
     for index in order.tolist():
@@ -60,7 +60,7 @@ def merge_by_label_map(
     max_overlap: float = 0.5,
     min_stuff_area: int = 4096,
 ) -> PanopticSegmentation:
-    """detectron2's ``combine_semantic_and_instance_outputs`` (spec 07 B): the merge of Panoptic FPN.
+    """detectron2's ``combine_semantic_and_instance_outputs`` (its meta_arch/panoptic_fpn.py): Panoptic FPN's merge.
 
     masks bool (N, H, W), scores float (N,), categories int64 (N,): the instances, indices into `labels`.
     semantic int64 (H, W): index of the stuff category of each pixel; pixels of any other value stay void unless an
@@ -107,7 +107,7 @@ def merge_by_stuff_masks(
     min_stuff_area: int = 4096,
     seed: int = 0,
 ) -> PanopticSegmentation:
-    """panopticapi's ``combine_semantic_and_instance_predictions`` (spec 07 A).
+    """panopticapi's ``combine_semantic_and_instance_predictions`` (the script of that name).
 
     masks bool (N, H, W), scores float (N,), categories int64 (N,): the instances.
     stuff_masks bool (S, H, W), may overlap, painted in the order given; entries of thing categories are ignored.

@@ -1,4 +1,4 @@
-"""From queries (a class distribution and a mask each) to a panoptic map, by the rules of each official repository.
+"""From queries (a class distribution and a mask each) to a panoptic map, by the rule of each official repository.
 
 Rules: spec 11 (DETR), 12 (MaskFormer), 13 (Mask2Former), 14 (EoMT), 17.4 (transformers). Only kept queries are looked
 at; which of them has a pixel is decided by `contest`.
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 FLOATS_AT_ONCE = 1 << 23
-"""The most that a semantic map holds of masks and class maps at a time, of which a band of rows is made."""
+"""A semantic map is computed in bands of rows, with at most this many numbers of masks and class maps at a time."""
 
 
 class Kept(NamedTuple):
-    """K queries of one image that say something, in query order."""
+    """The K queries of one image that take part in its panoptic map, in query order."""
 
     queries: Tensor  # int64 (K,), index among the Q
     scores: Tensor  # float32 (K,)
@@ -58,7 +58,9 @@ def keep_queries(class_logits: Tensor, threshold: float) -> Kept:
 
 
 def fuse_detr(mask_logits: Tensor, kept: Kept, canvas: Canvas, labels: LabelSpace) -> PanopticSegmentation:
-    """DETR's PostProcessPanoptic (spec 11): mask_logits float (K, h, w) of the kept queries.
+    """DETR's ``PostProcessPanoptic`` (facebookresearch/detr, models/segmentation.py).
+
+    mask_logits float (K, h, w) of the kept queries.
 
     Every pixel goes to the query of the highest logit; stuff of one class is one segment; segments of at most 4 pixels
     are taken out and their pixels given to the others, until none is left.
@@ -103,7 +105,9 @@ def fuse_masks(
     mask_threshold: float = 0.5,
     cut: bool = True,
 ) -> PanopticSegmentation:
-    """MaskFormer's (cut=False), Mask2Former's and EoMT's (cut=True) panoptic inference (spec 12, 13).
+    """``panoptic_inference`` of MaskFormer (cut=False) and of Mask2Former (cut=True), which EoMT shares.
+
+    Source: mask_former_model.py and maskformer_model.py of the two repositories.
 
     mask_logits float (K, h, w). cut: only pixels where the mask itself is at least `mask_threshold` are written.
     Queries are accepted in their order. A stuff class has the score of its first accepted query.
@@ -137,7 +141,7 @@ def fuse_hf(
     eomt: bool = False,
     logits_size: tuple[int, int] | None = None,
 ) -> PanopticSegmentation:
-    """The rules of transformers' ``post_process_panoptic_segmentation`` (spec 17.4), for comparison.
+    """The rules of transformers' ``post_process_panoptic_segmentation``, for comparison.
 
     mask_logits float (K, h, w). The probabilities are resized to `size`; None keeps (h, w). logits_size: the logits are
     resized there before, (384, 384) in its Mask2Former. eomt: the variant of its EoMT processor, where `size` may be

@@ -1,4 +1,8 @@
-"""Semantic inference in square windows along the long side of a photo: EoMT's (spec 14), transformers' the same."""
+"""Semantic inference in square windows along the long side of a photo.
+
+Source: tue-mps/eomt, training/lightning_module.py, ``window_imgs_semantic`` and ``revert_window_logits_semantic``;
+transformers' EoMT processor has the same rule.
+"""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,1 +1,1 @@
-"""Label maps: read from PNG files and counted as runs, without a map of pixels where none is needed."""
+"""Reading id maps from PNG files and counting their pixels, as runs of equal values where possible."""

@@ -1,4 +1,5 @@
-"""Id PNGs (COCO panoptic: 8-bit RGB, id = R + 256·G + 65536·B) to id maps, and to counts of pairs without any map.
+"""Read the id PNGs of COCO panoptic (8-bit RGB, id = R + 256·G + 65536·B) as id maps, or count the pairs of ids that
+two files have at the same pixel without making a map.
 
 Files that are not interlaced are read by compiled code (`ops.fast.png`), others by an ordinary decoder.
 """
@@ -71,7 +72,7 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
     packed = parts[0] if len(parts) == 1 else b"".join(parts)
     if not packed:
         raise PansightError(f"{name}: expected a whole PNG, found no pixels")
-    if interlaced and len(packed) > 2 * height * (4 * width + 1) + 2**16:  # its decoder would unpack all of it
+    if interlaced and len(packed) > 2 * height * (4 * width + 1) + 2**16:  # its decoder would unpack the whole image
         raise PansightError(f"{name}: expected a PNG of {height}×{width}, found {len(packed)} bytes of packed pixels")
     packed = b"" if interlaced else packed
     return LabelPng(height, width, 3 if kind == 2 else 4, packed, data, name)

@@ -1,1 +1,1 @@
-"""Learning with a set of queries: which query answers for which segment, and what it costs to be wrong."""
+"""Training with a set of queries: the matching of queries to true segments, the targets and the losses."""

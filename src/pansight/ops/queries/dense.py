@@ -1,4 +1,4 @@
-"""MaskFormer's loss: every pixel of the padded image counts. Cheng, Schwing, Kirillov, NeurIPS 2021, section 3.3."""
+"""MaskFormer's loss, which compares masks at every pixel. Cheng, Schwing, Kirillov, NeurIPS 2021, section 3.3."""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,11 +17,11 @@ from pansight.ops.queries.matching import Matches, class_cost, focal_cost, hunga
 from pansight.ops.queries.targets import SegmentTargets, dense_masks, padded_categories
 
 CHUNK = 1 << 22
-"""Pixels of full size that are in memory at once, whatever the number of masks."""
+"""The number of pixels at full size that are in memory at once, for any number of masks."""
 
 
 class DenseSettings(NamedTuple):
-    """The weights of MaskFormer: of the loss and of the matching alike."""
+    """The weights of MaskFormer's losses, which are those of its matching costs too."""
 
     class_weight: float = 1.0
     focal_weight: float = 20.0
@@ -72,7 +72,7 @@ def dense_set_loss(
 def _full_size(masks: Tensor, target: SegmentTargets, index: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(focal, dice), summed over the pairs: masks (M, h, w), index int64 (M,) among the targets.
 
-    What is needed for the gradient is computed again then: it is several maps of full size a pair.
+    The function is checkpointed: several maps of full size for each pair are computed again in the backward pass.
     """
     logits = F.interpolate(masks.unsqueeze(1), size=canvas, mode="bilinear", align_corners=False).flatten(1)
     wanted = dense_masks(target, canvas, index).flatten(1)  # (M, H · W)

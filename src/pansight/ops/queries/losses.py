@@ -1,4 +1,6 @@
-"""The set losses of mask transformers. All are computed in float32; L layers, B images, Q queries, M matched pairs.
+"""The set losses of mask transformers, computed in float32.
+
+Letters of shapes: L decoder layers, B images, Q queries, M matched pairs.
 
 Carion et al., DETR; Cheng et al., MaskFormer and Mask2Former; Lin et al., focal loss (eq. 5); Milletari et al., dice.
 """
@@ -81,7 +83,7 @@ def binary_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class PointSettings(NamedTuple):
-    """Mask2Former, section 3.4 (K = 12,544), and its weights: of the loss and of the matching alike."""
+    """Mask2Former's points (section 3.3, K = 12,544) and weights, which loss and matching share."""
 
     points: int = 12544
     oversample: float = 3.0
@@ -138,7 +140,7 @@ def point_set_loss(
         masks = pair_masks(embeddings, features, matches, of_layer)  # L of (M of the layer, h, w)
         columns = [column.split(of_layer) for column in matches]
         for mask, *pairs in zip(masks, *columns, strict=True):
-            if not len(mask):  # 0, and a part of the graph: whatever is trained has a gradient
+            if not len(mask):  # zero, but part of the graph, so that every trained parameter has a gradient
                 binary.append(mask.sum())
                 dice.append(mask.sum())
                 continue
@@ -223,7 +225,7 @@ def _loss_points(
     settings: PointSettings,
     draw: Callable[..., Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Where each pair is compared, mostly where its logit is near 0, and the truth there: (M, K, 2), (M, K)."""
+    """The points at which each pair is compared, mostly of uncertain logits, and the truth there: (M, K, 2), (M, K)."""
     with torch.no_grad():
         count, device = len(masks), masks.device
         uncertain = int(settings.importance * settings.points)

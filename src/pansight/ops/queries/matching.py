@@ -1,7 +1,7 @@
-"""Which query answers for which segment: the assignment of least cost (Hungarian algorithm).
+"""The one-to-one matching of queries to true segments with the least total cost (Hungarian algorithm).
 
 Carion et al., DETR, eq. 1 and 2; Cheng et al., MaskFormer, section 3.2. Costs are computed for all decoder layers and
-images of a batch at once, as one tensor (L, B, Q, N), and cross to the host once.
+images of a batch at once, as one tensor (L, B, Q, N), which is copied to the CPU once.
 """
 
 # torch and scipy leave some of their return types open
@@ -35,8 +35,8 @@ class Matches(NamedTuple):
 def hungarian(cost: Tensor, counts: Sequence[int]) -> Matches:
     """cost float (L, B, Q, N), columns from counts[b] on are padding; on the device of `cost`.
 
-    An image with more targets than queries has its cheapest Q matched (and a UserWarning is given, which Python shows
-    once a process). Raises PansightError where a cost is not finite, naming layer and image.
+    In an image with more targets than queries, the Q targets of the least cost are matched (with a UserWarning, which
+    Python shows once in a process). Raises PansightError where a cost is not finite, naming layer and image.
     """
     layers, images, queries = cost.shape[:3]
     host = cost.detach().float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""The truth as sets of segments, things and stuff alike: what mask transformers learn from."""
+"""The truth as mask transformers learn from it: the set of all segments, things and stuff alike."""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,1 +1,1 @@
-"""Boxes, masks and features of single regions, and the losses of detectors."""
+"""Boxes, masks and RoIAlign features of single regions, and the losses of the R-CNN family."""

@@ -16,13 +16,13 @@ import torchvision  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)
-"""The most that a decoded side may grow, as a logarithm: 16 pixels become 1000. Keeps exp() finite."""
+"""The largest growth of a decoded side, as a logarithm (16 pixels to 1000), so that exp() stays finite."""
 
 BELOW = -1
-"""A match of `match_boxes`: background."""
+"""The match of an anchor that is background (`match_boxes`)."""
 
 BETWEEN = -2
-"""A match of `match_boxes`: neither object nor background, left out of the loss."""
+"""The match of an anchor that is neither object nor background, and is left out of the loss."""
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def encode_boxes(boxes_xyxy: Tensor, anchors_xyxy: Tensor, weights: Sequence[float]) -> Tensor:
-    """What a regressor must say to move each anchor onto its box: (N, 4), (N, 4) → (N, 4) dx, dy, dw, dh.
+    """The codes by which a regressor moves each anchor onto its box: (N, 4), (N, 4) → (N, 4) dx, dy, dw, dh.
 
     dx = wx (x − xa) / wa and dw = ww ln(w / wa), of centres and sides; weights (wx, wy, ww, wh).
     """
@@ -138,7 +138,8 @@ def first_of_each(image_index: Tensor, limit: int) -> Tensor:
 
 
 def match_boxes(iou: Tensor, low: float, high: float, low_quality: bool) -> Tensor:
-    """Give each of N anchors the truth it stands for: iou (G, N) → int64 (N,), a row 0 … G − 1, BELOW or BETWEEN.
+    """The true object that each of N anchors is matched with: iou (G, N) → int64 (N,), a row 0 … G − 1, BELOW or
+    BETWEEN.
 
     IoU ≥ high: the best truth; < low: BELOW; else BETWEEN. low_quality: besides, an anchor that no other exceeds in
     IoU with some truth is given its own best one, whatever the IoU (Ren et al., 3.1.2 condition i).

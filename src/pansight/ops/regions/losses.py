@@ -1,4 +1,4 @@
-"""Losses of the region-based models, as functions of tensors. All are computed in float32, whatever came in."""
+"""The losses of the R-CNN family as pure functions, computed in float32 whatever the input's type."""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

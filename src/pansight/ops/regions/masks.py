@@ -1,8 +1,8 @@
-"""Masks of single objects: from the truth into a region's small grid, and from there into the image.
+"""Masks of single objects: sampled from the truth into the small grid of a region, and pasted into the image.
 
-Both ways are bilinear, thus separable: a grid of M × M and an image part of h × w are tied by one (M, h) and one
-(M, w) matrix, and two small matrix products replace a gather over every pixel. Equal to torchvision's roi_align,
-interpolate and grid_sample to rounding (tested).
+Both directions are bilinear and therefore separable: a grid of M × M and an image part of h × w are related by one
+(M, h) and one (M, w) matrix, and two small matrix products replace reading every pixel. Tests show that the results
+equal torchvision's roi_align, interpolate and grid_sample up to rounding.
 """
 
 # torch leaves some of its return types open
@@ -21,7 +21,7 @@ from pansight.ops.targets import InstanceTargets
 def mask_targets(
     targets: InstanceTargets, boxes_xyxy: Tensor, match: Tensor, size: int, aligned: bool, threshold: float | None
 ) -> Tensor:
-    """What the mask of each region should be: RoIAlign (adaptive sampling) of the true object's bitmask.
+    """The target mask of each region: RoIAlign (adaptive sampling) of the true object's bitmask.
 
     boxes float32 (R, 4) in pixels of the padded batch, match int64 (R,) rows of `targets` → float32 (R, size, size).
     aligned: see `regions.roi.AlignRule`. threshold: targets become 0 / 1 (detectron2: 0.5); None keeps the soft
@@ -37,7 +37,7 @@ def mask_targets(
         side = side.clamp(min=1)
     order = match.argsort(stable=True)
     rows, counts = torch.unique_consecutive(match[order], return_counts=True)
-    with torch.autocast(result.device.type, enabled=False):  # the products are exact sums of a few weights
+    with torch.autocast(result.device.type, enabled=False):  # the products must be exact sums
         for row, part in zip(rows.tolist(), order.split(counts.tolist()), strict=True):
             x1, y1, x2, y2 = targets.boxes_xyxy[row].tolist()
             # the object is zero outside its box; two pixels more, for boxes that were annotated apart from the mask

@@ -1,4 +1,4 @@
-"""Regions of interest, read from a feature pyramid: RoIAlign and RoIPool.
+"""RoIAlign and RoIPool: the features of a region of interest, read from a feature pyramid.
 
 He et al., Mask R-CNN, ICCV 2017 (RoIAlign); Girshick, Fast R-CNN, ICCV 2015 (RoIPool); Lin et al., FPN, CVPR 2017,
 eq. 1 (the level of a region).

@@ -1,4 +1,4 @@
-"""Folders and hub ids of transformers to ours and back: what all systems share; one file here for each of them.
+"""Reading and writing folders of Hugging Face transformers: what all systems share; each has a file of its own here.
 
 A system's file holds ``MODEL_TYPES``; ``load(config, state, labels, source) -> (model, name, options)``; and
 ``export(model, name, options) -> (config, state, processor)``. `config` is config.json, `state` the tensors under their

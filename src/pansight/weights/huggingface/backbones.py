@@ -1,7 +1,7 @@
-"""Backbones of transformers to ours and back: ResNet and Swin, under every name that its versions gave them.
+"""ResNet and Swin between transformers' names and ours, for every layout that its versions have.
 
-Three layouts of Swin: SwinBackbone's as versions 4 and 5 write it (Mask2Former), the same as version 5 holds it in
-memory, and MaskFormer's own copy, with ``model.`` before the network and norms by number. Spec 12 and 16.
+There are three layouts of Swin: SwinBackbone's as versions 4 and 5 write it (Mask2Former), the same as version 5 holds
+it in memory, and MaskFormer's own copy, with ``model.`` before the network and norms by number.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ SWIN: list[Rule] = [
     (rf"hidden_states_norms\.stage(\d)\.{WB}", lambda m: f"{BACKBONE}norm{int(m[1]) - 1}.{m[2]}"),
 ]
 SWIN_IGNORED = rf"{NET}layernorm\.{WB}|.*\.relative_position_index"
-"""The norm after the last stage, which no mask transformer looks at, and a table that the window size gives."""
+"""The norm after the last stage, which no mask transformer uses, and a table that follows from the window size."""
 
 
 def from_hf(state: Mapping[str, Tensor], prefix: str, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

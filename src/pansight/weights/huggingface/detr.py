@@ -1,4 +1,4 @@
-"""transformers' DetrForSegmentation and DetrForObjectDetection (Apache-2.0) to ours and back.
+"""Conversion between transformers' DetrForSegmentation and DetrForObjectDetection (Apache-2.0) and our DETR.
 
 Versions 4 and 5 of transformers write one layout, that of version 4; version 5 has other names in memory, which are
 read too. The backbone is timm's under timm's names or transformers' own ResNet; files are written with timm's.

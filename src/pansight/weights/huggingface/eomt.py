@@ -1,6 +1,6 @@
-"""transformers' EomtForUniversalSegmentation (DINOv2) and EomtDinov3ForUniversalSegmentation to ours and back.
+"""Conversion between transformers' EomtForUniversalSegmentation and EomtDinov3ForUniversalSegmentation and our EoMT.
 
-Tensors are absolute in both: it is the official DINOv3 files that hold differences (weights/official/eomt.py).
+Both hold whole weights; only the official DINOv3 files hold differences (weights/official/eomt.py).
 """
 
 from __future__ import annotations
@@ -343,6 +343,6 @@ def _exported(model: Any, state: Mapping[str, Tensor], rotary: bool) -> dict[str
     empty_weight = torch.ones(len(model.labels) + 1)
     empty_weight[-1] = model.settings.no_object
     result["criterion.empty_weight"] = empty_weight
-    if not model.masked:  # transformers looks through masks wherever these are above 0
+    if not model.masked:  # transformers uses masked attention wherever these are above 0
         result["attn_mask_probs"] = torch.zeros_like(result["attn_mask_probs"])
     return result

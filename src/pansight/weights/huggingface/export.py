@@ -1,4 +1,4 @@
-"""Models of ours as folders that transformers loads, with a model card."""
+"""Write our models as folders that transformers loads, with a model card."""
 
 from __future__ import annotations
 

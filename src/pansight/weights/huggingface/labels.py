@@ -1,4 +1,6 @@
-"""id2label of a config.json to a LabelSpace: what it does not say (thing or stuff, ids, colours) from known tables."""
+"""From ``id2label`` of a config.json to a LabelSpace. Whether a class is a thing, its id and its colour are not in that
+file; they come from known category tables.
+"""
 
 from __future__ import annotations
 

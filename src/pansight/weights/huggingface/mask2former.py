@@ -1,7 +1,9 @@
-"""transformers' Mask2FormerForUniversalSegmentation (Apache-2.0; Meta's weights CC BY-NC 4.0) to ours and back.
+"""Conversion between transformers' Mask2FormerForUniversalSegmentation and our Mask2Former.
 
-transformers keeps the cross-attention fused, as we do, and splits the self-attention into q, k and v (spec 13). Its two
-key generations differ in the backbone alone, which `backbones` knows.
+Its code is under Apache-2.0, Meta's weights are under CC BY-NC 4.0.
+
+transformers keeps the weights of cross-attention in one tensor, as we do, and splits those of self-attention into q, k
+and v. The names that its versions 4 and 5 use differ in the backbone alone (`backbones`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""transformers' MaskFormerForInstanceSegmentation (Apache-2.0; Meta's weights CC BY-NC 4.0) to ours and back.
+"""Conversion between transformers' MaskFormerForInstanceSegmentation and our MaskFormer.
+
+Its code is under Apache-2.0, Meta's weights are under CC BY-NC 4.0.
 
 Versions 4 and 5 of transformers write one layout, that of version 4; the names that version 5 has in memory are read
-too. transformers has the pixel decoder without an encoder only. Layout: spec 12.
+too. transformers has the pixel decoder without an encoder only.
 """
 
 from __future__ import annotations

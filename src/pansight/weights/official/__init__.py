@@ -1,1 +1,1 @@
-"""The files that the authors of each system published: one file per origin."""
+"""Loading the checkpoints that the authors of each system published; one file for each repository."""

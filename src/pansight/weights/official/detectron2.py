@@ -1,6 +1,6 @@
-"""detectron2's Faster R-CNN, Mask R-CNN and Panoptic FPN (R50, R101) and the MSRA ImageNet ResNets to ours.
+"""Loading detectron2's Faster R-CNN, Mask R-CNN and Panoptic FPN (R50, R101), and the MSRA ImageNet ResNets.
 
-Source: detectron2 (Apache-2.0), its model zoo (CC BY-SA 3.0). Layout: spec 01 and 02. All of them are MSRA ResNets:
+Source: detectron2 (Apache-2.0), its model zoo (CC BY-SA 3.0). Layout: ``RULES`` below. All of them are MSRA ResNets:
 stride in the first 1×1 convolution, BGR input less the mean, deviation 1; the background is the last class.
 """
 

@@ -1,7 +1,7 @@
-"""Official DETR files, detection and panoptic (R50, R50-DC5, R101), to ours.
+"""Loading official DETR files, detection and panoptic (R50, R50-DC5, R101).
 
-Source: facebookresearch/detr, Apache-2.0. Layout: spec 11. A panoptic file has ``detr.`` before the detector's names,
-a detection file has not. DC5 has the tensors of its sibling: the file's name must say it.
+Source: facebookresearch/detr, Apache-2.0. A panoptic file has ``detr.`` before the detector's names,
+a detection file has not. A DC5 file has the same tensors as the one without, so its name must say "dc5".
 """
 
 from __future__ import annotations

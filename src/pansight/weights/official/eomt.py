@@ -1,8 +1,8 @@
-"""Official EoMT checkpoints (tue-mps/eomt, MIT; ``pytorch_model.bin`` and Lightning's ``.ckpt``) to ours.
+"""Loading official EoMT checkpoints (tue-mps/eomt, MIT): ``pytorch_model.bin`` and Lightning's ``.ckpt``.
 
-Layout: spec 14. DINOv2 files name the backbone's tensors as timm does. DINOv3 files name them as transformers does and
-hold *differences*: DINOv3's own weights, which have another licence and a gate, must be added. They are taken from the
-local Hugging Face cache, where timm puts them; nothing is downloaded.
+DINOv2 files name the backbone's tensors as timm does. DINOv3 files name them as transformers does, and hold the
+*differences* to DINOv3's own weights. Those have another licence and are gated, so they are taken from the local
+Hugging Face cache, where timm puts them, and added; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def renamed(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, Any]]:
     """→ (model in eval mode, name, options). 133, 80, 150 and 19 classes get the names of COCO, ADE20K, Cityscapes.
 
-    A file with SEMANTIC in its path becomes a model that looks through windows.
+    A file with SEMANTIC in its path becomes a model that predicts in windows.
     The published figures are those without masks, whatever annealing the file records: it is taken as over.
     Raises PansightError for another backbone, a key too many or too few, a shape that does not fit, and DINOv3
     differences where DINOv3's own weights are not at hand.
@@ -130,7 +130,7 @@ def construct(
 ) -> tuple[Any, str, dict[str, Any]]:
     """(model, name, options) on a backbone of BACKBONES: by a published builder where there is one for this shape.
 
-    windows: a model of the semantic task, which looks at a photo in squares.
+    windows: a model of the semantic task, which predicts a photo in square windows.
     """
     name = None if windows else PUBLISHED.get((family, width, depth, blocks, size))
     options: dict[str, Any] = {} if queries == 200 else {"queries": queries}
@@ -149,7 +149,7 @@ def join_qkv(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def _plain(key: str) -> str:
-    """torch.compile leaves its mark in the names of modules."""
+    """Remove the prefix that torch.compile adds to the names of modules."""
     return key.replace("_orig_mod.", "")
 
 

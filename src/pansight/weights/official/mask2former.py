@@ -1,6 +1,6 @@
-"""Official Mask2Former files (``.pkl``; ResNet and Swin) to ours.
+"""Loading official Mask2Former files (``.pkl``; ResNet and Swin).
 
-Source: facebookresearch/Mask2Former, weights CC BY-NC 4.0. Layout: spec 13. The backbone is that of MaskFormer's files.
+Source: facebookresearch/Mask2Former, weights CC BY-NC 4.0. The backbone is that of MaskFormer's files.
 Old files lack ``pixel_decoder.`` and call the content of the queries ``static_query``.
 """
 

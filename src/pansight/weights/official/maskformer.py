@@ -1,6 +1,6 @@
-"""Official MaskFormer files (``.pkl``; ResNet and Swin) to ours, and what Mask2Former's files share with them.
+"""Loading official MaskFormer files (``.pkl``; ResNet and Swin), and what Mask2Former's files share with them.
 
-Source: facebookresearch/MaskFormer, weights CC BY-NC 4.0. Layout: spec 12. Both repositories are built on detectron2,
+Source: facebookresearch/MaskFormer, weights CC BY-NC 4.0. Both repositories are built on detectron2,
 but with torchvision's ResNet: RGB, stride in the 3×3 convolution. Files of version 1 lack ``pixel_decoder.``.
 """
 

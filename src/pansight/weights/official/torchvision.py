@@ -1,7 +1,8 @@
-"""torchvision's Faster and Mask R-CNN (R50-FPN, V1 and V2) to ours.
+"""Loading torchvision's Faster and Mask R-CNN (R50-FPN, V1 and V2).
 
-Source: torchvision.models.detection, BSD-3-Clause; its COCO weights. Layout: spec 01. V1 files as downloaded use names
-of torchvision 0.3 (``mask_fcn1``); ``state_dict()`` of a model of today uses newer ones. Both are read.
+Source: torchvision.models.detection, BSD-3-Clause; its COCO weights. The downloaded V1
+files use the names of torchvision 0.3 (``mask_fcn1``), and ``state_dict()`` of today's models uses newer ones. Both
+load.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     if is_v2(state):
         name += "_v2"
     else:
-        # V1's COCO weights, and what is fine-tuned from them, were trained with epsilon 0 (spec 01). A count of
-        # batches says that this one has live BatchNorm, which torchvision uses only where it loads no COCO weights.
+        # V1's COCO weights, and what is fine-tuned from them, were trained with epsilon 0 (torchvision sets it by
+        # ``overwrite_eps``). A count of batches says that this one has live BatchNorm, which torchvision uses only
+        # where it loads no COCO weights.
         counters = {key for key in ours if key.endswith("num_batches_tracked")}
         options["bn_eps"] = 1e-5 if counters else 0.0
         ours = {key: tensor for key, tensor in ours.items() if key not in counters}

@@ -1,4 +1,4 @@
-"""Comparing evaluations: is the second model really better than the first, where, and on which images?
+"""Comparison of evaluations: whether the second model is really better than the first, in which classes and images.
 
 An evaluation is the evaluation.json that `pansight evaluate` writes, or a folder with it. Evaluations are compared on
 the same images, classes (by name) and truth; intervals and p-values are those of `metrics.bootstrap`.

@@ -1,4 +1,4 @@
-"""Reading evaluations and bringing them to the same images, classes and truth.
+"""Read evaluations and reduce them to the images, classes and truth that they share.
 
 The file may come from anywhere, so every value is checked before it is counted on.
 """

@@ -1,4 +1,4 @@
-"""A comparison as people see it: the table in the terminal and the page."""
+"""Show a comparison: as a table in the terminal and as a page."""
 
 from __future__ import annotations
 

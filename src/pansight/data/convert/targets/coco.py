@@ -1,4 +1,4 @@
-"""What `convert` writes, I: COCO panoptic and COCO instances, row by row, so that memory does not grow."""
+"""Write COCO panoptic and COCO instances, row by row, so that memory does not grow with the data set."""
 
 from __future__ import annotations
 

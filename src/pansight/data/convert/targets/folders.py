@@ -1,4 +1,4 @@
-"""What `convert` writes, II: formats of folders: class PNGs, YOLO segmentation, Cityscapes."""
+"""Write the formats that are folders of files: class PNGs, YOLO segmentation, Cityscapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks → outlines along the edges of their pixels, from which the same pixels come back."""
+"""Masks to outlines along the edges of their pixels; drawing such an outline gives exactly the same pixels."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function, reorder_sums: bool = False, fuse_products: bool = False) -> Function:
-    """Compile at the first call, and keep the machine code on disk; other Python threads go on while it runs.
+    """Compile a function at its first call and store the machine code on disk; it runs without Python's global lock.
 
     reorder_sums: long sums may be taken in several parts, as vector instructions do; NaN and inf stay what they are.
     fuse_products: a · b + c may be rounded once, as torch's own loops have it.
-    Where no folder for the machine code can be written (a read-only installation without a home), it is made anew in
-    every process.
+    Where no folder for the machine code can be written (a read-only installation without a home), each process compiles
+    again.
     """
     from numba import njit  # type: ignore[import-untyped]
 

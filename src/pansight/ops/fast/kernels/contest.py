@@ -1,10 +1,11 @@
-"""The compiled contest of queries: full size only where it is open who wins.
+"""The compiled part of `contest`: logits are resized to full size only where it is not yet clear which query wins.
 
-A resize by bilinear weights never leaves the range of the pixels that it reads, and the sigmoid keeps order. So from
-the least and the greatest value of a query around a tile it follows how low and how high it can be inside. A query that
-can nowhere reach the surest one is out; where one remains, the tile is its own. Only open tiles are resized, for the
-queries that are in question there. Bounds are widened by more than rounding can do, so that the result is that of
-resizing everything; the arithmetic of open tiles is torch's own, in its order (rows, then columns, a fused sum).
+Bilinear interpolation never leaves the range of the pixels that it reads, and the sigmoid preserves order. So the
+smallest and the largest logit of a query around a tile bound its values inside the tile. A query whose upper bound is
+below the lower bound of another one cannot win; if one query remains, the whole tile is its own. Only the other tiles
+are resized, for the remaining queries. The bounds are widened by more than rounding errors can be, so the result equals
+that of resizing everything; the arithmetic of the resized tiles is torch's own, in its order (rows, then columns, a
+fused sum).
 """
 
 # numba's decorator leaves its results without a type, and an entry of an array is an int only to numba
@@ -27,7 +28,7 @@ Indices = NDArray[np.int64]
 Codes = NDArray[np.int16]
 
 TILE = 16
-"""Pixels a side of what is decided at once."""
+"""The side, in pixels, of the tiles that are decided as a whole."""
 
 NEVER, BETWEEN, LAST = 0, 1, 2
 """Where logits become probabilities: not at all, after the first resize, after the second."""
@@ -98,7 +99,7 @@ def _bounds_of_rows(maps: Floats, top: int, bottom: int, low: Floats, high: Floa
 def _bounds_of_tile(
     low: Floats, high: Floats, left: int, right: int, scores: Floats, mode: int, least: Floats, most: Floats
 ) -> float:
-    """How low and how high each query can be in the tile; the greatest `least`."""
+    """The bounds of each query's values in a tile, and the largest lower bound."""
     best = -np.inf
     for k in range(len(scores)):
         a, b = low[k, left], high[k, left]
@@ -136,7 +137,7 @@ def _take(
     code: Codes,
     pixels: Indices,
 ) -> None:
-    """Query k takes the pixels of a tile where it is better than all before, if it is in the running at all."""
+    """Give query k the pixels of a tile at which it exceeds all queries before it, unless its bound rules it out."""
     for y in range(code.shape[0]):
         for x in range(code.shape[1]):
             value = tile[y, x] * score

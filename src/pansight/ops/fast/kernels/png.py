@@ -1,9 +1,10 @@
-"""The compiled part of reading id PNGs: undoing the row filters of PNG, and counting pairs of ids without an id map.
+"""The compiled part of reading id PNGs: undoing PNG's row filters, and counting pairs of ids without an id map.
 
-Source: PNG specification, section 9 (filters). What makes it fast: label maps are long runs, so that a filtered row is
-almost all zeros. A row is kept as one uint32 per pixel (R + 256·G + 65536·B) and changed in place, from the row above
-into the row itself: after filter Up a zero leaves a pixel as it is, after Paeth too as long as the pixel to the left
-has not changed. So only pixels near a non-zero byte are touched, and zeros are passed eight bytes at a time.
+Source: PNG specification, section 9 (filters). It is fast because label maps consist of long runs, so that almost all
+bytes of a filtered row are zero. A row is stored as one uint32 for each pixel (R + 256·G + 65536·B), and is changed in
+place from the row above into the row itself. With filter Up a zero byte leaves a pixel as it is, and with Paeth as
+well, as long as the pixel to the left has not changed. So only pixels near a non-zero byte are changed, and zeros are
+skipped eight bytes at a time.
 """
 
 # numba's decorator leaves its results without a type, and its sized integers are int only to numba

@@ -1,4 +1,4 @@
-"""The compiled sampling of masks that lie in an id map: one pass over the points."""
+"""Compiled sampling of true masks at points: the masks of all segments are read from the id map in one pass."""
 
 # numba's decorator leaves its results without a type
 # pyright: reportUnknownMemberType=false, reportUntypedFunctionDecorator=false, reportMissingTypeStubs=false

@@ -1,4 +1,4 @@
-"""Which COCO JSONs there are, and of which kind: told from the keys that occur in the text, without parsing it."""
+"""Find COCO JSONs and their kind, from the keys that occur in the text, without parsing it."""
 
 from __future__ import annotations
 

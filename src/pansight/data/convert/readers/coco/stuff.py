@@ -1,4 +1,4 @@
-"""The stuff of COCO-stuff, laid under COCO's instances: pixel maps, or the JSON of the stuff task.
+"""Read the stuff of COCO-stuff, which lies below COCO's instances: pixel maps, or the JSON of the stuff task.
 
 Pixel maps (stuffthingmaps of the COCO-stuff release): 8-bit PNGs, value = category id − 1, 255 = none; what they say of
 things (values below 91) is left to the instances. The JSON (stuff_train2017.json): one run-length mask a class and
