@@ -50,11 +50,13 @@ def unpacked(source: str | Path) -> Iterator[Path]:
     try:
         is_archive = source.is_file() and zipfile.is_zipfile(source)
         if not is_archive and not source.exists():
-            raise PansightError(f"{source}: expected a folder or file, found none")
+            raise PansightError(where=source, expected="a folder or file", found="none")
     except OSError as error:
-        raise PansightError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise PansightError(
+            "cannot be read", where=source, reason=error.strerror or error, code="cannot_read"
+        ) from error
     if not is_archive and source.is_file() and source.suffix.lower() == ".zip":
-        raise PansightError(f"{source}: expected a whole ZIP archive, found a damaged one or another kind of file")
+        raise PansightError(where=source, expected="a whole ZIP archive", found="a damaged one or another kind of file")
     if not is_archive:
         yield source
         return
@@ -86,30 +88,36 @@ def _unpack(source: Path, root: Path) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PansightError(where=source, expected="a whole ZIP archive", reason=reason) from error
     except OSError as error:
-        raise PansightError(f"{source}: cannot be unpacked: {error.strerror or error}") from error
+        raise PansightError("cannot be unpacked", where=source, reason=error.strerror or error) from error
 
 
 def _check_entries(source: Path, entries: list[zipfile.ZipInfo], free: int) -> None:
     """Everything that can be known before a byte is written."""
     size, packed = sum(entry.file_size for entry in entries), sum(entry.compress_size for entry in entries)
     if len(entries) > MAX_ENTRIES:
-        raise PansightError(f"{source}: expected at most {MAX_ENTRIES} files in an archive, found {len(entries)}")
+        raise PansightError(where=source, expected=f"at most {MAX_ENTRIES} files in an archive", found=len(entries))
     if size > MAX_UNPACKED or (size > RATIO_FROM and size > MAX_RATIO * packed):
         found = f"{size / 2**30:.1f} GiB out of {packed / 2**20:.1f} MiB"
-        raise PansightError(f"{source}: expected an archive of data, found {found}; unpack it yourself if you trust it")
+        raise PansightError(
+            where=source, expected="an archive of data", found=found, hint="unpack it yourself if you trust it"
+        )
     if size > free:
         found = f"{free / 2**30:.1f} GiB in {tempfile.gettempdir()} (TMPDIR sets another folder)"
-        raise PansightError(f"{source}: expected {size / 2**30:.1f} GiB of free space to unpack, found {found}")
+        raise PansightError(where=source, expected=f"{size / 2**30:.1f} GiB of free space to unpack", found=found)
     seen: set[str] = set()
     for entry in entries:
         name = entry.filename
         plain = PurePosixPath(name)
         if plain.is_absolute() or ".." in plain.parts or any(mark in name for mark in "\\:\0") or not plain.parts:
-            raise PansightError(f"{source}: expected names inside the archive's folder, found {name!r:.120}")
+            raise PansightError(where=source, expected="names inside the archive's folder", found=f"{name!r:.120}")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise PansightError(f"{source}: expected files and folders only, found a link or device {name!r:.120}")
+            raise PansightError(
+                where=source, expected="files and folders only", found=f"a link or device {name!r:.120}"
+            )
         if entry.flag_bits & 1:
-            raise PansightError(f"{source}: expected an archive without a password, found {name!r:.120} encrypted")
+            raise PansightError(
+                where=source, expected="an archive without a password", found=f"{name!r:.120} encrypted"
+            )
         if name in seen:
-            raise PansightError(f"{source}: expected each file once, found {name!r:.120} twice")
+            raise PansightError(where=source, expected="each file once", found=f"{name!r:.120} twice")
         seen.add(name)

@@ -260,11 +260,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: no such file; expected TOML") from error
+        raise PansightError("no such file", where=path, hint="expected TOML", code="missing_file") from error
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PansightError(f"{path}: expected TOML, found {error}") from error
+        raise PansightError(where=path, expected="TOML", found=error) from error
 
 
 def read_config(path: str | Path) -> Config:
@@ -303,15 +303,15 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         section = _field(config, section_name, key)
         name, _, option = rest.partition(".")
         if not name:
-            raise PansightError(f"{key}: expected settings as {key}.NAME, found {value!r}")
+            raise PansightError(where=key, expected=f"settings as {key}.NAME", found=f"{value!r}")
         current = _field(section, name, key)
         kind = get_type_hints(type(section))[name]
         if get_origin(kind) is dict:
             if not option:
-                raise PansightError(f"{key}: expected options as {key}.NAME, found {value!r}")
+                raise PansightError(where=key, expected=f"options as {key}.NAME", found=f"{value!r}")
             new: Any = {**current, option: _guess(value)}
         elif option:
-            raise PansightError(f"{key}: unknown key; {section_name}.{name} is a single value")
+            raise PansightError("unknown key", where=key, hint=f"{section_name}.{name} is a single value")
         else:
             new = _convert(value, kind, key)
         config = replace(config, **{section_name: replace(section, **{name: new})})
@@ -336,7 +336,7 @@ def _field(section: Any, name: str, key: str) -> Any:
     if name not in known:
         close = difflib.get_close_matches(name, known, 1) or [other for other in known if other.startswith(name)]
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise PansightError(f"{key}: unknown key {name!r}{hint}; known: {', '.join(known)}")
+        raise PansightError(f"unknown key {name!r}{hint}", where=key, hint=f"known: {', '.join(known)}")
     return getattr(section, name)
 
 
@@ -346,9 +346,9 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",")] if value.strip() else []
         if not isinstance(value, list | tuple):
-            raise PansightError(f"{key}: expected a list, found {value!r}")
+            raise PansightError(where=key, expected="a list", found=f"{value!r}")
         return tuple(_convert(v, get_args(kind)[0], key) for v in value)
-    error = PansightError(f"{key}: expected {_KINDS[kind]}, found {value!r}")
+    error = PansightError(where=key, expected=_KINDS[kind], found=f"{value!r}")
     if kind is str:
         if not isinstance(value, str | Path):
             raise error
@@ -393,4 +393,4 @@ def _plain(value: Any) -> Any:
 
 def _check(ok: bool, key: str, expected: str, section: Any) -> None:
     if not ok:
-        raise PansightError(f"{key}: expected {expected}, found {getattr(section, key.partition('.')[2])!r}")
+        raise PansightError(where=key, expected=expected, found=f"{getattr(section, key.partition('.')[2])!r}")

@@ -78,7 +78,9 @@ class Publication:
 
     def failure(self, error: OSError) -> PansightError:
         """What the user is told of an error of the disk."""
-        return PansightError(f"{self.places[0]}: cannot be written: {error.strerror or error}")
+        return PansightError(
+            "cannot be written", where=self.places[0], reason=error.strerror or error, code="cannot_write"
+        )
 
 
 @contextmanager
@@ -189,11 +191,11 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: no such file; expected JSON") from error
+        raise PansightError("no such file", where=path, hint="expected JSON", code="missing_file") from error
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
-        raise PansightError(f"{path}: expected JSON, found {error}") from error
+        raise PansightError(where=path, expected="JSON", found=error) from error
 
 
 def safe_join(folder: Path, name: object, source: str | Path) -> Path:
@@ -202,10 +204,10 @@ def safe_join(folder: Path, name: object, source: str | Path) -> Path:
     Both POSIX and Windows spellings are refused on every system, so that a file is as safe here as there.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise PansightError(f"{source}: expected a file name, found {name!r}")
+        raise PansightError(where=source, expected="a file name", found=f"{name!r}")
     if not any(mark in name for mark in "/\\:") and name not in (".", ".."):
         return folder / name  # the common case, twenty times as fast
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
-        raise PansightError(f"{source}: expected a file name inside the data folder, found {name!r}")
+        raise PansightError(where=source, expected="a file name inside the data folder", found=f"{name!r}")
     return folder / name

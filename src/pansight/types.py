@@ -46,18 +46,20 @@ class LabelSpace:
         for index, category in enumerate(self._categories):
             if category.id != index:
                 raise PansightError(
-                    f"label space: category {category.name!r}: expected id {index}, found {category.id}"
+                    where=f"label space: category {category.name!r}", expected=f"id {index}", found=category.id
                 )
             if len(category.color) != 3 or not all(0 <= value <= 255 for value in category.color):
                 found = (
                     f"{category.name!r:.60}: expected a colour [r, g, b], each 0 … 255, found {category.color!r:.60}"
                 )
-                raise PansightError(f"label space: category {found}")
+                raise PansightError(f"category {found}", where="label space")
         for field in ("name", "source_id"):
             counts = Counter(getattr(c, field) for c in self._categories)
             twice = next((value for value, count in counts.items() if count > 1), None)
             if twice is not None:
-                raise PansightError(f"label space: expected each {field} once, found {twice!r} more than once")
+                raise PansightError(
+                    where="label space", expected=f"each {field} once", found=f"{twice!r} more than once"
+                )
 
     @classmethod
     def from_names(cls, things: Iterable[str], stuff: Iterable[str] = ()) -> LabelSpace:
@@ -119,7 +121,9 @@ class LabelSpace:
         for index, row in enumerate(categories):
             missing = [key for key in ("id", "name", "isthing") if key not in row]
             if missing:
-                raise PansightError(f"category {row!r}: expected keys id, name, isthing; {missing[0]!r} is missing")
+                raise PansightError(
+                    "expected keys id, name, isthing", where=f"category {row!r}", hint=f"{missing[0]!r} is missing"
+                )
             color = row.get("color") or palette_color(index)
             red, green, blue = (int(v) for v in color)  # type: ignore[attr-defined]
             result.append(
@@ -161,9 +165,9 @@ class PanopticSegmentation:
 
         if self.ids.ndim != 2 or self.ids.dtype != torch.int32:
             found = f"{self.ids.dtype} {tuple(self.ids.shape)}"
-            raise PansightError(f"PanopticSegmentation.ids: expected int32 (H, W), found {found}")
+            raise PansightError(where="PanopticSegmentation.ids", expected="int32 (H, W)", found=found)
         if len({s.id for s in self.segments}) != len(self.segments):
-            raise PansightError("PanopticSegmentation.segments: expected unique ids, found one twice")
+            raise PansightError(where="PanopticSegmentation.segments", expected="unique ids", found="one twice")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -46,7 +46,7 @@ def check_command(
     if out is not None:
         require_new(out, REPAIRS, overwrite)
     elif things is not None:
-        raise PansightError("--things: expected --fix OUT beside it, found none: only a copy is changed")
+        raise PansightError(where="--things", expected="--fix OUT beside it", found="none: only a copy is changed")
     keep = None if json is not None or out is not None or limit < 1 else limit
     with unpacked(data) as folder:
         with _bar("check") as progress:
@@ -85,7 +85,7 @@ def _beside(data: Path) -> Path:
     """DATA_split beside DATA, "." and ".." included."""
     place = data if data.name not in ("", "..") else data.resolve()
     if not place.name:
-        raise PansightError(f"{data}: expected a name for the new folder, found none: --out OUT")
+        raise PansightError(where=data, expected="a name for the new folder", found="none: --out OUT")
     return place.with_name(f"{place.name if data.is_dir() else place.stem}_split")
 
 

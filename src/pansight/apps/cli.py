@@ -191,12 +191,12 @@ def evaluate(
         options = {"--data": data, "--split": split, "--out": out}
         given = [name for name, value in options.items() if value is not None] + [f"--{key}" for key in _given]
         if given:
-            raise PansightError(f"evaluate: expected a run or model for {given[0]}, found none")
+            raise PansightError(where="evaluate", expected=f"a run or model for {given[0]}", found="none")
         cli_scores.evaluate_files(files or FileSettings(), overwrite)
         return
     class_map, miou = (None, None) if files is None else (files.map, files.miou)
     if files is not None and files != FileSettings(map=class_map, miou=miou):
-        raise PansightError(f"evaluate: expected a model ({weights}) or files (--gt, --pred), found both")
+        raise PansightError(where="evaluate", expected=f"a model ({weights}) or files (--gt, --pred)", found="both")
     from pansight.apps import commands
 
     values = dict(_given) | ({} if miou is None else {"evaluate.miou": miou})

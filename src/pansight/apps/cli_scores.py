@@ -121,15 +121,17 @@ def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
     if settings.gt is None or settings.pred is None:
         given = [f"--{name}" for name in ("gt", "pred") if getattr(settings, name) is not None]
         expected = "expected a run or model, or --gt FILE --pred FILE, or --merge PARTS"
-        raise PansightError(f"evaluate: {expected}; found {given[0] + ' only' if given else 'none'}")
+        raise PansightError(f"{expected}; found {given[0] + ' only' if given else 'none'}", where="evaluate")
     if (settings.table or settings.report) and not settings.errors:
-        raise PansightError("evaluate: expected error classes for --table and --report, found --no-errors")
+        raise PansightError(where="evaluate", expected="error classes for --table and --report", found="--no-errors")
     if settings.images and not settings.report:
-        raise PansightError("evaluate: expected --report FILE for the photos of --images, found none")
+        raise PansightError(where="evaluate", expected="--report FILE for the photos of --images", found="none")
     if settings.map and settings.strict_compat:
-        raise PansightError("evaluate: expected either --map or --strict-compat, found both: panopticapi maps nothing")
+        raise PansightError(
+            where="evaluate", expected="either --map or --strict-compat", found="both: panopticapi maps nothing"
+        )
     if settings.threads < 0:
-        raise PansightError(f"--threads: expected 0 (all cores) or a number of threads, found {settings.threads}")
+        raise PansightError(where="--threads", expected="0 (all cores) or a number of threads", found=settings.threads)
     figures = Figures(settings.errors, settings.boundary, None, settings.miou or Figures.convention)
     scoring.evaluate_files(
         settings.gt,
@@ -153,11 +155,11 @@ def _refuse_for_merge(settings: FileSettings) -> None:
         if f.name not in ("merge", "json", "report") and getattr(settings, f.name) != f.default
     }
     if given:
-        raise PansightError(f"evaluate: expected --merge with --json or --report only, found {min(given)}")
+        raise PansightError(where="evaluate", expected="--merge with --json or --report only", found=min(given))
 
 
 def _shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and len(text) < 20):
-        raise PansightError(f"--shard: expected PART/PARTS such as 3/16, found {text[:40]!r}")
+        raise PansightError(where="--shard", expected="PART/PARTS such as 3/16", found=f"{text[:40]!r}")
     return int(part), int(parts)

@@ -160,11 +160,12 @@ def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
     recipe = config.model.first_recipe
     first = read_recipe(recipe)
     if first.model.first_recipe:
-        raise PansightError(f"model.first_recipe: expected a recipe of one step, found {recipe} with two")
+        raise PansightError(where="model.first_recipe", expected="a recipe of one step", found=f"{recipe} with two")
     if not same_architecture(config.model.name, first.model.name):
         raise PansightError(
-            f"model.first_recipe: expected a recipe for weights of {config.model.name}, "
-            f"found {recipe} of {first.model.name}"
+            where="model.first_recipe",
+            expected=f"a recipe for weights of {config.model.name}",
+            found=f"{recipe} of {first.model.name}",
         )
     return override(replace(first, data=config.data), _for_first(given, first.model.name))
 
@@ -208,7 +209,7 @@ def _prepare(
     source = load_model(config.model.weights) if config.model.weights and not resume else None
     if config.model.name == AUTO:
         if source is None:
-            raise PansightError(f"model.name: expected a model, found {AUTO} without model.weights")
+            raise PansightError(where="model.name", expected="a model", found=f"{AUTO} without model.weights")
         config = override(config, {"model.name": source[1]})
     if not resume:
         config, choices = choose(config, training, accelerator.device, accelerator.num_processes)
@@ -309,7 +310,7 @@ def evaluate(
     config = _config_of(weights)
     own = data is None
     if config is None and own:
-        raise PansightError(f"{weights}: expected a run with its data, found weights alone; add --data DIR")
+        raise PansightError(where=weights, expected="a run with its data", found="weights alone", hint="add --data DIR")
     config = config or Config()
     if data is not None:  # the settings of the training data say nothing about other data
         config = override(Config(evaluate=config.evaluate, model=config.model), {"data.source": data})
@@ -317,7 +318,9 @@ def evaluate(
     default = Path(weights) if own else Path("evaluations") / f"{Path(weights).stem}-{Path(config.data.source).stem}"
     folder = Path(out) if out else default
     if out and (folder / EVALUATION).exists() and not overwrite:
-        raise PansightError(f"{folder / EVALUATION}: expected no evaluation yet, found one; add --overwrite")
+        raise PansightError(
+            where=folder / EVALUATION, expected="no evaluation yet", found="one", hint="add --overwrite"
+        )
     model, name, _ = load_model(weights)
     check_decode_options(model, name, config.evaluate.decode)
     mapping = None

@@ -60,5 +60,7 @@ def ask_things(names: Sequence[str]) -> Iterable[str]:
     print("Names with commas between them, or all, or none: ", end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline().strip()
     if not answer:
-        raise PansightError(f"things: expected names among {', '.join(names)}, or all, or none; found no answer")
+        raise PansightError(
+            f"expected names among {', '.join(names)}, or all, or none; found no answer", where="things"
+        )
     return list(names) if answer == "all" and "all" not in names else [answer]

@@ -32,9 +32,9 @@ def export(weights: str | Path, out: str | Path, to: str = "hf", overwrite: bool
     out = Path(out)
     replaceable = is_export if to == "hf" else is_saved
     if out.exists() and not (out.is_dir() and replaceable(out)):
-        raise PansightError(f"{out}: expected a new folder or an earlier export, found something else")
+        raise PansightError(where=out, expected="a new folder or an earlier export", found="something else")
     if out.exists() and any(out.iterdir()) and not overwrite:
-        raise PansightError(f"{out}: expected no export yet, found one; add --overwrite")
+        raise PansightError(where=out, expected="no export yet", found="one", hint="add --overwrite")
     model, name, options = load_model(weights)
     if to == "folder":
         save_model(out, model, name, options)

@@ -59,7 +59,7 @@ def predict(
     files = find_images(images)
     taken = [p for p in map(out.joinpath, RESULTS) if p.exists()]
     if taken and not overwrite:
-        raise PansightError(f"{taken[0]}: expected no predictions yet, found some; add --overwrite")
+        raise PansightError(where=taken[0], expected="no predictions yet", found="some", hint="add --overwrite")
     predictor = load(weights)
     check_decode_options(predictor.model, predictor.name, decode_options or {})
     rows: list[PhotoRow] = []
@@ -93,7 +93,7 @@ def _drawn(image: Tensor, prediction: Prediction, predictor: Predictor, score: f
     if regions is None and prediction.semantic is not None:
         regions = class_regions(prediction.semantic)
     if regions is None:
-        raise PansightError(f"{predictor.name}: expected segments, objects or classes, found none of them")
+        raise PansightError(where=predictor.name, expected="segments, objects or classes", found="none of them")
     return overlay(image, regions, predictor.labels), [s.category for s in regions.segments]
 
 
@@ -104,14 +104,16 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
             if not found:
-                raise PansightError(f"{path}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
+                raise PansightError(where=path, expected=f"images ({' '.join(IMAGE_SUFFIXES)})", found="none")
             files += found
         elif path.exists():
             files.append(path)
         else:
-            raise PansightError(f"{path}: expected an image or a folder of images, found no such file")
+            raise PansightError(
+                where=path, expected="an image or a folder of images", found="no such file", code="missing_file"
+            )
     if not files:
-        raise PansightError("predict: expected at least one image or folder, found none")
+        raise PansightError(where="predict", expected="at least one image or folder", found="none")
     return files
 
 

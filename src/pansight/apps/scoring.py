@@ -46,9 +46,9 @@ class Outputs(NamedTuple):
             if path is None:
                 continue
             if os.path.realpath(path) in taken:
-                raise PansightError(f"{path}: expected a file of its own for each output, found it named twice")
+                raise PansightError(where=path, expected="a file of its own for each output", found="it named twice")
             if path.exists() and not self.overwrite:
-                raise PansightError(f"{path}: expected no such file yet, found one; add --overwrite")
+                raise PansightError(where=path, expected="no such file yet", found="one", hint="add --overwrite")
             taken.add(os.path.realpath(path))
 
 
@@ -78,7 +78,7 @@ def evaluate_files(
     prediction, mapping = _prediction(Path(pred), truth, class_map, say)
     indices = shard_of(len(truth), *shard)
     if shard[1] > max(1, len(truth)):
-        raise PansightError(f"--shard: expected at most {len(truth)} parts for as many images, found {shard[1]}")
+        raise PansightError(where="--shard", expected=f"at most {len(truth)} parts for as many images", found=shard[1])
     with ExitStack() as stack:
         folders = [
             stack.enter_context(unpacked(_png_folder(Path(file), folder)))
@@ -113,7 +113,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
     for path in parts:
         content = read_json(path)
         if not isinstance(content, dict) or content.get("kind") != PARTIAL:
-            raise PansightError(f"{path}: expected a partial evaluation (--partial), found another file")
+            raise PansightError(where=path, expected="a partial evaluation (--partial)", found="another file")
         with _whole(path):
             labels = LabelSpace(Category(**{**row, "color": tuple(row["color"])}) for row in content["labels"])
             scores = Scores(labels, Figures(**content["figures"]))
@@ -121,29 +121,31 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
             part, count = map(int, content["shard"])
             images, rules = int(content["images"]), content["rules"]
         if not 1 <= part <= count <= max(1, images):
-            raise PansightError(f"{path}: expected a shard of {images} images, found {part}/{count}")
+            raise PansightError(where=path, expected=f"a shard of {images} images", found=f"{part}/{count}")
         first = first or (count, images, rules, path)
         if (count, images) != first[:2]:
             expected = f"{first[0]} shards of {first[1]} images as in {first[3]}"
-            raise PansightError(f"{path}: expected {expected}, found {count} of {images}")
+            raise PansightError(where=path, expected=expected, found=f"{count} of {images}")
         if rules != first[2]:
-            raise PansightError(f"{path}: expected --strict-compat and --map as in {first[3]}, found others")
+            raise PansightError(where=path, expected=f"--strict-compat and --map as in {first[3]}", found="others")
         if part in seen:
-            raise PansightError(f"{path}: expected each shard once, found {part}/{count} in {seen[part]} too")
+            raise PansightError(where=path, expected="each shard once", found=f"{part}/{count} in {seen[part]} too")
         seen[part] = path
         with _whole(path):
             if whole is not None:
                 whole.merge(scores)
             whole = whole or scores
     if whole is None:
-        raise PansightError("merge: expected partial evaluations, found none")
+        raise PansightError(where="merge", expected="partial evaluations", found="none")
     missing = next((part for part in range(1, first[0] + 1) if part not in seen), None)
     if missing is not None:
-        raise PansightError(f"merge: expected all {first[0]} shards, found none for {missing}")
+        raise PansightError(where="merge", expected=f"all {first[0]} shards", found=f"none for {missing}")
     with _whole("merge"):
         record = _record(whole, None)
         if len(set(record["image_ids"])) != len(record["image_ids"]):
-            raise PansightError("merge: expected each image in one shard, found one in several: shards of other files")
+            raise PansightError(
+                where="merge", expected="each image in one shard", found="one in several: shards of other files"
+            )
     with _outputs(outputs, whole.labels, "merged") as (_, finish):
         finish(record)
     _tell(record, outputs, say)
@@ -156,7 +158,9 @@ def _whole(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-        raise PansightError(f"{path}: expected a partial evaluation, found a damaged one: {error!r:.80}") from error
+        raise PansightError(
+            where=path, expected="a partial evaluation", found=f"a damaged one: {error!r:.80}"
+        ) from error
 
 
 def _prediction(
@@ -189,7 +193,10 @@ def _png_folder(file: Path, folder: str | Path | None) -> Path:
     beside = file.with_suffix("")
     if not beside.is_dir():
         raise PansightError(
-            f"{file}: expected its PNGs in {beside}, found no such folder (name it: --gt-dir, --pred-dir)"
+            where=file,
+            expected=f"its PNGs in {beside}",
+            found="no such folder (name it: --gt-dir, --pred-dir)",
+            code="missing_file",
         )
     return beside
 
@@ -289,7 +296,7 @@ class _Photos:
         from pansight.data.images import IMAGE_SUFFIXES
 
         if not folder.is_dir():
-            raise PansightError(f"{folder}: expected a folder of photos, found none")
+            raise PansightError(where=folder, expected="a folder of photos", found="none")
         files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
         self._by_stem = {path.stem.removesuffix("_leftImg8bit"): path for path in files}
 

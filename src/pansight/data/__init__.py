@@ -84,10 +84,10 @@ def open_dataset(source: str | Path, format: str = "auto", split: str | None = N
         if option not in known:
             raise choice_error(f"option of {name}", option, known)
     if name != "shapes" and not Path(source).exists():
-        raise PansightError(f"{source}: expected a data folder or annotation file, found none")
+        raise PansightError(where=source, expected="a data folder or annotation file", found="none")
     dataset = opener(source, split, **options)
     if len(dataset) == 0:
-        raise PansightError(f"{source}: expected images, found an empty data set")
+        raise PansightError(where=source, expected="images", found="an empty data set")
     return dataset
 
 
@@ -102,7 +102,7 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
     if path.is_file():
         return _format_of_json(path)
     if not path.is_dir():
-        raise PansightError(f"{source}: expected a data folder, an annotation file or 'shapes', found none")
+        raise PansightError(where=source, expected="a data folder, an annotation file or 'shapes'", found="none")
     for part in dict.fromkeys((split, None)):
         for prefix in ("panoptic", "instances"):
             file = find_json(path, prefix, part)
@@ -117,7 +117,7 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
     looked = "annotations/panoptic_*.json, annotations/instances_*.json, images/ + instances/, PNGImages/ + PedMasks/"
     sets, hint = "a Cityscapes, ADE20K or Vistas root", f"other annotations: pansight convert {source} --to OUT"
     raise PansightError(
-        f"{source}: expected one of {looked} (also in train/, val/), {sets}; found none of them; {hint}"
+        f"expected one of {looked} (also in train/, val/), {sets}; found none of them; {hint}", where=source
     )
 
 
@@ -129,7 +129,7 @@ def _format_of_json(path: Path) -> str:
             return "coco_panoptic"
         if "segmentation" in annotations[0]:
             return "coco_instances"
-    raise PansightError(f"{path}: expected COCO annotations with segments_info or segmentation, found neither")
+    raise PansightError(where=path, expected="COCO annotations with segments_info or segmentation", found="neither")
 
 
 def find_splits(source: str | Path, format: str = "auto") -> tuple[str, ...]:

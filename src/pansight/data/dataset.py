@@ -45,7 +45,7 @@ class Subset:
     def __init__(self, dataset: Dataset, indices: Sequence[int]):
         bad = [i for i in indices if not 0 <= i < len(dataset)]
         if bad:
-            raise PansightError(f"subset: expected indices 0 … {len(dataset) - 1}, found {bad[0]}")
+            raise PansightError(where="subset", expected=f"indices 0 … {len(dataset) - 1}", found=bad[0])
         self.dataset = dataset
         self.indices = tuple(int(i) for i in indices)
 
@@ -72,9 +72,11 @@ def split_dataset(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tup
     Raises PansightError where that leaves no image to train on.
     """
     if not 0 < fraction < 1:
-        raise PansightError(f"split: expected a fraction between 0 and 1, found {fraction}")
+        raise PansightError(where="split", expected="a fraction between 0 and 1", found=fraction)
     if len(dataset) < 2:
-        raise PansightError(f"split: expected at least 2 images to split off a validation part, found {len(dataset)}")
+        raise PansightError(
+            where="split", expected="at least 2 images to split off a validation part", found=len(dataset)
+        )
     count = min(max(1, round(len(dataset) * fraction)), len(dataset) - 1)
     order = np.random.default_rng(seed).permutation(len(dataset))
     return Subset(dataset, sorted(order[count:].tolist())), Subset(dataset, sorted(order[:count].tolist()))
@@ -109,7 +111,7 @@ def first_folder(candidates: Sequence[Path], holds: str, what: str, option: str)
             return folder
     looked = ", ".join(dict.fromkeys(str(c) for c in candidates))
     raise PansightError(
-        f"{holds}: expected {what} in one of {looked}; found it in none (name the folder: {option}=DIR)"
+        f"expected {what} in one of {looked}; found it in none (name the folder: {option}=DIR)", where=holds
     )
 
 
@@ -117,4 +119,4 @@ def expect(condition: bool, source: str | Path, expected: str, found: Any) -> No
     """Raise PansightError in one line unless `condition` holds; a long `found` is shortened."""
     if not condition:
         text = repr(found)
-        raise PansightError(f"{source}: expected {expected}, found {text if len(text) <= 120 else text[:117] + '...'}")
+        raise PansightError(where=source, expected=expected, found=text if len(text) <= 120 else text[:117] + "...")

@@ -63,11 +63,11 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         data = read_plain(path)
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: expected an image file, found no such file") from error
+        raise PansightError(where=path, expected="an image file", found="no such file", code="missing_file") from error
     except OSError as error:
-        raise PansightError(f"{path}: expected a readable image file, found: {error.strerror or error}") from error
+        raise PansightError(where=path, expected="a readable image file", reason=error.strerror or error) from error
     if not data:
-        raise PansightError(f"{path}: expected an image, found an empty file")
+        raise PansightError(where=path, expected="an image", found="an empty file")
     return data
 
 
@@ -81,12 +81,12 @@ def read_header(data: bytes, name: str | Path) -> Header:
         else:
             header = _other_header(data, name)
     except (struct.error, IndexError) as error:
-        raise PansightError(f"{name}: expected an image, found a truncated header") from error
+        raise PansightError(where=name, expected="an image", found="a truncated header") from error
     if header.height < 1 or header.width < 1:
-        raise PansightError(f"{name}: expected an image of at least 1×1, found {header.height}×{header.width}")
+        raise PansightError(where=name, expected="an image of at least 1×1", found=f"{header.height}×{header.width}")
     if header.height * header.width > MAX_PIXELS:
         found = f"{header.height}×{header.width}"
-        raise PansightError(f"{name}: expected at most {MAX_PIXELS // 10**6} million pixels, found {found}")
+        raise PansightError(where=name, expected=f"at most {MAX_PIXELS // 10**6} million pixels", found=found)
     return header
 
 
@@ -145,7 +145,7 @@ def _other_header(data: bytes, name: str | Path) -> Header:
             return Header("other", image.height, image.width, int(image.getexif().get(0x0112, 1)), 0)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         found = f"{len(data)} bytes of another kind" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise PansightError(f"{name}: expected an image, found {found}") from error
+        raise PansightError(where=name, expected="an image", found=found) from error
 
 
 @contextmanager
@@ -174,14 +174,16 @@ def decode_image(data: bytes, name: str | Path, mask_size: tuple[int, int] | Non
         turn = 1
         if mask_size != (header.height, header.width):
             expected, (height, width) = f"{mask_size[0]}×{mask_size[1]} (its annotation)", header.turned_size
-            raise PansightError(f"{name}: expected an image of {expected}, found {height}×{width} (height × width)")
+            raise PansightError(
+                where=name, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)"
+            )
     return _turn(_decode_rgb(data, header, name), turn)
 
 
 def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
     if header.kind == "jpeg" and data.rfind(b"\xff\xd9") < header.frame_at:
         # the decoder fills missing parts with grey without an error
-        raise PansightError(f"{name}: expected a whole JPEG, found no end marker (truncated)")
+        raise PansightError(where=name, expected="a whole JPEG", found="no end marker (truncated)")
     if header.kind == "png":
         check_png(data, header, name)
     image: NDArray[Any] | None
@@ -194,9 +196,9 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
             flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
             image = cast(Any, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     except (RuntimeError, ValueError, cv2.error) as error:
-        raise PansightError(f"{name}: expected a whole image, found: {_one_line(error)}") from error
+        raise PansightError(where=name, expected="a whole image", reason=_one_line(error)) from error
     if image is None:
-        raise PansightError(f"{name}: expected a whole image, found one that cannot be decoded")
+        raise PansightError(where=name, expected="a whole image", found="one that cannot be decoded")
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.ndim == 2:
@@ -211,7 +213,7 @@ def check_png(data: bytes, header: Header, name: str | Path) -> None:
     cannot be that of its size: with too few it is a bomb of memory, with too many one of time.
     """
     if data.rfind(b"IEND") < 0:
-        raise PansightError(f"{name}: expected a whole PNG, found no end chunk (truncated)")
+        raise PansightError(where=name, expected="a whole PNG", found="no end chunk (truncated)")
     packed, position = 0, 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -220,7 +222,7 @@ def check_png(data: bytes, header: Header, name: str | Path) -> None:
     size = header.height * (header.width * header.channels * header.bits // 8)  # without the rows' filters
     if size > MAX_DEFLATE * packed + 4096 or packed > 2 * (size + header.height) + 2**16:
         expected = f"a whole PNG of {header.height}×{header.width}"
-        raise PansightError(f"{name}: expected {expected}, found {packed} bytes of packed pixels")
+        raise PansightError(where=name, expected=expected, found=f"{packed} bytes of packed pixels")
 
 
 def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -247,7 +249,7 @@ def read_index_png(path: str | Path) -> IdArray:
     data = read_bytes(path)
     header = read_header(data, path)
     if header.kind != "png" or header.png_color not in (PNG_GREY, PNG_PALETTE):
-        raise PansightError(f"{path}: expected a PNG with one channel of instance ids, found {_describe(header)}")
+        raise PansightError(where=path, expected="a PNG with one channel of instance ids", found=_describe(header))
     check_png(data, header, path)
     try:
         if header.png_color == PNG_PALETTE or header.bits < 8:
@@ -255,7 +257,7 @@ def read_index_png(path: str | Path) -> IdArray:
                 return np.asarray(image).astype(np.int32)
         return imagecodecs.png_decode(data).astype(np.int32)
     except (RuntimeError, OSError, SyntaxError, ValueError) as error:
-        raise PansightError(f"{path}: expected a whole PNG, found: {_one_line(error)}") from error
+        raise PansightError(where=path, expected="a whole PNG", reason=_one_line(error)) from error
 
 
 def write_png(path: str | Path, image: NDArray[np.uint8] | NDArray[np.uint16], level: int = 3) -> None:

@@ -32,7 +32,7 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     sample is. Truths are passed on, not copied.
     """
     if not samples:
-        raise PansightError("collate: expected at least one sample, found none")
+        raise PansightError(where="collate", expected="at least one sample", found="none")
     return Batch(
         *pad_images([s.image for s in samples], divisor),
         tuple(s.size for s in samples),
@@ -118,11 +118,15 @@ def train_stream(
     does not divide, for an empty data set, and for what the data set raises, with workers as without.
     """
     if len(dataset) == 0:
-        raise PansightError("training data: expected images, found an empty data set")
+        raise PansightError(where="training data", expected="images", found="an empty data set")
     if batch_size < 1 or batch_size % world != 0:
-        raise PansightError(f"batch size: expected a positive multiple of the {world} processes, found {batch_size}")
+        raise PansightError(
+            where="batch size", expected=f"a positive multiple of the {world} processes", found=batch_size
+        )
     if not 0 <= rank < world or seed < 0:
-        raise PansightError(f"loader: expected rank 0 … {world - 1} and seed ≥ 0, found rank {rank}, seed {seed}")
+        raise PansightError(
+            where="loader", expected=f"rank 0 … {world - 1} and seed ≥ 0", found=f"rank {rank}, seed {seed}"
+        )
     batches = TrainBatches(dataset, transform, batch_size, divisor, seed, rank, world)
     return map(pinned, run_workers(batches.__getitem__, range(start_step, steps), workers))
 
@@ -163,7 +167,7 @@ def evaluation_loader(
     for instance those of one rank; all by default.
     """
     if batch_size < 1:
-        raise PansightError(f"batch size: expected at least 1, found {batch_size}")
+        raise PansightError(where="batch size", expected="at least 1", found=batch_size)
     chosen = range(len(dataset)) if indices is None else indices
     chunks = [list(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)]
     batches = EvaluationBatches(dataset, views, chunks)

@@ -49,7 +49,9 @@ def apply_warp(sample: Sample, warp: Warp, keeps_all: bool = False) -> Sample:
 
 def _warp_instances(instances: Instances, warp: Warp, size: tuple[int, ...]) -> Instances:
     if instances.masks is None:
-        raise PansightError("Sample.instances: expected masks, found boxes only; transforms move masks")
+        raise PansightError(
+            where="Sample.instances", expected="masks", found="boxes only", hint="transforms move masks"
+        )
     masks = np.empty((len(instances), *size), np.uint8)  # (N, h, w)
     for n, mask in enumerate(instances.masks.view(torch.uint8).numpy()):
         masks[n] = warp(mask, False)
@@ -119,7 +121,9 @@ class ResizeShortestEdge:
 
     def __init__(self, shorts: Sequence[int], long: int, rule: ResizeRule):
         if not shorts or min(shorts) < 1 or long < 1:
-            raise PansightError(f"ResizeShortestEdge: expected sides of at least 1, found {tuple(shorts)} and {long}")
+            raise PansightError(
+                where="ResizeShortestEdge", expected="sides of at least 1", found=f"{tuple(shorts)} and {long}"
+            )
         self.shorts, self.rule = tuple(shorts), rule._replace(long=long, height=0, width=0)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -171,7 +175,9 @@ class ScaleJitter:
 
     def __init__(self, size: int, low: float = 0.1, high: float = 2.0, filter: str = "pillow"):
         if size < 1 or not 0 < low <= high:
-            raise PansightError(f"ScaleJitter: expected size ≥ 1 and 0 < low ≤ high, found {size}, {low}, {high}")
+            raise PansightError(
+                where="ScaleJitter", expected="size ≥ 1 and 0 < low ≤ high", found=f"{size}, {low}, {high}"
+            )
         self.size, self.low, self.high, self.filter = size, low, high, filter
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -194,7 +200,7 @@ class RandomCrop:
 
     def __init__(self, height: int, width: int):
         if height < 1 or width < 1:
-            raise PansightError(f"crop: expected at least 1×1 pixels, found {height}×{width}")
+            raise PansightError(where="crop", expected="at least 1×1 pixels", found=f"{height}×{width}")
         self.height, self.width = height, width
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -281,7 +287,7 @@ class ElasticDeformation:
     def __init__(self, magnitude: float = 8.0, spacing: int = 64, p: float = 0.5):
         if magnitude < 0 or spacing < 1:
             raise PansightError(
-                f"ElasticDeformation: expected magnitude ≥ 0, spacing ≥ 1, found {magnitude}, {spacing}"
+                where="ElasticDeformation", expected="magnitude ≥ 0, spacing ≥ 1", found=f"{magnitude}, {spacing}"
             )
         self.magnitude, self.spacing, self.p = magnitude, spacing, p
 

@@ -40,13 +40,14 @@ class Relabelled:
         for category in dataset.labels:
             if category.name not in known:
                 raise PansightError(
-                    f"{what}: expected classes among the {len(labels)} of the model ({_some(labels.names)}), "
-                    f"found {category.name!r} among the {len(dataset.labels)} of the data"
+                    where=what,
+                    expected=f"classes among the {len(labels)} of the model ({_some(labels.names)})",
+                    found=f"{category.name!r} among the {len(dataset.labels)} of the data",
                 )
             if category.is_thing != known[category.name].is_thing:
                 kinds = {True: "a thing", False: "stuff"}
                 expected, found = kinds[known[category.name].is_thing], kinds[category.is_thing]
-                raise PansightError(f"{what}: expected class {category.name!r} to be {expected}, found {found}")
+                raise PansightError(where=what, expected=f"class {category.name!r} to be {expected}", found=found)
         self.dataset = dataset
         self.labels = labels
         self._index = [known[category.name].id for category in dataset.labels]
@@ -90,8 +91,10 @@ def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
     """
     if not config.source:
         raise PansightError(
-            "data.source: expected a folder or file (--data DIR) or 'shapes', found none; "
-            f"known formats: {', '.join(DATASETS)}"
+            where="data.source",
+            expected="a folder or file (--data DIR) or 'shapes'",
+            found="none",
+            hint=f"known formats: {', '.join(DATASETS)}",
         )
     parts = find_splits(config.source, config.format)
     split = config.split or ("train" if "train" in parts else None)
@@ -195,7 +198,7 @@ def make_model(
         return build(name, labels, **options), name, options, []
     loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
-        raise PansightError(f"{config.weights}: expected weights of {name}, found {found} (--model {found})")
+        raise PansightError(where=config.weights, expected=f"weights of {name}", found=f"{found} (--model {found})")
     known = builder_options(name)
     options = {**{key: value for key, value in saved.items() if key in known}, **options}
     if "pretrained" in known:

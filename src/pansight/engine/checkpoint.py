@@ -28,7 +28,7 @@ def last_checkpoint(folder: Path) -> Path:
     """``checkpoints/last`` of a run, where it has a training state. Raises PansightError where there is none."""
     path = standing_folder(folder / "checkpoints" / "last")
     if not (path / TRAINING).is_file():
-        raise PansightError(f"{folder}: expected a run to resume (checkpoints/last/{TRAINING}), found none")
+        raise PansightError(where=folder, expected=f"a run to resume (checkpoints/last/{TRAINING})", found="none")
     return path
 
 
@@ -47,10 +47,10 @@ def read_training_state(folder: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, the zip reader and the file system each have their own types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise PansightError(f"{path}: expected a training state, found {reason}") from error
+        raise PansightError(where=path, expected="a training state", found=reason) from error
     missing = {"step", "seconds", "optimizer", "parts"} - set(state) if isinstance(state, dict) else {"step"}
     if missing:
-        raise PansightError(f"{path}: expected a training state, found one without {min(missing)!r}")
+        raise PansightError(where=path, expected="a training state", found=f"one without {min(missing)!r}")
     return state
 
 
@@ -67,7 +67,9 @@ class RunLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise PansightError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            raise PansightError(
+                "cannot be written", where=self.path, reason=error.strerror or error, code="cannot_write"
+            ) from error
 
     def trim(self, step: int) -> None:
         """Remove the lines that a killed run wrote after its last checkpoint, and a line that it did not finish."""
@@ -93,11 +95,11 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         last_checkpoint(folder)
     elif folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
-            raise PansightError(f"{folder}: expected no run yet, found one; add --resume or --overwrite")
+            raise PansightError(where=folder, expected="no run yet", found="one", hint="add --resume or --overwrite")
         if not (folder / CONFIG).is_file():
-            raise PansightError(f"{folder}: expected a run ({CONFIG}) to overwrite, found other files")
+            raise PansightError(where=folder, expected=f"a run ({CONFIG}) to overwrite", found="other files")
     elif folder.exists() and not folder.is_dir():
-        raise PansightError(f"{folder}: expected a folder for the run, found a file")
+        raise PansightError(where=folder, expected="a folder for the run", found="a file")
 
 
 def start_folder(folder: Path, config: Config, heading: str, resume: bool) -> None:
@@ -107,5 +109,5 @@ def start_folder(folder: Path, config: Config, heading: str, resume: bool) -> No
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PansightError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        raise PansightError("cannot be made", where=folder, reason=error.strerror or error) from error
     config.save(folder / CONFIG, heading)

@@ -42,7 +42,7 @@ def make_accelerator(precision: str = "fp32", folder: Path | None = None, tracke
     """
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     if precision == "fp16" and not torch.cuda.is_available():
-        raise PansightError("train.precision: fp16 needs a CUDA device, found none; use bf16 or fp32")
+        raise PansightError("fp16 needs a CUDA device, found none", where="train.precision", hint="use bf16 or fp32")
     names: list[Any] = [n for n in trackers if n != "auto"]
     if "auto" in trackers and importlib.util.find_spec("tensorboard") is not None:
         names.append("tensorboard")
@@ -55,7 +55,7 @@ def make_accelerator(precision: str = "fp32", folder: Path | None = None, tracke
             project_dir=None if folder is None else str(folder),
         )
     except (ValueError, ImportError) as error:
-        raise PansightError(f"trackers or devices: {str(error).splitlines()[0]}") from error
+        raise PansightError("trackers or devices", reason=str(error).splitlines()[0]) from error
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -188,7 +188,9 @@ def synchronise_batch_norm(model: nn.Module, accelerator: Accelerator) -> None:
         return
     if accelerator.device.type not in SYNC_BN_DEVICES:
         known = ", ".join(SYNC_BN_DEVICES)
-        raise PansightError(f"train.sync_bn: expected processes on {known}, found them on {accelerator.device.type}")
+        raise PansightError(
+            where="train.sync_bn", expected=f"processes on {known}", found=f"them on {accelerator.device.type}"
+        )
     convert_sync_batchnorm(model)
 
 

@@ -64,7 +64,9 @@ def evaluate(
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.
     """
     if class_map is None and dataset.labels != model.labels:
-        raise PansightError(f"evaluation: expected the classes of the model {model.labels}, found {dataset.labels}")
+        raise PansightError(
+            where="evaluation", expected=f"the classes of the model {model.labels}", found=dataset.labels
+        )
     rank, world = accelerator.process_index, accelerator.num_processes
     count = min(len(dataset), config.limit) if config.limit else len(dataset)
     mine = range(rank, count, world)

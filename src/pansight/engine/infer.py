@@ -70,8 +70,11 @@ def prepare(model: Any, settings: Inference) -> Any:
     if settings.averages and not _gives_semantic(model, settings.decode_options):
         task = settings.decode_options.get("task", "left out")
         raise PansightError(
-            "flip, scales: expected a model of semantic maps, or task = semantic, whose class scores can be averaged; "
-            f"found {type(model).__name__} with task {task}"
+            (
+                "expected a model of semantic maps, or task = semantic, whose class scores can be averaged; "
+                f"found {type(model).__name__} with task {task}"
+            ),
+            where="flip, scales",
         )
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     return model.to(settings.device, memory_format=layout).eval()
@@ -148,4 +151,4 @@ def check_decode_options(model: Any, name: str, decode_options: Mapping[str, Any
         if option not in known:
             raise choice_error(f"decode option of {name}", option, known)
         if option.endswith("_threshold") and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise PansightError(f"{option} of {name}: expected 0 … 1, found {value!r}")
+            raise PansightError(where=f"{option} of {name}", expected="0 … 1", found=f"{value!r}")

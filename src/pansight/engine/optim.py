@@ -39,7 +39,9 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
         names = [n for n, _ in model.named_parameters() if n == prefix or n.startswith(prefix + ".")]
         if not names:
             known = ", ".join(name for name, child in model.named_children() if any(True for _ in child.parameters()))
-            raise PansightError(f"train.freeze: no parameter's name starts with {prefix!r}; the model has {known}")
+            raise PansightError(
+                f"no parameter's name starts with {prefix!r}", where="train.freeze", hint=f"the model has {known}"
+            )
         for name in names:
             model.get_parameter(name).requires_grad_(False)
         frozen += [module for name, module in model.named_modules() if name == prefix]
@@ -67,7 +69,9 @@ def parameter_groups(
     }
     depths = _depths([name for name, _ in model.named_parameters()], rates)
     if config.layer_decay != 1 and not (rates.block and any(re.match(rates.block, name) for name in depths)):
-        raise PansightError("train.layer_decay: expected a plain ViT of several blocks, found another backbone")
+        raise PansightError(
+            where="train.layer_decay", expected="a plain ViT of several blocks", found="another backbone"
+        )
     groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():  # a shared parameter comes once
         if parameter.requires_grad:
@@ -78,7 +82,9 @@ def parameter_groups(
             share = config.backbone_lr_factor * config.layer_decay ** depths[name] if backbone else 1.0
             groups.setdefault((backbone, share, weight or config.decay == "everything"), []).append(parameter)
     if not groups:
-        raise PansightError(f"train.freeze: expected something left to train, found none beside {config.freeze}")
+        raise PansightError(
+            where="train.freeze", expected="something left to train", found=f"none beside {config.freeze}"
+        )
     return [
         {
             "params": parameters,

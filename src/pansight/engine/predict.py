@@ -85,10 +85,12 @@ def read_photo(image: Photo) -> NDArray[np.uint8]:
         return np.array(image.convert("RGB"))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise PansightError(f"image: expected uint8 (3, H, W), found {image.dtype} {tuple(image.shape)}")
+            raise PansightError(where="image", expected="uint8 (3, H, W)", found=f"{image.dtype} {tuple(image.shape)}")
         image = image.cpu().permute(1, 2, 0).numpy()  # (3, H, W) → (H, W, 3)
     if not isinstance(image, np.ndarray):
-        raise PansightError(f"image: expected a path, an array, a tensor or a PIL image, found {type(image).__name__}")
+        raise PansightError(
+            where="image", expected="a path, an array, a tensor or a PIL image", found=type(image).__name__
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise PansightError(f"image: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
+        raise PansightError(where="image", expected="uint8 (H, W, 3)", found=f"{image.dtype} {image.shape}")
     return image if image.flags.writeable else image.copy()  # torch warns of memory that it must not write

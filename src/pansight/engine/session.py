@@ -105,7 +105,7 @@ class Session:
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
-            raise PansightError(f"{self.folder}: the optimiser does not fit the model: {error}") from error
+            raise PansightError("the optimiser does not fit the model", where=self.folder, reason=error) from error
         if self.average is not None:
             self.average.restore(saved["raw"])
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
@@ -233,7 +233,10 @@ class Session:
         last = "checkpoints/last is the last good state" if (self.folder / "checkpoints" / "last").is_dir() else ""
         kept = "; ".join(text for text in ("the weights before it are in checkpoints/stopped", last) if text)
         return PansightError(
-            f"step {self.state.step + 1}: expected finite losses, found {terms}, for the images {ids}; {kept}"
+            where=f"step {self.state.step + 1}",
+            expected="finite losses",
+            found=f"{terms}, for the images {ids}",
+            hint=kept,
         )
 
 

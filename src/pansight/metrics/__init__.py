@@ -69,5 +69,5 @@ def evaluation_record(metrics: Mapping[str, Metric]) -> dict[str, Any]:
         elif figures:
             record[name] = figures
     if not record:
-        raise PansightError("evaluation: expected at least one image with a prediction, found none")
+        raise PansightError(where="evaluation", expected="at least one image with a prediction", found="none")
     return record

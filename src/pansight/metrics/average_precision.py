@@ -72,7 +72,7 @@ class AveragePrecision:
 
     def __init__(self, labels: LabelSpace, max_detections: int = 100):
         if max_detections <= 10:  # recall is also told for the first 1 and 10
-            raise PansightError(f"average precision: expected max_detections above 10, found {max_detections}")
+            raise PansightError(where="average precision", expected="max_detections above 10", found=max_detections)
         self.labels = labels
         self.max_detections = max_detections
         self._images: list[_Image] = []
@@ -90,7 +90,9 @@ class AveragePrecision:
         masks = prediction.instances.masks
         if masks is not None and tuple(masks.shape[1:]) != size:
             found = tuple(masks.shape[1:])
-            raise PansightError(f"image {truth.image_id}: expected predicted masks of {size}, found {found} (H, W)")
+            raise PansightError(
+                where=f"image {truth.image_id}", expected=f"predicted masks of {size}", found=f"{found} (H, W)"
+            )
         if truth.instances is not None:
             objects = _from_instances(truth.instances)
         else:
@@ -130,7 +132,7 @@ class AveragePrecision:
             return {}
         if self._without:
             raise PansightError(
-                f"average precision: expected objects for every image, found none for {self._without} images"
+                where="average precision", expected="objects for every image", found=f"none for {self._without} images"
             )
         things = self.labels.things
         images = sorted(self._images, key=lambda i: (isinstance(i.image_id, str), i.image_id))  # order decides ties
@@ -155,7 +157,9 @@ class AveragePrecision:
     def merge(self, other: AveragePrecision) -> None:
         """Add what another process gathered. Raises PansightError for another label space or max_detections."""
         if other.labels != self.labels or other.max_detections != self.max_detections:
-            raise PansightError("average precision: expected equal labels and max_detections on both sides of a merge")
+            raise PansightError(
+                "expected equal labels and max_detections on both sides of a merge", where="average precision"
+            )
         self._images += other._images
         self._without += other._without
 
@@ -182,7 +186,9 @@ class AveragePrecision:
         ]
         things = np.array([c.id for c in self.labels.things], np.int64)
         if not all(_is_whole(o, things) for i in self._images for o in (i.truth, i.prediction)):
-            raise PansightError("average precision: expected objects of thing classes, found others (damaged)")
+            raise PansightError(
+                where="average precision", expected="objects of thing classes", found="others (damaged)"
+            )
         self._without = int(state["without"])
 
 

@@ -64,7 +64,7 @@ class ClassCounts:
         columns = [[int(value) for value in state[key]] for key in ("tp", "fp", "fn", "iou")]
         for column in columns:
             if len(column) != len(self.labels):
-                raise PansightError(f"counts by class: expected {len(self.labels)} classes, found {len(column)}")
+                raise PansightError(where="counts by class", expected=f"{len(self.labels)} classes", found=len(column))
         low = (1 << _LOW_BITS) - 1
         ious = [[value >> _LOW_BITS for value in columns[3]], [value & low for value in columns[3]]]
         self._table += np.array([*columns[:3], *ious], np.int64).T  # (5, K) → (K, 5)
@@ -110,7 +110,7 @@ class ImageRows:
         """Add the images of a `state_dict`. Raises PansightError, headed by `what`, where it is damaged."""
         rows = np.array(state["rows"], np.int64).reshape(self.columns, -1).T.copy()  # (columns, R) → (R, columns)
         if (rows < 0).any() or (rows[:, :2] >= (len(state["image_ids"]), classes)).any() or _is_idle(rows):
-            raise PansightError(f"{what}: expected counts of classes in images, found others (damaged)")
+            raise PansightError(where=what, expected="counts of classes in images", found="others (damaged)")
         rows[:, 0] += len(self.ids)
         self.ids += state["image_ids"]
         self._rows.append(rows)
@@ -137,7 +137,7 @@ def image_rows(match: ImageMatch, n_classes: int) -> IntArray:
     phantom = prediction[match.state == PHANTOM]
     counted = np.concatenate([hit, phantom, truth[match.missed]])
     if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < n_classes:
-        raise PansightError(f"segment category: expected an index below {n_classes}, found {int(counted.max())}")
+        raise PansightError(where="segment category", expected=f"an index below {n_classes}", found=int(counted.max()))
     units = (np.append(match.iou[found], match.again_iou) * IOU_UNIT).astype(np.int64)
     table = np.zeros((n_classes, 7), np.int64)
     table[:, 1] = np.arange(n_classes)

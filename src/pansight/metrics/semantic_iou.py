@@ -45,7 +45,9 @@ def image_classes(truth: PanopticSegmentation, prediction: Prediction, n_classes
         return None
     if tuple(ids.shape) != truth.size:
         expected, found = ("×".join(map(str, size)) for size in (truth.size, tuple(ids.shape)))
-        raise PansightError(f"prediction: expected the size of the truth {expected}, found {found} (height × width)")
+        raise PansightError(
+            where="prediction", expected=f"the size of the truth {expected}", found=f"{found} (height × width)"
+        )
     overlaps = count_overlaps(truth.ids, ids)
     truth_class = {s.id: s.category for s in truth.segments} | {VOID: n_classes}
     true = _look_up(truth_class, overlaps.first, "truth")
@@ -116,7 +118,9 @@ class SemanticIoU:
         if not self._images.ids:
             return {}
         if self._without:
-            raise PansightError(f"mIoU: expected a class map for every image, found none for {self._without} images")
+            raise PansightError(
+                where="mIoU", expected="a class map for every image", found=f"none for {self._without} images"
+            )
         k = len(self.labels)
         image_ids, rows = self._images.in_order()
         sums = np.zeros((k, 3), np.int64)
@@ -156,7 +160,7 @@ class SemanticIoU:
     def merge(self, other: SemanticIoU) -> None:
         """Add what another process gathered. Raises PansightError for another label space or convention."""
         if other.labels != self.labels or other.convention != self.convention:
-            raise PansightError("mIoU: expected the same label space and convention on both sides of a merge")
+            raise PansightError("expected the same label space and convention on both sides of a merge", where="mIoU")
         self._images.extend(other._images.state_dict(), len(self.labels), "mIoU")
         self._without += other._without
 
@@ -167,7 +171,7 @@ class SemanticIoU:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what was gathered by a `state_dict`."""
         if state["classes"] != len(self.labels):
-            raise PansightError(f"mIoU: expected {len(self.labels)} classes, found {state['classes']}")
+            raise PansightError(where="mIoU", expected=f"{len(self.labels)} classes", found=state["classes"])
         self._images = ImageRows(5)
         self._images.extend(state, len(self.labels), "mIoU")
         self._without = int(state["without"])
@@ -194,4 +198,6 @@ def _look_up(class_of: dict[int, int], values: IntArray, side: str, shift: int =
     try:
         return np.array([class_of[v] for v in values.tolist()], np.int64)
     except KeyError as error:
-        raise PansightError(f"{side}: found the value {error.args[0] + shift}, which stands for no class") from error
+        raise PansightError(
+            f"found the value {error.args[0] + shift}, which stands for no class", where=side
+        ) from error

@@ -40,7 +40,7 @@ def build(name: str, labels: LabelSpace, **options: Any) -> Model:
         if option not in known:
             raise choice_error(f"option of model {name}:", option, known)
     if chosen.needs_things and not labels.things:
-        raise PansightError(f"model {name}: expected at least one thing among the classes, found stuff only")
+        raise PansightError(where=f"model {name}", expected="at least one thing among the classes", found="stuff only")
     return chosen.build(labels, **options)
 
 

@@ -353,7 +353,7 @@ def detr(
     Raises PansightError where channels are no multiple of 16 and of heads.
     """
     if channels % 16 or channels % heads:
-        raise PansightError(f"channels: expected a multiple of 16 and of heads ({heads}), found {channels}")
+        raise PansightError(where="channels", expected=f"a multiple of 16 and of heads ({heads})", found=channels)
     last = 16 if dilate else 32
     net = timm_backbone(backbone, pretrained, (4, 8, 16, last), frozen_bn, freeze_stages, output_stride=last)
     sizes = (channels, *class_hidden, len(labels) + 1)

@@ -109,7 +109,7 @@ class EoMT(nn.Module):
         self.rules = QueryRules()
         depth, last = len(backbone.features.blocks), len(annealing.starts)
         if not 0 < last <= depth:
-            raise PansightError(f"eomt: expected 1 … {depth} blocks with queries, found {last}")
+            raise PansightError(where="eomt", expected=f"1 … {depth} blocks with queries", found=last)
         self.first = depth - last
         if backbone.rotary:  # queries have no position in the image: the rotation skips them, as the class token
             for block in backbone.features.blocks[self.first :]:
@@ -300,7 +300,7 @@ def eomt(
     if upscales is None:
         upscales = max(1, int(math.log2(patch)) - 2)
     if patch % 2**upscales:
-        raise PansightError(f"eomt: expected patches that halve {upscales} times, found {patch} px")
+        raise PansightError(where="eomt", expected=f"patches that halve {upscales} times", found=f"{patch} px")
     annealing = MaskAnnealing(*schedule(blocks, anneal_starts, anneal_ends), power=anneal_power)
     settings = PointSettings(points, oversample, importance, class_weight, binary_weight, dice_weight, no_object)
     rule = ResizeRule(size, size, size, "eomt") if square else ResizeRule(0, 0, patch, "eomt")
@@ -322,7 +322,9 @@ def schedule(
     if ends is None:
         ends = [start + 1 / 6 for start in starts]
     if len(starts) != blocks or len(ends) != blocks:
-        raise PansightError(f"eomt: expected {blocks} starts and ends of annealing, found {len(starts)}, {len(ends)}")
+        raise PansightError(
+            where="eomt", expected=f"{blocks} starts and ends of annealing", found=f"{len(starts)}, {len(ends)}"
+        )
     return starts, ends
 
 

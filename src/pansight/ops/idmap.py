@@ -24,7 +24,7 @@ IdArray = NDArray[np.int32]
 def rgb_to_ids(rgb: NDArray[np.uint8]) -> IdArray:
     """uint8 (H, W, 3), red first → int32 (H, W)."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise PansightError(f"RGB-coded ids: expected uint8 (H, W, 3), found {rgb.dtype} {rgb.shape}")
+        raise PansightError(where="RGB-coded ids", expected="uint8 (H, W, 3)", found=f"{rgb.dtype} {rgb.shape}")
     import cv2  # here, since figures from files do without it
 
     ids = np.empty(rgb.shape[:2], np.int32)
@@ -41,7 +41,7 @@ def ids_to_rgb(ids: IdArray) -> NDArray[np.uint8]:
     """int32 (H, W) → uint8 (H, W, 3), red first. Raises PansightError for ids outside 0 … 256³ − 1."""
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) > MAX_ID):
         bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-        raise PansightError(f"id map: expected ids 0 … {MAX_ID}, found {bad}")
+        raise PansightError(where="id map", expected=f"ids 0 … {MAX_ID}", found=bad)
     little = np.ascontiguousarray(ids, dtype="<i4")
     return np.ascontiguousarray(little.view(np.uint8).reshape(*ids.shape, 4)[..., :3])  # (H, W, 4) → (H, W, 3)
 

@@ -49,10 +49,12 @@ def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
                 loaded = origin.load(state, str(path))
             except MISFITS as error:
                 found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise PansightError(f"{path}: expected a whole checkpoint ({layout}), found {found:.200}") from error
+                raise PansightError(
+                    where=path, expected=f"a whole checkpoint ({layout})", found=f"{found:.200}"
+                ) from error
             licences.show_file(str(path), layout, loaded[1])
             return loaded
     some = ", ".join(list(state)[:3])
     parent = Path(path).parent
     hint = f"; {CONFIG} lies beside it: load the folder {parent}" if (parent / CONFIG).is_file() else ""
-    raise PansightError(f"{path}: expected a checkpoint of {' or '.join(ORIGINS)}, found tensors {some} …{hint}")
+    raise PansightError(where=path, expected=f"a checkpoint of {' or '.join(ORIGINS)}", found=f"tensors {some} …{hint}")

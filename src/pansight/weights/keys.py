@@ -36,11 +36,13 @@ def rename(state: Mapping[str, Tensor], rules: Iterable[Rule], ignored: str, sou
         )
         if match is None:
             raise PansightError(
-                f"{source}: unknown tensor {key} {list(tensor.shape)}; expected only those of the layout that it has"
+                f"unknown tensor {key} {list(tensor.shape)}",
+                where=source,
+                hint="expected only those of the layout that it has",
             )
         name = match.expand(replacement) if isinstance(replacement, str) else replacement(match)
         if name in result:
-            raise PansightError(f"{source}: expected one tensor for {name}, found a second in {key}")
+            raise PansightError(where=source, expected=f"one tensor for {name}", found=f"a second in {key}")
         result[name] = tensor
     return result
 
@@ -66,7 +68,9 @@ def join_rows(
     for key, pieces in found.items():
         missing = [part for part in parts if part not in pieces]
         if missing:
-            raise PansightError(f"{source}: expected the parts {', '.join(parts)} of {key}, found no {missing[0]}")
+            raise PansightError(
+                where=source, expected=f"the parts {', '.join(parts)} of {key}", found=f"no {missing[0]}"
+            )
         result[key] = torch.cat([pieces[part] for part in parts])
     return result
 
@@ -94,14 +98,16 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in state and not name.endswith("num_batches_tracked"):
-            raise PansightError(f"{source}: expected tensor {name} {_shape(tensor)}, found none by that name")
+            raise PansightError(where=source, expected=f"tensor {name} {_shape(tensor)}", found="none by that name")
         if name in state and state[name].shape != tensor.shape:
             found = _shape(state[name])
-            raise PansightError(f"{source}: {name}: expected shape {_shape(tensor)}, found {found}")
+            raise PansightError(where=f"{source}: {name}", expected=f"shape {_shape(tensor)}", found=found)
     unexpected = [name for name in state if name not in expected]
     if unexpected:
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
-        raise PansightError(f"{source}: expected no tensor {unexpected[0]}{more}; the model has none by that name")
+        raise PansightError(
+            f"expected no tensor {unexpected[0]}{more}", where=source, hint="the model has none by that name"
+        )
     model.load_state_dict(state, strict=False)  # strict but for num_batches_tracked, as checked above
 
 
@@ -117,14 +123,14 @@ def resnet_depth(
     found = tuple(blocks.values())
     if depths.get(found) not in known:
         expected = " or ".join(f"ResNet-{depth}" for depth in known)
-        raise PansightError(f"{source}: expected a {expected}, found stages of {list(found)} blocks")
+        raise PansightError(where=source, expected=f"a {expected}", found=f"stages of {list(found)} blocks")
     return depths[found]
 
 
 def rows(state: Mapping[str, Tensor], key: str, source: str) -> int:
     """The number of rows of a tensor that must be there."""
     if key not in state:
-        raise PansightError(f"{source}: expected tensor {key}, found none by that name")
+        raise PansightError(where=source, expected=f"tensor {key}", found="none by that name")
     return state[key].shape[0]
 
 

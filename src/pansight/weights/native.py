@@ -71,7 +71,7 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
     try:
         json.dumps(config)
     except (TypeError, ValueError) as error:
-        raise PansightError(f"{folder}: expected options that JSON can hold, found {error}") from error
+        raise PansightError(where=folder, expected="options that JSON can hold", found=error) from error
     # contiguous: channels_last weights are views with other strides, which safetensors refuses
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     try:
@@ -100,10 +100,10 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
         return huggingface.load_folder(folder, source)
     keys = ("format_version", "model", "options", "labels", "input")
     if not isinstance(config, dict) or any(key not in config for key in keys):
-        raise PansightError(f"{folder / CONFIG}: expected a saved model with the keys {', '.join(keys)}")
+        raise PansightError(f"expected a saved model with the keys {', '.join(keys)}", where=folder / CONFIG)
     if config["format_version"] != FORMAT_VERSION:
         found = config["format_version"]
-        raise PansightError(f"{folder / CONFIG}: expected format_version {FORMAT_VERSION}, found {found}")
+        raise PansightError(where=folder / CONFIG, expected=f"format_version {FORMAT_VERSION}", found=found)
     name, options = str(config["model"]), dict(config["options"])
     model: Any = build(name, LabelSpace.from_json(config["labels"]), **options)
     load_strictly(model, read_tensors(folder / TENSORS), str(folder / TENSORS))
@@ -122,7 +122,7 @@ def _restore_input(model: Any, saved: Any, path: Path) -> None:
         restored = Input(_saved_rule(dict(saved["resize"])), pixels, black_padding)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, PansightError) as error:
         expected = "input with mean, scale, bgr and resize"
-        raise PansightError(f"{path}: expected {expected}, found {saved!r}") from error
+        raise PansightError(where=path, expected=expected, found=f"{saved!r}") from error
     # the reciprocal of a reciprocal may differ in the last bit
     restored.scale.view(-1).copy_(restored.scale.new_tensor(scale))
     model.input = restored
@@ -152,7 +152,9 @@ def find_folder(path: str | Path) -> Path | None:
     for candidate in map(standing_folder, candidates):
         if (candidate / CONFIG).is_file():
             return candidate
-    raise PansightError(f"{path}: expected a saved model ({CONFIG}) or a run (checkpoints/best or last), found neither")
+    raise PansightError(
+        where=path, expected=f"a saved model ({CONFIG}) or a run (checkpoints/best or last)", found="neither"
+    )
 
 
 def download(hub_id: str) -> Path:
@@ -168,5 +170,8 @@ def download(hub_id: str) -> Path:
     except Exception as error:  # the client raises its own types, its HTTP library's and ValueError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise PansightError(
-            f"{hub_id}: no such file or folder here, and the hub cannot be reached for it: {reason}"
+            "no such file or folder here, and the hub cannot be reached for it",
+            where=hub_id,
+            reason=reason,
+            code="missing_file",
         ) from error

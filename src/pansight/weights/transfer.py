@@ -105,7 +105,7 @@ def transfer(
         else:
             new.append(key)
     if not kept:
-        raise PansightError(f"transfer: expected weights of {entry.architecture}, found no tensor that fits")
+        raise PansightError(where="transfer", expected=f"weights of {entry.architecture}", found="no tensor that fits")
     model.load_state_dict(result, strict=False)
     dropped = [key for key in state if key not in result]
     return TransferReport(
@@ -163,7 +163,9 @@ def copy_rows(source: Tensor, found: Sequence[str], target: Tensor, wanted: Sequ
 def _class_names(key: str, tensor: Tensor, rows: ClassRows, labels: LabelSpace) -> Sequence[str]:
     names = rows(labels)
     if len(names) != tensor.shape[0]:
-        raise PansightError(f"transfer: {key}: expected {len(names)} rows for {labels!r}, found {tensor.shape[0]}")
+        raise PansightError(
+            where=f"transfer: {key}", expected=f"{len(names)} rows for {labels!r}", found=tensor.shape[0]
+        )
     return names
 
 

@@ -40,7 +40,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     content = _read_any(path)
     if not isinstance(content, Mapping):
-        raise PansightError(f"{path}: expected a dict of tensors by name, found {type(content).__name__}")
+        raise PansightError(where=path, expected="a dict of tensors by name", found=type(content).__name__)
     for key in WRAPPERS:
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -50,7 +50,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     }
     if not tensors:
         some = ", ".join(repr(str(key)) for key in list(content)[:3]) or "nothing"
-        raise PansightError(f"{path}: expected a dict of tensors by name, found no tensor among its keys ({some})")
+        raise PansightError(
+            where=path, expected="a dict of tensors by name", found=f"no tensor among its keys ({some})"
+        )
     if all(name.startswith("module.") for name in tensors):  # saved from DistributedDataParallel
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -64,10 +66,10 @@ def read_pickle(path: str | Path) -> Any:
     except PansightError:
         raise
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     except Exception as error:  # a damaged pickle raises nearly anything: EOFError, KeyError, UnicodeDecodeError …
         raise PansightError(
-            f"{path}: expected a pickle of numpy arrays, found a damaged file ({_one_line(error)})"
+            where=path, expected="a pickle of numpy arrays", found=f"a damaged file ({_one_line(error)})"
         ) from error
 
 
@@ -76,22 +78,26 @@ def _read_any(path: Path) -> Any:
         with open(path, "rb") as file:
             head = file.read(16)
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: no such file; expected a checkpoint") from error
+        raise PansightError("no such file", where=path, hint="expected a checkpoint", code="missing_file") from error
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     if not head:
-        raise PansightError(f"{path}: expected a checkpoint, found an empty file (0 bytes)")
+        raise PansightError(where=path, expected="a checkpoint", found="an empty file (0 bytes)")
     if head[8:9] == b"{":  # 8 bytes of header length, then the JSON header
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise PansightError(f"{path}: expected safetensors, found a damaged file ({_one_line(error)})") from error
+            raise PansightError(
+                where=path, expected="safetensors", found=f"a damaged file ({_one_line(error)})"
+            ) from error
     if head[:4] == b"PK\x03\x04" or head.startswith(TORCH_LEGACY_MAGIC):
         return _read_torch(path)
     if head[:1] == b"\x80" or head[:1] in b"(}c":  # protocol 2 and later; 0 and 1, as Python 2 wrote them
         return read_pickle(path)
     raise PansightError(
-        f"{path}: expected a checkpoint (.safetensors, .pth, .pt, .pkl), found a file that begins with {head[:4]!r}"
+        where=path,
+        expected="a checkpoint (.safetensors, .pth, .pt, .pkl)",
+        found=f"a file that begins with {head[:4]!r}",
     )
 
 
@@ -102,9 +108,9 @@ def _read_torch(path: Path) -> Any:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             found = f"the name {code[1]}, which could run code; save its state_dict() alone"
-            raise PansightError(f"{path}: expected tensors only, found {found}") from error
+            raise PansightError(where=path, expected="tensors only", found=found) from error
         raise PansightError(
-            f"{path}: expected a torch checkpoint, found a damaged file ({_one_line(error)})"
+            where=path, expected="a torch checkpoint", found=f"a damaged file ({_one_line(error)})"
         ) from error
 
 
@@ -203,7 +209,7 @@ class _Unpickler(pickle.Unpickler):
         name = f"{module_name}.{global_name}"
         if name not in ALLOWED:
             found = f"the name {name}, which could run code; save it as .pth or .safetensors"
-            raise PansightError(f"{self._path}: expected a pickle of numpy arrays, found {found}")
+            raise PansightError(where=self._path, expected="a pickle of numpy arrays", found=found)
         return ALLOWED[name]
 
     def persistent_load(self, pid: Any) -> NoReturn:

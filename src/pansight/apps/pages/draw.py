@@ -219,7 +219,7 @@ def _paint_errors(codes: NDArray[np.uint8], truth_rows: NDArray[np.int16], image
 def _picture(image: Tensor, size: tuple[int, ...]) -> Picture:
     """uint8 (3, H, W) → contiguous (H, W, 3), checked against (H, W)."""
     if image.ndim != 3 or image.shape[0] != 3 or tuple(image.shape[1:]) != tuple(size):
-        raise PansightError(f"image: expected (3, {size[0]}, {size[1]}) as its map, found {tuple(image.shape)}")
+        raise PansightError(where="image", expected=f"(3, {size[0]}, {size[1]}) as its map", found=tuple(image.shape))
     return np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy())
 
 
@@ -312,5 +312,5 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans Bold, as matplotlib ships it: Latin, Greek and Cyrillic names are legible."""
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
-        raise PansightError("fonts: expected the package matplotlib, found none; install it")
+        raise PansightError(where="fonts", expected="the package matplotlib", found="none", hint="install it")
     return ImageFont.truetype(Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf", size)

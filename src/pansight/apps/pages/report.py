@@ -88,12 +88,14 @@ def write_overview(run_folder: str | Path, rows: int = 3) -> Path | None:
 def read_run(folder: Path) -> Run:
     """Read config.toml, run.json, metrics.jsonl, evaluation.json and predictions/sheet, as far as they exist."""
     if not folder.is_dir():
-        raise PansightError(f"{folder}: no such folder; expected a run")
+        raise PansightError("no such folder", where=folder, hint="expected a run")
     run = Run(folder.resolve().name)
     sources = [folder / name for name in ("config.toml", "metrics.jsonl", "evaluation.json")]
     present = [path for path in sources if path.is_file()]
     if not present:
-        raise PansightError(f"{folder}: expected a run with config.toml, metrics.jsonl or evaluation.json, found none")
+        raise PansightError(
+            where=folder, expected="a run with config.toml, metrics.jsonl or evaluation.json", found="none"
+        )
     changed = datetime.fromtimestamp(max(p.stat().st_mtime for p in present))
     run.date = f"{changed.day} {changed:%B %Y, %H:%M}"
     config, log, evaluation = sources
@@ -283,7 +285,7 @@ def _maps(entry: Mapping[str, Any], run: Run) -> tuple[Tensor, PanopticSegmentat
     """image uint8 (3, H, W), truth and prediction of one image of the sheet."""
     folder = run.sheet_folder
     if run.labels is None:
-        raise PansightError(f"{folder}: expected the classes of the run, found none")
+        raise PansightError(where=folder, expected="the classes of the run", found="none")
     image = torch.from_numpy(read_image(folder / entry["image"])).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
     truth = _segmentation(folder / entry["truth"], entry["truth_segments"], run.labels)
     return image, truth, _segmentation(folder / entry["prediction"], entry["prediction_segments"], run.labels)
@@ -295,7 +297,7 @@ def _segmentation(png: Path, rows: Iterable[Mapping[str, Any]], labels: LabelSpa
     segments: list[Segment] = []
     for row in rows:
         if row["category_id"] not in known:
-            raise PansightError(f"{png}: expected a class of the run, found category id {row['category_id']}")
+            raise PansightError(where=png, expected="a class of the run", found=f"category id {row['category_id']}")
         category = known[row["category_id"]].id
         segments.append(Segment(row["id"], category, row.get("score", 1.0), bool(row.get("iscrowd", 0))))
     return PanopticSegmentation(torch.from_numpy(read_rgb_ids(png)), tuple(segments))
@@ -316,5 +318,5 @@ def _duration(seconds: object) -> str:
 
 def _table(value: Any, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise PansightError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise PansightError(where=path, expected="a JSON object", found=type(value).__name__)
     return value

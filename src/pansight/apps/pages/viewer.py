@@ -87,12 +87,16 @@ class ViewerWriter:
     def __enter__(self) -> ViewerWriter:
         taken = [path for path in (self.out, self.folder) if path.exists()]
         if taken and not self.overwrite:
-            raise PansightError(f"{taken[0]}: expected no such file or folder yet, found one; nothing was written")
+            raise PansightError(
+                where=taken[0], expected="no such file or folder yet", found="one", hint="nothing was written"
+            )
         if self.out.is_dir():
-            raise PansightError(f"{self.out}: expected a file to write the page to, found a folder")
+            raise PansightError(where=self.out, expected="a file to write the page to", found="a folder")
         foreign = [path for path in _entries(self.folder) if not re.fullmatch(r"\d+\.js", path.name)]
         if foreign:
-            raise PansightError(f"{self.folder}: expected a viewer's folder to replace, found {foreign[0].name} in it")
+            raise PansightError(
+                where=self.folder, expected="a viewer's folder to replace", found=f"{foreign[0].name} in it"
+            )
         self._publication.begin()
         try:
             self._partial.mkdir()
@@ -193,7 +197,7 @@ def image_content(image: ViewerImage) -> dict[str, Any]:
         if array is not None and array.shape[:2] != (height, width):
             found = f"{array.shape[0]} × {array.shape[1]}"
             raise PansightError(
-                f"image {image.image_id}: {name}: expected {height} × {width} as the truth, found {found}"
+                where=f"image {image.image_id}: {name}", expected=f"{height} × {width} as the truth", found=found
             )
     scale = min(1.0, PICTURE_SIDE / max(height, width, 1))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -202,7 +206,7 @@ def image_content(image: ViewerImage) -> dict[str, Any]:
     if strange.size:
         segment, score = (column[strange[0]] for column in (match.prediction.ids, match.prediction.scores))
         raise PansightError(
-            f"image {image.image_id}: prediction: segment {segment}: expected a finite score, found {score}"
+            where=f"image {image.image_id}: prediction: segment {segment}", expected="a finite score", found=score
         )
     truth = (match.truth, match.truth_area, errors.truth, errors.truth_partner, errors.truth_iou)
     prediction = (
@@ -261,7 +265,7 @@ def _data_url(photo: NDArray[np.uint8], size: tuple[int, int]) -> str:
     small = photo if photo.shape[:2] == size else cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA)
     ok, code = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
     if not ok:
-        raise PansightError("viewer: a photo could not be encoded as JPEG")
+        raise PansightError("a photo could not be encoded as JPEG", where="viewer")
     return "data:image/jpeg;base64," + base64.b64encode(code.tobytes()).decode("ascii")
 
 

@@ -47,6 +47,6 @@ def label_space(name: str) -> LabelSpace:
     unknown = [row["name"] for row in rows if row["isthing"] is None]
     if unknown:
         raise PansightError(
-            f"{name}: expected to know things from stuff, found classes that do not say: {unknown[0]}, …"
+            where=name, expected="to know things from stuff", found=f"classes that do not say: {unknown[0]}, …"
         )
     return LabelSpace.from_json(sorted(rows, key=lambda row: not row["isthing"]))

@@ -133,7 +133,7 @@ def open_parts(
     """(root, parts, defects of the files and their lists, files of another kind)."""
     root, files = find_files(source)
     if len(files) > 1 and (images or panoptic):
-        raise PansightError(f"{source}: expected one annotation file where folders are given, found {len(files)}")
+        raise PansightError(where=source, expected="one annotation file where folders are given", found=len(files))
     findings, read, unread = Findings(keep), list[tuple[Part | None, list[Defect]]](), list[PansightError]()
     for file in files:
         try:

@@ -88,19 +88,25 @@ def _settle(report: Report, things: Iterable[str] | None) -> dict[str, dict[int,
     """The classes of each part with every thing decided. Raises PansightError where the copy would not be sound."""
     parts = [checked.part for checked in report.parts]
     if any(part.kind != "panoptic" for part in parts):
-        raise PansightError(f"{report.root}: expected COCO panoptic to repair, found masks (pansight convert makes it)")
+        raise PansightError(
+            where=report.root, expected="COCO panoptic to repair", found="masks (pansight convert makes it)"
+        )
     blocking = {code: d for code, d in report.findings.blocking.items() if code != "isthing" or things is None}
     if blocking:
         first = next(iter(blocking.values()))
         hint = " (name the things: --things A,B,C)" if first.code == "isthing" else ""
-        raise PansightError(f"{first.line()}; cannot be repaired without you{hint}")
+        raise PansightError(first.line(), hint=f"cannot be repaired without you{hint}")
     if not any(len(checked.part.records) > len(checked.lost) for checked in report.parts):
-        raise PansightError(f"{report.root}: expected images that can be kept, found none; nothing was written")
+        raise PansightError(
+            where=report.root, expected="images that can be kept", found="none", hint="nothing was written"
+        )
     named = set(things or ())
     known = {row.name for part in parts for row in part.classes.values()}
     if named - known:
         listed = ", ".join(one_line(name) for name in sorted(known)[:20])
-        raise PansightError(f"--things: expected names of categories ({listed}), found {min(named - known)!r}")
+        raise PansightError(
+            where="--things", expected=f"names of categories ({listed})", found=f"{min(named - known)!r}"
+        )
     return {part.name: {n: _settled(row, named) for n, row in part.classes.items()} for part in parts}
 
 
@@ -125,7 +131,7 @@ class _Copy:
         annotation, file_name = record.annotations[0], str(record.row["file_name"])
         if image.ids is None or image.size is None or self.part.panoptic is None or self.part.images is None:
             raise PansightError(
-                f"{self.part.json}: image {record.image_id}: expected a PNG as before, found it changed"
+                where=f"{self.part.json}: image {record.image_id}", expected="a PNG as before", found="it changed"
             )
         ids, rows = repaired_segments(image, image.ids, self.classes)
         source = self.part.panoptic / annotation["file_name"]

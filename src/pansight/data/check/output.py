@@ -18,7 +18,7 @@ def require_new(out: Path, marker: str, overwrite: bool) -> None:
     """Raises PansightError where `out` exists, unless it may be replaced: it holds `marker`."""
     if os.path.lexists(out) and not (overwrite and (out / marker).is_file() and not out.is_symlink()):
         hint = f"--overwrite replaces only a folder with {marker}" if overwrite else "nothing was written"
-        raise PansightError(f"{out}: expected no such folder yet, found one; {hint}")
+        raise PansightError(where=out, expected="no such folder yet", found="one", hint=hint)
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def new_folder(out: Path, marker: str, inputs: tuple[Path, ...], overwrite: bool
     for folder in inputs:
         inside, outside = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
         if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-            raise PansightError(f"{out}: expected a folder apart from the data, found it in or around {folder}")
+            raise PansightError(where=out, expected="a folder apart from the data", found=f"it in or around {folder}")
     with replacing_folder(out) as partial:
         yield partial
 
@@ -75,7 +75,9 @@ def write_annotations(path: Path, content: dict[str, Any]) -> None:
     try:
         write_text(path, json.dumps(content))
     except RecursionError as error:
-        raise PansightError(f"{path.name}: expected plain values, found hundreds of lists in each other") from error
+        raise PansightError(
+            where=path.name, expected="plain values", found="hundreds of lists in each other"
+        ) from error
 
 
 def folder_name(name: str, taken: Names) -> str:

@@ -81,7 +81,7 @@ def find_files(source: str | Path) -> tuple[Path, list[Path]]:
     if path.is_file():
         return (path.parent.parent if path.parent.name == "annotations" else path.parent), [path]
     if not path.is_dir():
-        raise PansightError(f"{path}: expected a data folder or an annotation file, found none")
+        raise PansightError(where=path, expected="a data folder or an annotation file", found="none")
     for prefix in ("panoptic", "instances"):
         places = (path / "annotations", path)
         found = [f for place in places for f in sorted(place.glob(f"{prefix}*.json")) if f.is_file()]
@@ -93,7 +93,7 @@ def find_files(source: str | Path) -> tuple[Path, list[Path]]:
         if found:
             return path, found
     looked = "annotations/panoptic_*.json, panoptic_*.json, train/_annotations.coco.json, annotations/instances_*.json"
-    raise PansightError(f"{path}: expected one of {looked}; found none (other names: give the JSON file itself)")
+    raise PansightError(f"expected one of {looked}; found none (other names: give the JSON file itself)", where=path)
 
 
 def part_name(file: Path) -> str:
@@ -123,11 +123,11 @@ def load(file: Path) -> tuple[Any, list[str]]:
     try:
         return json.loads(read_plain(file).decode("utf-8"), parse_constant=constant, parse_float=number), odd
     except OSError as error:
-        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read") from error
     except RecursionError as error:
-        raise PansightError(f"{file}: expected JSON, found hundreds of lists or objects in each other") from error
+        raise PansightError(where=file, expected="JSON", found="hundreds of lists or objects in each other") from error
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
-        raise PansightError(f"{file}: expected JSON, found {' '.join(str(error).split())}") from error
+        raise PansightError(where=file, expected="JSON", found=" ".join(str(error).split())) from error
 
 
 def kind_of(content: dict[str, Any]) -> Kind:

@@ -105,7 +105,9 @@ def group_key(name: str, group: str) -> str:
             found = re.search(group, name)
             return (found.group(1) or "") if found else name
         except (re.error, IndexError) as error:
-            raise PansightError(f"--group: expected a regular expression with a group, found {group!r}") from error
+            raise PansightError(
+                where="--group", expected="a regular expression with a group", found=f"{group!r}"
+            ) from error
     return name.partition(group)[0]
 
 
@@ -119,17 +121,19 @@ def _choose(source: str | Path, name: str | None) -> Part:
     chosen = [part for part in parts if name is None or part.name == name]
     listed = ", ".join(part.name for part in parts)
     if not chosen:
-        raise PansightError(f"--part: expected one of {listed}, found {name!r}")
+        raise PansightError(where="--part", expected=f"one of {listed}", found=f"{name!r}")
     if len(chosen) > 1:
-        raise PansightError(f"{root}: expected one part to split, found {listed}; name one (--part NAME)")
+        raise PansightError(where=root, expected="one part to split", found=listed, hint="name one (--part NAME)")
     if chosen[0].kind == "detection":
-        raise PansightError(f"{chosen[0].json}: expected COCO panoptic or instances, found masks; see pansight convert")
+        raise PansightError(
+            where=chosen[0].json, expected="COCO panoptic or instances", found="masks", hint="see pansight convert"
+        )
     return chosen[0]
 
 
 def _items(part: Part) -> Iterator[_Item]:
     if part.images is None:
-        raise PansightError(f"{part.json}: expected its images in the usual folders, found none")
+        raise PansightError(where=part.json, expected="its images in the usual folders", found="none")
     for position, record in enumerate(part.records):
         where = f"{part.json}: image {record.image_id}"
         png, counts = None, dict[int, int]()
@@ -148,7 +152,7 @@ def _items(part: Part) -> Iterator[_Item]:
             counts[category] = counts.get(category, 0) + 1
         image = file_in(part.images, record.row.get("file_name"))
         if image is None or not is_file(image):
-            raise PansightError(f"{where}: expected its image file, found none (see pansight check)")
+            raise PansightError(where=where, expected="its image file", found="none (see pansight check)")
         yield _Item(position, image, png, counts)
 
 

@@ -30,9 +30,9 @@ def stratify(images: Sequence[int], classes: Sequence[dict[int, int]], fraction:
     Raises PansightError for a fraction outside (0, 1) and for fewer than two units.
     """
     if not 0 < fraction < 1:
-        raise PansightError(f"split: expected a share for validation between 0 and 1, found {fraction}")
+        raise PansightError(where="split", expected="a share for validation between 0 and 1", found=fraction)
     if len(images) < 2:
-        raise PansightError(f"split: expected at least 2 images or groups, found {len(images)}")
+        raise PansightError(where="split", expected="at least 2 images or groups", found=len(images))
     state = _State(images, classes, fraction)
     _iterate(state, np.random.default_rng(seed))
     _represent(state)

@@ -47,12 +47,14 @@ def read_classes(path: Path) -> list[PixelClass]:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise PansightError(f"{path}: expected a table of classes, found a file of {path.stat().st_size} bytes")
+            raise PansightError(
+                where=path, expected="a table of classes", found=f"a file of {path.stat().st_size} bytes"
+            )
         rows = _json_rows(path) if path.suffix.lower() == ".json" else _text_rows(path)
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     except UnicodeDecodeError as error:
-        raise PansightError(f"{path}: expected names in UTF-8, found other bytes") from error
+        raise PansightError(where=path, expected="names in UTF-8", found="other bytes") from error
     return checked_classes(rows, path)
 
 
@@ -64,13 +66,13 @@ def classes_of_names(names: Sequence[str]) -> list[PixelClass]:
 def checked_classes(classes: list[PixelClass], source: str | Path) -> list[PixelClass]:
     """Themselves. Raises PansightError where there is none, too many, or a name, value or colour occurs twice."""
     if not 1 <= len(classes) <= MAX_CLASSES:
-        raise PansightError(f"{source}: expected 1 … {MAX_CLASSES} classes, found {len(classes)}")
+        raise PansightError(where=source, expected=f"1 … {MAX_CLASSES} classes", found=len(classes))
     for field in ("name", "value", "color"):
         seen: set[Any] = set()
         for row in classes:
             value = getattr(row, field)
             if value is not None and value in seen:
-                raise PansightError(f"{source}: expected each {field} of a class once, found {value!r} twice")
+                raise PansightError(where=source, expected=f"each {field} of a class once", found=f"{value!r} twice")
             seen.add(value)
     bad = next((row for row in classes if not row.name or not 0 <= row.value < 2**24), None)
     expect(bad is None, source, "classes with a name and a number 0 … 2²⁴ − 1", bad and (bad.name, bad.value))
@@ -113,7 +115,7 @@ def _json_row(row: Any, value: int, path: Path) -> PixelClass:
     expect(isinstance(row, dict) and isinstance(row.get("name"), str), path, "names, or objects with a name", row)
     number = row.get("id", row.get("value", value))
     if not re.fullmatch("[0-9]{1,8}", str(number)):
-        raise PansightError(f"{path}: expected a whole number as id of {row['name']!r}, found {number!r:.60}")
+        raise PansightError(where=path, expected=f"a whole number as id of {row['name']!r}", found=f"{number!r:.60}")
     thing = row.get("isthing")
     expect(thing in (None, 0, 1), path, f"0 or 1 as isthing of {row['name']!r}", thing)
     color = None if row.get("color") is None else _color(row["color"], path)
@@ -122,5 +124,5 @@ def _json_row(row: Any, value: int, path: Path) -> PixelClass:
 
 def _color(value: Any, path: Path) -> tuple[int, int, int]:
     if not isinstance(value, list) or len(value) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in value):
-        raise PansightError(f"{path}: expected colours of three numbers 0 … 255, found {value!r:.60}")
+        raise PansightError(where=path, expected="colours of three numbers 0 … 255", found=f"{value!r:.60}")
     return value[0], value[1], value[2]

@@ -69,7 +69,7 @@ def convert(
             raise choice_error(kind, name, known)
     with unpacked(source) as root:
         if root != Path(source) and images == "symlink":
-            raise PansightError(f"{source}: expected a folder to link images to, found an archive (--images copy)")
+            raise PansightError(where=source, expected="a folder to link images to", found="an archive (--images copy)")
         _check_place(Path(source), to, overwrite)
         name = detect(root) if format == "auto" else format
         if name not in READERS:
@@ -94,7 +94,9 @@ def detect(source: Path) -> str:
     found = next((name for name, reader in READERS.items() if reader.detect(source)), None)
     if found is None:
         names = ", ".join(READERS)
-        raise PansightError(f"{source}: expected annotations in a known format, recognised none; name one: {names}")
+        raise PansightError(
+            "expected annotations in a known format, recognised none", where=source, hint=f"name one: {names}"
+        )
     return found
 
 
@@ -132,10 +134,12 @@ def _open(
         ]
     opened = [part for part in opened if len(part.source)]
     if not opened:
-        raise PansightError(f"{root}: expected images ({name}), found an empty data set")
+        raise PansightError(where=root, expected=f"images ({name})", found="an empty data set")
     twice = [name for name, count in Counter(part.name for part in opened).items() if count > 1]
     if twice:
-        raise PansightError(f"{root}: expected one part called {twice[0]!r}, found several; name one (--split)")
+        raise PansightError(
+            where=root, expected=f"one part called {twice[0]!r}", found="several", hint="name one (--split)"
+        )
     return opened
 
 
@@ -146,7 +150,7 @@ def _typed(option: str, value: Any, default: Any) -> Any:
     try:
         return int(value)
     except ValueError as error:
-        raise PansightError(f"option {option}: expected a whole number, found {value!r}") from error
+        raise PansightError(where=f"option {option}", expected="a whole number", found=f"{value!r}") from error
 
 
 def _output_name(part: str | None) -> str:
@@ -177,7 +181,9 @@ def _write(
             image = _with_classes(part.source[index], classes.of_source[n])
             for key in (("id", image.image_id), ("file", image.file_name)):
                 if key in seen:
-                    raise PansightError(f"{part.name}: expected each image {key[0]} once, found {key[1]!r} twice")
+                    raise PansightError(
+                        where=part.name, expected=f"each image {key[0]} once", found=f"{key[1]!r} twice"
+                    )
                 seen.add(key)
             safe_join(Path(), image.file_name, tally.source)
             _place_image(image, writer.image_file(part.name, image.file_name), images, tally)
@@ -206,16 +212,20 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
     if mode == "none":
         return
     if image.image is None:
-        raise PansightError(f"{image.file_name}: expected an image file, found none (--images none does without)")
+        raise PansightError(where=image.file_name, expected="an image file", found="none (--images none does without)")
     if not image.image.is_file():
         hint = "name the folder: --option.images DIR; or do without: --images none"
-        raise PansightError(f"{image.image}: expected an image file, found no such file ({hint})")
+        raise PansightError(
+            where=image.image, expected="an image file", found=f"no such file ({hint})", code="missing_file"
+        )
     data = read_bytes(image.image)
     header = read_header(data, image.image)
     fits_turned, fits_stored = image.size == header.turned_size, image.size == (header.height, header.width)
     if not fits_turned and not fits_stored:
         expected, (height, width) = f"{image.size[0]}×{image.size[1]} (its annotation)", header.turned_size
-        raise PansightError(f"{image.image}: expected an image of {expected}, found {height}×{width} (height × width)")
+        raise PansightError(
+            where=image.image, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)"
+        )
     if header.orientation != 1:
         tally.turned(fits_turned, fits_stored)
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -228,17 +238,23 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
             os.link(image.image.resolve(), to)
         except OSError as error:
             reason = error.strerror or error
-            raise PansightError(f"{image.image}: cannot be hard-linked: {reason} (--images copy)") from error
+            raise PansightError(
+                "cannot be hard-linked", where=image.image, reason=f"{reason} (--images copy)"
+            ) from error
 
 
 def _check_place(source: Path, to: Path, overwrite: bool) -> None:
     """Raises PansightError where `to` is taken, or where writing it could touch the source."""
     inside, outside = Path(os.path.realpath(to)), Path(os.path.realpath(source))
     if inside == outside or inside in outside.parents:
-        raise PansightError(f"{to}: expected a folder apart from the source, found the source in it")
+        raise PansightError(where=to, expected="a folder apart from the source", found="the source in it")
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
     if not overwrite:
-        raise PansightError(f"{to}: expected no such folder yet, found one; nothing was written (--overwrite)")
+        raise PansightError(
+            where=to, expected="no such folder yet", found="one", hint="nothing was written (--overwrite)"
+        )
     if not (to / RECEIPT).is_file():
-        raise PansightError(f"{to}: expected to replace only what convert wrote (with {RECEIPT}), found something else")
+        raise PansightError(
+            where=to, expected=f"to replace only what convert wrote (with {RECEIPT})", found="something else"
+        )

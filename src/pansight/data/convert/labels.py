@@ -40,7 +40,9 @@ def join_classes(sources: Sequence[Source], fill: str | None) -> Joined:
     for source in sources:
         for category in source.categories:
             if not category.name.strip():
-                raise PansightError(f"classes: expected a name for every class, found none for {category.source_id}")
+                raise PansightError(
+                    where="classes", expected="a name for every class", found=f"none for {category.source_id}"
+                )
             known[category.name] = _joined(known.get(category.name), category, known)
             said.setdefault(category.name, set()).update([] if category.is_thing is None else [category.is_thing])
     for name, answers in said.items():
@@ -80,13 +82,15 @@ def decide_things(joined: Joined, things: Sequence[str] | None, ask: Ask | None)
         if unknown and ask is None:
             shown = ", ".join(unknown[:50]) + (f" … ({len(unknown)} in all)" if len(unknown) > 50 else "")
             raise PansightError(
-                "classes: expected to know which are things (objects that are counted) and which are stuff, "
-                f"found no answer for {shown}; name the things: --things A,B (or all, or none)"
+                where="classes",
+                expected="to know which are things (objects that are counted) and which are stuff",
+                found=f"no answer for {shown}",
+                hint="name the things: --things A,B (or all, or none)",
             )
         chosen = _named(list(ask(unknown)), names) if unknown and ask is not None else set[str]()
         answers = [c.name in chosen if c.is_thing is None else c.is_thing for c in joined.categories]
     if joined.fill is not None and answers[joined.fill]:
-        raise PansightError(f"fill: expected a stuff class, found the thing class {names[joined.fill]!r}")
+        raise PansightError(where="fill", expected="a stuff class", found=f"the thing class {names[joined.fill]!r}")
     labels = LabelSpace(
         Category(n, category.name, answer, category.color or palette_color(n), category.source_id)
         for n, (category, answer) in enumerate(zip(joined.categories, answers, strict=True))

@@ -34,7 +34,7 @@ def image_size(path: Path, stated: tuple[int, int] | None = None) -> tuple[int, 
         return header.turned_size
     if stated != (header.height, header.width):
         (height, width), expected = header.turned_size, f"{stated[0]}×{stated[1]} (its annotation)"
-        raise PansightError(f"{path}: expected an image of {expected}, found {height}×{width} (height × width)")
+        raise PansightError(where=path, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)")
     return stated
 
 
@@ -53,7 +53,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     for file in walk_images(folder):
         stem = file.relative_to(folder).with_suffix("").as_posix()
         if stem in found:
-            raise PansightError(f"{file}: expected one image of this name, found {found[stem].name} beside it")
+            raise PansightError(where=file, expected="one image of this name", found=f"{found[stem].name} beside it")
         found[stem] = file
     return found
 
@@ -84,7 +84,7 @@ def image_root(root: Path, folder: str | None) -> Path:
     places = root / folder, Path(folder)
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
-        raise PansightError(f"{places[0]}: expected a folder of images, found none")
+        raise PansightError(where=places[0], expected="a folder of images", found="none")
     return found
 
 
@@ -111,7 +111,7 @@ def choose_part(parts: Iterable[str], split: str | None, where: str | Path) -> t
     if split is not None:
         found = next((name for name in (split, *part_names(split)) if name in names), None)
         if found is None:
-            raise PansightError(f"{where}: expected a part {split!r}, found {', '.join(names) or 'none'}")
+            raise PansightError(where=where, expected=f"a part {split!r}", found=", ".join(names) or "none")
         return found, None
     if not names:
         return None, None
@@ -130,6 +130,6 @@ def decode_json(data: bytes, kind: type[T], source: str | Path) -> T:
     except msgspec.ValidationError as error:  # "Expected `str`, got `int` - at `$.shapes[3].label`"
         text = " ".join(str(error).split()).replace("Expected ", "expected ", 1).replace(", got ", ", found ", 1)
         expected = "" if text.startswith("expected ") else "expected another content, found: "
-        raise PansightError(f"{source}: {expected}{text:.200}") from error
+        raise PansightError(f"{expected}{text:.200}", where=source) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PansightError(f"{source}: expected JSON, found: {' '.join(str(error).split()):.200}") from error
+        raise PansightError(where=source, expected="JSON", reason=f"{' '.join(str(error).split()):.200}") from error

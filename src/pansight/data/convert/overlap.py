@@ -100,7 +100,9 @@ class _Board:
             return np.zeros(image.size, np.int32)
         if image.ids.shape != image.size:
             found = "×".join(str(n) for n in image.ids.shape)
-            raise PansightError(f"{image.file_name}: expected a map of {image.size[0]}×{image.size[1]}, found {found}")
+            raise PansightError(
+                where=image.file_name, expected=f"a map of {image.size[0]}×{image.size[1]}", found=found
+            )
         pixels = areas(image.ids)
         new: dict[int, int] = {}
         for number, (category, crowd) in image.segments.items():
@@ -109,7 +111,7 @@ class _Board:
             self.claimed[new[number]] += pixels.get(number, 0)
         strange = pixels.keys() - image.segments.keys() - {0}
         if strange:
-            raise PansightError(f"{image.file_name}: expected only listed ids in the map, found {min(strange)}")
+            raise PansightError(where=image.file_name, expected="only listed ids in the map", found=min(strange))
         same = all(number == merged for number, merged in new.items())
         return image.ids.copy() if same else relabel(image.ids, new)
 
@@ -134,7 +136,7 @@ class _Board:
         crop = self.ids[max(top, 0) : top + height, max(left, 0) : left + width]
         if crop.shape != region.mask.shape:
             where = f"{self.image.file_name}: region {height}×{width} at row {top}, column {left}"
-            raise PansightError(f"{where}: expected it inside the image of {self.image.size}, found it outside")
+            raise PansightError(where=where, expected=f"it inside the image of {self.image.size}", found="it outside")
         before = crop[region.mask]
         self.claimed[number] += before.size
         for loser, pixels in areas(before[None]).items() if before.any() else ():
@@ -147,7 +149,7 @@ class _Board:
         rule = OVER_MAP if loser in self._map_numbers else OVER_CROWD if under.is_crowd > over.is_crowd else policy
         if rule == "error":
             found = f"{pixels} pixels of both {self.labels[over.category].name} and {self.labels[under.category].name}"
-            raise PansightError(f"{self.image.file_name}: expected no overlaps (policy error), found {found}")
+            raise PansightError(where=self.image.file_name, expected="no overlaps (policy error)", found=found)
         self.decisions[Decision(rule, over.category, under.category)] += pixels
 
     def fill(self, category: int) -> None:

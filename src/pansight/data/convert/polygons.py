@@ -70,7 +70,7 @@ def expect_short(text: Any, mark: Any, where: str | Path) -> None:
     Raises PansightError, beginning with `where`, for more numbers than any shape has, before one of them is read.
     """
     if text.count(mark) > MAX_NUMBERS:
-        raise PansightError(f"{where}: expected at most {MAX_NUMBERS} numbers in a shape, found {text.count(mark)}")
+        raise PansightError(where=where, expected=f"at most {MAX_NUMBERS} numbers in a shape", found=text.count(mark))
 
 
 def region_of_mask(
@@ -106,12 +106,12 @@ def region_of_rle(
     Raises PansightError, beginning with `where`, where they are malformed or for another size.
     """
     if not isinstance(rle, dict) or "counts" not in rle:
-        raise PansightError(f"{where}: expected run lengths {{size, counts}}, found {rle!r:.60}")
+        raise PansightError(where=where, expected="run lengths {size, counts}", found=f"{rle!r:.60}")
     if "size" in rle and rle["size"] != list(size) and rle["size"] != tuple(size):
-        raise PansightError(f"{where}: expected a mask of size {list(size)}, found {rle['size']!r:.60}")
+        raise PansightError(where=where, expected=f"a mask of size {list(size)}", found=f"{rle['size']!r:.60}")
     counts = unpack_counts(rle["counts"], where)
     if counts.sum() != size[0] * size[1]:
-        raise PansightError(f"{where}: expected run lengths of {size[0] * size[1]} pixels, found {int(counts.sum())}")
+        raise PansightError(where=where, expected=f"run lengths of {size[0] * size[1]} pixels", found=int(counts.sum()))
     return _region_of_counts(counts, size, category, is_crowd, score)
 
 
@@ -122,15 +122,15 @@ def unpack_counts(counts: Any, where: str) -> NDArray[np.int64]:
         try:
             counts = counts.encode("ascii")
         except UnicodeEncodeError as error:
-            raise PansightError(f"{where}: expected packed run lengths, found {counts!r:.60}") from error
+            raise PansightError(where=where, expected="packed run lengths", found=f"{counts!r:.60}") from error
     if isinstance(counts, bytes):
         lengths = _unpack(np.frombuffer(counts, np.uint8), where)
     elif isinstance(counts, list) and all(type(c) is int and 0 <= c < 2**40 for c in counts):
         lengths = np.array(counts, np.int64)
     else:
-        raise PansightError(f"{where}: expected run lengths (text or whole numbers), found counts {counts!r:.60}")
+        raise PansightError(where=where, expected="run lengths (text or whole numbers)", found=f"counts {counts!r:.60}")
     if lengths.size and int(lengths.min()) < 0:
-        raise PansightError(f"{where}: expected run lengths of 0 or more, found {int(lengths.min())}")
+        raise PansightError(where=where, expected="run lengths of 0 or more", found=int(lengths.min()))
     return lengths
 
 
@@ -138,14 +138,14 @@ def _unpack(text: NDArray[np.uint8], where: str) -> NDArray[np.int64]:
     codes = text.astype(np.int64) - 48
     last = np.flatnonzero((codes & 32) == 0)  # the last character of each number
     if codes.size and (int(codes.min()) < 0 or int(codes.max()) > 63 or not last.size or last[-1] != codes.size - 1):
-        raise PansightError(f"{where}: expected packed run lengths, found {text.tobytes()!r:.60}")
+        raise PansightError(where=where, expected="packed run lengths", found=f"{text.tobytes()!r:.60}")
     if not codes.size:
         return codes
     first = np.concatenate(([0], last[:-1] + 1))
     place = np.arange(codes.size) - np.repeat(first, last - first + 1)
     if int(place.max()) > 7:  # more than 40 bits
         raise PansightError(
-            f"{where}: expected packed run lengths, found a number of {int(place.max()) + 1} characters"
+            where=where, expected="packed run lengths", found=f"a number of {int(place.max()) + 1} characters"
         )
     numbers = np.add.reduceat((codes & 31) << (5 * place), first)
     negative = (codes[last] & 16) != 0
@@ -158,14 +158,14 @@ def _unpack(text: NDArray[np.uint8], where: str) -> NDArray[np.int64]:
 def _packed_polygon(points: Points, size: tuple[int, int], where: str) -> dict[str, Any]:
     outline = np.asarray(points, np.float64)
     if outline.ndim != 2 or outline.shape[1:] != (2,) or len(outline) < 3:
-        raise PansightError(f"{where}: expected polygons of 3 or more x, y pairs, found {points!r:.60}")
+        raise PansightError(where=where, expected="polygons of 3 or more x, y pairs", found=f"{points!r:.60}")
     with np.errstate(over="ignore", invalid="ignore"):
         length = float(np.abs(outline - np.roll(outline, 1, axis=0)).max(axis=1).sum())
         far = float(np.abs(outline).max())
     if not far < 2 * MAX_OUTLINE:  # also where it is no number
-        raise PansightError(f"{where}: expected finite coordinates in pixels of the image, found {far}")
+        raise PansightError(where=where, expected="finite coordinates in pixels of the image", found=far)
     if length > MAX_OUTLINE:
-        raise PansightError(f"{where}: expected an outline of at most {MAX_OUTLINE} pixels, found {length:.0f}")
+        raise PansightError(where=where, expected=f"an outline of at most {MAX_OUTLINE} pixels", found=f"{length:.0f}")
     return coco_mask.frPyObjects([outline.reshape(-1).tolist()], *size)[0]  # (N, 2) → (2N,)
 
 

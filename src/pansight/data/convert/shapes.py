@@ -33,7 +33,7 @@ def ellipse_points(
     Raises PansightError, beginning with `where`, for radii that are negative or no finite numbers.
     """
     if not (0 <= radius_x <= MAX_SIDE and 0 <= radius_y <= MAX_SIDE):
-        raise PansightError(f"{where}: expected radii of 0 or more pixels, found {radius_x:g} and {radius_y:g}")
+        raise PansightError(where=where, expected="radii of 0 or more pixels", found=f"{radius_x:g} and {radius_y:g}")
     count = max(16, math.ceil(math.pi * math.sqrt(10 * max(radius_x, radius_y))))  # sagitta = r·(1 − cos(π/N))
     angles = np.arange(count) * (2 * math.pi / count)
     outline = np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1)  # (N, 2)

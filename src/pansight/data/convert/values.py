@@ -18,10 +18,10 @@ def read_values(path: Path, bits: int, what: str) -> IdArray:
     Raises PansightError, naming `what` the file should be, where it is missing, damaged or of another kind.
     """
     if not path.is_file():
-        raise PansightError(f"{path}: expected {what}, found no such file")
+        raise PansightError(where=path, expected=what, found="no such file", code="missing_file")
     header = read_header(read_bytes(path), path)
     if header.kind == "png" and header.channels == 1 and header.bits != bits:
-        raise PansightError(f"{path}: expected {what} as a PNG of {bits} bits, found {header.bits} bits")
+        raise PansightError(where=path, expected=f"{what} as a PNG of {bits} bits", found=f"{header.bits} bits")
     return read_index_png(path)
 
 
@@ -30,9 +30,9 @@ def read_annotation(path: Path, what: str) -> bytes:
     try:
         return read_plain(path)
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: expected {what}, found no such file") from error
+        raise PansightError(where=path, expected=what, found="no such file", code="missing_file") from error
     except OSError as error:
-        raise PansightError(f"{path}: expected {what}, found it unreadable: {error.strerror or error}") from error
+        raise PansightError(where=path, expected=what, found=f"it unreadable: {error.strerror or error}") from error
 
 
 def segments_of(
@@ -56,7 +56,7 @@ def expect_size(path: Path, found: tuple[int, int], expected: tuple[int, int], o
     """Raises PansightError unless two files of one image have the same size (H, W)."""
     if found != expected:
         sizes = f"{expected[0]}×{expected[1]} like {Path(other).name}, found {found[0]}×{found[1]}"
-        raise PansightError(f"{path}: expected a size of {sizes} (height × width)")
+        raise PansightError(f"expected a size of {sizes} (height × width)", where=path)
 
 
 def unannotated(images: Path, stems: Iterable[str], suffix: str = "") -> list[str]:

@@ -52,7 +52,7 @@ class CocoInstances:
             expect(all(isinstance(row.get(k), int) for k in ("height", "width")), self.json, "image sizes", row)
             position[row["id"]] = index
         if len(position) != len(self._rows):
-            raise PansightError(f"{self.json}: expected each image id once, found one repeated")
+            raise PansightError(where=self.json, expected="each image id once", found="one repeated")
         self._objects: list[list[dict[str, Any]]] = [[] for _ in self._rows]
         for annotation in content["annotations"]:
             self._check(annotation, position)
@@ -61,12 +61,17 @@ class CocoInstances:
     def _check(self, annotation: dict[str, Any], position: dict[str | int, int]) -> None:
         image_id, where = annotation.get("image_id"), f"{self.json}: annotation {annotation.get('id')}"
         if not isinstance(image_id, str | int) or image_id not in position:
-            raise PansightError(f"{where}: expected a listed image, found image_id {image_id!r}")
+            raise PansightError(where=where, expected="a listed image", found=f"image_id {image_id!r}")
         if annotation.get("category_id") not in self._known:
-            raise PansightError(f"{where}: expected a listed category, found {annotation.get('category_id')!r}")
+            raise PansightError(
+                where=where,
+                expected="a listed category",
+                found=f"{annotation.get('category_id')!r}",
+                code="unlisted_category",
+            )
         if not isinstance(annotation.get("segmentation"), list | dict) or not annotation["segmentation"]:
             found = repr(annotation.get("segmentation"))[:40]
-            raise PansightError(f"{where}: expected polygons or a run-length mask in 'segmentation', found {found}")
+            raise PansightError(where=where, expected="polygons or a run-length mask in 'segmentation'", found=found)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -130,19 +135,19 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
     if isinstance(segmentation, dict):
         stated = segmentation.get("size")
         if stated != [height, width]:
-            raise PansightError(f"{where}: expected a mask of size {[height, width]}, found {stated!r}")
+            raise PansightError(where=where, expected=f"a mask of size {[height, width]}", found=f"{stated!r}")
         counts = segmentation.get("counts")
         if isinstance(counts, list):
             total = sum(c for c in counts if isinstance(c, int))
             if total != height * width or not all(isinstance(c, int) and c >= 0 for c in counts):
-                raise PansightError(f"{where}: expected run lengths of {height * width} pixels, found {total}")
+                raise PansightError(where=where, expected=f"run lengths of {height * width} pixels", found=total)
         elif not isinstance(counts, str):
-            raise PansightError(f"{where}: expected run lengths, found counts {counts!r:.60}")
+            raise PansightError(where=where, expected="run lengths", found=f"counts {counts!r:.60}")
     else:
         for polygon in segmentation:
             good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
             if not good or not all(isinstance(v, int | float) for v in polygon):
-                raise PansightError(f"{where}: expected polygons of 3 or more x, y pairs, found {polygon!r:.60}")
+                raise PansightError(where=where, expected="polygons of 3 or more x, y pairs", found=f"{polygon!r:.60}")
     try:
         if isinstance(segmentation, list):
             packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -152,9 +157,9 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
             packed = segmentation
         mask = coco_mask.decode(packed)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise PansightError(f"{where}: expected a mask, found one that cannot be decoded: {error}") from error
+        raise PansightError(where=where, expected="a mask", found=f"one that cannot be decoded: {error}") from error
     if mask.shape != size:
-        raise PansightError(f"{where}: expected a mask of size {[height, width]}, found {list(mask.shape)}")
+        raise PansightError(where=where, expected=f"a mask of size {[height, width]}", found=list(mask.shape))
     return mask
 
 
@@ -165,7 +170,7 @@ def _labels(categories: list[dict[str, Any]], background: str, source: Path) -> 
     except PansightError as error:
         raise error.at(source) from error
     except (TypeError, ValueError) as error:
-        raise PansightError(f"{source}: expected categories with id and name, found {error}") from error
+        raise PansightError(where=source, expected="categories with id and name", found=error) from error
     if background == "void":
         return things
     free = max(c.source_id for c in things) + 1
@@ -189,7 +194,7 @@ def open_coco_instances(
     file = Path(json) if json is not None else find_json(root, "instances", split)
     if file is None:
         part = f"instances_{split or '*'}*.json"
-        raise PansightError(f"{root}: expected annotations/{part} or {part} (COCO instances), found none")
+        raise PansightError(where=root, expected=f"annotations/{part} or {part} (COCO instances)", found="none")
     content = read_coco_json(file)
     if images is None:
         name = str(safe_join(Path(), content["images"][0].get("file_name"), file))

@@ -64,9 +64,9 @@ class CocoPanoptic:
         missing = set(names) - set(self._image_ids)
         if missing:
             found = f"none for image {min(missing, key=str)} ({len(missing)} in all)"
-            raise PansightError(f"{self.json}: expected an annotation for every image, found {found}")
+            raise PansightError(where=self.json, expected="an annotation for every image", found=found)
         if len(set(self._image_ids)) != len(self._image_ids):
-            raise PansightError(f"{self.json}: expected one annotation per image, found an image_id twice")
+            raise PansightError(where=self.json, expected="one annotation per image", found="an image_id twice")
         self._rows = np.array(rows, np.int32).reshape(-1, 3)  # (S, 3): id, category, is_crowd
 
     def __len__(self) -> int:
@@ -98,9 +98,9 @@ def check_ids(ids: IdArray, listed: set[int], png: Path, json_file: Path) -> Non
     if present == listed:
         return
     if present - listed:
-        raise PansightError(f"{png}: expected only ids that {json_file.name} lists, found {min(present - listed)}")
+        raise PansightError(where=png, expected=f"only ids that {json_file.name} lists", found=min(present - listed))
     lost = min(listed - present)
-    raise PansightError(f"{png}: expected every id that {json_file.name} lists, found no pixel of {lost}")
+    raise PansightError(where=png, expected=f"every id that {json_file.name} lists", found=f"no pixel of {lost}")
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         bad = next((row for row in found if not isinstance(row, dict)), None)
         expect(bad is None, path, f"objects in {key!r}", bad)
     if not content["images"]:
-        raise PansightError(f"{path}: expected images, found an empty data set")
+        raise PansightError(where=path, expected="images", found="an empty data set")
     if not content["categories"]:
-        raise PansightError(f"{path}: expected categories, found none")
+        raise PansightError(where=path, expected="categories", found="none")
     return content
 
 
@@ -129,7 +129,7 @@ def things_first(categories: list[dict[str, Any]], source: Path) -> LabelSpace:
     except PansightError as error:
         raise error.at(source) from error
     except (TypeError, ValueError) as error:
-        raise PansightError(f"{source}: expected categories with id, name, isthing, color, found {error}") from error
+        raise PansightError(where=source, expected="categories with id, name, isthing, color", found=error) from error
 
 
 def _image_names(images: list[dict[str, Any]], source: Path) -> dict[str | int, str]:
@@ -140,14 +140,14 @@ def _image_names(images: list[dict[str, Any]], source: Path) -> dict[str | int, 
         safe_join(source.parent, row.get("file_name"), source)
         names[row["id"]] = row["file_name"]
     if len(names) != len(images):
-        raise PansightError(f"{source}: expected each image id once, found {len(images) - len(names)} repeated")
+        raise PansightError(where=source, expected="each image id once", found=f"{len(images) - len(names)} repeated")
     return names
 
 
 def _image_id(annotation: dict[str, Any], names: dict[str | int, str], source: Path) -> str | int:
     image_id = annotation.get("image_id")
     if not isinstance(image_id, str | int) or image_id not in names:
-        raise PansightError(f"{source}: expected annotations of the listed images, found image_id {image_id!r}")
+        raise PansightError(where=source, expected="annotations of the listed images", found=f"image_id {image_id!r}")
     return image_id
 
 
@@ -155,21 +155,24 @@ def _segment_rows(annotation: dict[str, Any], known: dict[int, int], where: str)
     """(id, category, is_crowd) of each segment of one annotation, checked."""
     segments = annotation.get("segments_info")
     if not isinstance(segments, list):
-        raise PansightError(f"{where}: expected a list segments_info (COCO panoptic), found {segments!r:.80}")
+        raise PansightError(where=where, expected="a list segments_info (COCO panoptic)", found=f"{segments!r:.80}")
     rows: list[tuple[int, int, bool]] = []
     seen: set[int] = set()
     for segment in segments:
         if not isinstance(segment, dict):
-            raise PansightError(f"{where}: expected segments as objects, found {segment!r:.80}")
+            raise PansightError(where=where, expected="segments as objects", found=f"{segment!r:.80}")
         number, category = segment.get("id"), segment.get("category_id")
         if not isinstance(number, int) or not 1 <= number <= MAX_ID:
-            raise PansightError(f"{where}: expected segment ids 1 … {MAX_ID}, found {number!r}")
+            raise PansightError(where=where, expected=f"segment ids 1 … {MAX_ID}", found=f"{number!r}")
         if not isinstance(category, int) or category not in known:
             raise PansightError(
-                f"{where}: segment {number}: expected a listed category, found category_id {category!r}"
+                where=f"{where}: segment {number}",
+                expected="a listed category",
+                found=f"category_id {category!r}",
+                code="unlisted_category",
             )
         if number in seen:
-            raise PansightError(f"{where}: expected each segment id once, found {number} twice")
+            raise PansightError(where=where, expected="each segment id once", found=f"{number} twice")
         seen.add(number)
         rows.append((number, known[category], bool(segment.get("iscrowd", 0))))
     return rows
@@ -196,7 +199,7 @@ def find_json(root: Path, prefix: str, split: str | None) -> Path | None:
         if not any(_names_split(f, prefix, part_names(split)) for f in found):
             names = ", ".join(f.name for f in found)
             hint = "name it (json=FILE or split=NAME)"
-            raise PansightError(f"{root}: expected one {prefix}_*.json, found {names}; {hint}")
+            raise PansightError(where=root, expected=f"one {prefix}_*.json", found=names, hint=hint)
     for place in places:
         matching = [f for f in sorted(place.glob(f"{prefix}_*.json")) if _names_split(f, prefix, part_names(split))]
         if matching:
@@ -240,7 +243,7 @@ def open_coco_panoptic(
     file = Path(json) if json is not None else find_json(root, "panoptic", split)
     if file is None:
         part = f"panoptic_{split or '*'}*.json"
-        raise PansightError(f"{root}: expected annotations/{part} or {part} (COCO panoptic), found none")
+        raise PansightError(where=root, expected=f"annotations/{part} or {part} (COCO panoptic)", found="none")
     content = read_coco_json(file)
     if images is None:
         name = str(safe_join(Path(), content["images"][0].get("file_name"), file))
@@ -284,7 +287,9 @@ class PanopticWriter:
     def __enter__(self) -> PanopticWriter:
         taken = [path for path in (self.json, self.folder) if path.exists()]
         if taken and not self.overwrite:
-            raise PansightError(f"{taken[0]}: expected no such file or folder yet, found one; nothing was written")
+            raise PansightError(
+                where=taken[0], expected="no such file or folder yet", found="one", hint="nothing was written"
+            )
         self._publication.begin()
         try:
             self._partial.mkdir()
@@ -356,7 +361,7 @@ def export_coco_panoptic(dataset: Dataset, folder: str | Path, split: str = "tra
     folder = Path(folder)
     images, target = folder / split, folder / "annotations" / f"panoptic_{split}.json"
     if images.exists() and not overwrite:
-        raise PansightError(f"{images}: expected no such folder yet, found one; nothing was written")
+        raise PansightError(where=images, expected="no such folder yet", found="one", hint="nothing was written")
     with PanopticWriter(target, dataset.labels, overwrite, beside=[images]) as writer:
         for index in range(len(dataset)):
             sample = dataset[index]

@@ -34,15 +34,22 @@ class InstancePng:
         self.labels = LabelSpace.from_names([thing], ["background"] if background == "stuff" else [])
         for folder in (self.images, self.masks):
             if not folder.is_dir():
-                raise PansightError(f"{folder}: expected a folder of images, found none")
+                raise PansightError(where=folder, expected="a folder of images", found="none")
         files = {f.stem: f for f in sorted(self.images.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES}
         masks_by_stem = {f.stem.removesuffix("_mask"): f for f in sorted(self.masks.glob("*.png"))}
         if not files:
-            raise PansightError(f"{self.images}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none")
+            raise PansightError(where=self.images, expected=f"images ({' '.join(IMAGE_SUFFIXES)})", found="none")
         for stem in sorted(files.keys() ^ masks_by_stem.keys()):
             if stem in files:
-                raise PansightError(f"{files[stem]}: expected {self.masks.name}/{stem}[_mask].png, found no such file")
-            raise PansightError(f"{masks_by_stem[stem]}: expected an image {self.images.name}/{stem}.*, found none")
+                raise PansightError(
+                    where=files[stem],
+                    expected=f"{self.masks.name}/{stem}[_mask].png",
+                    found="no such file",
+                    code="missing_file",
+                )
+            raise PansightError(
+                where=masks_by_stem[stem], expected=f"an image {self.images.name}/{stem}.*", found="none"
+            )
         self._pairs = [(files[stem], masks_by_stem[stem]) for stem in sorted(files)]
 
     def __len__(self) -> int:
@@ -97,7 +104,7 @@ def open_instance_png(
     """
     root = Path(source)
     if (images is None) != (masks is None):
-        raise PansightError(f"{root}: expected both images= and masks=, or neither; found one")
+        raise PansightError("expected both images= and masks=, or neither; found one", where=root)
     if images is not None and masks is not None:
         place = next((root / part for part in part_names(split) if (root / part).is_dir()), root)
         return InstancePng(place / images, place / masks, thing or "object", background)
@@ -105,5 +112,5 @@ def open_instance_png(
     if found is None:
         layouts = " or ".join(f"{a}/ + {b}/" for a, b, _ in LAYOUTS)
         where = f"{root}/{split}" if split else str(root)
-        raise PansightError(f"{where}: expected {layouts} (instance PNGs), found neither")
+        raise PansightError(where=where, expected=f"{layouts} (instance PNGs)", found="neither")
     return InstancePng(found[0], found[1], thing or found[2], background)

@@ -205,22 +205,26 @@ def _panoptic_file(
         words = (*source.stem.split("_"), *folders)
         part = next((part for word in words for part, names in SPLITS.items() if word in names), None)
         if part is None:
-            raise PansightError(f"{source}: expected a file or folder named after its part (train, val), found neither")
+            raise PansightError(
+                where=source, expected="a file or folder named after its part (train, val)", found="neither"
+            )
         return part, source
     if not known:
         hint = f"{how}, or convert the raw annotations: pansight convert {root} --from {name} --to OUT"
-        raise PansightError(f"{root}: expected {looked} (panoptic annotations), found none; {hint}")
+        raise PansightError(where=root, expected=f"{looked} (panoptic annotations)", found="none", hint=hint)
     split = split or _named_part(source, root)
     wanted = part_names(split or "train")
     part = next((part for part in known if part in wanted), next(iter(known)) if split is None else None)
     if part is None:
-        raise PansightError(f"{root}: expected a part {split!r}, found {', '.join(known)}")
+        raise PansightError(where=root, expected=f"a part {split!r}", found=", ".join(known))
     return part, known[part]
 
 
 def _expect_images(folder: Path, archive: str) -> None:
     if not folder.is_dir():
-        raise PansightError(f"{folder}: expected the images ({archive}), found no such folder")
+        raise PansightError(
+            where=folder, expected=f"the images ({archive})", found="no such folder", code="missing_file"
+        )
 
 
 def _renamed(

@@ -209,7 +209,9 @@ def category_ids(semantic: Tensor, labels: LabelSpace) -> NDArray[np.uint8] | ND
     kind = _kind_of(labels)
     ids = [category.source_id for category in labels]
     if not 0 <= min(ids) <= max(ids) < np.iinfo(kind).max:
-        raise PansightError(f"semantic map: expected category ids of 0 … 65534, found {min(ids)} … {max(ids)}")
+        raise PansightError(
+            where="semantic map", expected="category ids of 0 … 65534", found=f"{min(ids)} … {max(ids)}"
+        )
     table = np.array([*ids, np.iinfo(kind).max], kind)  # IGNORE, which is −1, looks up the last
     return cast(Any, table[semantic.numpy()])
 

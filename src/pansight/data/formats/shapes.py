@@ -49,9 +49,9 @@ class Shapes:
         if background not in ("stuff", "void"):
             raise choice_error("background", background, ("stuff", "void"))
         if count < 1 or seed < 0:
-            raise PansightError(f"shapes: expected count ≥ 1 and seed ≥ 0, found count {count}, seed {seed}")
+            raise PansightError(where="shapes", expected="count ≥ 1 and seed ≥ 0", found=f"count {count}, seed {seed}")
         if min(height, width) < 16:
-            raise PansightError(f"shapes: expected at least 16×16 pixels, found {height}×{width}")
+            raise PansightError(where="shapes", expected="at least 16×16 pixels", found=f"{height}×{width}")
         self.count, self.height, self.width = count, height, width
         self.seed, self.split, self.background = seed, split, background
         self.labels = LABELS if background == "stuff" else LABELS_VOID

@@ -92,7 +92,7 @@ def bootstrap(
     """
     _check(evaluations, images, resamples)
     if not 0 < confidence < 1:
-        raise PansightError(f"bootstrap: expected a confidence between 0 and 1, found {confidence}")
+        raise PansightError(where="bootstrap", expected="a confidence between 0 and 1", found=confidence)
     value = np.stack([evaluation.value() for evaluation in evaluations])
     drawn = np.empty((*value.shape, resamples), np.float32)
     rng = np.random.default_rng(seed)
@@ -144,7 +144,7 @@ def _check(evaluations: Sequence[Figures], images: int, resamples: int) -> None:
     sizes = {"evaluation": len(evaluations), "image": images, "class": classes, "resample": resamples}
     for name, size in sizes.items():
         if size < 1:
-            raise PansightError(f"bootstrap: expected at least one {name}, found {size}")
+            raise PansightError(where="bootstrap", expected=f"at least one {name}", found=size)
 
 
 def _blocks(resamples: int, images: int) -> list[tuple[int, int]]:

@@ -67,14 +67,16 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
             continue
         if target.is_thing and not category.is_thing:
             raise PansightError(
-                f"class map {source}: expected a thing for {target.name!r}, found stuff {category.name!r}; "
-                f"map it to void: {category.name!r} = ''"
+                where=f"class map {source}",
+                expected=f"a thing for {target.name!r}",
+                found=f"stuff {category.name!r}",
+                hint=f"map it to void: {category.name!r} = ''",
             )
         index[category.id] = target.id
     reached = np.isin(np.arange(len(truth)), index)
     if not reached.any():
         names = ", ".join(prediction.names[:5])
-        raise PansightError(f"class map {source}: expected classes of the truth, found none among {names} …")
+        raise PansightError(where=f"class map {source}", expected="classes of the truth", found=f"none among {names} …")
     return ClassMap(index, np.where(reached, np.arange(len(truth)), UNMAPPED))
 
 
@@ -82,15 +84,17 @@ def _read(path: Path) -> dict[str, str]:
     try:
         content = tomllib.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: no such file; expected a class map (TOML) or the word {BY_NAME}") from error
+        raise PansightError(
+            "no such file", where=path, hint=f"expected a class map (TOML) or the word {BY_NAME}", code="missing_file"
+        ) from error
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits
-        raise PansightError(f"{path}: expected TOML, found {' '.join(str(error).split()):.200}") from error
+        raise PansightError(where=path, expected="TOML", found=f"{' '.join(str(error).split()):.200}") from error
     result: dict[str, str] = {}
     for name, target in content.items():
         if not isinstance(target, str):
-            raise PansightError(f"{path}: expected a class of the truth for {name!r}, found {target!r:.60}")
+            raise PansightError(where=path, expected=f"a class of the truth for {name!r}", found=f"{target!r:.60}")
         result[name] = target
     return result
 

@@ -50,7 +50,9 @@ class PanopticPairs:
         strict: bool = False,
     ):
         if strict and class_map is not None:
-            raise PansightError("strict compatibility: expected no class map, found one; panopticapi knows none")
+            raise PansightError(
+                where="strict compatibility", expected="no class map", found="one", hint="panopticapi knows none"
+            )
         self.truth, self.prediction, self.class_map, self.strict = truth, prediction, class_map, strict
         self.truth_folder, self.prediction_folder = Path(truth_folder), Path(prediction_folder)
         self._partners = [prediction.index(image_id) for image_id in truth.image_ids]
@@ -78,7 +80,7 @@ class PanopticPairs:
         if self.strict:
             if (stated < 0).any():
                 number = int(truth.ids[int(np.argmax(stated < 0))])
-                raise PansightError(f"truth: segment {number}: expected an area in the JSON, found none")
+                raise PansightError(where=f"truth: segment {number}", expected="an area in the JSON", found="none")
             stray = np.setdiff1d(overlaps.first, np.append(truth.ids, VOID)).tolist()
             return match_tables(truth, prediction, overlaps, stated), 0, (dict.fromkeys(stray, VOID), {})
         if self.class_map is None:
@@ -101,9 +103,11 @@ def _open(folder: Path, file: PanopticFile, index: int) -> LabelPng:
     try:
         data = read_plain(path)
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: expected the PNG of image {file.image_ids[index]}, found no such file") from error
+        raise PansightError(
+            where=path, expected=f"the PNG of image {file.image_ids[index]}", found="no such file", code="missing_file"
+        ) from error
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     return open_label_png(data, str(path))
 
 

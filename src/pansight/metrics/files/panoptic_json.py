@@ -100,11 +100,13 @@ class PanopticFile:
         twice = np.flatnonzero(keys[1:] == keys[:-1])
         if twice.size:
             image, number = self.image_ids[int(keys[twice[0]] >> 24)], int(keys[twice[0]] & MAX_ID)
-            raise PansightError(f"{self.path}: image {image}: expected each segment id once, found {number} twice")
+            raise PansightError(
+                where=f"{self.path}: image {image}", expected="each segment id once", found=f"{number} twice"
+            )
         if len(set(self.image_ids)) != len(self.image_ids):
             seen: set[int | str] = set()
             image = next(i for i in self.image_ids if i in seen or seen.add(i))
-            raise PansightError(f"{self.path}: expected one annotation per image, found image_id {image!r} twice")
+            raise PansightError(where=self.path, expected="one annotation per image", found=f"image_id {image!r} twice")
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -115,7 +117,7 @@ class PanopticFile:
             return self._position[image_id]
         except KeyError as error:
             raise PansightError(
-                f"{self.path}: expected an annotation for every image of the truth, found none for {image_id!r}"
+                where=self.path, expected="an annotation for every image of the truth", found=f"none for {image_id!r}"
             ) from error
 
     def table(self, index: int) -> SegmentTable:
@@ -134,22 +136,24 @@ def _decode(path: Path) -> _File:
         data = read_plain(path)
         return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=_File)
     except FileNotFoundError as error:
-        raise PansightError(f"{path}: no such file; expected the JSON of COCO panoptic") from error
+        raise PansightError(
+            "no such file", where=path, hint="expected the JSON of COCO panoptic", code="missing_file"
+        ) from error
     except OSError as error:
-        raise PansightError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PansightError(f"{path}: expected COCO panoptic, found: {' '.join(str(error).split())}") from error
+        raise PansightError(where=path, expected="COCO panoptic", reason=" ".join(str(error).split())) from error
 
 
 def _labels(rows: list[dict[str, Any]] | None, path: Path) -> LabelSpace:
     if not rows:
-        raise PansightError(f"{path}: expected categories, found none")
+        raise PansightError(where=path, expected="categories", found="none")
     if len(rows) > MAX_CLASSES:
-        raise PansightError(f"{path}: expected at most {MAX_CLASSES} categories, found {len(rows)}")
+        raise PansightError(where=path, expected=f"at most {MAX_CLASSES} categories", found=len(rows))
     try:
         return LabelSpace.from_json(rows)
     except PansightError as error:
         raise PansightError(f"{error!s:.300}", where=path) from error  # a row of the file may be of any length
     except (TypeError, ValueError, OverflowError) as error:
         found = json.dumps(rows[0])[:80]
-        raise PansightError(f"{path}: expected categories with id, name, isthing, color, found {found}") from error
+        raise PansightError(where=path, expected="categories with id, name, isthing, color", found=found) from error

@@ -76,7 +76,7 @@ class Scores:
     def merge(self, other: Scores) -> None:
         """Add the figures of other images. Raises PansightError for other classes or another choice of figures."""
         if other.figures != self.figures:
-            raise PansightError(f"scores: expected the same figures on both sides, found {other.figures}")
+            raise PansightError(where="scores", expected="the same figures on both sides", found=other.figures)
         theirs = other._parts()
         for name, metric in self._parts().items():
             metric.merge(theirs[name])
@@ -88,7 +88,7 @@ class Scores:
         """
         record = self.panoptic.compute()
         if not record:
-            raise PansightError("evaluation: expected at least one image, found none")
+            raise PansightError(where="evaluation", expected="at least one image", found="none")
         record["semantic"] = self.semantic.compute()
         record["pq_dagger"] = self.dagger.compute()
         if self.errors is not None:
@@ -207,5 +207,5 @@ def _run(workers: list[_Worker], chunks: list[Sequence[int]]) -> Iterator[tuple[
 def shard_of(count: int, part: int, parts: int) -> range:
     """The images of part `part` (from 1) of `parts`: contiguous, sizes differing by one at most."""
     if not 1 <= part <= parts:
-        raise PansightError(f"shard: expected a part between 1 and {parts}, found {part}/{parts}")
+        raise PansightError(where="shard", expected=f"a part between 1 and {parts}", found=f"{part}/{parts}")
     return range(count * (part - 1) // parts, count * part // parts)

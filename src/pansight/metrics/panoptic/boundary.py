@@ -61,7 +61,9 @@ def boundary_iou(
     """
     if truth_ids.shape != prediction_ids.shape:
         expected, found = ("×".join(map(str, ids.shape)) for ids in (truth_ids, prediction_ids))
-        raise PansightError(f"prediction: expected the size of the truth {expected}, found {found} (height × width)")
+        raise PansightError(
+            where="prediction", expected=f"the size of the truth {expected}", found=f"{found} (height × width)"
+        )
     result = np.zeros(len(image.match))
     found = np.flatnonzero(image.match >= 0)
     if not found.size:
@@ -133,7 +135,9 @@ class BoundaryQuality:
     def merge(self, other: BoundaryQuality) -> None:
         """Add what another process gathered on other images. Raises PansightError for other labels or ratio."""
         if other.labels != self.labels or other.ratio != self.ratio:
-            raise PansightError("boundary quality: expected the same label space and ratio on both sides of a merge")
+            raise PansightError(
+                "expected the same label space and ratio on both sides of a merge", where="boundary quality"
+            )
         self._add(other.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class BoundaryQuality:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what was gathered by a `state_dict`. Raises PansightError for other classes or another ratio."""
         if state["ratio"] != self.ratio:
-            raise PansightError(f"boundary quality: expected the ratio {self.ratio}, found {state['ratio']}")
+            raise PansightError(where="boundary quality", expected=f"the ratio {self.ratio}", found=state["ratio"])
         self.__init__(self.labels, self.ratio)
         self._add(state)
 
@@ -206,7 +210,9 @@ def _rows_of(values: IntArray, ids: IntArray) -> IntArray:
     rows = order[np.minimum(np.searchsorted(ids, values, sorter=order), len(ids) - 1)]
     stray = values[ids[rows] != values]
     if stray.size:
-        raise PansightError(f"boundary: expected the maps that the match was made of, found the id {int(stray[0])}")
+        raise PansightError(
+            where="boundary", expected="the maps that the match was made of", found=f"the id {int(stray[0])}"
+        )
     return rows
 
 

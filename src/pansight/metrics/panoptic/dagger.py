@@ -81,7 +81,7 @@ class PanopticQualityDagger:
     def merge(self, other: PanopticQualityDagger) -> None:
         """Add what another process gathered on other images. Raises PansightError for another label space."""
         if other.labels != self.labels:
-            raise PansightError("PQ†: expected the same label space on both sides of a merge")
+            raise PansightError("expected the same label space on both sides of a merge", where="PQ†")
         self._add(other.state_dict())
 
     def state_dict(self) -> dict[str, Any]:

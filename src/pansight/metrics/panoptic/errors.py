@@ -276,7 +276,7 @@ def _check_categories(categories: IntArray, n_classes: int) -> None:
     outside = categories[(categories < 0) | (categories >= n_classes)]
     if outside.size:
         bad = int(outside[0])
-        raise PansightError(f"segment category: expected an index 0 … {n_classes - 1}, found {bad}")
+        raise PansightError(where="segment category", expected=f"an index 0 … {n_classes - 1}", found=bad)
 
 
 class ErrorAnalysis:
@@ -348,7 +348,7 @@ class ErrorAnalysis:
     def merge(self, other: ErrorAnalysis) -> None:
         """Add what another process gathered on other images. Raises PansightError for another label space."""
         if other.labels != self.labels:
-            raise PansightError("error analysis: expected the same label space on both sides of a merge")
+            raise PansightError("expected the same label space on both sides of a merge", where="error analysis")
         self._add(other.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,7 +361,7 @@ class ErrorAnalysis:
         """Replace what was gathered by a `state_dict`."""
         n_classes = len(state["truth"][0])
         if n_classes != len(self.labels):
-            raise PansightError(f"error analysis: expected {len(self.labels)} classes, found {n_classes}")
+            raise PansightError(where="error analysis", expected=f"{len(self.labels)} classes", found=n_classes)
         self.__init__(self.labels)
         self._add(state)
 

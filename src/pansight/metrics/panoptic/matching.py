@@ -85,7 +85,7 @@ def match_tables(
     area = np.bincount(p_rows, pixels, n_prediction + 1)[:n_prediction].astype(np.int64)
     if n_prediction and not area.all():
         empty = int(prediction.ids[int(np.argmin(area))])
-        raise PansightError(f"prediction: segment {empty}: expected at least one pixel, found none")
+        raise PansightError(where=f"prediction: segment {empty}", expected="at least one pixel", found="none")
 
     void = overlaps.first == VOID
     on_void = np.bincount(p_rows[void], pixels[void], n_prediction + 1)[:n_prediction]
@@ -124,7 +124,9 @@ def _refuse_absurd(truth: SegmentTable, counted: IntArray, stated: NDArray[np.fl
     if rows.size:
         row = int(rows[0])
         expected = f"expected an area near its {counted[row]} pixels, found {stated[row]:g}"
-        raise PansightError(f"truth: segment {truth.ids[row]}: {expected}; trusted, it makes IoU infinite")
+        raise PansightError(
+            f"segment {truth.ids[row]}: {expected}", where="truth", hint="trusted, it makes IoU infinite"
+        )
 
 
 def _last_crowds(truth: SegmentTable) -> NDArray[np.bool_]:
@@ -141,5 +143,5 @@ def _rows_of(ids: IntArray, values: IntArray, side: str) -> IntArray:
         return np.array([row_of[i] for i in values.tolist()], np.int64)
     except KeyError as error:
         raise PansightError(
-            f"{side}: expected only ids of its segment table, found {error.args[0]} in the map"
+            where=side, expected="only ids of its segment table", found=f"{error.args[0]} in the map"
         ) from error

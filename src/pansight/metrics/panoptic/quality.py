@@ -65,7 +65,9 @@ def match_maps(truth: PanopticSegmentation, prediction: PanopticSegmentation) ->
     """`match_tables` of two segmentations of one image; raises PansightError as `match_segments` does."""
     if truth.size != prediction.size:
         expected, found = ("×".join(map(str, side.size)) for side in (truth, prediction))
-        raise PansightError(f"prediction: expected the size of the truth {expected}, found {found} (height × width)")
+        raise PansightError(
+            where="prediction", expected=f"the size of the truth {expected}", found=f"{found} (height × width)"
+        )
     tables = SegmentTable.of(truth.segments), SegmentTable.of(prediction.segments)
     return match_tables(*tables, count_overlaps(truth.ids, prediction.ids))
 
@@ -118,7 +120,9 @@ class PanopticQuality:
             return {}
         if self._without:
             raise PansightError(
-                f"panoptic quality: expected a panoptic map for every image, found none for {self._without} images"
+                where="panoptic quality",
+                expected="a panoptic map for every image",
+                found=f"none for {self._without} images",
             )
         image_ids, rows = self._images.in_order()
         totals = ClassCounts(self.labels)
@@ -139,7 +143,7 @@ class PanopticQuality:
     def merge(self, other: PanopticQuality) -> None:
         """Add what another process gathered on other images. Raises PansightError for another label space."""
         if other.labels != self.labels:
-            raise PansightError("panoptic quality: expected the same label space on both sides of a merge")
+            raise PansightError("expected the same label space on both sides of a merge", where="panoptic quality")
         self._add(other.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,7 +157,9 @@ class PanopticQuality:
 
     def _add(self, state: dict[str, Any]) -> None:
         if state["classes"] != len(self.labels):
-            raise PansightError(f"panoptic quality: expected {len(self.labels)} classes, found {state['classes']}")
+            raise PansightError(
+                where="panoptic quality", expected=f"{len(self.labels)} classes", found=state["classes"]
+            )
         self._images.extend(state, len(self.labels), "panoptic quality")
         self._without += int(state["without"])
 

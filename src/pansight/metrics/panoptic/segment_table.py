@@ -126,7 +126,7 @@ class SegmentTableWriter:
     def _open(self) -> Generator[None]:
         parquet = _import_parquet(self.path)
         if self.path.exists() and not self.overwrite:
-            raise PansightError(f"{self.path}: expected no such file yet, found one; nothing was written")
+            raise PansightError(where=self.path, expected="no such file yet", found="one", hint="nothing was written")
         with replacing(self.path) as path, parquet.ParquetWriter(path, _schema(), compression="zstd") as self._file:
             yield
             self._write_group()
@@ -153,7 +153,7 @@ def _import_parquet(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise PansightError(
-            f"{path}: expected pyarrow to write Parquet, found none; install the extra pansight[table]"
+            where=path, expected="pyarrow to write Parquet", found="none", hint="install the extra pansight[table]"
         ) from error
     return pyarrow.parquet
 

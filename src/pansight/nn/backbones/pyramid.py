@@ -94,7 +94,9 @@ def timm_backbone(
     if pretrained not in PRETRAINED:
         raise choice_error("pretrained", pretrained, PRETRAINED)
     if pretrained == "packaged" and name != PACKAGED:
-        raise PansightError(f"backbone {name}: pretrained='packaged' exists for {PACKAGED} only; use 'timm' or 'none'")
+        raise PansightError(
+            f"pretrained='packaged' exists for {PACKAGED} only", where=f"backbone {name}", hint="use 'timm' or 'none'"
+        )
     if (size := swin_size(name)) and output_stride == 32:
         rate = DROP_PATH if drop_path is None else drop_path
         return swin_backbone(size, strides, rate, name if pretrained == "timm" else None, freeze_stages, pixels)
@@ -136,7 +138,7 @@ def swin_backbone(
     """
     known = [4 << index for index in range(len(size.depths))]
     if not set(strides) <= set(known):
-        raise PansightError(f"backbone swin: expected feature maps at strides {tuple(strides)}, found {known}")
+        raise PansightError(where="backbone swin", expected=f"feature maps at strides {tuple(strides)}", found=known)
     outputs = [index for index, stride in enumerate(known) if stride in strides]
     net = Swin(size, drop_path, outputs)
     if weights is not None:
@@ -153,12 +155,16 @@ def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[s
         with torch.device("meta"):  # on the meta device, strides are read without memory
             reductions: list[int] = timm.create_model(name, features_only=True, **options).feature_info.reduction()  # pyright: ignore
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise PansightError(f"backbone {name}: expected a pyramid of feature maps, timm says: {error}") from error
+        raise PansightError(
+            "expected a pyramid of feature maps, timm says", where=f"backbone {name}", reason=error
+        ) from error
     indices: list[int] = []
     for stride in strides:
         place = indices[-1] + 1 if indices else 0  # two stages may have one stride
         if stride not in reductions[place:]:
-            raise PansightError(f"backbone {name}: expected feature maps at strides {(*strides,)}, found {reductions}")
+            raise PansightError(
+                where=f"backbone {name}", expected=f"feature maps at strides {(*strides,)}", found=reductions
+            )
         indices.append(reductions.index(stride, place))
     options = options | {"features_only": True, "out_indices": indices}
     return _download(name, options) if pretrained else timm.create_model(name, **options)
@@ -167,7 +173,9 @@ def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[s
 def _require_timm_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
         close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 6, 0.4))
-        raise PansightError(f"unknown backbone {name!r}; timm has {len(timm.list_models())}, the nearest: {close}")
+        raise PansightError(
+            f"unknown backbone {name!r}", hint=f"timm has {len(timm.list_models())}, the nearest: {close}"
+        )
 
 
 def _download(name: str, options: dict[str, Any]) -> nn.Module:
@@ -213,7 +221,7 @@ def packaged_state_dict(wanted: set[str]) -> dict[str, Tensor]:
         target = timm.create_model(PACKAGED).state_dict()
     names = [k for k in target if "num_batches" not in k]
     if [tuple(target[k].shape) for k in names] != [tuple(v.shape) for v in stored]:
-        raise PansightError(f"{path}: expected the tensors of {PACKAGED} in order, found other shapes")
+        raise PansightError(where=path, expected=f"the tensors of {PACKAGED} in order", found="other shapes")
     state = {k: v for k, v in zip(names, stored, strict=True) if k in wanted}
     state.update({k: torch.tensor(0) for k in wanted if k.endswith("num_batches_tracked")})
     return state
@@ -251,7 +259,7 @@ def _freeze_stages(net: nn.Module, all_names: Sequence[str], stages: int) -> Non
     if stages == 0:
         return
     if stages > len(all_names):
-        raise PansightError(f"freeze_stages: expected at most {len(all_names)}, found {stages}")
+        raise PansightError(where="freeze_stages", expected=f"at most {len(all_names)}", found=stages)
     names = [n for n, _ in net.named_modules()]
     last = all_names[stages - 1]
     last = last if last in names else last.replace(".", "_")  # timm's FeatureListNet flattens stages.0 to stages_0

@@ -107,17 +107,21 @@ def vit_backbone(
         raise choice_error("pretrained", pretrained, ("none", "timm"))
     if not timm.is_model(name.split(".")[0]):
         some = "vit_small_patch14_reg4_dinov2, vit_small_patch16_dinov3_qkvb"
-        raise PansightError(f"unknown backbone {name!r}; expected a ViT of timm, such as {some}")
+        raise PansightError(f"unknown backbone {name!r}", hint=f"expected a ViT of timm, such as {some}")
     if size % patch:
-        raise PansightError(f"backbone {name}: expected a size that {patch} px patches divide, found {size}")
+        raise PansightError(where=f"backbone {name}", expected=f"a size that {patch} px patches divide", found=size)
     if not isinstance(options, dict | None):
-        raise PansightError(f"backbone {name}: expected vit_options as a table (in a recipe), found {options!r:.80}")
+        raise PansightError(
+            where=f"backbone {name}", expected="vit_options as a table (in a recipe)", found=f"{options!r:.80}"
+        )
     given: dict[str, Any] = {"img_size": size, "patch_size": patch, "num_classes": 0, "global_pool": ""}
     given |= {"dynamic_img_size": True} | (options or {})
     try:
         net: Any = timm.create_model(name, pretrained=pretrained == "timm", **given)
     except TypeError as error:
-        raise PansightError(f"backbone {name}: expected a ViT that takes {', '.join(given)}: {error}") from error
+        raise PansightError(
+            f"expected a ViT that takes {', '.join(given)}", where=f"backbone {name}", reason=error
+        ) from error
     except Exception as error:
         if pretrained == "none":
             raise
@@ -131,7 +135,7 @@ def vit_backbone(
         ) from error
     if not isinstance(net, VisionTransformer | Eva) or not isinstance(net.norm, nn.LayerNorm):
         found = type(net).__name__
-        raise PansightError(f"backbone {name}: expected a plain ViT with a norm after its blocks, found {found}")
+        raise PansightError(where=f"backbone {name}", expected="a plain ViT with a norm after its blocks", found=found)
     if norm_eps is not None:
         for module in net.modules():
             if isinstance(module, nn.LayerNorm):

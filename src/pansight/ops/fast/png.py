@@ -23,7 +23,7 @@ def ids_by_rows(png: LabelPng) -> NDArray[np.int32]:
     pixels.inflate(png)
     ids = np.empty((png.height, png.width), np.int32)
     if png_kernels.fill_ids(pixels.raw, pixels.words, png.step, np.zeros(png.width + 1, np.uint32), ids) < 0:
-        raise PansightError(f"{png.name}: expected a PNG, found an unknown row filter")
+        raise PansightError(where=png.name, expected="a PNG", found="an unknown row filter")
     return ids
 
 
@@ -43,9 +43,9 @@ class _Pixels:
             unpacked = cast(Any, imagecodecs.deflate_decode(png.packed, out=cast(Any, self.raw[:size])))
         except (RuntimeError, ValueError) as error:
             found = " ".join(str(error).split())
-            raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels ({found})") from error
+            raise PansightError(where=png.name, expected="a whole PNG", found=f"damaged pixels ({found})") from error
         if len(unpacked) != size:
-            raise PansightError(f"{png.name}: expected {size} bytes of pixels, found {len(unpacked)}")
+            raise PansightError(where=png.name, expected=f"{size} bytes of pixels", found=len(unpacked))
 
 
 class PairTable:
@@ -79,7 +79,7 @@ class PairTable:
         if n == png_kernels.TOO_MANY_PAIRS:
             return None
         if n < 0:
-            raise PansightError(f"{first.name} or {second.name}: expected a PNG, found an unknown row filter")
+            raise PansightError(where=f"{first.name} or {second.name}", expected="a PNG", found="an unknown row filter")
         order = np.argsort(keys)
         keys = keys[order].astype(np.int64)
         return keys >> 24, keys & 0xFFFFFF, pixels[order]

@@ -43,7 +43,9 @@ def cut_windows(images: Tensor, extents: Sequence[tuple[int, int]], side: int) -
     """
     for height, width in extents:
         if min(height, width) > side:
-            raise PansightError(f"windows: expected images with a side of at most {side} px, found {height}×{width}")
+            raise PansightError(
+                where="windows", expected=f"images with a side of at most {side} px", found=f"{height}×{width}"
+            )
     windows = [window for image, extent in enumerate(extents) for window in windows_of(image, extent, side)]
     cuts = images.new_zeros((len(windows), images.shape[1], side, side))
     for cut, (image, top, left) in zip(cuts, windows, strict=True):

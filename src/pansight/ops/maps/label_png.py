@@ -50,12 +50,12 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
         found = "an empty file" if not data else "a JPEG" if data[:2] == b"\xff\xd8" else "another format"
         raise _other_kind(name, found)
     if data[12:16] != b"IHDR":
-        raise PansightError(f"{name}: expected a whole PNG, found no header (damaged)")
+        raise PansightError(where=name, expected="a whole PNG", found="no header (damaged)")
     try:
         width, height, bits, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
         if height < 1 or width < 1 or height * width > MAX_PIXELS:
             limit = f"1 … {MAX_PIXELS // 10**6} million pixels"
-            raise PansightError(f"{name}: expected an image of {limit}, found {height}×{width} (height × width)")
+            raise PansightError(where=name, expected=f"an image of {limit}", found=f"{height}×{width} (height × width)")
         if bits != 8 or kind not in (2, 6):
             raise _other_kind(name, f"{bits}-bit {KINDS.get(kind, 'pixels of an unknown kind')}")
         parts: list[bytes] = []
@@ -68,12 +68,14 @@ def open_label_png(data: bytes, name: str) -> LabelPng:
                 break
             position += 12 + length
     except struct.error as error:
-        raise PansightError(f"{name}: expected a whole PNG, found no end chunk (truncated)") from error
+        raise PansightError(where=name, expected="a whole PNG", found="no end chunk (truncated)") from error
     packed = parts[0] if len(parts) == 1 else b"".join(parts)
     if not packed:
-        raise PansightError(f"{name}: expected a whole PNG, found no pixels")
+        raise PansightError(where=name, expected="a whole PNG", found="no pixels")
     if interlaced and len(packed) > 2 * height * (4 * width + 1) + 2**16:  # its decoder would unpack the whole image
-        raise PansightError(f"{name}: expected a PNG of {height}×{width}, found {len(packed)} bytes of packed pixels")
+        raise PansightError(
+            where=name, expected=f"a PNG of {height}×{width}", found=f"{len(packed)} bytes of packed pixels"
+        )
     packed = b"" if interlaced else packed
     return LabelPng(height, width, 3 if kind == 2 else 4, packed, data, name)
 
@@ -98,7 +100,7 @@ class PairCounter:
         """
         if (first.height, first.width) != (second.height, second.width):
             expected, found = f"{first.height}×{first.width} of {first.name}", f"{second.height}×{second.width}"
-            raise PansightError(f"{second.name}: expected the size {expected}, found {found} (height × width)")
+            raise PansightError(where=second.name, expected=f"the size {expected}", found=f"{found} (height × width)")
         if first.packed and second.packed and not use_plain():
             pairs = self._table.count(first, second)
             if pairs is not None:
@@ -117,5 +119,5 @@ def ids_by_decoder(png: LabelPng) -> IdArray:
         rgb = cast(NDArray[np.uint8], imagecodecs.png_decode(png.data))
     except (RuntimeError, ValueError) as error:  # its words are left out: now and then they are stray bytes of memory
         kind = "" if png.packed else " (interlaced)"
-        raise PansightError(f"{png.name}: expected a whole PNG, found damaged pixels{kind}") from error
+        raise PansightError(where=png.name, expected="a whole PNG", found=f"damaged pixels{kind}") from error
     return rgb_to_ids(np.ascontiguousarray(rgb[..., :3]))

@@ -49,7 +49,9 @@ def hungarian(cost: Tensor, counts: Sequence[int]) -> Matches:
             if not np.isfinite(table).all():
                 found = table[~np.isfinite(table)][0]
                 where = f"layer {layer}, image {image} of the batch"
-                raise PansightError(f"matching: {where}: expected finite costs, found {found} (has training diverged?)")
+                raise PansightError(
+                    where=f"matching: {where}", expected="finite costs", found=f"{found} (has training diverged?)"
+                )
             query, target = linear_sum_assignment(table)  # queries rise
             parts.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target)))
     layer, image, query, target = torch.from_numpy(np.concatenate(parts, axis=1)).to(cost.device)  # (4, M)

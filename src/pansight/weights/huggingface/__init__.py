@@ -56,7 +56,9 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
     model_type = config["model_type"]
     if not isinstance(model_type, str) or model_type not in SYSTEMS:
         known = ", ".join(SYSTEMS)
-        raise PansightError(f"{source}: {CONFIG}: expected a model_type among {known}, found {model_type!r:.80}")
+        raise PansightError(
+            where=f"{source}: {CONFIG}", expected=f"a model_type among {known}", found=f"{model_type!r:.80}"
+        )
     state = read_state(folder, source)
     labels = label_space(config, f"{source}: {CONFIG}")
     processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
@@ -67,7 +69,7 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
     except MISFITS as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PansightError(
-            f"{source}: {CONFIG}: expected the settings of a {model_type}, found {found:.200}"
+            where=f"{source}: {CONFIG}", expected=f"the settings of a {model_type}", found=f"{found:.200}"
         ) from error
     if processor is not None:
         apply_processor(model, processor, model_type, f"{source}: {PROCESSOR}")
@@ -86,18 +88,20 @@ def read_state(folder: Path, source: str | None = None) -> dict[str, Tensor]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _read_parts(folder, index)
-    raise PansightError(f"{source}: expected tensors ({TENSORS}, {TENSORS}.index.json or {PICKLED}), found none")
+    raise PansightError(where=source, expected=f"tensors ({TENSORS}, {TENSORS}.index.json or {PICKLED})", found="none")
 
 
 def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
-        raise PansightError(f"{index}: expected weight_map, from tensors to files, found none")
+        raise PansightError(where=index, expected="weight_map, from tensors to files", found="none")
     state: dict[str, Tensor] = {}
     for name in sorted({str(value) for value in places.values()}):
         state |= read_tensors(safe_join(folder, name, index))
     missing = [key for key in places if key not in state]
     if missing:
-        raise PansightError(f"{index}: expected tensor {missing[0]} in {places[missing[0]]}, found none by that name")
+        raise PansightError(
+            where=index, expected=f"tensor {missing[0]} in {places[missing[0]]}", found="none by that name"
+        )
     return state

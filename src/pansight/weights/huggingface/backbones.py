@@ -165,13 +165,13 @@ def backbone_name(config: Mapping[str, Any], source: str) -> str:
     if kind == "resnet":
         return _resnet_name(config, source)
     if kind not in ("swin", "maskformer-swin"):
-        raise PansightError(f"{source}: expected a backbone_config of resnet or swin, found {kind!r:.80}")
+        raise PansightError(where=source, expected="a backbone_config of resnet or swin", found=f"{kind!r:.80}")
     _expect(config, {"patch_size": 4, "mlp_ratio": 4.0, "qkv_bias": True, "hidden_act": "gelu"}, source)
     _expect(config, {"use_absolute_embeddings": False, "num_channels": 3, "layer_norm_eps": 1e-5}, source)
     heads = config.get("num_heads", config.get("num_attention_heads", (3, 6, 12, 24)))
     depths = tuple(config.get("depths", (2, 2, 6, 2)))
     if len(depths) != 4:
-        raise PansightError(f"{source}: expected a Swin of 4 stages, found {len(depths)}")
+        raise PansightError(where=source, expected="a Swin of 4 stages", found=len(depths))
     return swin_name(SwinSize(config.get("embed_dim", 96), depths, tuple(heads), config.get("window_size", 7)))
 
 
@@ -184,7 +184,9 @@ def _resnet_name(config: Mapping[str, Any], source: str) -> str:
         if published == (layer, depths) and widths == _resnet_widths(layer):
             return name
     known = ", ".join(RESNETS)
-    raise PansightError(f"{source}: expected a ResNet among {known}, found {layer} layers {list(depths)}, {widths}")
+    raise PansightError(
+        where=source, expected=f"a ResNet among {known}", found=f"{layer} layers {list(depths)}, {widths}"
+    )
 
 
 def _resnet_widths(layer: str) -> list[int]:
@@ -195,7 +197,9 @@ def _expect(config: Mapping[str, Any], values: Mapping[str, Any], source: str) -
     for key, expected in values.items():
         found = config.get(key, expected)
         if found not in (expected, [expected, expected]):
-            raise PansightError(f"{source}: backbone_config: expected {key} {expected}, found {found!r:.80}")
+            raise PansightError(
+                where=f"{source}: backbone_config", expected=f"{key} {expected}", found=f"{found!r:.80}"
+            )
 
 
 def backbone_config(name: str) -> dict[str, Any]:
@@ -214,4 +218,4 @@ def backbone_config(name: str) -> dict[str, Any]:
         sizes = {"layer_type": layer, "depths": list(depths), "hidden_sizes": _resnet_widths(layer)}
         return {"model_type": "resnet", "embedding_size": 64} | sizes | stages
     known = ", ".join([*RESNETS, *SWINS])
-    raise PansightError(f"backbone {name}: expected one that transformers has ({known}), to write its files")
+    raise PansightError(f"expected one that transformers has ({known}), to write its files", where=f"backbone {name}")

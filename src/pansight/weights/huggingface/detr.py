@@ -103,11 +103,13 @@ def load(
     """→ (model, "detr" or "detr_panoptic", options). Raises PansightError where config and tensors do not agree."""
     for key, expected in EXPECTED.items():
         if (found := config.get(key, expected)) != expected:
-            raise PansightError(f"{source}: config.json: expected {key} {expected}, found {found!r:.80}")
+            raise PansightError(where=f"{source}: config.json", expected=f"{key} {expected}", found=f"{found!r:.80}")
     for size in ("attention_heads", "ffn_dim"):
         one, other = (config.get(f"{part}_{size}") for part in ("encoder", "decoder"))
         if one != other:
-            raise PansightError(f"{source}: config.json: expected one {size} of both parts, found {one} and {other}")
+            raise PansightError(
+                where=f"{source}: config.json", expected=f"one {size} of both parts", found=f"{one} and {other}"
+            )
     name = "detr_panoptic" if any(key.startswith("mask_head.") for key in state) else "detr"
     known = builder_options(name)
     options = {ours: config[theirs] for theirs, ours in SETTINGS.items() if theirs in config and ours in known}
@@ -134,9 +136,9 @@ def export(model: Any, name: str, options: dict[str, Any]) -> tuple[dict[str, An
     """
     info: Any = getattr(model.backbone.features, "feature_info", None)
     if (builder_options(name) | options).get("class_hidden"):
-        raise PansightError(f"{name}: expected a class head of one layer, which transformers has, found more")
+        raise PansightError(where=name, expected="a class head of one layer, which transformers has", found="more")
     if info is None or len(info.info) != 5:
-        raise PansightError(f"{name}: expected a timm backbone of a stem and four stages, found another kind")
+        raise PansightError(where=name, expected="a timm backbone of a stem and four stages", found="another kind")
     is_panoptic = model.mask_head is not None
     state = {key: tensor.clone() for key, tensor in model.state_dict().items() if "num_batches_tracked" not in key}
     tensors = rename(split_rows(state, *SPLIT), INVERSE, "", name)

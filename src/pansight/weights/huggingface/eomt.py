@@ -128,7 +128,7 @@ def _build(config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: 
         fixed |= {"key_bias": False, "proj_bias": True, "mlp_bias": True, "use_gated_mlp": False}
     for key, expected in fixed.items():
         if config[key] != expected:
-            raise PansightError(f"{source}: config.json: expected {key} {expected}, found {config[key]!r}")
+            raise PansightError(where=f"{source}: config.json", expected=f"{key} {expected}", found=f"{config[key]!r}")
     size, patch = _side(config, "image_size", source), _side(config, "patch_size", source)
     family = "dinov3" if rotary else "dinov2"
     width, depth, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
@@ -190,7 +190,7 @@ def _vit_options(config: Mapping[str, Any], rotary: bool, source: str) -> dict[s
     }
     if rotary:
         if config["query_bias"] != config["value_bias"]:
-            raise PansightError(f"{source}: config.json: expected query_bias and value_bias to be equal")
+            raise PansightError("expected query_bias and value_bias to be equal", where=f"{source}: config.json")
         options |= {"qkv_bias": config["query_bias"], "rope_temperature": _theta(config)}
         for ours in ("shift", "jitter", "rescale"):
             if config.get(f"pos_embed_{ours}") is not None:
@@ -212,7 +212,7 @@ def _side(config: Mapping[str, Any], key: str, source: str) -> int:
     value = config[key]
     sides = list(value) if isinstance(value, list | tuple) else [value]
     if len(set(sides)) != 1:
-        raise PansightError(f"{source}: config.json: expected a square {key}, found {value}")
+        raise PansightError(where=f"{source}: config.json", expected=f"a square {key}", found=value)
     return int(sides[0])
 
 
@@ -264,7 +264,9 @@ def _config_learned(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
     fits = hidden == 2 * _swiglu(4 * width) if packed else hidden % width == 0
     positions = state.get(BACKBONE + "pos_embed")
     if any(key not in state for key in needed) or positions is None or positions.shape[1] != grid or not fits:
-        raise PansightError("export: expected a ViT as DINOv2's with registers (…_reg4_dinov2), found another")
+        raise PansightError(
+            where="export", expected="a ViT as DINOv2's with registers (…_reg4_dinov2)", found="another"
+        )
     ratio = 4 if packed else hidden // width
     return {
         "model_type": "eomt",
@@ -282,7 +284,7 @@ def _config_rotary(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
     fits = all(BACKBONE + key in state for key in ("blocks.0.gamma_1", "blocks.0.attn.qkv.weight", "cls_token"))
     fits = fits and state.get(BACKBONE + "blocks.0.mlp.fc1.bias", torch.empty(0)).shape[0] == hidden
     if not fits or BACKBONE + "pos_embed" in state or not vit.rope.rotate_half:
-        raise PansightError("export: expected a ViT as DINOv3's (…_patch16_dinov3_qkvb), found another")
+        raise PansightError(where="export", expected="a ViT as DINOv3's (…_patch16_dinov3_qkvb)", found="another")
     bias = BACKBONE + "blocks.0.attn.q_bias" in state
     return {
         "model_type": "eomt_dinov3",

@@ -28,7 +28,7 @@ def exporter(name: str, source: str) -> Any:
     architecture = MODELS[name].architecture
     if architecture not in SYSTEMS:
         known = ", ".join(sorted(set(SYSTEMS.values())))
-        raise PansightError(f"{source}: expected a model that transformers has ({known}), found {name}")
+        raise PansightError(where=source, expected=f"a model that transformers has ({known})", found=name)
     return system(architecture)
 
 

@@ -55,7 +55,7 @@ def _own(rows: Any, source: str) -> LabelSpace:
     try:
         return LabelSpace.from_json(rows)
     except (TypeError, ValueError, AttributeError) as error:
-        raise PansightError(f"{source}: expected categories (id, name, isthing, color), found {error}") from error
+        raise PansightError(where=source, expected="categories (id, name, isthing, color)", found=error) from error
 
 
 def _names(config: dict[str, Any], source: str) -> list[str]:
@@ -65,10 +65,10 @@ def _names(config: dict[str, Any], source: str) -> list[str]:
         count = config.get("num_labels", 2)  # transformers leaves out what is its default
         table = {str(i): f"LABEL_{i}" for i in range(count)} if isinstance(count, int) and count < MAX_CLASSES else None
     if not isinstance(table, dict) or not table or not all(str(key).isdecimal() for key in table):
-        raise PansightError(f"{source}: expected id2label, from 0, 1, 2 … to names, found {table!r:.80}")
+        raise PansightError(where=source, expected="id2label, from 0, 1, 2 … to names", found=f"{table!r:.80}")
     named = {int(key): str(value).strip() for key, value in table.items()}
     if max(named) >= MAX_CLASSES:
-        raise PansightError(f"{source}: expected fewer than {MAX_CLASSES} classes, found id {max(named)}")
+        raise PansightError(where=source, expected=f"fewer than {MAX_CLASSES} classes", found=f"id {max(named)}")
     return [named.get(i, "") for i in range(max(named) + 1)]
 
 

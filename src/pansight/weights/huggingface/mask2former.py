@@ -119,7 +119,7 @@ def load(
     sizes = {"hidden_dim": config.get("feature_size", 256), "mask_feature_size": config.get("feature_size", 256)}
     for key, expected in (EXPECTED | sizes).items():
         if (found := config.get(key, 256 if key in sizes else expected)) != expected:
-            raise PansightError(f"{source}: config.json: expected {key} {expected}, found {found!r:.80}")
+            raise PansightError(where=f"{source}: config.json", expected=f"{key} {expected}", found=f"{found!r:.80}")
     ours = renamed(state, source)
     inner = config.get("backbone_config") or {}
     backbone = backbone_name(inner, source) if inner else backbone_of(ours, source)

@@ -146,12 +146,14 @@ def _check(config: Mapping[str, Any], decoder: Mapping[str, Any], source: str) -
     channels = decoder.get("d_model", 256)
     for key in ("fpn_feature_size", "mask_feature_size"):
         if config.get(key, 256) != channels:
-            raise PansightError(f"{source}: config.json: expected {key} {channels} as d_model, found {config.get(key)}")
+            raise PansightError(
+                where=f"{source}: config.json", expected=f"{key} {channels} as d_model", found=config.get(key)
+            )
     if channels % 32:
-        raise PansightError(f"{source}: config.json: expected d_model a multiple of 32, found {channels}")
+        raise PansightError(where=f"{source}: config.json", expected="d_model a multiple of 32", found=channels)
     for key, expected in {"activation_function": "relu", "position_embedding_type": "sine"}.items():
         if (found := decoder.get(key, expected)) not in (expected, None):
-            raise PansightError(f"{source}: config.json: expected {key} {expected}, found {found!r:.80}")
+            raise PansightError(where=f"{source}: config.json", expected=f"{key} {expected}", found=f"{found!r:.80}")
 
 
 def export(
@@ -163,7 +165,7 @@ def export(
     """
     state: dict[str, Tensor] = {key: tensor.detach() for key, tensor in model.state_dict().items()}
     if any(key.startswith("pixel_decoder.encoder.") for key in state):
-        raise PansightError(f"{name}: expected the pixel decoder 'fpn', which transformers has, found 'encoder'")
+        raise PansightError(where=name, expected="the pixel decoder 'fpn', which transformers has", found="'encoder'")
     own = {key: tensor for key, tensor in state.items() if key.startswith(BACKBONE)}
     rest = {key: tensor for key, tensor in state.items() if not key.startswith(BACKBONE)}
     network = backbone_config(options["backbone"] if "backbone" in options else backbone_of(own, name))

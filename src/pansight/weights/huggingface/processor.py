@@ -42,14 +42,14 @@ def apply_processor(model: Any, processor: Any, model_type: str, source: str) ->
     is none that transformers' processors of this model take.
     """
     if not isinstance(processor, dict):
-        raise PansightError(f"{source}: expected the settings of an image processor, found {processor!r:.80}")
+        raise PansightError(where=source, expected="the settings of an image processor", found=f"{processor!r:.80}")
     own: Input = model.input
     try:
         rule = _rule(processor, model, model_type).checked()
         loaded = Input(rule, _pixels(processor) or own.statistics(), own.black_padding)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         expected = "image_mean, image_std and size as an image processor has them"
-        raise PansightError(f"{source}: expected {expected}, found {error}") from error
+        raise PansightError(where=source, expected=expected, found=error) from error
     _warn_of_the_rest(processor, rule, model_type, source)
     if not own.bgr and _alike(loaded, own):  # 0.485 × 255 is 123.675 but for a last bit
         loaded.mean, loaded.scale = own.mean, own.scale
@@ -163,7 +163,7 @@ def settings_of(given: Input) -> dict[str, Any]:
     Raises PansightError for pixels in the order BGR, which transformers does not know.
     """
     if given.bgr:
-        raise PansightError("export: expected a model of RGB pixels, which transformers has, found BGR")
+        raise PansightError(where="export", expected="a model of RGB pixels, which transformers has", found="BGR")
     rule, pixels = given.resize, given.statistics()
     if rule.filter == "plain":
         warnings.warn("export: transformers averages photos that shrink, which this model does not", stacklevel=2)

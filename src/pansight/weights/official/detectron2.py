@@ -119,7 +119,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     does not fit.
     """
     if is_caffe2_backbone(state):
-        raise PansightError(f"{source}: expected a whole model, found an ImageNet backbone (Caffe2 names)")
+        raise PansightError(where=source, expected="a whole model", found="an ImageNet backbone (Caffe2 names)")
     _check_pixels(state, source)
     depth = resnet_depth(state, "backbone.bottom_up.", ("res2", "res3", "res4", "res5"), source)
     things = rows(state, "roi_heads.box_predictor.cls_score.weight", source) - 1
@@ -144,7 +144,7 @@ def load_backbone(path: str | Path, model: Any) -> None:
     state = read_tensors(path)
     if not is_caffe2_backbone(state):
         raise PansightError(
-            f"{path}: expected an ImageNet backbone with Caffe2 names (conv1_w …), found another layout"
+            where=path, expected="an ImageNet backbone with Caffe2 names (conv1_w …)", found="another layout"
         )
     ours = rename(state, CAFFE2, CAFFE2_IGNORED, str(path))
     ours = {key.removeprefix("backbone."): value for key, value in ours.items()}
@@ -164,7 +164,7 @@ def _check_pixels(state: Mapping[str, Tensor], source: str) -> None:
     expected = [None if mean is None else list(CAFFE_MEAN_BGR), None if std is None else [1.0, 1.0, 1.0]]
     if found != expected:
         says = f"pixel mean {found[0]} and deviation {found[1]}"
-        raise PansightError(f"{source}: expected an MSRA ResNet (BGR mean {list(CAFFE_MEAN_BGR)}), found {says}")
+        raise PansightError(where=source, expected=f"an MSRA ResNet (BGR mean {list(CAFFE_MEAN_BGR)})", found=says)
 
 
 def _unnamed(things: int, stuff: int) -> LabelSpace:

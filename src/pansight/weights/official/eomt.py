@@ -111,7 +111,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     queries, width = rows(ours, "q.weight", source), ours["q.weight"].shape[1]
     depth = 1 + max((int(m[1]) for m in map(_block_number, ours) if m), default=-1)
     if (family, width) not in BACKBONES:
-        raise PansightError(f"{source}: expected a ViT S, B, L or g of DINOv2 or DINOv3, found {width} channels")
+        raise PansightError(where=source, expected="a ViT S, B, L or g of DINOv2 or DINOv3", found=f"{width} channels")
     published = next(key for key in PUBLISHED if key[:2] == (family, width))
     probs = ours.setdefault("annealing.probs", torch.zeros(published[3]))
     size = _size_of(ours, source)
@@ -171,7 +171,7 @@ def _size_of(state: Mapping[str, Tensor], source: str) -> int:
         return int(match[1]) if match else 640
     side = math.isqrt(positions.shape[1])
     if side**2 != positions.shape[1]:
-        raise PansightError(f"{source}: expected positions on a square grid, found {positions.shape[1]}")
+        raise PansightError(where=source, expected="positions on a square grid", found=positions.shape[1])
     return side * patch
 
 
@@ -194,8 +194,11 @@ def _add_base(state: Mapping[str, Tensor], backbone: str, source: str) -> dict[s
     path = next((p for p in found if isinstance(p, str)), None)
     if path is None:
         raise PansightError(
-            f"{source}: holds differences to DINOv3's weights (dinov3-license, gated), which are not in the local "
-            f"Hugging Face cache: accept the licence, then `hf download {config.hf_hub_id}`"
+            (
+                "holds differences to DINOv3's weights (dinov3-license, gated), which are not in the local "
+                f"Hugging Face cache: accept the licence, then `hf download {config.hf_hub_id}`"
+            ),
+            where=source,
         )
     base = {BACKBONE + key: tensor for key, tensor in read_tensors(path).items()}
     result = dict(state)
@@ -204,5 +207,5 @@ def _add_base(state: Mapping[str, Tensor], backbone: str, source: str) -> dict[s
             result[key] = base[key].to(state[key].dtype) + state[key]
         elif not key.endswith(("q_bias", "v_bias")):
             shape = list(base[key].shape) if key in base else "no such tensor"
-            raise PansightError(f"{path}: {key}: expected shape {list(state[key].shape)}, found {shape}")
+            raise PansightError(where=f"{path}: {key}", expected=f"shape {list(state[key].shape)}", found=shape)
     return result

@@ -51,9 +51,9 @@ def compare(
     """
     _check_arguments(evaluations, names, resamples, seed, fail_below)
     if fail_worse and len(evaluations) < 2:
-        raise PansightError("--fail-worse: expected a second evaluation, found one alone")
+        raise PansightError(where="--fail-worse", expected="a second evaluation", found="one alone")
     if out and json and Path(out).resolve() == Path(json).resolve():
-        raise PansightError(f"--json: expected another file than the page, found {json} for both")
+        raise PansightError(where="--json", expected="another file than the page", found=f"{json} for both")
     files = [_file_of(Path(e)) for e in evaluations]
     for target in (out, json):
         _check_target(target, files, overwrite)
@@ -97,27 +97,31 @@ def _check_arguments(
     evaluations: Sequence[str | Path], names: Sequence[str] | None, resamples: int, seed: int, fail_below: float | None
 ) -> None:
     if not evaluations:
-        raise PansightError(f"compare: expected at least one {EVALUATION} or a folder with it, found none")
+        raise PansightError(where="compare", expected=f"at least one {EVALUATION} or a folder with it", found="none")
     if names and len(names) != len(evaluations):
-        raise PansightError(f"--names: expected {len(evaluations)}, one for each evaluation, found {len(names)}")
+        raise PansightError(where="--names", expected=f"{len(evaluations)}, one for each evaluation", found=len(names))
     if names and len(set(names)) < len(names):
-        raise PansightError(f"--names: expected different names, found {', '.join(names)}")
+        raise PansightError(where="--names", expected="different names", found=", ".join(names))
     if not 100 <= resamples <= 1_000_000:
-        raise PansightError(f"--resamples: expected 100 … 1,000,000, found {resamples}")
+        raise PansightError(where="--resamples", expected="100 … 1,000,000", found=resamples)
     if seed < 0:
-        raise PansightError(f"--seed: expected 0 or more, found {seed}")
+        raise PansightError(where="--seed", expected="0 or more", found=seed)
     if fail_below is not None and not 0 <= fail_below <= 1:
         hint = f"; {fail_below:g} % is {fail_below / 100:g}" if 1 < fail_below <= 100 else ""
-        raise PansightError(f"--fail-below: expected a fraction 0 … 1, found {fail_below:g}{hint}")
+        raise PansightError(where="--fail-below", expected="a fraction 0 … 1", found=f"{fail_below:g}{hint}")
 
 
 def _file_of(path: Path) -> Path:
     if not path.exists():
-        raise PansightError(f"{path}: no such file; expected {EVALUATION} or a folder with it")
+        raise PansightError(
+            "no such file", where=path, hint=f"expected {EVALUATION} or a folder with it", code="missing_file"
+        )
     if not path.is_dir():
         return path
     if not (path / EVALUATION).is_file():
-        raise PansightError(f"{path}: expected {EVALUATION} in the folder, found none; pansight evaluate writes it")
+        raise PansightError(
+            where=path, expected=f"{EVALUATION} in the folder", found="none", hint="pansight evaluate writes it"
+        )
     return path / EVALUATION
 
 
@@ -125,9 +129,11 @@ def _check_target(target: str | Path | None, sources: Sequence[Path], overwrite:
     if target is None:
         return
     if Path(target).resolve() in [source.resolve() for source in sources]:
-        raise PansightError(f"{target}: expected another file than the evaluations to write to")
+        raise PansightError("expected another file than the evaluations to write to", where=target)
     if Path(target).exists() and not overwrite:
-        raise PansightError(f"{target}: expected no file yet, found one; add --overwrite or choose another name")
+        raise PansightError(
+            where=target, expected="no file yet", found="one", hint="add --overwrite or choose another name"
+        )
 
 
 def _names(files: Sequence[Path]) -> list[str]:

@@ -40,7 +40,7 @@ def _segments(file: Path, table: object, images: int, index: Mapping[int, int]) 
     if len(wrong):
         row = int(wrong[0])
         raise PansightError(
-            f"{file}: counts.iou: row {row}: expected {tp[row] / 2:g} … {tp[row]:g}, found {iou[row]:g}"
+            where=f"{file}: counts.iou: row {row}", expected=f"{tp[row] / 2:g} … {tp[row]:g}", found=f"{iou[row]:g}"
         )
     _once(file, "counts", image, category, len(index))
     counts = ImageCounts(image, category, tp, columns["fp"], columns["fn"], iou)
@@ -55,7 +55,9 @@ def _pixels(file: Path, table: object, images: int, index: Mapping[int, int]) ->
     if len(wrong):
         row = int(wrong[0])
         most = min(truth[row], predicted[row])
-        raise PansightError(f"{file}: counts.hits: row {row}: expected at most {most:g}, found {hits[row]:g}")
+        raise PansightError(
+            where=f"{file}: counts.hits: row {row}", expected=f"at most {most:g}", found=f"{hits[row]:g}"
+        )
     _once(file, "counts", image, category, len(index))
     counts = PixelCounts(image, category, hits, truth, predicted)
     return counts.where(truth + predicted > 0)
@@ -63,14 +65,16 @@ def _pixels(file: Path, table: object, images: int, index: Mapping[int, int]) ->
 
 def _detections(file: Path, table: object, kind: str, images: int, index: Mapping[int, int]) -> DetectionCounts:
     if not isinstance(table, dict):
-        raise PansightError(f"{file}: counts: expected truth and found, found {type(table).__name__}")
+        raise PansightError(where=f"{file}: counts", expected="truth and found", found=type(table).__name__)
     found = _columns(file, table.get("found"), "counts.found", ("image", "category", "score", kind), ("score",))
     truth = _columns(file, table.get("truth"), "counts.truth", ("image", "category", "n"))
     wrong = np.flatnonzero(found[kind] >= 1 << 2 * IOUS)
     if len(wrong):
         row = int(wrong[0])
         value = found[kind][row]
-        raise PansightError(f"{file}: counts.found.{kind}: row {row}: expected {2 * IOUS} bits, found {value:g}")
+        raise PansightError(
+            where=f"{file}: counts.found.{kind}: row {row}", expected=f"{2 * IOUS} bits", found=f"{value:g}"
+        )
     places = _places(file, "counts.found", found, images, index)
     wanted = _places(file, "counts.truth", truth, images, index)
     _once(file, "counts.truth", *wanted, len(index))
@@ -84,22 +88,24 @@ def _columns(
 ) -> dict[str, NDArray[np.float64]]:
     """Columns of equal length, of numbers from 0; whole ones but for `fractions`."""
     if not isinstance(table, dict):
-        raise PansightError(f"{file}: {where}: expected a table of columns, found {type(table).__name__}")
+        raise PansightError(where=f"{file}: {where}", expected="a table of columns", found=type(table).__name__)
     columns = {key: _column(file, table, where, key, key in fractions) for key in keys}
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise PansightError(f"{file}: {where}: expected columns of one length, found {lengths}")
+        raise PansightError(where=f"{file}: {where}", expected="columns of one length", found=lengths)
     return columns
 
 
 def _column(file: Path, table: Mapping[str, Any], where: str, key: str, fraction: bool) -> NDArray[np.float64]:
     values = table.get(key)
     if not isinstance(values, list):
-        raise PansightError(f"{file}: {where}.{key}: expected a list, found {type(values).__name__}")
+        raise PansightError(where=f"{file}: {where}.{key}", expected="a list", found=type(values).__name__)
     kinds, kind = ((int, float), "numbers") if fraction else ((int,), "whole numbers")
     for row, value in enumerate(values):
         if type(value) not in kinds or not 0 <= value < _LARGEST or not math.isfinite(value):
-            raise PansightError(f"{file}: {where}.{key}: row {row}: expected {kind} from 0, found {str(value)[:40]}")
+            raise PansightError(
+                where=f"{file}: {where}.{key}: row {row}", expected=f"{kind} from 0", found=str(value)[:40]
+            )
     return np.array(values, np.float64)
 
 
@@ -109,10 +115,10 @@ def _places(
     """(image, class) of each row."""
     image, source = columns["image"].astype(np.int64), columns["category"].astype(np.int64).tolist()
     if len(image) and image.max() >= images:
-        raise PansightError(f"{file}: {where}.image: expected an index below {images}, found {image.max()}")
+        raise PansightError(where=f"{file}: {where}.image", expected=f"an index below {images}", found=image.max())
     unknown = set(source) - set(index)
     if unknown:
-        raise PansightError(f"{file}: {where}.category: expected an id of per_class, found {min(unknown)}")
+        raise PansightError(where=f"{file}: {where}.category", expected="an id of per_class", found=min(unknown))
     return image, np.array([index[i] for i in source], np.int64)
 
 
@@ -120,4 +126,4 @@ def _once(file: Path, where: str, image: IntArray, category: IntArray, classes: 
     cells = np.unique(image * classes + category)
     if len(cells) < len(image):
         more = len(image) - len(cells)
-        raise PansightError(f"{file}: {where}: expected one row for an image and class, found {more} more")
+        raise PansightError(where=f"{file}: {where}", expected="one row for an image and class", found=f"{more} more")

@@ -47,8 +47,9 @@ def read_evaluations(files: Sequence[Path], names: Sequence[str]) -> tuple[Measu
             found = other.record[measure.part].get(rule)
             if found != first:
                 raise PansightError(
-                    f"{other.file}: expected {measure.name} with {rule} {str(first)[:40]} as in {read[0].file}, "
-                    f"found {str(found)[:40]}"
+                    where=other.file,
+                    expected=f"{measure.name} with {rule} {str(first)[:40]} as in {read[0].file}",
+                    found=str(found)[:40],
                 )
     return (measure._replace(name=f"mIoU ({read[0].convention})") if measure.part == "semantic" else measure), read
 
@@ -56,7 +57,7 @@ def read_evaluations(files: Sequence[Path], names: Sequence[str]) -> tuple[Measu
 def _read_record(file: Path) -> dict[str, Any]:
     record = read_json(file)
     if not isinstance(record, dict):
-        raise PansightError(f"{file}: expected a JSON object, found {type(record).__name__}")
+        raise PansightError(where=file, expected="a JSON object", found=type(record).__name__)
     return record
 
 
@@ -66,16 +67,20 @@ def _read(file: Path, name: str, record: dict[str, Any], measure: Measure) -> Ev
     classes, index = _read_classes(file, part, measure)
     image_ids = part.get("image_ids")
     if not isinstance(image_ids, list) or not image_ids or not all(type(i) in (int, str) for i in image_ids):
-        raise PansightError(f"{file}: image_ids: expected a list of numbers or names, found {str(image_ids)[:60]}")
+        raise PansightError(
+            where=f"{file}: image_ids", expected="a list of numbers or names", found=str(image_ids)[:60]
+        )
     if len(set(image_ids)) < len(image_ids):
         twice = Counter(image_ids).most_common(1)[0][0]
-        raise PansightError(f"{file}: image_ids: expected each image once, found {twice!r} more than once")
+        raise PansightError(where=f"{file}: image_ids", expected="each image once", found=f"{twice!r} more than once")
     for image_id in image_ids:
         _check_text(file, str(image_id))
     convention = str(part.get("convention", ""))
     if measure.part == "semantic":
         if convention not in CONVENTIONS:
-            raise PansightError(f"{file}: convention: expected one of {', '.join(CONVENTIONS)}, found {convention:.40}")
+            raise PansightError(
+                where=f"{file}: convention", expected=f"one of {', '.join(CONVENTIONS)}", found=f"{convention:.40}"
+            )
         _check_text(file, convention)
     counts = read_counts(file, part["counts"], measure, len(image_ids), index)
     if isinstance(counts, ImageCounts):
@@ -90,20 +95,22 @@ def _read(file: Path, name: str, record: dict[str, Any], measure: Measure) -> Ev
 def _read_classes(file: Path, part: Mapping[str, Any], measure: Measure) -> tuple[dict[str, bool], dict[int, int]]:
     """(name → is a thing, source id → place) of `per_class`; objects are things without saying so."""
     if not part["per_class"]:
-        raise PansightError(f"{file}: per_class: expected classes, found none")
+        raise PansightError(where=f"{file}: per_class", expected="classes", found="none")
     classes: dict[str, bool] = {}
     index: dict[int, int] = {}
     for key, row in part["per_class"].items():
         said = isinstance(row, dict) and (measure.part == "instances" or "isthing" in row)
         if not said or not isinstance(row.get("name"), str):
-            raise PansightError(f"{file}: per_class {key!r}: expected name and isthing, found {str(row)[:60]}")
+            raise PansightError(where=f"{file}: per_class {key!r}", expected="name and isthing", found=str(row)[:60])
         _check_text(file, row["name"])
         if row["name"] in classes:
-            raise PansightError(f"{file}: per_class: expected each name once, found {row['name']!r} more than once")
+            raise PansightError(
+                where=f"{file}: per_class", expected="each name once", found=f"{row['name']!r} more than once"
+            )
         try:
             index[int(key)] = len(classes)
         except ValueError as error:
-            raise PansightError(f"{file}: per_class: expected ids as keys, found {key[:60]!r}") from error
+            raise PansightError(where=f"{file}: per_class", expected="ids as keys", found=f"{key[:60]!r}") from error
         classes[row["name"]] = bool(row.get("isthing", True))
     return classes, index
 
@@ -113,15 +120,16 @@ def _check_figure(file: Path, measure: Measure, found: float, stated: object) ->
     same = np.isnan(found) and stated in (None, 0)  # nothing was to be found
     if not same and not (type(stated) in (int, float) and abs(float(str(stated)) - found) < 1e-6):
         raise PansightError(
-            f"{file}: expected the counts of all images to give the {measure.name} of {str(stated)[:20]}, "
-            f"found {found:.6f}"
+            where=file,
+            expected=f"the counts of all images to give the {measure.name} of {str(stated)[:20]}",
+            found=f"{found:.6f}",
         )
 
 
 def _check_text(file: Path, text: str) -> None:
     """Names are printed: control characters could command the terminal, and half characters cannot be written."""
     if not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        raise PansightError(f"{file}: expected a name without control characters, found {ascii(text)[:80]}")
+        raise PansightError(where=file, expected="a name without control characters", found=ascii(text)[:80])
 
 
 def other_figures(evaluations: Sequence[Evaluation], measure: Measure) -> dict[str, list[float]]:
@@ -152,8 +160,9 @@ def _check_sums(file: Path, per_class: Mapping[str, Any], counts: ImageCounts) -
         for row, total in zip(per_class.values(), sums.tolist()):
             if row.get(key) != total:
                 raise PansightError(
-                    f"{file}: class {row['name']!r}: expected the {key} of all images to add up to "
-                    f"{str(row.get(key))[:20]}, found {total:g}"
+                    where=f"{file}: class {row['name']!r}",
+                    expected=f"the {key} of all images to add up to {str(row.get(key))[:20]}",
+                    found=f"{total:g}",
                 )
 
 
@@ -169,14 +178,16 @@ def align(evaluations: Sequence[Evaluation]) -> tuple[list[str | int], list[Coun
             alone = [n for n in one.classes if n not in two.classes]
             if alone:
                 shown = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
-                raise PansightError(f"{two.file}: expected the classes of {one.file}, found none named {shown}")
+                raise PansightError(where=two.file, expected=f"the classes of {one.file}", found=f"none named {shown}")
         for name in names:
             if first.classes[name] != other.classes[name]:
-                raise PansightError(f"{other.file}: class {name!r}: expected thing or stuff as in {first.file}")
+                raise PansightError(
+                    f"expected thing or stuff as in {first.file}", where=f"{other.file}: class {name!r}"
+                )
     shared = set(first.image_ids).intersection(*(e.image_ids for e in evaluations[1:]))
     if not shared:
         ids = " and ".join(f"{e.image_ids[0]!r} …" for e in evaluations)
-        raise PansightError(f"compare: expected evaluations of the same images, found none in common: {ids}")
+        raise PansightError(where="compare", expected="evaluations of the same images", found=f"none in common: {ids}")
     image_ids = [i for i in first.image_ids if i in shared]
     notes: list[str] = []
     if any(len(e.image_ids) > len(shared) for e in evaluations):
@@ -224,5 +235,7 @@ def _check_truth(
         found = [f"{t.get(cell, 0):g} in {e.file}" for t, e in zip(truth, (first, other))]
         what = "pixels" if isinstance(a, PixelCounts) else "objects" if isinstance(a, DetectionCounts) else "segments"
         raise PansightError(
-            f"image {image_id}: expected evaluations of the same truth, found {what} of {name!r}: {', '.join(found)}"
+            where=f"image {image_id}",
+            expected="evaluations of the same truth",
+            found=f"{what} of {name!r}: {', '.join(found)}",
         )

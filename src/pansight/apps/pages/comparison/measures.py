@@ -72,15 +72,18 @@ def common_measure(records: Sequence[dict[str, Any]], files: Sequence[Path]) -> 
     for file, record in zip(files, records):
         if not any(measure.part_of(record) for measure in MEASURES):
             raise PansightError(
-                f"{file}: expected the counts of every image (of PQ, mIoU or AP), found none (older pansight): "
-                "evaluate again"
+                where=file,
+                expected="the counts of every image (of PQ, mIoU or AP)",
+                found="none (older pansight): evaluate again",
             )
     for measure in MEASURES:
         if all(measure.part_of(record) for record in records):
             return measure
     first = next(measure for measure in MEASURES if measure.part_of(records[0]))
     lacking = next(file for file, record in zip(files, records) if not first.part_of(record))
-    raise PansightError(f"{lacking}: expected {first.name} as in {files[0]}, found none, and no other figure of all")
+    raise PansightError(
+        where=lacking, expected=f"{first.name} as in {files[0]}", found="none, and no other figure of all"
+    )
 
 
 def figures_of(counts: Counts, things: BoolArray, images: int, convention: str) -> Figures:

@@ -41,10 +41,15 @@ class Ade20k:
         self._stuff = {row["annotationId"] for row in rows if not row["isthing"]}
         self._files = sorted((root / "annotations" / part).glob("[!.]*.png"))
         if not self._files:
-            raise PansightError(f"{root / 'annotations' / part}: expected PNGs of classes, found none")
+            raise PansightError(where=root / "annotations" / part, expected="PNGs of classes", found="none")
         images = root / "images" / part
         if not images.is_dir():
-            raise PansightError(f"{images}: expected the images (ADEChallengeData2016.zip), found no such folder")
+            raise PansightError(
+                where=images,
+                expected="the images (ADEChallengeData2016.zip)",
+                found="no such folder",
+                code="missing_file",
+            )
         self.notes = (*notes, *unannotated(images, (file.stem for file in self._files)))
 
     def __len__(self) -> int:
@@ -55,7 +60,9 @@ class Ade20k:
         instance_file = self.root / "annotations_instance" / self.part / file.name
         classes = read_values(file, 8, "classes of ADE20K")
         if not instance_file.is_file():
-            raise PansightError(f"{instance_file}: expected the instances of {file.name}, found no such file")
+            raise PansightError(
+                where=instance_file, expected=f"the instances of {file.name}", found="no such file", code="missing_file"
+            )
         things = self._things(instance_file)
         expect_size(instance_file, things.shape, classes.shape, file)
         ids, segments = segments_of(np.where(things > 0, things, classes), lambda v: self._meaning(v, file))
@@ -74,14 +81,14 @@ class Ade20k:
         known = table[red]
         if (numbered & (known == 0)).any():
             bad = int(red[numbered & (known == 0)][0])
-            raise PansightError(f"{file}: expected classes 1 … 100 in the red channel of an instance, found {bad}")
+            raise PansightError(where=file, expected="classes 1 … 100 in the red channel of an instance", found=bad)
         return np.where(numbered, known * 1000 + green, np.int32(0))
 
     def _meaning(self, value: int, file: Path) -> tuple[int, int, bool] | None:
         if value > 1000:
             return value, value // 1000 - 1, False
         if value > len(self.categories):
-            raise PansightError(f"{file}: expected classes 0 … {len(self.categories)}, found {value}")
+            raise PansightError(where=file, expected=f"classes 0 … {len(self.categories)}", found=value)
         return (value, value - 1, False) if value in self._stuff else None
 
 
@@ -93,10 +100,12 @@ def open_ade20k(source: Path, split: str | None = None) -> Source:
     root = _root(source)
     for folder, archive in (("annotations", "ADEChallengeData2016.zip"), ("annotations_instance", "a tar of its own")):
         if not (root / folder).is_dir():
-            raise PansightError(f"{root}: expected {folder}/ ({archive}), found no such folder")
+            raise PansightError(
+                where=root, expected=f"{folder}/ ({archive})", found="no such folder", code="missing_file"
+            )
     part, note = choose_part(_parts(root / "annotations"), split, root / "annotations")
     if part is None:
-        raise PansightError(f"{root / 'annotations'}: expected {' or '.join(PARTS)}, found neither")
+        raise PansightError(where=root / "annotations", expected=" or ".join(PARTS), found="neither")
     return Ade20k(root, part, [note] if note else [])
 
 
@@ -151,7 +160,7 @@ class Ade20kFull:
         self.folder = folder
         self._files = sorted(folder.rglob("[!.]*_seg.png"))
         if not self._files:
-            raise PansightError(f"{folder}: expected *_seg.png below it, found none")
+            raise PansightError(where=folder, expected="*_seg.png below it", found="none")
         names: dict[int, str] = {}
         for file in self._files:
             for number, name in _names(_beside(file, ".json")).items():
@@ -182,7 +191,7 @@ class Ade20kFull:
             return None
         index = self._index.get(value // 256)
         if index is None:
-            raise PansightError(f"{file}: expected classes that the JSON files name, found class {value // 256}")
+            raise PansightError(where=file, expected="classes that the JSON files name", found=f"class {value // 256}")
         return value, index, False
 
 
@@ -193,7 +202,9 @@ def _beside(file: Path, suffix: str) -> Path:
 def _names(file: Path) -> dict[int, str]:
     """Class number → name of the objects in one annotation file; parts of objects are left out."""
     if file.with_name(f"{file.stem}_atr.txt").is_file() and not file.is_file():
-        raise PansightError(f"{file}: expected the names of its objects, found none; this is the release of 2017")
+        raise PansightError(
+            where=file, expected="the names of its objects", found="none", hint="this is the release of 2017"
+        )
     data = read_annotation(file, "the names of the objects")
     try:
         data.decode("utf-8")
@@ -214,7 +225,12 @@ def open_ade20k_full(source: Path, split: str | None = None) -> Source:
     """
     images = _full_images(source)
     if images is None:
-        raise PansightError(f"{source}: expected images/ADE/training (ADE20K_2021_17_01), found no such folder")
+        raise PansightError(
+            where=source,
+            expected="images/ADE/training (ADE20K_2021_17_01)",
+            found="no such folder",
+            code="missing_file",
+        )
     part, note = choose_part(_parts(images), split, images)
     assert part is not None  # _full_images found one
     return Ade20kFull(images / part, [note] if note else [])

@@ -75,7 +75,7 @@ class Cityscapes:
         self._end = f"_{folder}_{SUFFIXES[kind]}"
         self._files = sorted(self.folder.glob(f"*/[!.]*{self._end}"))
         if not self._files:
-            raise PansightError(f"{self.folder}: expected CITY/*{self._end}, found none")
+            raise PansightError(where=self.folder, expected=f"CITY/*{self._end}", found="none")
         self.notes = (*notes, *self._remarks())
 
     def _remarks(self) -> list[str]:
@@ -102,7 +102,7 @@ class Cityscapes:
         """(segment id, category, is_crowd) of a pixel value; None for labels that are not evaluated."""
         label = self._by_id.get(value if value < 1000 else value // 1000)
         if label is None:
-            raise PansightError(f"{file}: expected labels 0 … 33 (times 1000 + number), found {value}")
+            raise PansightError(where=file, expected="labels 0 … 33 (times 1000 + number)", found=value)
         if label.category is None:
             return None
         return value, label.category, value < 1000 and label.has_instances
@@ -121,7 +121,7 @@ class Cityscapes:
         content = decode_json(data, _Polygons, file)
         height, width = content.imgHeight, content.imgWidth
         if min(height, width) < 1 or height * width > MAX_PIXELS:
-            raise PansightError(f"{file}: expected imgHeight and imgWidth in pixels, found {height} and {width}")
+            raise PansightError(where=file, expected="imgHeight and imgWidth in pixels", found=f"{height} and {width}")
         if image is not None:
             image_size(image, (height, width))  # before anything is painted: the file may promise any size
         canvas = Image.new("I", (width, height), 0)
@@ -133,7 +133,9 @@ class Cityscapes:
             where = f"{file}: object {number}"
             label, is_group = self._label(row.label, where)
             if len(row.polygon) < 2 or any(max(abs(x), abs(y)) > MAX_COORDINATE for x, y in row.polygon):
-                raise PansightError(f"{where}: expected a polygon [[x, y], …] in pixels, found {row.polygon!r:.60}")
+                raise PansightError(
+                    where=where, expected="a polygon [[x, y], …] in pixels", found=f"{row.polygon!r:.60}"
+                )
             if label.id < 0:
                 continue  # license plates are part of their cars
             value = label.id
@@ -141,7 +143,7 @@ class Cityscapes:
                 value = label.id * 1000 + seen.get(label.id, 0)
                 seen[label.id] = seen.get(label.id, 0) + 1
                 if seen[label.id] > 1000:
-                    raise PansightError(f"{where}: expected at most 1000 objects {label.name!r}, found more")
+                    raise PansightError(where=where, expected=f"at most 1000 objects {label.name!r}", found="more")
             pen.polygon(row.polygon, fill=value)
         return np.array(canvas, np.int32)
 
@@ -149,7 +151,7 @@ class Cityscapes:
         """(label, whether it is a group of objects). "cargroup" is a group of "car"; "polegroup" a label of its own."""
         label = self._by_name.get(name) or self._by_name.get(name.removesuffix("group"))
         if label is None:
-            raise PansightError(f"{where}: expected a label of Cityscapes, found {name!r:.60}")
+            raise PansightError(where=where, expected="a label of Cityscapes", found=f"{name!r:.60}")
         return label, name not in self._by_name
 
 
@@ -175,16 +177,18 @@ def open_cityscapes(
     if annotations is not None and annotations not in SUFFIXES:
         raise choice_error("kind of annotation", annotations, SUFFIXES)
     if not (root / folder).is_dir():
-        raise PansightError(f"{root}: expected {folder}/ ({folder}_trainvaltest.zip), found no such folder")
+        raise PansightError(
+            where=root, expected=f"{folder}/ ({folder}_trainvaltest.zip)", found="no such folder", code="missing_file"
+        )
     part, note = choose_part(_parts(root / folder), split, root / folder)
     if part is None:
-        raise PansightError(f"{root / folder}: expected {', '.join(PARTS[:3])}, found none of these folders")
+        raise PansightError(where=root / folder, expected=", ".join(PARTS[:3]), found="none of these folders")
     place = root / folder / part
     kinds = [annotations] if annotations is not None else list(SUFFIXES)
     kind = next((k for k in kinds if next(place.glob(f"*/[!.]*_{folder}_{SUFFIXES[k]}"), None)), None)
     if kind is None:
         names = ", ".join(f"*_{folder}_{SUFFIXES[k]}" for k in kinds)
-        raise PansightError(f"{place}: expected CITY/ with one of {names}, found none")
+        raise PansightError(where=place, expected=f"CITY/ with one of {names}", found="none")
     return Cityscapes(root, folder, part, kind, ids, [note] if note else [])
 
 

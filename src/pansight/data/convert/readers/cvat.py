@@ -94,10 +94,12 @@ def open_cvat(source: Path, split: str | None = None, *, image_folder: str | Non
     source = Path(source)
     file = _xml_of(source)
     if file is None:
-        raise PansightError(f"{source}: expected annotations.xml (CVAT for images 1.1), found none, or several others")
+        raise PansightError(
+            where=source, expected="annotations.xml (CVAT for images 1.1)", found="none, or several others"
+        )
     parser = _Parser(file)
     if not parser.images:
-        raise PansightError(f"{file}: expected images (CVAT for images 1.1), found none")
+        raise PansightError(where=file, expected="images (CVAT for images 1.1)", found="none")
     by_subset = _by_subset(parser.images)
     chosen, note = choose_part(by_subset, None if split is None else split.lower(), file)
     rows = by_subset[str(chosen)]
@@ -172,21 +174,26 @@ class _Parser:
                     parser.Parse(data, False)
                 parser.Parse(b"", True)
         except OSError as error:
-            raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+            raise PansightError(
+                "cannot be read", where=file, reason=error.strerror or error, code="cannot_read"
+            ) from error
         except (expat.ExpatError, ValueError, LookupError) as error:
-            raise PansightError(f"{file}: expected XML, found: {error}") from error
+            raise PansightError(where=file, expected="XML", reason=error) from error
 
     def _refuse(self, name: str, *_: object) -> None:
-        raise PansightError(f"{self._file}: expected XML without a DTD, found <!DOCTYPE {name:.40}>")
+        raise PansightError(where=self._file, expected="XML without a DTD", found=f"<!DOCTYPE {name:.40}>")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         depth, self._text = len(self._path), ""
         self._path.append(name)
         if depth == 0 and name != "annotations":
-            raise PansightError(f"{self._file}: expected <annotations> (CVAT for images 1.1), found <{name:.40}>")
+            raise PansightError(where=self._file, expected="<annotations> (CVAT for images 1.1)", found=f"<{name:.40}>")
         if depth == 1 and name == "track":
             raise PansightError(
-                f"{self._file}: expected images, found tracks of a video; export it from CVAT as 'CVAT for images 1.1'"
+                where=self._file,
+                expected="images",
+                found="tracks of a video",
+                hint="export it from CVAT as 'CVAT for images 1.1'",
             )
         if depth == 1 and name == "image":
             self.images.append(self._image(attributes))
@@ -213,11 +220,11 @@ class _Parser:
         sides = [attributes.get(key, "") for key in ("height", "width")]
         if not name or not all(re.fullmatch("[1-9][0-9]{0,8}", side) for side in sides):
             found = f"name {name!r:.60}, height {sides[0]!r:.20}, width {sides[1]!r:.20}"
-            raise PansightError(f"{self._file}: expected a name and a size in pixels of every image, found {found}")
+            raise PansightError(where=self._file, expected="a name and a size in pixels of every image", found=found)
         height, width = int(sides[0]), int(sides[1])
         if height * width > MAX_PIXELS:
             expected, found = f"at most {MAX_PIXELS // 10**6} million pixels", f"{height}×{width}"
-            raise PansightError(f"{self._file}: {name}: expected {expected}, found {found}")
+            raise PansightError(where=f"{self._file}: {name}", expected=expected, found=found)
         return _Image(name, (height, width), attributes.get("subset", "default"), [])
 
     def _shape(self, kind: str, attributes: dict[str, str]) -> None:
@@ -226,10 +233,10 @@ class _Parser:
             self.left_out[kind] += 1
         elif kind not in REGIONS:
             known = ", ".join(REGIONS + LEFT_OUT)
-            raise PansightError(f"{self._file}: {image.name}: expected shapes {known}; found <{kind:.40}>")
+            raise PansightError(f"expected shapes {known}; found <{kind:.40}>", where=f"{self._file}: {image.name}")
         elif not attributes.get("label"):
             where = f"{self._file}: {image.name}: {kind} {len(image.shapes) + 1}"
-            raise PansightError(f"{where}: expected a label, found none")
+            raise PansightError(where=where, expected="a label", found="none")
         else:
             image.shapes.append(_Shape(kind, attributes))
 
@@ -267,10 +274,10 @@ def _paths(images: list[_Image], root: Path, file: Path) -> list[Path | None]:
     if any(path is not None for path in paths):
         for image, path in zip(images, paths):
             if path is None:
-                raise PansightError(f"{file}: expected {image.name!r:.120} in {root} or its images/, found none")
+                raise PansightError(where=file, expected=f"{image.name!r:.120} in {root} or its images/", found="none")
         twice = next((path for path, count in Counter(paths).items() if count > 1), None)
         if twice is not None:
-            raise PansightError(f"{file}: expected a file for every image, found {twice} for several")
+            raise PansightError(where=file, expected="a file for every image", found=f"{twice} for several")
     return paths
 
 
@@ -282,14 +289,14 @@ def _number(attributes: dict[str, str], key: str, where: str, default: str = "")
     try:
         return float(text)
     except ValueError as error:
-        raise PansightError(f"{where}: expected a number {key}, found {text!r:.40}") from error
+        raise PansightError(where=where, expected=f"a number {key}", found=f"{text!r:.40}") from error
 
 
 def _numbers(text: str, separators: str, where: str, what: str) -> list[float]:
     try:
         return [float(word) for word in re.split(f"[{separators}]", text)]
     except ValueError as error:
-        raise PansightError(f"{where}: expected {what}, found {text!r:.60}") from error
+        raise PansightError(where=where, expected=what, found=f"{text!r:.60}") from error
 
 
 def _region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> Region | None:
@@ -301,13 +308,13 @@ def _region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> 
         expect_short(text, ",", where)
         values = _numbers(text, ",;", where, "points x,y;x,y;…")
         if len(values) % 2 or text.count(",") * 2 != len(values):
-            raise PansightError(f"{where}: expected points x,y;x,y;…, found {text!r:.60}")
+            raise PansightError(where=where, expected="points x,y;x,y;…", found=f"{text!r:.60}")
         outline = list(zip(values[::2], values[1::2]))
     elif kind == "box":
         left, top, right, bottom = (_number(attributes, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
         if right < left or bottom < top:
             found = f"x {left:g} … {right:g}, y {top:g} … {bottom:g}"
-            raise PansightError(f"{where}: expected a box from its top left to its bottom right corner, found {found}")
+            raise PansightError(where=where, expected="a box from its top left to its bottom right corner", found=found)
         degrees = _number(attributes, "rotation", where, "0")
         outline = rectangle_points(
             left, top, right - left, bottom - top, degrees, ((left + right) / 2, (top + bottom) / 2)
@@ -322,13 +329,13 @@ def _mask_region(attributes: dict[str, str], size: tuple[int, int], category: in
     left, top, width, height = (_number(attributes, key, where) for key in ("left", "top", "width", "height"))
     if not all(v % 1 == 0 and abs(v) < 2**31 for v in (left, top, width, height)) or min(width, height) < 1:
         found = f"left {left:g}, top {top:g}, width {width:g}, height {height:g}"
-        raise PansightError(f"{where}: expected the box of a mask in whole pixels, found {found}")
+        raise PansightError(where=where, expected="the box of a mask in whole pixels", found=found)
     expect_short(attributes.get("rle", ""), ",", where)
     lengths = _numbers(attributes.get("rle", ""), ",", where, "run lengths")
     pixels = int(width) * int(height)
     if not all(v >= 0 and v % 1 == 0 for v in lengths) or sum(lengths) != pixels or pixels > MAX_PIXELS:
         found = f"{sum(lengths):g} in {len(lengths)} runs"
-        raise PansightError(f"{where}: expected run lengths of {pixels} pixels ({width:g}×{height:g}), found {found}")
+        raise PansightError(where=where, expected=f"run lengths of {pixels} pixels ({width:g}×{height:g})", found=found)
     values = np.arange(len(lengths)) % 2 == 1  # background first
     mask = np.repeat(values, np.array(lengths, np.int64)).reshape(int(height), int(width))  # (h·w,) → (h, w)
     return cut_to(mask, int(top), int(left), size, category)

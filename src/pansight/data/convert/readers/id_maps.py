@@ -99,7 +99,7 @@ def open_id_maps(
     folder = base / part if part is not None else base
     rows = _table(root, base) if root.is_file() else [row for f in _tables(folder) for row in _table(f, folder)]
     if not rows:
-        raise PansightError(f"{folder}: expected NAME.json with segments_info (id maps), found none")
+        raise PansightError(where=folder, expected="NAME.json with segments_info (id maps)", found="none")
     categories, notes = _categories(rows, base, folder, classes)
     index = {category.source_id: n for n, category in enumerate(categories)}
     files = _images(base, folder, images)
@@ -191,7 +191,7 @@ def _map_file(folder: Path, name: str, file: Path) -> Path:
     places = [safe_join(place, n, file) for place in (folder, folder / "maps") for n in names]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        raise PansightError(f"{file}: expected a map {' or '.join(names)} in {folder}, found none")
+        raise PansightError(where=file, expected=f"a map {' or '.join(names)} in {folder}", found="none")
     return found
 
 
@@ -266,7 +266,7 @@ def _categories(
     for row in rows:
         for segment in row.entry.segments_info:
             if segment.label is None:
-                raise PansightError(f"{row.where}: segment {segment.id}: expected a label_id, found none")
+                raise PansightError(where=f"{row.where}: segment {segment.id}", expected="a label_id", found="none")
             seen[segment.label] = None
             if segment.isthing is not None:
                 said[segment.label] = bool(segment.isthing)
@@ -275,7 +275,7 @@ def _categories(
     named, notes = _names(base, folder, classes)
     unnamed = [label for label in seen if label not in named]
     if named and unnamed:
-        raise PansightError(f"{base}: expected a name for every label_id, found none for {min(unnamed)}")
+        raise PansightError(where=base, expected="a name for every label_id", found=f"none for {min(unnamed)}")
     if not named:
         notes.append("no names of classes (config.json with id2label, or classes=FILE): class_N has label_id N")
         named = {label: SourceCategory(f"class_{label}", label) for label in sorted(seen)}

@@ -134,7 +134,9 @@ class _LabelStudio:
         row = self._rows[index]
         size = row.size if row.image is None else image_size(row.image, row.size)
         if size is None:
-            raise PansightError(f"{row.where}: expected an image file or original_width and _height, found neither")
+            raise PansightError(
+                where=row.where, expected="an image file or original_width and _height", found="neither"
+            )
         drawn = [(d, _region(d, size, self._known[d.label], row.where)) for d in row.drawings]
         regions = tuple(region for _, region in drawn if region is not None)
         empty = tuple(self._known[d.label] for d, region in drawn if region is None)
@@ -157,7 +159,7 @@ def open_label_studio(source: Path, split: str | None = None, *, image_folder: s
     counts: Counter[str] = Counter()
     rows = list(_rows(_tasks(file), root, file, counts))
     if not rows:
-        raise PansightError(f"{file}: expected annotated tasks, found none")
+        raise PansightError(where=file, expected="annotated tasks", found="none")
     _check_images(rows, root)
     return _LabelStudio(rows, tuple(_notes(rows, counts)))
 
@@ -198,7 +200,7 @@ def _json_of(source: Path) -> Path:
     found = _exports(source) or sorted(source.glob("*.json"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:3]) or "none"
-        raise PansightError(f"{source}: expected one JSON export of Label Studio, found {names}; name the file")
+        raise PansightError(where=source, expected="one JSON export of Label Studio", found=names, hint="name the file")
     return found[0]
 
 
@@ -206,11 +208,14 @@ def _tasks(file: Path) -> list[_Task]:
     try:
         data = read_plain(file)
     except OSError as error:
-        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read") from error
     tasks = decode_json(data, list[_Task], file)
     if tasks and all(task.data is None for task in tasks):
         raise PansightError(
-            f"{file}: expected tasks with data and annotations, found none; JSON-MIN lacks them: export as JSON"
+            where=file,
+            expected="tasks with data and annotations",
+            found="none",
+            hint="JSON-MIN lacks them: export as JSON",
         )
     return tasks
 
@@ -230,7 +235,7 @@ def _rows(tasks: list[_Task], root: Path, file: Path, counts: Counter[str]) -> I
         sizes = {_stated_size(d.result, where) for d in drawings} or {_stated_size(r, where) for r in chosen.result}
         sizes.discard(None)
         if len(sizes) > 1:
-            raise PansightError(f"{where}: expected results of one image size, found {sorted(sizes, key=str)}")
+            raise PansightError(where=where, expected="results of one image size", found=sorted(sizes, key=str))
         yield _Row(where, _find_image(task, text, root), text, next(iter(sizes), None), drawings)
 
 
@@ -258,7 +263,9 @@ def _stated_size(result: _Result, where: str) -> tuple[int, int] | None:
     if height is None or width is None:
         return None
     if not (height % 1 == 0 and width % 1 == 0 and min(height, width) >= 1 and height * width <= MAX_PIXELS):
-        raise PansightError(f"{where}: expected original_width and _height in pixels, found {width:g} and {height:g}")
+        raise PansightError(
+            where=where, expected="original_width and _height in pixels", found=f"{width:g} and {height:g}"
+        )
     return int(height), int(width)
 
 
@@ -287,7 +294,7 @@ def _image_text(task: _Task, where: str) -> str:
     texts = [v for v in (data.get("image"), *data.values()) if isinstance(v, str) and not v.startswith("data:")]
     found = next((text for text in texts if _path_of(text).lower().endswith(IMAGE_SUFFIXES)), None)
     if found is None:
-        raise PansightError(f"{where}: expected an image file or URL in data, found {sorted(data)!r:.120}")
+        raise PansightError(where=where, expected="an image file or URL in data", found=f"{sorted(data)!r:.120}")
     return found
 
 
@@ -324,16 +331,16 @@ def _check_images(rows: list[_Row], root: Path) -> None:
         return
     for row in rows:
         if row.image is None:
-            raise PansightError(f"{row.where}: expected {row.text!r:.120} in {root} or its images/, found none")
+            raise PansightError(where=row.where, expected=f"{row.text!r:.120} in {root} or its images/", found="none")
     twice = next((image for image, count in Counter(row.image for row in rows).items() if count > 1), None)
     if twice is not None:
-        raise PansightError(f"{twice}: expected an image for every task, found several tasks with this one")
+        raise PansightError(where=twice, expected="an image for every task", found="several tasks with this one")
 
 
 def _output_name(text: str, where: str) -> str:
     name = _path_of(text).replace("\\", "/").rpartition("/")[2]
     if name in ("", ".", "..") or "\0" in name or ":" in name:
-        raise PansightError(f"{where}: expected the name of an image file, found {text!r:.120}")
+        raise PansightError(where=where, expected="the name of an image file", found=f"{text!r:.120}")
     return name
 
 
@@ -344,25 +351,27 @@ def _region(drawing: _Drawing, size: tuple[int, int], category: int, where: str)
     where = f"{where}: result {drawing.number} ({drawing.kind})"
     if drawing.result.image_rotation:
         found = f"image_rotation {drawing.result.image_rotation:g}"
-        raise PansightError(f"{where}: expected an image that was not turned in Label Studio, found {found}")
+        raise PansightError(where=where, expected="an image that was not turned in Label Studio", found=found)
     value = bytes(drawing.result.value)
     expect_short(value, b",", where)
     shape = decode_json(value, _Shape, where)
     if drawing.kind == "brush":
         if shape.format != "rle":
-            raise PansightError(f"{where}: expected a brush mask of format 'rle', found {shape.format!r:.40}")
+            raise PansightError(where=where, expected="a brush mask of format 'rle'", found=f"{shape.format!r:.40}")
         return region_of_mask(decode_brush(shape.rle, size, where), category)
     if any(len(point) != 2 for point in shape.points):
-        raise PansightError(f"{where}: expected points of two numbers, found {shape.points!r:.60}")
+        raise PansightError(where=where, expected="points of two numbers", found=f"{shape.points!r:.60}")
     if any(not -100 <= v <= 200 for point in (*shape.points, (shape.x, shape.y)) for v in point):
-        raise PansightError(f"{where}: expected coordinates in per cent of the image, found others")
+        raise PansightError(where=where, expected="coordinates in per cent of the image", found="others")
     height, width = size
     percent = np.array((width, height)) / 100
     if drawing.kind == "polygon":
         outline = [(x * width / 100, y * height / 100) for x, y in shape.points]
     elif drawing.kind == "rectangle":
         if shape.width < 0 or shape.height < 0:
-            raise PansightError(f"{where}: expected a width and height, found {shape.width:g} and {shape.height:g}")
+            raise PansightError(
+                where=where, expected="a width and height", found=f"{shape.width:g} and {shape.height:g}"
+            )
         (x, y), (w, h) = (shape.x, shape.y) * percent, (shape.width, shape.height) * percent
         outline = rectangle_points(x, y, w, h, shape.rotation)
     else:
@@ -381,7 +390,7 @@ def decode_brush(rle: list[int], size: tuple[int, int], where: str) -> NDArray[n
     try:
         data = bytes(rle)
     except ValueError as error:
-        raise PansightError(f"{where}: expected run lengths as bytes 0 … 255, found {error}") from error
+        raise PansightError(where=where, expected="run lengths as bytes 0 … 255", found=error) from error
     bits, pixels = 8 * len(data), size[0] * size[1]
     alpha = np.zeros(pixels, np.uint8)
     at = 0
@@ -390,25 +399,25 @@ def decode_brush(rle: list[int], size: tuple[int, int], where: str) -> NDArray[n
         nonlocal at
         first, at = at, at + count
         if at > bits:
-            raise PansightError(f"{where}: expected run lengths of {pixels} pixels, found an early end")
+            raise PansightError(where=where, expected=f"run lengths of {pixels} pixels", found="an early end")
         return int.from_bytes(data[first >> 3 : (at + 7) >> 3], "big") >> (-at % 8) & ((1 << count) - 1)
 
     total, word, lengths = take(32), take(5) + 1, [take(4) + 1 for _ in range(4)]
     if total != 4 * pixels or word != 8:
         found = f"{total} of {word} bits"
-        raise PansightError(f"{where}: expected run lengths of {4 * pixels} values of 8 bits (RGBA), found {found}")
+        raise PansightError(where=where, expected=f"run lengths of {4 * pixels} values of 8 bits (RGBA)", found=found)
     begin = 0
     while begin < total:
         repeats, length = take(1), take(lengths[take(2)]) + 1
         end = begin + length
         if end > total:
-            raise PansightError(f"{where}: expected run lengths of {total} values, found {end}")
+            raise PansightError(where=where, expected=f"run lengths of {total} values", found=end)
         if repeats:
             alpha[begin >> 2 : end >> 2] = take(8)
         else:
             first, at = at, at + 8 * length
             if at > bits:
-                raise PansightError(f"{where}: expected run lengths of {pixels} pixels, found an early end")
+                raise PansightError(where=where, expected=f"run lengths of {pixels} pixels", found="an early end")
             values = np.unpackbits(np.frombuffer(data[first >> 3 : (at + 7) >> 3], np.uint8))
             values = np.packbits(values[first & 7 :][: 8 * length])
             alpha[begin >> 2 : end >> 2] = values[(3 - begin) % 4 :: 4]

@@ -160,12 +160,12 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
         image = _image_of(file, head.imagePath, root, source if source.is_dir() else root)
         entries.append((file, image, image or _virtual_image(data, head.imagePath, file)))
     if not entries:
-        raise PansightError(f"{root}: expected LabelMe's JSON files (shapes, imagePath), found none")
+        raise PansightError(where=root, expected="LabelMe's JSON files (shapes, imagePath)", found="none")
     notes += _notes(root, entries, strangers, left_out)
     names = short_names([place for _, _, place in entries])
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise PansightError(f"{root}: expected one JSON an image, found several of {twice}")
+        raise PansightError(where=root, expected="one JSON an image", found=f"several of {twice}")
     ordered = _ordered(labels - {IGNORED_LABEL}, source)
     return _LabelMe(root, [(f, image, name) for (f, image, _), name in zip(entries, names)], ordered, notes)
 
@@ -200,7 +200,7 @@ def _read(file: Path) -> bytes:
     try:
         return read_plain(file)
     except OSError as error:
-        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read") from error
 
 
 def _head(data: bytes, file: Path) -> _Head | None:
@@ -214,7 +214,7 @@ def _left_out(shapes: list[_Outline], file: Path) -> list[str]:
     """The kinds of shapes that are not read. Raises PansightError for kinds that are not known."""
     bad = next((shape.shape_type for shape in shapes if shape.shape_type not in (*REGIONS, *LINES, None)), None)
     if bad is not None:
-        raise PansightError(f"{file}: expected shapes of type {', '.join(REGIONS + LINES)}, found {bad!r:.40}")
+        raise PansightError(where=file, expected=f"shapes of type {', '.join(REGIONS + LINES)}", found=f"{bad!r:.40}")
     kinds = [str(shape.shape_type) for shape in shapes if shape.shape_type in LINES]
     return kinds + [IGNORED_LABEL for shape in shapes if shape.label == IGNORED_LABEL]
 
@@ -233,11 +233,13 @@ def _virtual_image(data: bytes, stated: str | None, file: Path) -> Path:
     """Where the image within a JSON would lie. Raises PansightError where there is none in it either."""
     text = decode_json(data, _ImageData, file).imageData
     if not text:
-        raise PansightError(f"{file}: expected the image {stated!r:.120} in this folder, or imageData; found neither")
+        raise PansightError(
+            f"expected the image {stated!r:.120} in this folder, or imageData; found neither", where=file
+        )
     header = read_header(_from_base64(text, f"{file}: imageData"), f"{file}: imageData")
     suffix = {"jpeg": ".jpg", "png": ".png"}.get(header.kind, Path(stated or "").suffix.lower())
     if suffix not in IMAGE_SUFFIXES:
-        raise PansightError(f"{file}: expected imagePath with the suffix of an image, found {stated!r:.120}")
+        raise PansightError(where=file, expected="imagePath with the suffix of an image", found=f"{stated!r:.120}")
     return file.with_suffix(suffix)
 
 
@@ -276,18 +278,20 @@ def _stated_size(content: _File, file: Path) -> tuple[int, int] | None:
     if height is None or width is None:
         return None
     if height % 1 or width % 1 or not (1 <= height < 2**31 and 1 <= width < 2**31):
-        raise PansightError(f"{file}: expected imageHeight and imageWidth in pixels, found {height:g} and {width:g}")
+        raise PansightError(
+            where=file, expected="imageHeight and imageWidth in pixels", found=f"{height:g} and {width:g}"
+        )
     return int(height), int(width)
 
 
 def _region(shape: _Shape, size: tuple[int, int], category: int, where: str) -> Region | None:
     if any(len(point) != 2 for point in shape.points):
-        raise PansightError(f"{where}: expected points of two numbers, found {shape.points!r:.60}")
+        raise PansightError(where=where, expected="points of two numbers", found=f"{shape.points!r:.60}")
     points, kind = shape.points, shape.shape_type
     if kind == "rectangle" and len(points) == 4:  # turned ones, as some versions write them
         kind = "polygon"
     if kind in ("rectangle", "circle", "mask") and len(points) != 2:
-        raise PansightError(f"{where}: expected 2 points of a {kind}, found {len(points)}")
+        raise PansightError(where=where, expected=f"2 points of a {kind}", found=len(points))
     if kind == "mask":
         return _mask_region(shape, size, category, where)
     outline: Any = points
@@ -305,13 +309,15 @@ def _mask_region(shape: _Shape, size: tuple[int, int], category: int, where: str
     """A PNG in base64 and the box that it fills, last row and column included."""
     box = np.array(shape.points, np.float64)
     if not np.isfinite(box).all() or np.abs(box).max() > 2**31:
-        raise PansightError(f"{where}: expected the corners of the mask's box in pixels, found {shape.points!r:.60}")
+        raise PansightError(
+            where=where, expected="the corners of the mask's box in pixels", found=f"{shape.points!r:.60}"
+        )
     (left, top), (right, bottom) = np.rint(box).astype(int).tolist()
     mask = _png_mask(_from_base64(shape.mask or "", f"{where}: mask"), f"{where}: mask")
     expected = abs(bottom - top) + 1, abs(right - left) + 1
     if max(abs(a - b) for a, b in zip(mask.shape, expected)) > 1:  # tools round the corners either way
         found = f"{mask.shape[0]}×{mask.shape[1]}"
-        raise PansightError(f"{where}: expected a mask of {expected[0]}×{expected[1]} as its box, found {found}")
+        raise PansightError(where=where, expected=f"a mask of {expected[0]}×{expected[1]} as its box", found=found)
     return cut_to(mask, min(top, bottom), min(left, right), size, category)
 
 
@@ -324,7 +330,7 @@ def _png_mask(data: bytes, where: str) -> NDArray[np.bool_]:
         check_png(data, header, where)
         pixels: NDArray[Any] = imagecodecs.png_decode(data)
     except (RuntimeError, ValueError) as error:
-        raise PansightError(f"{where}: expected a PNG, found {' '.join(str(error).split()):.80}") from error
+        raise PansightError(where=where, expected="a PNG", found=f"{' '.join(str(error).split()):.80}") from error
     if pixels.ndim == 2:
         return pixels != 0
     colors = pixels.shape[2] - (pixels.shape[2] in (2, 4))  # without alpha
@@ -335,4 +341,4 @@ def _from_base64(text: str, where: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PansightError(f"{where}: expected base64, found {error} in {text[:20]!r}") from error
+        raise PansightError(where=where, expected="base64", found=f"{error} in {text[:20]!r}") from error

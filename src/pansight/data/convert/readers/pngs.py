@@ -141,7 +141,7 @@ class _SemanticPngs:
         in_color = _is_rgb(png)
         if in_color and not self._colors:
             raise PansightError(
-                f"{png}: expected class numbers, or a table of colours (option classes=FILE); found RGB"
+                "expected class numbers, or a table of colours (option classes=FILE); found RGB", where=png
             )
         values, known = (read_rgb_ids(png), self._colors) if in_color else (read_index_png(png), self._values)
         unknown = [v for v in present_ids(values).tolist() if v not in known]
@@ -150,7 +150,7 @@ class _SemanticPngs:
             found = (
                 f"colour {(v & 255, v >> 8 & 255, v >> 16)}" if in_color else f"value {v} (option ignore={v} for void)"
             )
-            raise PansightError(f"{png}: expected pixels of the {len(self.categories)} classes, found {found}")
+            raise PansightError(where=png, expected=f"pixels of the {len(self.categories)} classes", found=found)
         return relabel(values, known)
 
     def _segments(self, classes: IdArray) -> tuple[IdArray, dict[int, tuple[int, bool]]]:
@@ -198,7 +198,7 @@ def open_semantic_png(
     Raises PansightError listing what was looked for; naming the file where a PNG has no image or no such class.
     """
     if connectivity not in (4, 8):
-        raise PansightError(f"connectivity: expected 4 or 8, found {connectivity}")
+        raise PansightError(where="connectivity", expected="4 or 8", found=connectivity)
     root = Path(source)
     images, masks, notes = _folders(root, split, image_folder, mask_folder, CLASS_FOLDERS)
     pairs, unpaired = _pairs(images, masks)
@@ -240,7 +240,9 @@ def _class_table(
     if classes is not None:
         file = next((f for f in (Path(classes), root / classes) if f.is_file()), None)
         if file is None and "," not in classes:
-            raise PansightError(f"classes: expected a file or names with commas between them, found {classes!r}")
+            raise PansightError(
+                where="classes", expected="a file or names with commas between them", found=f"{classes!r}"
+            )
         return (classes_of_names(classes.split(",")), ()) if file is None else (read_classes(file), ())
     places = dict.fromkeys((masks, masks.parent, root))
     file = next((place / name for place in places for name in CLASS_FILES if (place / name).is_file()), None)
@@ -250,14 +252,14 @@ def _class_table(
     for _, _, png in pairs:
         if _is_rgb(png):
             raise PansightError(
-                f"{png}: expected class numbers, or a table of colours (option classes=FILE); found RGB"
+                "expected class numbers, or a table of colours (option classes=FILE); found RGB", where=png
             )
         values.update(present_ids(read_index_png(png)).tolist())
         if len(values) > MAX_UNNAMED:
             found = (
                 f"more than {MAX_UNNAMED} values (instance numbers are --from instance_png; else option classes=FILE)"
             )
-            raise PansightError(f"{masks}: expected class numbers, found {found}")
+            raise PansightError(where=masks, expected="class numbers", found=found)
     found = [PixelClass(f"class_{value}", value) for value in sorted(values - ignored)]
     told = (
         "no names of classes were given (option classes=FILE or NAMES): class_N is the class of the pixels of value N"
@@ -311,14 +313,14 @@ def _folders(
 ) -> tuple[Path, Path, tuple[str, ...]]:
     """(images, PNGs, notes). Raises PansightError listing what was looked for."""
     if (image_folder is None) != (mask_folder is None):
-        raise PansightError(f"{root}: expected both image_folder and mask_folder, or neither; found one")
+        raise PansightError("expected both image_folder and mask_folder, or neither; found one", where=root)
     if image_folder is not None and mask_folder is not None:
         folders = ((image_folder, mask_folder),)
     found = _parts(root, folders, PARTS if split is None else part_names(split))
     if not found or (split is not None and "" in found):
         looked = ", ".join(f"{a}/ + {b}/" for a, b in folders[:9]) + ("" if len(folders) < 9 else " …")
         where = root if split is None else f"{root}, part {split!r}"
-        raise PansightError(f"{where}: expected images with PNGs of the same name in {looked}; found none")
+        raise PansightError(f"expected images with PNGs of the same name in {looked}; found none", where=where)
     part, note = choose_part(found, split, root)
     return (*found[part or ""], () if note is None else (note,))
 
@@ -360,9 +362,11 @@ def _pairs(images: Path, masks: Path) -> tuple[list[Pair], tuple[str, ...]]:
             pairs.append((stem, file, pngs.pop(stem + ending)))
     if pngs:
         png = next(iter(pngs.values()))
-        raise PansightError(f"{png}: expected an image of this name in {images}, found none ({len(pngs)} in all)")
+        raise PansightError(
+            where=png, expected=f"an image of this name in {images}", found=f"none ({len(pngs)} in all)"
+        )
     if not pairs:
-        raise PansightError(f"{images}: expected images with PNGs of the same name in {masks}, found none")
+        raise PansightError(where=images, expected=f"images with PNGs of the same name in {masks}", found="none")
     missing = files.keys() - {stem for stem, _, _ in pairs}
     if not missing:
         return pairs, ()

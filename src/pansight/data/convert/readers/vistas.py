@@ -66,9 +66,9 @@ class Vistas:
         self.categories, self._by_label = classes.categories, classes.by_label
         self._files = sorted(instances.glob("[!.]*.png"))
         if not self._files:
-            raise PansightError(f"{instances}: expected 16-bit PNGs of instances, found none")
+            raise PansightError(where=instances, expected="16-bit PNGs of instances", found="none")
         if not images.is_dir():
-            raise PansightError(f"{images}: expected the images, found no such folder")
+            raise PansightError(where=images, expected="the images", found="no such folder", code="missing_file")
         self.notes = (*notes, classes.note, *unannotated(images, (file.stem for file in self._files)))
 
     def __len__(self) -> int:
@@ -81,14 +81,21 @@ class Vistas:
         ids, segments = segments_of(values, lambda value: self._meaning(value, file))
         image = next((p for p in (self.images / f"{file.stem}{s}" for s in IMAGE_SUFFIXES) if p.is_file()), None)
         if image is None:
-            raise PansightError(f"{self.images / file.stem}.jpg: expected the image of {file.name}, found no such file")
+            raise PansightError(
+                where=f"{self.images / file.stem}.jpg",
+                expected=f"the image of {file.name}",
+                found="no such file",
+                code="missing_file",
+            )
         image_size(image, size)
         return Annotated(file.stem, image.name, image, size, ids=ids, segments=segments)
 
     def _meaning(self, value: int, file: Path) -> tuple[int, int, bool] | None:
         label = value >> 8
         if label not in self._by_label:
-            raise PansightError(f"{file}: expected labels 0 … {max(self._by_label)}, found {label} (value {value})")
+            raise PansightError(
+                where=file, expected=f"labels 0 … {max(self._by_label)}", found=f"{label} (value {value})"
+            )
         category = self._by_label[label]
         return None if category is None else (value + 256, category, False)
 
@@ -135,7 +142,7 @@ def _from_panoptic(labels: list[_Label], rows: list[_Category], file: Path) -> _
     lost = set(range(len(rows))) - set(found.values())
     if lost:
         raise PansightError(
-            f"{file}: expected categories that are labels of the config, found {rows[min(lost)].name!r}"
+            where=file, expected="categories that are labels of the config", found=f"{rows[min(lost)].name!r}"
         )
     categories = tuple(SourceCategory(row.name, row.id, bool(row.isthing), row.color) for row in rows)
     return _Classes(categories, found, f"things and stuff as in {file.name}; {_left_out(labels, found)}")
@@ -171,7 +178,12 @@ def open_vistas(source: Path, split: str | None = None, version: str | None = No
     places = {number: _instances(root, number) for number in (VISTAS_JSON if version is None else (version,))}
     number = next((number for number, folders in places.items() if folders), None)
     if number is None:
-        raise PansightError(f"{source}: expected training/[v{version or '2.0'}/]instances, found no such folder")
+        raise PansightError(
+            where=source,
+            expected=f"training/[v{version or '2.0'}/]instances",
+            found="no such folder",
+            code="missing_file",
+        )
     part, note = choose_part(places[number], split, root)
     assert part is not None  # there are places
     classes = _classes(root, number, VISTAS_PARTS[part])

@@ -40,7 +40,7 @@ class Voc:
         self._by_color.setdefault(BORDER_COLOR, BORDER)
         folder = root / "JPEGImages"
         if not folder.is_dir():
-            raise PansightError(f"{folder}: expected the images, found no such folder")
+            raise PansightError(where=folder, expected="the images", found="no such folder", code="missing_file")
         self._images = images_by_stem(folder)
 
     def __len__(self) -> int:
@@ -52,7 +52,9 @@ class Voc:
         object_file = self.root / "SegmentationObject" / f"{stem}.png"
         image = self._images.get(stem)
         if image is None:
-            raise PansightError(f"{self.root / 'JPEGImages' / stem}.jpg: expected the image of {stem}, found none")
+            raise PansightError(
+                where=f"{self.root / 'JPEGImages' / stem}.jpg", expected=f"the image of {stem}", found="none"
+            )
         classes = self._read_classes(class_file)
         objects = self._read_objects(object_file)
         expect_size(object_file, objects.shape, classes.shape, class_file)
@@ -73,10 +75,10 @@ class Voc:
             name = self._classes[label].name
             if (number == 0) != (label == self._background):
                 expected = "an object" if number == 0 else "no object"
-                raise PansightError(f"{file}: expected {expected} where the class is {name!r}, found {number}")
+                raise PansightError(where=file, expected=f"{expected} where the class is {name!r}", found=number)
             if owner.setdefault(number, label) != label:
                 names = f"{self._classes[owner[number]].name} and {name}"
-                raise PansightError(f"{file}: expected one class for object {number}, found {names}")
+                raise PansightError(where=file, expected=f"one class for object {number}", found=names)
         return owner
 
     def _meaning(self, value: int, owner: dict[int, int]) -> tuple[int, int, bool] | None:
@@ -92,13 +94,15 @@ class Voc:
             classes = read_values(file, 8, "classes of Pascal VOC")
             unknown = [n for n in present_ids(classes).tolist() if n >= len(self._classes) and n != BORDER]
             if unknown:
-                raise PansightError(f"{file}: expected classes 0 … {len(self._classes) - 1} or 255, found {unknown[0]}")
+                raise PansightError(
+                    where=file, expected=f"classes 0 … {len(self._classes) - 1} or 255", found=unknown[0]
+                )
             return classes
         coded = read_rgb_ids(file)
         unknown = [n for n in present_ids(coded).tolist() if n not in self._by_color]
         if unknown:
             red, green, blue = unknown[0] & 255, (unknown[0] >> 8) & 255, unknown[0] >> 16
-            raise PansightError(f"{file}: expected colours of labelmap.txt, found {red},{green},{blue}")
+            raise PansightError(where=file, expected="colours of labelmap.txt", found=f"{red},{green},{blue}")
         return relabel(coded, self._by_color)
 
     def _read_objects(self, file: Path) -> IdArray:
@@ -108,13 +112,13 @@ class Voc:
         coded = read_rgb_ids(file)
         colors = [n for n in present_ids(coded).tolist() if n not in (0, BORDER_COLOR)]
         if len(colors) >= BORDER:
-            raise PansightError(f"{file}: expected at most {BORDER - 1} objects, found {len(colors)}")
+            raise PansightError(where=file, expected=f"at most {BORDER - 1} objects", found=len(colors))
         return relabel(coded, {BORDER_COLOR: BORDER} | {color: n for n, color in enumerate(colors, 1)})
 
 
 def _is_rgb(file: Path) -> bool:
     if not file.is_file():
-        raise PansightError(f"{file}: expected annotations of Pascal VOC, found no such file")
+        raise PansightError(where=file, expected="annotations of Pascal VOC", found="no such file", code="missing_file")
     header = read_header(read_bytes(file), file)
     return header.kind == "png" and header.png_color == PNG_RGB
 
@@ -131,7 +135,7 @@ def _classes(root: Path) -> list[PixelClass]:
         return [PixelClass(r["name"], r["id"], tuple(r["color"]), bool(r["isthing"])) for r in rows]
     rows = read_classes(file)
     if len(rows) > BORDER or all(row.name != "background" for row in rows):
-        raise PansightError(f"{file}: expected at most {BORDER} classes, one of them 'background', found {len(rows)}")
+        raise PansightError(where=file, expected=f"at most {BORDER} classes, one of them 'background'", found=len(rows))
     return [row._replace(is_thing=False) if row.name == "background" else row for row in rows]
 
 
@@ -139,7 +143,7 @@ def _lines(file: Path) -> list[str]:
     try:
         text = read_plain(file).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PansightError(f"{file}: expected lines of text, found: {error}") from error
+        raise PansightError(where=file, expected="lines of text", reason=error) from error
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -161,7 +165,7 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
         if not (root / folder).is_dir():
             hint = "; classes alone are read by --from semantic_png" if folder == "SegmentationObject" else ""
             raise PansightError(
-                f"{root}: expected SegmentationClass/ and SegmentationObject/, found no {folder}/{hint}"
+                where=root, expected="SegmentationClass/ and SegmentationObject/", found=f"no {folder}/{hint}"
             )
     lists = root / LISTS
     part, note = choose_part(_parts(lists), split, lists)
@@ -171,7 +175,7 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
         names = dict.fromkeys(_lines(lists / f"{part}.txt"))
         stems = [safe_join(Path(), name, lists / f"{part}.txt").as_posix() for name in names]
     if not stems:
-        raise PansightError(f"{lists / f'{part}.txt' if part else root}: expected names of images, found none")
+        raise PansightError(where=lists / f"{part}.txt" if part else root, expected="names of images", found="none")
     return Voc(root, stems, _classes(root), background, [note] if note else [])
 
 

@@ -68,24 +68,26 @@ class _YoloSeg:
         try:
             values = np.array([float(word) for word in words])
         except ValueError as error:
-            raise PansightError(f"{where}: expected numbers, found {' '.join(words)!r:.60}") from error
+            raise PansightError(where=where, expected="numbers", found=f"{' '.join(words)!r:.60}") from error
         category = self._known.get(int(values[0])) if np.isfinite(values[0]) and values[0] % 1 == 0 else None
         if category is None:
             known = f"{min(self._known)} … {max(self._known)}"
-            raise PansightError(f"{where}: expected a class {known} of the list of names, found {words[0]!r:.60}")
+            raise PansightError(
+                where=where, expected=f"a class {known} of the list of names", found=f"{words[0]!r:.60}"
+            )
         score = 1.0
         if len(values) > 5 and len(values) % 2 == 0:
             score, values = float(values[-1]), values[:-1]
         if len(values) < 5 or not 0 <= score <= 1:
             found = " ".join(words[:9])
-            raise PansightError(f"{where}: expected a class, x, y pairs and perhaps a score, found {found!r:.60}")
+            raise PansightError(where=where, expected="a class, x, y pairs and perhaps a score", found=f"{found!r:.60}")
         if not (np.abs(values[1:] - 0.5) <= 0.5 + MARGIN).all():
             found = next(w for w, v in zip(words[1:], values[1:]) if not abs(v - 0.5) <= 0.5 + MARGIN)
-            raise PansightError(f"{where}: expected coordinates 0 … 1 (shares of the image), found {found:.60}")
+            raise PansightError(where=where, expected="coordinates 0 … 1 (shares of the image)", found=f"{found:.60}")
         if len(values) == 5:
             if self._boxes == "error":
                 hint = "option boxes=rectangle fills it, boxes=skip leaves it out"
-                raise PansightError(f"{where}: expected a polygon, found a box (4 numbers; {hint})")
+                raise PansightError(where=where, expected="a polygon", found="a box (4 numbers", hint=f"{hint})")
             x, y, w, h = values[1:] / (1, 1, 2, 2)
             values = np.array([0, x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
         points = values[1:].reshape(-1, 2) * (size[1], size[0])  # (2N,) → (N, 2)
@@ -107,28 +109,30 @@ def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error
     if file is not None:
         content = _read_yaml(file)
         if "kpt_shape" in content:
-            raise PansightError(f"{file}: expected polygons, found key points (kpt_shape)")
+            raise PansightError(where=file, expected="polygons", found="key points (kpt_shape)")
         classes = _yaml_classes(content, file)
         there, missing = _yaml_parts(content, root, file)
         part, note = choose_part(there or missing, split, file)
         if part is None:
-            raise PansightError(f"{file}: expected paths under train, val or test, found none")
+            raise PansightError(where=file, expected="paths under train, val or test", found="none")
         images, notes = _listed_images((there | missing)[part], _yaml_root(root, content), file)
         notes += () if note is None else (note,)
         notes += tuple(f"{file.name}: the part {name!r} is not there and is left out" for name in missing)
     else:
         table = next((root / name for name in ("classes.txt", "labels/classes.txt") if (root / name).is_file()), None)
         if table is None:
-            raise PansightError(f"{root}: expected data.yaml with names of classes (or classes.txt), found none")
+            raise PansightError(where=root, expected="data.yaml with names of classes (or classes.txt)", found="none")
         classes = read_classes(table)
         folders = dict(_image_folders(root))
         part, note = choose_part([name for name in folders if name], split, root) if "" not in folders else ("", None)
         folder = folders.get(part or "")
         if folder is None or (split is not None and not part):
-            raise PansightError(f"{root}: expected images/ and labels/{f' of {split!r}' if split else ''}, found none")
+            raise PansightError(
+                where=root, expected=f"images/ and labels/{f' of {split!r}' if split else ''}", found="none"
+            )
         images, notes = list(walk_images(folder)), () if note is None else (note,)
     if not images:
-        raise PansightError(f"{root}: expected images, found none")
+        raise PansightError(where=root, expected="images", found="none")
     entries, more = _with_labels(images, root)
     return _YoloSeg(classes, entries, boxes, notes + more)
 
@@ -169,14 +173,14 @@ class _PlainLoader(yaml.BaseLoader):
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_YAML_BYTES:
-            raise PansightError(f"{file}: expected a short YAML file, found {file.stat().st_size} bytes")
+            raise PansightError(where=file, expected="a short YAML file", found=f"{file.stat().st_size} bytes")
         content = yaml.load(read_plain(file), _PlainLoader)
     except OSError as error:
-        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read") from error
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise PansightError(f"{file}: expected plain YAML, found {' '.join(str(error).split()):.120}") from error
+        raise PansightError(where=file, expected="plain YAML", found=f"{' '.join(str(error).split()):.120}") from error
     if not isinstance(content, dict):
-        raise PansightError(f"{file}: expected a YAML mapping with names, train, val; found {content!r:.60}")
+        raise PansightError(f"expected a YAML mapping with names, train, val; found {content!r:.60}", where=file)
     return content
 
 
@@ -198,14 +202,14 @@ def _yaml_classes(content: dict[str, Any], file: Path) -> list[PixelClass]:
     names = content.get("names")
     rows = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(rows, dict) or not all(isinstance(name, str) for name in rows.values()):
-        raise PansightError(f"{file}: expected names as a list or a mapping number → name, found {names!r:.60}")
+        raise PansightError(where=file, expected="names as a list or a mapping number → name", found=f"{names!r:.60}")
     numbers = [str(number) for number in rows]
     bad = next((n for n in numbers if not n.isdecimal() or len(n) > 6), None)
     if bad is not None:
-        raise PansightError(f"{file}: expected names by class number, found {bad!r:.60}")
+        raise PansightError(where=file, expected="names by class number", found=f"{bad!r:.60}")
     stated = content.get("nc", str(len(rows)))
     if stated != str(len(rows)):
-        raise PansightError(f"{file}: expected as many names as nc says ({stated!r:.20}), found {len(rows)}")
+        raise PansightError(where=file, expected=f"as many names as nc says ({stated!r:.20})", found=len(rows))
     return checked_classes([PixelClass(str(v).strip(), int(n)) for n, v in zip(numbers, rows.values())], file)
 
 
@@ -218,7 +222,9 @@ def _yaml_parts(content: dict[str, Any], root: Path, file: Path) -> tuple[dict[s
         value = content.get(part)
         texts = value if isinstance(value, list) else [value] if value else []
         if not all(isinstance(text, str) and text for text in texts):
-            raise PansightError(f"{file}: expected a path or a list of paths under {part!r}, found {value!r:.60}")
+            raise PansightError(
+                where=file, expected=f"a path or a list of paths under {part!r}", found=f"{value!r:.60}"
+            )
         if texts:
             (there if any(find_tail([base], text) for text in texts) else missing)[part] = texts
     return there, missing
@@ -240,7 +246,9 @@ def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path]
     for text in texts:
         place = find_tail([root], text)
         if place is None:
-            raise PansightError(f"{file}: expected {text!r:.120} inside {root}, found no such folder or file")
+            raise PansightError(
+                where=file, expected=f"{text!r:.120} inside {root}", found="no such folder or file", code="missing_file"
+            )
         if place != root / text:
             notes.append(f"{file.name}: {text!r} is read as {place.relative_to(root).as_posix()!r}")
         if place.is_dir():
@@ -251,7 +259,7 @@ def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path]
                 image = find_tail([place.parent, root], line)
                 if image is None or not image.is_file():
                     found = f"{line.strip()!r:.120}"
-                    raise PansightError(f"{place}: line {number}: expected an image in {root}, found {found}")
+                    raise PansightError(where=f"{place}: line {number}", expected=f"an image in {root}", found=found)
                 images.append(image)
     return list(dict.fromkeys(images)), tuple(notes)
 
@@ -263,9 +271,9 @@ def _lines(file: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise PansightError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read") from error
     except ValueError as error:
-        raise PansightError(f"{file}: expected text in UTF-8, found other bytes") from error
+        raise PansightError(where=file, expected="text in UTF-8", found="other bytes") from error
 
 
 def _image_folders(root: Path) -> Iterator[tuple[str, Path]]:
@@ -307,11 +315,15 @@ def _with_labels(images: list[Path], root: Path) -> tuple[list[tuple[str, Path, 
     entries = [(name, image, _label_file(image, root)) for name, image in zip(short_names(images), images)]
     labels = {label for _, _, label in entries}
     if len(labels) < len(entries):
-        raise PansightError(f"{root}: expected one image a label file, found {len(entries)} for {len(labels)} of them")
+        raise PansightError(
+            where=root, expected="one image a label file", found=f"{len(entries)} for {len(labels)} of them"
+        )
     present = {file for folder in {label.parent for label in labels} for file in folder.glob("*.txt")}
     missing, lost = labels - present, {f for f in present - labels if f.name not in ("classes.txt", "notes.txt")}
     if len(missing) == len(labels):
-        raise PansightError(f"{entries[0][2]}: expected label files like this one, found none for {len(labels)} images")
+        raise PansightError(
+            where=entries[0][2], expected="label files like this one", found=f"none for {len(labels)} images"
+        )
     notes: list[str] = []
     if missing:
         notes.append(f"{len(missing)} of {len(images)} images have no label file: they have no objects")

@@ -59,7 +59,9 @@ class CocoInstancesTarget:
 
     def __init__(self, folder: Path, labels: LabelSpace):
         if not labels.things:
-            raise PansightError("coco_instances: expected classes that are things, found only stuff (see --things)")
+            raise PansightError(
+                where="coco_instances", expected="classes that are things", found="only stuff (see --things)"
+            )
         self.folder, self.labels = folder, labels
         self._files: dict[str, _SplitFile] = {}
         self._count, self._stuff = 0, 0

@@ -56,7 +56,7 @@ class YoloSegTarget:
 
     def __init__(self, folder: Path, labels: LabelSpace):
         if not labels.things:
-            raise PansightError("yolo_seg: expected classes that are things, found only stuff (see --things)")
+            raise PansightError(where="yolo_seg", expected="classes that are things", found="only stuff (see --things)")
         self.folder, self.labels = folder, labels
         self._numbers = {category.id: n for n, category in enumerate(labels.things)}
         self._names = _Names()
@@ -115,7 +115,7 @@ class CityscapesTarget:
         strange = [c.name for c in labels if known.get(c.name, -1) < 0]
         if strange:
             found = f"{', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}"
-            raise PansightError(f"cityscapes: expected classes of Cityscapes ({', '.join(known)}), found {found}")
+            raise PansightError(where="cityscapes", expected=f"classes of Cityscapes ({', '.join(known)})", found=found)
         self.folder, self.labels, self.notes = folder, labels, ()
         self._label = [known[c.name] for c in labels]
         self._names = _Names()
@@ -139,7 +139,7 @@ class CityscapesTarget:
                 number = next((n for n in range(1000) if label * 1000 + n not in taken), None)
                 if number is None:
                     name = self.labels[segment.category].name
-                    raise PansightError(f"{image.file_name}: expected at most 1000 objects of {name}, found more")
+                    raise PansightError(where=image.file_name, expected=f"at most 1000 objects of {name}", found="more")
                 values[segment.id] = label * 1000 + number
                 taken.add(values[segment.id])
         city, name = _city(self._names.of(split, image.file_name, ""))
@@ -170,6 +170,8 @@ class _Names:
     def of(self, split: str, file_name: str, suffix: str) -> str:
         stem = Path(file_name).with_suffix("").as_posix()
         if (split, stem) in self._seen:
-            raise PansightError(f"{file_name}: expected names of images that differ before the suffix, found one twice")
+            raise PansightError(
+                where=file_name, expected="names of images that differ before the suffix", found="one twice"
+            )
         self._seen.add((split, stem))
         return stem + suffix

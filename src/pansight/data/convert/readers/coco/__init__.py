@@ -154,9 +154,14 @@ def _objects(
 def _check_annotation(annotation: _Annotation, by_image: dict[Any, Any], index: dict[int, int], file: Path) -> None:
     where = f"{file}: annotation {annotation.id}"
     if annotation.image_id not in by_image:
-        raise PansightError(f"{where}: expected a listed image, found image_id {annotation.image_id!r}")
+        raise PansightError(where=where, expected="a listed image", found=f"image_id {annotation.image_id!r}")
     if annotation.category_id not in index:
-        raise PansightError(f"{where}: expected a listed category, found category_id {annotation.category_id!r}")
+        raise PansightError(
+            where=where,
+            expected="a listed category",
+            found=f"category_id {annotation.category_id!r}",
+            code="unlisted_category",
+        )
 
 
 def _region(annotation: _Annotation, size: tuple[int, int], category: int, where: str, boxes: str) -> Region | None:
@@ -203,7 +208,7 @@ def _stuff_reader(source: Path, stuff: Path, part: str | None) -> Callable[[_Ima
     root = source.parent if source.is_file() else source
     place = next((p for p in (stuff, root / stuff) if p.exists()), None)
     if place is None:
-        raise PansightError(f"{stuff}: expected COCO-stuff, a folder of pixel maps or a JSON, found nothing there")
+        raise PansightError(where=stuff, expected="COCO-stuff, a folder of pixel maps or a JSON", found="nothing there")
     listed = place / f"stuff_{part}.json"
     if place.is_dir() and not listed.is_file():
         read = stuff_maps(place, part)
@@ -218,7 +223,7 @@ def _stuff_reader(source: Path, stuff: Path, part: str | None) -> Callable[[_Ima
         if annotation.category_id not in known:
             found = f"category_id {annotation.category_id}"
             raise PansightError(
-                f"{file}: annotation {annotation.id}: expected COCO-stuff's ids 92 … 183, found {found}"
+                where=f"{file}: annotation {annotation.id}", expected="COCO-stuff's ids 92 … 183", found=found
             )
         by_image.setdefault(annotation.image_id, []).append(annotation)
 
@@ -261,9 +266,9 @@ def open_coco_panoptic(
     for annotation in content.annotations:
         where = f"{file}: image {annotation.image_id!r}"
         if annotation.image_id not in rows:
-            raise PansightError(f"{file}: expected annotations of listed images, found {annotation.image_id!r}")
+            raise PansightError(where=file, expected="annotations of listed images", found=f"{annotation.image_id!r}")
         if annotation.image_id in seen:
-            raise PansightError(f"{where}: expected one annotation per image, found several")
+            raise PansightError(where=where, expected="one annotation per image", found="several")
         seen.add(annotation.image_id)
         safe_join(pngs, annotation.file_name, file)
         _check_segments(annotation.segments_info, index, where)
@@ -276,7 +281,7 @@ def open_coco_panoptic(
         segments = {s.id: (index[s.category_id], bool(s.iscrowd)) for s in annotation.segments_info}
         strange = set(present_ids(ids).tolist()) - segments.keys() - {0}
         if strange:
-            raise PansightError(f"{png}: expected only ids that {file.name} lists, found {min(strange)}")
+            raise PansightError(where=png, expected=f"only ids that {file.name} lists", found=min(strange))
         size = ids.shape[0], ids.shape[1]
         return Annotated(row.id, row.file_name, folder / row.file_name, size, (), ids, segments)
 
@@ -286,12 +291,17 @@ def open_coco_panoptic(
 def _check_segments(segments: list[_Segment], index: dict[int, int], where: str) -> None:
     for segment in segments:
         if not 1 <= segment.id <= MAX_ID:
-            raise PansightError(f"{where}: expected segment ids 1 … {MAX_ID}, found {segment.id}")
+            raise PansightError(where=where, expected=f"segment ids 1 … {MAX_ID}", found=segment.id)
         if segment.category_id not in index:
             found = f"category_id {segment.category_id}"
-            raise PansightError(f"{where}: segment {segment.id}: expected a listed category, found {found}")
+            raise PansightError(
+                where=f"{where}: segment {segment.id}",
+                expected="a listed category",
+                found=found,
+                code="unlisted_category",
+            )
     if len({segment.id for segment in segments}) < len(segments):
-        raise PansightError(f"{where}: expected each segment id once, found one twice")
+        raise PansightError(where=where, expected="each segment id once", found="one twice")
 
 
 def _png_folder(root: Path, file: Path, panoptic: str | None, annotations: list[_Panoptic]) -> Path:
@@ -317,7 +327,7 @@ def _png_folder(root: Path, file: Path, panoptic: str | None, annotations: list[
 def _read(file: Path, kind: type[T]) -> T:
     content = decode_json(read_annotation(file, "COCO annotations"), kind, file)
     if len({row.id for row in content.images}) < len(content.images):
-        raise PansightError(f"{file}: expected each image id once, found one twice")
+        raise PansightError(where=file, expected="each image id once", found="one twice")
     for row in content.images:
         safe_join(file.parent, row.file_name, file)
     return content
@@ -342,7 +352,7 @@ def _categories(
 ) -> tuple[tuple[SourceCategory, ...], dict[int, int], list[str]]:
     """(classes, category id → index, notes). all_things: what neither the file nor COCO calls stuff is a thing."""
     if not rows:
-        raise PansightError(f"{file}: expected categories, found none")
+        raise PansightError(where=file, expected="categories", found="none")
     published = {(row["id"], row["name"]): bool(row["isthing"]) for row in category_table("coco_panoptic")}
     published |= {(category.source_id, category.name): False for category in STUFF}
     silent = [row for row in rows if row.isthing is None]
@@ -353,7 +363,7 @@ def _categories(
         categories.append(SourceCategory(row.name, row.id, is_thing, _color(row.color)))
     index = {row.id: n for n, row in enumerate(rows)}
     if len(index) < len(rows):
-        raise PansightError(f"{file}: expected each category id once, found one twice")
+        raise PansightError(where=file, expected="each category id once", found="one twice")
     notes: list[str] = []
     if silent and all_things:
         notes.append(

@@ -77,7 +77,7 @@ def choose_file(source: Path, kind: str, split: str | None, json: str | None) ->
     if json is not None:
         file = next((f for f in (Path(json), source / json) if f.is_file()), None)
         if file is None:
-            raise PansightError(f"{json}: expected an annotation file, found none")
+            raise PansightError(where=json, expected="an annotation file", found="none")
         return part_of(file, kind) if split is None else split, file
     if source.is_file():  # asked for by name: its reader says what is wrong with it
         return part_of(source, kind), source
@@ -88,12 +88,14 @@ def choose_file(source: Path, kind: str, split: str | None, json: str | None) ->
     if not files:
         where = source if split is None else f"{source}, part {split!r}"
         names = f"annotations/{PREFIX[kind]}_*.json or another JSON of {kind}"
-        raise PansightError(f"{where}: expected {names}, found none")
+        raise PansightError(where=where, expected=names, found="none")
     exact = [row for row in files if row[0] == split]
     files = exact or files
     if len(files) > 1:
         names = ", ".join(str(file.relative_to(source)) for _, file in files)
-        raise PansightError(f"{source}: expected one annotation file, found {names}; name it (json=FILE or a split)")
+        raise PansightError(
+            where=source, expected="one annotation file", found=names, hint="name it (json=FILE or a split)"
+        )
     return files[0]
 
 

@@ -45,11 +45,11 @@ def stuff_maps(folder: Path, part: str | None) -> Callable[[str, tuple[int, int]
         values = read_index_png(png)
         if values.shape != size:
             expected, found = f"{size[0]}×{size[1]} (its image)", "×".join(str(n) for n in values.shape)
-            raise PansightError(f"{png}: expected a map of {expected}, found {found}")
+            raise PansightError(where=png, expected=f"a map of {expected}", found=found)
         present = present_ids(values).tolist()
         bad = [v for v in present if FIRST + len(NAMES) - 1 <= v != 255]
         if bad:
-            raise PansightError(f"{png}: expected COCO-stuff's category ids − 1, 0 … 181 or 255, found {bad[0]}")
+            raise PansightError(where=png, expected="COCO-stuff's category ids − 1, 0 … 181 or 255", found=bad[0])
         return relabel(values, {v: v + 1 for v in present if FIRST - 1 <= v < 255})
 
     return read
