@@ -28,6 +28,7 @@ from pansight.ops.queries.losses import least, pair_masks, point_logits
 from pansight.ops.queries.masks import PixelEmbeddings, features_at, masks_at
 from pansight.ops.queries.matching import Matches
 from pansight.ops.queries.targets import sample_masks
+from pansight.ops.resize import resize_photo
 from pansight.ops.targets import InstanceTargets
 
 
@@ -53,6 +54,14 @@ def with_gradients(function: Callable[..., Tensor], *leaves: Tensor) -> Callable
         return [out, *torch.autograd.grad(out, own, torch.randn(out.shape, dtype=out.dtype))]
 
     return run
+
+
+@pytest.mark.parametrize("size", [(30, 40), (90, 120), (60, 33), (7, 80)])
+def test_resized_photos(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    fast, slow = both(lambda: resize_photo(pixels, *size, "pillow"))
+    assert fast.shape == (*size, 3)
+    assert np.array_equal(fast, slow)
 
 
 @pytest.mark.parametrize("rows", [(0,), (1,), (2, 5), (1, 3, 4)])

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 
 from pansight.errors import choice_error
-from pansight.ops.resize_kernels import pillow_bilinear
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.kernels.resize import pillow_bilinear
 
 Photo = NDArray[Any]  # (H, W, 3), uint8, or float32 0 … 255
 
@@ -142,7 +144,11 @@ def resize_photo(photo: Photo, height: int, width: int, filter: str) -> Photo:
 
 def pillow(photo: Photo, height: int, width: int) -> Photo:
     """Image.resize with BILINEAR: the average below the filter's triangle, in two passes rounded to whole levels."""
-    return pillow_bilinear(photo, height, width)
+    if not use_plain():
+        return pillow_bilinear(photo, height, width)
+    for size in ((width, photo.shape[0]), (width, height)):  # columns first: Pillow 13 would choose by the shape
+        photo = np.array(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR))
+    return photo
 
 
 def antialias(photo: Photo, height: int, width: int) -> Photo:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.ops.maps.compiled import compiled
+from pansight.ops.fast.kernels.compiled import compiled
 
 BITS = 22
 """Of a weight: a level times all weights of a pixel must fit into int32."""
