@@ -9,7 +9,7 @@ import torch
 from pansight.data.dataset import ids_tensor, image_tensor
 from pansight.data.formats.coco_instances import make_instances
 from pansight.data.formats.shapes import Shapes
-from pansight.data.loader import collate, resized
+from pansight.data.loader import collate
 from pansight.data.transforms import (
     Compose,
     ElasticDeformation,
@@ -26,6 +26,7 @@ from pansight.data.transforms import (
     resize_image,
     resize_sample,
 )
+from pansight.engine.infer import views_of
 from pansight.errors import PansightError
 from pansight.ops.idmap import present_ids
 from pansight.ops.resize import FILTERS, ResizeRule
@@ -172,15 +173,16 @@ def test_lsj_covers_its_range_and_pads():
 def test_training_evaluation_and_prediction_see_the_same_pixels(filter):
     sample = with_instances()
     rule = ResizeRule(33, 50, filter=filter)
-    evaluated = resized(sample, rule)
-    assert evaluated.truth is sample.truth
+    (view,) = views_of([sample.image], rule)
+    height, width = rule.target(*sample.truth.size)
+    evaluated = view.images[0, :, :height, :width]
     trained = Resize(rule)(sample, np.random.default_rng(0))
-    assert trained.truth.size == rule.target(*sample.truth.size) == tuple(evaluated.image.shape[1:])
+    assert trained.truth.size == rule.target(*sample.truth.size) == tuple(evaluated.shape[1:])
     multiscale = ResizeShortestEdge([33], 50, rule._replace(short=0))(sample, np.random.default_rng(0))
     alone = resize_image(sample.image, *rule.target(*sample.truth.size), filter)
     for image in (trained.image, multiscale.image, alone):
-        assert image.dtype == evaluated.image.dtype == (torch.float32 if filter == "plain" else torch.uint8)
-        assert torch.equal(image, evaluated.image)
+        assert image.dtype == evaluated.dtype == (torch.float32 if filter == "plain" else torch.uint8)
+        assert torch.equal(image, evaluated)
 
 
 def test_jitter_takes_the_filter_of_the_rule():

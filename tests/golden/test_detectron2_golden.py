@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from fixed import KINDS, OUTPUT_SIZES, SIZES, detectron2_weights, in_order, norm_and_samples, photo, spread, truth
-from pansight.ops.boxes import box_iou_matrix
-from pansight.weights.detectron2 import load, renamed
 from torch import Tensor
 
+from pansight.ops.regions.boxes import box_iou_matrix
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Segment
+from pansight.weights.official.detectron2 import load, renamed
 
 LOSSES = {
     "rpn_objectness": "loss_rpn_cls",

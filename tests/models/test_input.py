@@ -19,10 +19,9 @@ from twins import small_twins
 
 from pansight.data.dataset import image_tensor
 from pansight.data.images import read_image
-from pansight.data.loader import collate, resized
+from pansight.engine.infer import views_of
 from pansight.models import MODELS, build
 from pansight.ops.resize import TORCHVISION, ResizeRule
-from pansight.types import PanopticSegmentation, Sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -43,11 +42,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def our_batch(model: Any, path: Path) -> tuple[Tensor, Tensor]:
-    image = image_tensor(read_image(path))
-    nothing = PanopticSegmentation(torch.zeros((1, 1), dtype=torch.int32), ())
-    sample = Sample(image, nothing, 0, (image.shape[1], image.shape[2]))
-    batch = collate([resized(sample, model.input.resize)], model.input.resize.divisor)
-    return batch.images, batch.valid
+    (view,) = views_of([image_tensor(read_image(path))], model.input.resize)
+    return view.images, view.valid
 
 
 def padded(pixels: Tensor, divisor: int) -> Tensor:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from pansight.data.dataset import image_tensor
 from pansight.data.images import read_image
-from pansight.data.loader import collate, resized
+from pansight.engine.infer import views_of
 from pansight.errors import PansightError
 from pansight.models import build
 from pansight.ops.resize import ResizeRule
-from pansight.types import LabelSpace, PanopticSegmentation, Sample
+from pansight.types import LabelSpace
 from pansight.weights import load_model
 from pansight.weights.huggingface.export import write_folder
 from pansight.weights.huggingface.processor import apply_processor
@@ -84,11 +84,8 @@ def configured(pair: Pair, settings: dict[str, Any], to: Path) -> Path:
 
 def our_input(model: Any, path: Path) -> tuple[Tensor, Tensor]:
     """(images, valid): what evaluation and prediction give the model for one file."""
-    image = image_tensor(read_image(path))
-    nothing = PanopticSegmentation(torch.zeros((1, 1), dtype=torch.int32), ())
-    sample = Sample(image, nothing, 0, (image.shape[1], image.shape[2]))
-    batch = collate([resized(sample, model.input.resize)], model.input.resize.divisor)
-    return batch.images, batch.valid
+    (view,) = views_of([image_tensor(read_image(path))], model.input.resize)
+    return view.images, view.valid
 
 
 def class_logits(outputs: Any) -> Tensor:

@@ -1,5 +1,7 @@
 """Evaluating a model on data with other classes: predictions and truth are mapped to the classes that both share."""
 
+# torch leaves some of its argument types open
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from dataclasses import replace
