@@ -34,7 +34,7 @@ model = toy.build_toy(shapes.labels, batch_norm=True)
 seen = []
 
 
-def evaluate():
+def evaluate(candidate):
     seen.append({name: buffer.tolist() for name, buffer in model.named_buffers()})
     return {"All": {"pq": 0.5}}
 

@@ -87,7 +87,7 @@ def _evaluate(place: Path) -> Iterator[Seed]:
     files = files_of(place / "in")
     record = ("--json", "out/record.json")
     commands = [(*EVALUATE, *record), (*MAPPED, *record), (*EVALUATE, *PAGES), (*EVALUATE, "--boundary", "--no-errors")]
-    commands += [(*EVALUATE, "--strict-compat", "--convention", "semseg"), (*MAPPED[:-1], "names", *PAGES)]
+    commands += [(*EVALUATE, "--strict-compat", "--miou", "semseg"), (*MAPPED[:-1], "names", *PAGES)]
     commands.append((*EVALUATE, "--shard", "1/2", "--partial", "out/p.json"))
     for command in commands:
         yield Seed("evaluate", files, (command,), "in/pred")

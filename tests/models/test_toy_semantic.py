@@ -61,7 +61,7 @@ def test_from_training_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     photo = tmp_path / "photo.png"
     write_png(photo, sample.image.permute(1, 2, 0).numpy())  # (3, H, W) → (H, W, 3)
     run("predict", out, photo, "--out", tmp_path / "found")
-    assert {path.name for path in (tmp_path / "found").iterdir()} == {"overlays", "semantic"}
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"overlays", "semantic", "semantic.json"}
     run("export", out, "--to", "folder", "--out", tmp_path / "saved")
     assert "pansight.load(" in capsys.readouterr().out
     semantic = pansight.load(tmp_path / "saved").predict(photo).semantic
@@ -70,6 +70,10 @@ def test_from_training_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     source_ids = torch.tensor([category.source_id for category in Shapes(1).labels])
     written = torch.from_numpy(read_index_png(tmp_path / "found" / "semantic" / "photo.png"))
     assert torch.equal(written, source_ids[semantic].to(written.dtype))
+    other = train(tmp_path / "other", seed=5)
+    run("compare", out, other, "--out", tmp_path / "compared.html")
+    assert "mIoU" in capsys.readouterr().out
+    assert "gains and losses in IoU" in (tmp_path / "compared.html").read_text()
 
 
 def test_resumed_is_as_unbroken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

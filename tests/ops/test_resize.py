@@ -1,3 +1,5 @@
+"""Sizes and pixels of resized photos beside the official codes: rounding, filters, and every form of a rule."""
+
 from __future__ import annotations
 
 import json

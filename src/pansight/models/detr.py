@@ -247,7 +247,7 @@ class DETR(nn.Module):
             masks = self.mask_logits(outputs, image, queries)  # (M, h, w)
             chunk = max(1, CHUNK_ELEMENTS // (canvas[0] * canvas[1]))
             for logits, index in zip(masks.split(chunk), wanted.split(chunk), strict=True):
-                # full-size maps are made again in the backward pass: there are about ten of them for each mask
+                # full-size maps are computed again in the backward pass: there are about ten of them for each mask
                 a, b = made_again(pixel_losses, logits, target, index, canvas)
                 focal, dice = focal + a, dice + b
         return focal, dice

@@ -1,4 +1,4 @@
-"""Less memory: what is made again in the backward pass, and masks at the size of the file by bands of rows."""
+"""Less memory: what is computed again in the backward pass, and masks at the size of the file by bands of rows."""
 
 # torch leaves some of its return types open
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,7 +1,4 @@
-"""Pairs of labels counted run by run: label maps are long runs of one value, so a few thousand runs are sorted, not all
-
-pixels.
-"""
+"""Pairs of labels are counted run by run: label maps are long runs of one value, so there are few runs to sort."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From queries (a class distribution and a mask each) to a panoptic map, by the rule of each official repository.
 
-Rules: spec 11 (DETR), 12 (MaskFormer), 13 (Mask2Former), 14 (EoMT), 17.4 (transformers). Only kept queries are looked
-at; which of them has a pixel is decided by `contest`.
+Each rule names its source, and docs/systems/ explains it. Only kept queries are looked at; which of them has a pixel
+is decided by `contest`.
 """
 
 # torch leaves some of its return types open

@@ -1,3 +1,5 @@
+"""The first step of every model: channel order, mean and deviation, and what becomes of padding."""
+
 from __future__ import annotations
 
 import pytest
