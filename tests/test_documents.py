@@ -148,6 +148,15 @@ def _help(app, command: str) -> str:
     return console.file.getvalue()
 
 
+def test_the_way_of_one_image_stays_short() -> None:
+    """At most nine files and six structures from the disk to the metric, as docs/architecture.md counts them."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ \| `([\w/.]+)` \| .* \|(.*)\|$", text, flags=re.MULTILINE)
+    assert 5 < len(rows) <= 9
+    structures = {name for _, after in rows for name in re.findall(r"`([A-Z]\w+)`", after)}
+    assert 4 < len(structures) <= 6
+
+
 def test_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from pansight.ops import fast
 def broken(*args, **kwargs):
     raise RuntimeError("a fast function ran")
 
-ASK_THEMSELVES = {"linear", "fc_over_grid", "made_again"}  # whether to be plain; what they call is broken instead
+ASK_THEMSELVES = {"linear", "fc_over_grid", "checkpointed"}  # whether to be plain; what they call is broken instead
 found = set()
 for entry in pkgutil.iter_modules(fast.__path__):
     if entry.ispkg:

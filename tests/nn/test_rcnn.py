@@ -13,8 +13,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from pansight.errors import PansightError
 from pansight.nn.rcnn.roi_heads import MASK_CHUNK, MaskHead, TwoLinear
 from pansight.nn.rcnn.rpn import RPN, cell_anchors
-from pansight.nn.rcnn.two_stage import RCNN, Detections, detections_to_instances, detectron2_rcnn, torchvision_rcnn
+from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn, torchvision_rcnn
 from pansight.ops.fast.linear import fc_over_grid
+from pansight.ops.fusion.instances import Detections, detections_to_instances
 from pansight.ops.targets import InstanceTargets
 from pansight.types import LabelSpace
 

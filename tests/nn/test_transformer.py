@@ -17,7 +17,7 @@ from pansight.nn.queries.transformer import (
     TransformerEncoder,
 )
 from pansight.ops.attention.positions import resize_valid, sine_positions
-from pansight.ops.fast.memory import made_again
+from pansight.ops.fast.memory import checkpointed
 
 
 def copied(ours: nn.Module, theirs: nn.Module) -> None:
@@ -179,7 +179,7 @@ def test_resize_valid_takes_the_nearest() -> None:
     assert torch.equal(resize_valid(valid, (4, 4))[0], expected)
 
 
-def test_what_is_made_again_has_the_same_gradients_and_keeps_less() -> None:
+def test_what_is_checkpointed_has_the_same_gradients_and_keeps_less() -> None:
     layer, x = MLP(8, 512, 8, 2), torch.randn(3, 5, 8, requires_grad=True)
 
     def run(again: bool) -> tuple[list[Tensor], int]:
@@ -191,7 +191,7 @@ def test_what_is_made_again_has_the_same_gradients_and_keeps_less() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            y = made_again(layer, x) if again else layer(x)
+            y = checkpointed(layer, x) if again else layer(x)
         return [y, *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))], kept
 
     plain, plain_kept = run(False)
@@ -199,4 +199,4 @@ def test_what_is_made_again_has_the_same_gradients_and_keeps_less() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert again_kept < plain_kept / 10
     with torch.no_grad():
-        assert torch.equal(made_again(layer, x), again[0])
+        assert torch.equal(checkpointed(layer, x), again[0])

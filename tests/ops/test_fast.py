@@ -19,7 +19,7 @@ from pansight.nn.rcnn import roi_heads
 from pansight.ops.attention.deformable import deform_attention
 from pansight.ops.fast import plain
 from pansight.ops.fast.linear import fc_over_grid, linear
-from pansight.ops.fast.memory import made_again
+from pansight.ops.fast.memory import checkpointed
 from pansight.ops.fusion.contest import Canvas, contest, painted
 from pansight.ops.fusion.queries import semantic_map
 from pansight.ops.maps.label_png import LabelPng, PairCounter, decode_ids, open_label_png
@@ -250,7 +250,7 @@ def test_a_damaged_png_is_one_line_both_ways() -> None:
                 decode_ids(damaged)
 
 
-def test_made_again_is_the_function_itself() -> None:
+def test_checkpointed_is_the_function_itself() -> None:
     calls: list[int] = []
 
     def square(x: Tensor, times: int) -> Tensor:
@@ -261,6 +261,6 @@ def test_made_again_is_the_function_itself() -> None:
     for active, expected in ((False, 2), (True, 1)):
         calls.clear()
         with plain(active):
-            (gradient,) = torch.autograd.grad(made_again(square, x, 3).sum(), x)
+            (gradient,) = torch.autograd.grad(checkpointed(square, x, 3).sum(), x)
         torch.testing.assert_close(gradient, 6 * x.detach())
         assert len(calls) == expected

@@ -38,7 +38,8 @@ class Model(Protocol):
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         """What the terms of the loss are divided by, of this batch alone: numbers of images, segments, pixels …
 
-        They add up over the parts of a step, and are known before the forward pass.
+        They add up over the parts of a step, and are asked for before the first backward pass of a step that has parts.
+        Most follow from the truth alone; the R-CNN family runs as far as its proposals to know how many it samples.
         """
         ...
 

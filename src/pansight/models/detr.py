@@ -26,9 +26,8 @@ from pansight.nn.input import Input
 from pansight.nn.queries.mask_head import AttentionMap, MaskHead
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.attention.positions import resize_valid, sine_positions
-from pansight.ops.fast.memory import made_again
-from pansight.ops.fusion.decode import TASKS, checked_task
-from pansight.ops.fusion.queries import Canvas, binary_masks, fuse_detr, keep_queries, semantic_map
+from pansight.ops.fast.memory import checkpointed
+from pansight.ops.fusion.queries import TASKS, Canvas, binary_masks, checked_task, fuse_detr, keep_queries, semantic_map
 from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, set_counts, sigmoid_focal_loss
 from pansight.ops.queries.matching import Matches, box_cost, class_cost, hungarian
 from pansight.ops.queries.targets import SegmentTargets, dense_masks, padded_categories, segment_targets
@@ -248,7 +247,7 @@ class DETR(nn.Module):
             chunk = max(1, CHUNK_ELEMENTS // (canvas[0] * canvas[1]))
             for logits, index in zip(masks.split(chunk), wanted.split(chunk), strict=True):
                 # full-size maps are computed again in the backward pass: there are about ten of them for each mask
-                a, b = made_again(pixel_losses, logits, target, index, canvas)
+                a, b = checkpointed(pixel_losses, logits, target, index, canvas)
                 focal, dice = focal + a, dice + b
         return focal, dice
 

@@ -30,7 +30,7 @@ from pansight.models.contract import Entry, RateGroups, TrainingDefaults, every_
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
-from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, checked_task, decode_queries, query_class_scores
+from pansight.ops.fusion.queries import TASKS, QueryRules, canvases_of, checked_task, decode_queries, query_class_scores
 from pansight.ops.fusion.windows import Window, cut_windows, scores_from_windows
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts
 from pansight.ops.queries.masks import features_at, masks_at

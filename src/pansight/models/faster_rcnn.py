@@ -20,14 +20,9 @@ from pansight.models.contract import Entry, background_and_things, boxes_of, thi
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
-from pansight.nn.rcnn.two_stage import (
-    RCNN,
-    Detections,
-    detections_to_instances,
-    detectron2_rcnn,
-    torchvision_rcnn,
-)
+from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn, torchvision_rcnn
 from pansight.nn.statistics import kept_statistics
+from pansight.ops.fusion.instances import Detections, detections_to_instances
 from pansight.ops.resize import TORCHVISION, ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction

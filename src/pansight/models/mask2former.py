@@ -24,8 +24,7 @@ from pansight.nn.input import Input
 from pansight.nn.linear import FastLinear
 from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention
-from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries, query_class_scores
-from pansight.ops.fusion.queries import Canvas
+from pansight.ops.fusion.queries import TASKS, Canvas, QueryRules, canvases_of, decode_queries, query_class_scores
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts, uniform
 from pansight.ops.queries.masks import features_at, masks_at
 from pansight.ops.queries.targets import segment_targets

@@ -25,7 +25,7 @@ from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
-from pansight.ops.fusion.decode import TASKS, QueryRules, canvases_of, decode_queries, query_class_scores
+from pansight.ops.fusion.queries import TASKS, QueryRules, canvases_of, decode_queries, query_class_scores
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
 from pansight.ops.queries.losses import set_counts
 from pansight.ops.queries.masks import PixelEmbeddings

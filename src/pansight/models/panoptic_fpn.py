@@ -23,10 +23,10 @@ from pansight.models.contract import Entry, background_and_stuff, boxes_of, thin
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, Input
-from pansight.nn.rcnn.two_stage import RCNN, Detections, detections_to_instances, detectron2_rcnn
+from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn
 from pansight.nn.semantic.fpn_head import SemanticFPNHead
 from pansight.nn.statistics import kept_statistics
-from pansight.ops.fusion.instances import merge_by_label_map
+from pansight.ops.fusion.instances import Detections, detections_to_instances, merge_by_label_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, semantic_targets, valid_extents
 from pansight.types import IGNORE, Batch, LabelSpace, Prediction

@@ -18,7 +18,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pansight.nn.linear import FastLinear
-from pansight.ops.fast.memory import made_again
+from pansight.ops.fast.memory import checkpointed
 
 DROP_PATH = 0.3
 """Of MaskFormer and Mask2Former, all sizes: the rate of the last block; the first has 0, the others lie between."""
@@ -91,7 +91,7 @@ class MLP(nn.Module):
         self.fc2 = FastLinear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return made_again(self._second, self.fc1(x))
+        return checkpointed(self._second, self.fc1(x))
 
     def _second(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(x))

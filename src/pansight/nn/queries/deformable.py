@@ -17,7 +17,7 @@ from pansight.nn.linear import FastLinear
 from pansight.ops.attention.deformable import deform_attention
 from pansight.ops.attention.positions import sine_positions
 from pansight.ops.fast import use_plain
-from pansight.ops.fast.memory import made_again
+from pansight.ops.fast.memory import checkpointed
 
 CHUNK = 1024
 """In inference, so many tokens pass the feed-forward block at a time, so that its hidden layer stays in the cache."""
@@ -84,7 +84,7 @@ class DeformEncoderLayer(nn.Module):
         """x (B, N, C), positions (1, N, C) → (B, N, C)."""
         x = self.norm1(x + self.self_attn(x + positions, x, shapes, reference))
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or use_plain():
-            return made_again(self._feed_forward, x)
+            return checkpointed(self._feed_forward, x)
         return torch.cat([self._feed_forward(part) for part in x.split(CHUNK, dim=1)], dim=1)
 
     def _feed_forward(self, x: Tensor) -> Tensor:

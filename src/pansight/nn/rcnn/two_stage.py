@@ -26,24 +26,14 @@ from pansight.nn.rcnn.roi_heads import (
     zero_of,
 )
 from pansight.nn.rcnn.rpn import RPN, Proposals
+from pansight.ops.fusion.instances import Detections
 from pansight.ops.regions import boxes as box_ops
 from pansight.ops.regions.losses import box_loss, class_loss, mask_loss
-from pansight.ops.regions.masks import mask_targets, paste_integer, paste_sampled
+from pansight.ops.regions.masks import mask_targets
 from pansight.ops.regions.roi import Pyramid, make_pyramid
 from pansight.ops.targets import InstanceTargets
-from pansight.types import Instances, LabelSpace
 
 CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-
-
-class Detections(NamedTuple):
-    """The D objects found in a batch, grouped by image, by falling score within one. Boxes in network pixels."""
-
-    boxes_xyxy: Tensor  # float32 (D, 4)
-    labels: Tensor  # int64 (D,), index among labels.things
-    scores: Tensor  # float32 (D,)
-    mask_logits: Tensor  # float32 (D, M, M) of the predicted class; (D, 0, 0) without a mask head
-    image_index: Tensor  # int64 (D,)
 
 
 class Regions(NamedTuple):
@@ -236,39 +226,6 @@ class RCNN(nn.Module):
             for image, target in enumerate(targets)
         ]
         return mask_loss(logits, torch.cat(wanted), total)
-
-
-def detections_to_instances(
-    detections: Detections,
-    extents: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    labels: LabelSpace,
-    mask_threshold: float = 0.5,
-    integer_paste: bool = False,
-) -> list[Instances]:
-    """Instances at the sizes of the files: boxes are scaled, masks pasted, labels become indices into the LabelSpace.
-
-    extents int64 (B, 2): (height, width) of each valid image; sizes: (H, W) of the B files. Boxes that become empty
-    are dropped. integer_paste: masks in torchvision's convention, else in detectron2's (`paste_integer`,
-    `paste_sampled`). Masks bool (N, H, W); None where the model has no mask head.
-    """
-    category = torch.tensor([c.id for c in labels.things], dtype=torch.int64, device=detections.labels.device)
-    counts = detections.image_index.bincount(minlength=len(sizes)).tolist()
-    columns = [column.split(counts) for column in detections]
-    result: list[Instances] = []
-    for image, size in enumerate(sizes):
-        boxes, thing, scores, mask_logits = (column[image] for column in columns[:4])
-        scale = boxes.new_tensor(size) / extents[image].to(boxes)  # (2,) y, x
-        boxes = boxes * scale[[1, 0, 1, 0]]
-        boxes = box_ops.clip_boxes(boxes, extents.new_tensor(size))  # scaling may round past the edge
-        keep = box_ops.usable_boxes(boxes, scores, 0.0)
-        boxes, thing, scores, mask_logits = boxes[keep], thing[keep], scores[keep], mask_logits[keep]
-        masks = None
-        if mask_logits.shape[1]:
-            paste = paste_integer if integer_paste else paste_sampled
-            masks = paste(mask_logits.sigmoid(), boxes, size, mask_threshold)
-        result.append(Instances(boxes, category[thing], scores, masks))
-    return result
 
 
 def torchvision_rcnn(

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
-def made_again(function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+def checkpointed(function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
     """function(*args), which keeps only its arguments for the backward pass and runs again there.
 
     Nothing in it may be random. For blocks that widen their input (80 MiB less for a training step of Mask2Former with

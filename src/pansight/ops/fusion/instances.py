@@ -1,8 +1,8 @@
-"""The heuristic merge of instances and stuff into one panoptic map, in its two published variants.
+"""From the detections of a two-stage detector to instances, and the heuristic merge of these with stuff into one map.
 
-Instances are painted by falling score, then stuff fills what is left (docs/systems/merging.md). Both variants accept
-the same instances; they differ in how stuff is given (an argmax map or one mask per class, which may overlap), in its
-order, and in the ids of the segments.
+The merge comes in its two published variants (docs/systems/merging.md): instances are painted by falling score, then
+stuff fills what is left. Both variants accept the same instances; they differ in how stuff is given (an argmax map or
+one mask per class, which may overlap), in its order, and in the ids of the segments.
 """
 
 # torch leaves some of its return types open
@@ -10,13 +10,59 @@ order, and in the ids of the segments.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.types import LabelSpace, PanopticSegmentation, Segment
+from pansight.ops.regions import boxes as box_ops
+from pansight.ops.regions.masks import paste_integer, paste_sampled
+from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
+
+
+class Detections(NamedTuple):
+    """The D objects found in a batch, grouped by image, by falling score within one. Boxes in network pixels."""
+
+    boxes_xyxy: Tensor  # float32 (D, 4)
+    labels: Tensor  # int64 (D,), index among labels.things
+    scores: Tensor  # float32 (D,)
+    mask_logits: Tensor  # float32 (D, M, M) of the predicted class; (D, 0, 0) without a mask head
+    image_index: Tensor  # int64 (D,)
+
+
+def detections_to_instances(
+    detections: Detections,
+    extents: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    labels: LabelSpace,
+    mask_threshold: float = 0.5,
+    integer_paste: bool = False,
+) -> list[Instances]:
+    """Instances at the sizes of the files: boxes are scaled, masks pasted, labels become indices into the LabelSpace.
+
+    extents int64 (B, 2): (height, width) of each valid image; sizes: (H, W) of the B files. Boxes that become empty
+    are dropped. integer_paste: masks in torchvision's convention, else in detectron2's (`paste_integer`,
+    `paste_sampled`). Masks bool (N, H, W); None where the model has no mask head.
+    """
+    category = torch.tensor([c.id for c in labels.things], dtype=torch.int64, device=detections.labels.device)
+    counts = detections.image_index.bincount(minlength=len(sizes)).tolist()
+    columns = [column.split(counts) for column in detections]
+    result: list[Instances] = []
+    for image, size in enumerate(sizes):
+        boxes, thing, scores, mask_logits = (column[image] for column in columns[:4])
+        scale = boxes.new_tensor(size) / extents[image].to(boxes)  # (2,) y, x
+        boxes = boxes * scale[[1, 0, 1, 0]]
+        boxes = box_ops.clip_boxes(boxes, extents.new_tensor(size))  # scaling may round past the edge
+        keep = box_ops.usable_boxes(boxes, scores, 0.0)
+        boxes, thing, scores, mask_logits = boxes[keep], thing[keep], scores[keep], mask_logits[keep]
+        masks = None
+        if mask_logits.shape[1]:
+            paste = paste_integer if integer_paste else paste_sampled
+            masks = paste(mask_logits.sigmoid(), boxes, size, mask_threshold)
+        result.append(Instances(boxes, category[thing], scores, masks))
+    return result
 
 
 def accept_instances(

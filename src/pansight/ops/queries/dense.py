@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.ops.fast.memory import made_again
+from pansight.ops.fast.memory import checkpointed
 from pansight.ops.queries.losses import dice_loss, set_class_loss, sigmoid_focal_loss
 from pansight.ops.queries.matching import Matches, class_cost, focal_cost, hungarian, mask_cost
 from pansight.ops.queries.targets import SegmentTargets, dense_masks, padded_categories
@@ -60,7 +60,7 @@ def dense_set_loss(
             embeddings = mask_embeddings[matches.layer[chosen], image, matches.query[chosen]]  # (M, D)
             masks = (embeddings @ features[image].flatten(1)).unflatten(1, features.shape[2:])  # (M, h, w)
             for part, index in zip(masks.split(step), matches.target[chosen].split(step), strict=True):
-                pair = made_again(_full_size, part, target, index, canvas)
+                pair = checkpointed(_full_size, part, target, index, canvas)
                 focal, dice = focal + pair[0], dice + pair[1]
     return {
         "class": settings.class_weight * classes,
