@@ -55,7 +55,11 @@ def padded(kind: str) -> tuple[Tensor, Tensor]:
     return images, valid
 
 
-@pytest.fixture(scope="module", params=KINDS)
+RUNS = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+"""Panoptic FPN has all that the other two have; these are part of `make test-all`."""
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def run(request: pytest.FixtureRequest) -> Run:
     kind = request.param
     golden = golden_of(kind)
