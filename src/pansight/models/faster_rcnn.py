@@ -41,17 +41,19 @@ class FasterRCNN(nn.Module):
         self.backbone, self.fpn, self.rcnn = backbone, fpn, rcnn
         self.labels, self.input = labels, input
 
+    def _features(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        return self.fpn(self.backbone(self.input(images, valid))), valid_extents(images, valid)
+
     def forward(self, images: Tensor, valid: Tensor | None = None) -> FasterRCNNOutputs:
         """images uint8 or float32 (B, 3, H, W), sides multiples of 32; valid bool (B, H, W), False on padding."""
-        extents = valid_extents(images, valid)
-        return FasterRCNNOutputs(self.rcnn(self.fpn(self.backbone(self.input(images, valid))), extents), extents)
+        features, extents = self._features(images, valid)
+        return FasterRCNNOutputs(self.rcnn(features, extents), extents)
 
     @torch.no_grad()
     def counts(self, batch: Batch) -> dict[str, float]:
         """What `loss` divides by, for these images; the network runs as far as its proposals, and learns nothing."""
         with kept_statistics(self):
-            features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
-            extents = valid_extents(batch.images, batch.valid)
+            features, extents = self._features(batch.images, batch.valid)
             return self.rcnn.counts(features, extents, instance_targets(batch, self.labels))
 
     def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
@@ -59,8 +61,7 @@ class FasterRCNN(nn.Module):
 
         totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
         """
-        features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
-        extents = valid_extents(batch.images, batch.valid)
+        features, extents = self._features(batch.images, batch.valid)
         return self.rcnn.loss(features, extents, instance_targets(batch, self.labels), totals)
 
     def decode(self, outputs: FasterRCNNOutputs, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:

@@ -58,17 +58,19 @@ class MaskRCNN(nn.Module):
         self.score_threshold, self.max_overlap = score_threshold, max_overlap
         self.integer_paste = integer_paste
 
+    def _features(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        return self.fpn(self.backbone(self.input(images, valid))), valid_extents(images, valid)
+
     def forward(self, images: Tensor, valid: Tensor | None = None) -> MaskRCNNOutputs:
         """images uint8 or float32 (B, 3, H, W), sides multiples of 32; valid bool (B, H, W), False on padding."""
-        extents = valid_extents(images, valid)
-        return MaskRCNNOutputs(self.rcnn(self.fpn(self.backbone(self.input(images, valid))), extents), extents)
+        features, extents = self._features(images, valid)
+        return MaskRCNNOutputs(self.rcnn(features, extents), extents)
 
     @torch.no_grad()
     def counts(self, batch: Batch) -> dict[str, float]:
         """What `loss` divides by, for these images; the network runs as far as its proposals, and learns nothing."""
         with kept_statistics(self):
-            features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
-            extents = valid_extents(batch.images, batch.valid)
+            features, extents = self._features(batch.images, batch.valid)
             return self.rcnn.counts(features, extents, instance_targets(batch, self.labels))
 
     def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
@@ -76,8 +78,7 @@ class MaskRCNN(nn.Module):
 
         totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
         """
-        features = self.fpn(self.backbone(self.input(batch.images, batch.valid)))
-        extents = valid_extents(batch.images, batch.valid)
+        features, extents = self._features(batch.images, batch.valid)
         return self.rcnn.loss(features, extents, instance_targets(batch, self.labels), totals)
 
     def decode(
