@@ -28,8 +28,8 @@ ORDER, AUGMENTATION = 0, 1  # the streams of random numbers that a seed is split
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     """Samples → one Batch, images padded right and bottom with zeros to the next multiples of `divisor` px.
 
-    Images have channels_last memory, so the copy of each is a copy of rows; they are float32 where a
-    sample is. Truths are passed on, not copied.
+    Images have channels_last memory, so the copy of each is a copy of rows; they are float32 where a sample is. Truths
+    are passed on, not copied.
     """
     if not samples:
         raise PansightError(where="collate", expected="at least one sample", found="none")
@@ -177,9 +177,8 @@ def evaluation_loader(
 
 def pinned(batch: Batch) -> Batch:
     """The batch with its images in page-locked memory where there is a GPU to copy them to, else as it is."""
-    if not torch.cuda.is_available():
-        return batch
-    return replace(batch, images=batch.images.pin_memory(), valid=batch.valid.pin_memory())
+    view = _pinned_view(View(batch.images, batch.valid))
+    return replace(batch, images=view.images, valid=view.valid)
 
 
 def _pinned_view(view: View) -> View:

@@ -82,11 +82,10 @@ def prepare(model: Any, settings: Inference) -> Any:
 
 def infer(model: Any, images: Iterable[Tensor], settings: Inference) -> Iterator[Prediction]:
     """The prediction of each photo, uint8 (3, H, W) RGB, at its size and on the CPU; `model` as `prepare` leaves it."""
-    photos = iter(images)
+    photos, make = iter(images), views_maker(model, settings)
     while chunk := list(islice(photos, settings.batch_size)):
         sizes = [(image.shape[1], image.shape[2]) for image in chunk]
-        views = views_of(chunk, model.input.resize, settings.scales, settings.flip)
-        yield from predict_views(model, views, sizes, settings)
+        yield from predict_views(model, make(chunk), sizes, settings)
 
 
 def views_maker(model: Any, settings: Inference) -> partial[Views]:
