@@ -8,8 +8,7 @@ A new format is one file with an opener and one line in DATASETS.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pansight.data.formats.official import (
     open_vistas,
 )
 from pansight.data.formats.shapes import Shapes
+from pansight.data.options import checked_options
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_json
 
@@ -69,23 +69,27 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def open_dataset(source: str | Path, format: str = "auto", split: str | None = None, **options: Any) -> Dataset:
+def open_dataset(
+    source: str | Path,
+    format: str = "auto",
+    split: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> Dataset:
     """The data set at `source`: a folder, an annotation file, or the word "shapes".
 
     split: "train", "val" or any other name that its files bear; without one, the whole set or its training part.
-    options: those of the format's opener. Raises PansightError listing formats, options or files that were looked for.
+    options: those of the format's opener, by name. In Python they may be `named` as keywords instead, but for those that
+    are called like a parameter above. Raises PansightError listing formats, options or files that were looked for.
     """
     name = detect_format(source, split) if format == "auto" else format
     if name not in DATASETS:
         raise choice_error("data format", name, DATASETS)
     opener = DATASETS[name]
-    known = list(inspect.signature(opener).parameters)[2:]
-    for option in options:
-        if option not in known:
-            raise choice_error(f"option of {name}", option, known)
+    chosen = checked_options(name, opener, {**(options or {}), **named})
     if name != "shapes" and not Path(source).exists():
         raise PansightError(where=source, expected="a data folder or annotation file", found="none")
-    dataset = opener(source, split, **options)
+    dataset = opener(source, split, **chosen)
     if len(dataset) == 0:
         raise PansightError(where=source, expected="images", found="an empty data set")
     return dataset

@@ -287,7 +287,7 @@ def read_index_png(path: str | Path) -> IdArray:
     data = read_bytes(path)
     header = read_header(data, path)
     if header.kind != "png":
-        raise PansightError(where=path, expected="a PNG with one channel of ids", found=_describe(header))
+        raise PansightError(where=path, expected="a PNG with one channel of ids", found={"jpeg": "a JPEG"}.get(header.kind, "another format"))
     check_png(data, header, path)
     return decode_index(data, str(path))
 
@@ -298,13 +298,6 @@ def write_png(path: str | Path, image: NDArray[np.uint8] | NDArray[np.uint16], l
         # a copy where a side is 1: NumPy calls it contiguous whatever its strides, the encoder does not
         whole = image.copy() if 1 in image.shape else np.ascontiguousarray(image)
         temporary.write_bytes(imagecodecs.png_encode(whole, level=level))
-
-
-def _describe(header: Header) -> str:
-    if header.kind != "png":
-        return {"jpeg": "a JPEG"}.get(header.kind, "another format")
-    kind = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}.get(header.png_color, "odd")
-    return f"a {header.bits}-bit {kind} PNG"
 
 
 def _one_line(error: BaseException) -> str:
