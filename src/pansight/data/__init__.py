@@ -14,7 +14,8 @@ from typing import Any
 
 from pansight.data.dataset import SPLITS, Dataset, Subset, split_dataset
 from pansight.data.formats.coco_instances import CocoInstances, open_coco_instances
-from pansight.data.formats.coco_panoptic import CocoPanoptic, find_json, open_coco_panoptic
+from pansight.data.formats.coco_files import find_json, kind_of
+from pansight.data.formats.coco_panoptic import CocoPanoptic, open_coco_panoptic
 from pansight.data.formats.instance_png import InstancePng, find_layout, open_instance_png
 from pansight.data.formats.official import (
     OFFICIAL,
@@ -41,6 +42,7 @@ __all__ = [
     "detect_format",
     "find_splits",
     "open_dataset",
+    "reading_notes",
     "split_dataset",
 ]
 
@@ -95,6 +97,13 @@ def open_dataset(
     return dataset
 
 
+def reading_notes(dataset: Dataset) -> tuple[str, ...]:
+    """What the user must know of how a data set was read, such as images that lie under another path than is stated."""
+    if isinstance(dataset, Subset):
+        return reading_notes(dataset.dataset)
+    return dataset.notes if isinstance(dataset, CocoPanoptic | CocoInstances) else ()
+
+
 def detect_format(source: str | Path, split: str | None = None) -> str:
     """The key in DATASETS of what lies at `source`. Raises PansightError listing what was looked for."""
     path = Path(source)
@@ -111,7 +120,7 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
         for prefix in ("panoptic", "instances"):
             file = find_json(path, prefix, part)
             if file is not None:
-                named = file.stem.startswith(prefix)
+                named = file.stem.startswith(prefix) or kind_of(file) == f"coco_{prefix}"
                 return f"coco_{prefix}" if named else _format_of_json(file)
         official = official_format(path, with_panoptic=False)  # its opener says which files are missing
         if official is not None:

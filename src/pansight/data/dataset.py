@@ -121,10 +121,8 @@ def means_split(name: str, split: str) -> bool:
 
     A name with a year or the like ("train2017") is asked for by itself, or by the plain name of its part.
     """
-    if name == split:
-        return True
-    plain = split.lower()
-    return any(plain in names and split_of(name) == part for part, names in SPLITS.items())
+    asked = _SPLIT_OF_WORD.get(split.lower())
+    return name == split or (asked is not None and split_of(name) == asked)
 
 
 def part_folders(*folders: Path) -> tuple[str, ...]:
@@ -150,24 +148,6 @@ def part_names(split: str | None) -> tuple[str, ...]:
         return ()
     part = split_of(split)
     return (split,) if part is None else tuple(dict.fromkeys((split, *SPLITS[part])))
-
-
-def first_folder| None) -> tuple[str, ...]:
-    """The names under which a split is looked for: its synonyms, or itself where it is none of the usual ones."""
-    if split is None:
-        return ()
-    return next((names for names in SPLITS.values() if split in names), (split,))
-
-
-def first_folder(candidates: Sequence[Path], holds: str, what: str, option: str) -> Path:
-    """The first candidate that contains the file `holds`. Raises PansightError listing all that were looked into."""
-    for folder in candidates:
-        if (folder / holds).is_file():
-            return folder
-    looked = ", ".join(dict.fromkeys(str(c) for c in candidates))
-    raise PansightError(
-        f"expected {what} in one of {looked}; found it in none (name the folder: {option}=DIR)", where=holds
-    )
 
 
 def expect(condition: bool, source: str | Path, expected: str, found: Any) -> None:

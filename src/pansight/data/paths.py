@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from pansight.errors import PansightError
+
 DRIVE = re.compile("[A-Za-z]:")
 UPLOAD = re.compile("[0-9a-f]{8}-")
 """What Label Studio puts before the name of an uploaded file."""
@@ -190,3 +192,17 @@ def _shared_tails(names: Iterable[str], lengths: set[int]) -> Counter[tuple[str,
         spelled = {_folded(path_parts(text)) for text in spellings(name)}
         ends.update({parts[-length:] for parts in spelled for length in lengths if len(parts) >= length})
     return ends
+
+
+def named_folder(root: Path, folder: str | Path | None, what: str = "a folder of images") -> Path:
+    """`root`, or the folder that the user names, below `root` or as it stands. what: it holds, for the error.
+
+    Raises PansightError where it is no folder.
+    """
+    if folder is None:
+        return root
+    places = root / folder, Path(folder)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise PansightError(where=places[0], expected=what, found="none")
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pansight.config import AugmentConfig, DataConfig, ModelConfig
-from pansight.data import DATASETS, Dataset, find_splits, open_dataset, split_dataset
+from pansight.data import DATASETS, Dataset, find_splits, open_dataset, reading_notes, split_dataset
 from pansight.data.transforms import (
     Compose,
     ElasticDeformation,
@@ -110,7 +110,8 @@ def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
     else:
         training, validation = split_dataset(training, config.validation_fraction)
         note = f"{len(validation)} images split off {config.source}, which has no validation part"
-    return training, relabel(validation, training.labels, "validation data"), note
+    told = dict.fromkeys(line for data in (training, validation) for line in reading_notes(data))
+    return training, relabel(validation, training.labels, "validation data"), "; ".join([note, *told])
 
 
 def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Dataset:

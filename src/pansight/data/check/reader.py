@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pansight.data.check.defects import Defect, defect, one_line, shown, shown_value
 from pansight.data.dataset import SPLITS, part_names
-from pansight.data.formats.coco_panoptic import image_folders
+from pansight.data.formats.coco_files import image_folders
 from pansight.errors import PansightError
 from pansight.files import read_plain, safe_join
 

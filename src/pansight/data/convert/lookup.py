@@ -68,20 +68,6 @@ def image_beside(folder: Path, stem: str) -> Path | None:
     return next((file for suffix in suffixes if (file := folder / f"{stem}{suffix}").is_file()), None)
 
 
-def named_folder(root: Path, folder: str | Path | None, what: str = "a folder of images") -> Path:
-    """`root`, or the folder that the user names, below `root` or as it stands. what: it holds, for the error.
-
-    Raises PansightError where it is no folder.
-    """
-    if folder is None:
-        return root
-    places = root / folder, Path(folder)
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
-        raise PansightError(where=places[0], expected=what, found="none")
-    return found
-
-
 def short_names(images: Sequence[Path]) -> list[str]:
     """The name of each file below the deepest folder that holds all of them, with "/"; two files never share one."""
     shared = os.path.commonpath([image.parent for image in images]) if images else ""
