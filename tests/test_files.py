@@ -40,7 +40,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{", "\ufeff{}", "nul"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{", "\ufeff{", "nul", ""])
 def test_what_is_no_json_is_told_in_one_line(tmp_path, text):
     write_text(tmp_path / "a.json", text)
     with pytest.raises(PansightError, match=r"a.json: expected JSON") as caught:

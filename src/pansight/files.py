@@ -305,7 +305,7 @@ def read_text(path: str | Path, what: str) -> str:
     except OSError as error:
         raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     except UnicodeError as error:
-        raise PansightError(where=path, expected=f"{what}: text in UTF-8", found="other bytes") from error
+        raise PansightError(where=path, expected=f"text in UTF-8 ({what})", found="other bytes") from error
 
 
 def safe_join(folder: Path, name: object, source: str | Path) -> Path:

@@ -128,7 +128,7 @@ def test_palette_indices_are_ids_not_colours(tmp_path):
 def test_id_pngs_of_the_wrong_mode_are_refused(tmp_path, photo):
     write_png(tmp_path / "rgb.png", photo)
     write_png(tmp_path / "grey.png", photo[..., 0])
-    with pytest.raises(PansightError, match="one channel of instance ids, found a 8-bit RGB PNG"):
+    with pytest.raises(PansightError, match="one channel of ids, found a 8-bit RGB PNG"):
         read_index_png(tmp_path / "rgb.png")
     with pytest.raises(PansightError, match="8-bit RGB PNG of segment ids, found 8-bit grey"):
         read_rgb_ids(tmp_path / "grey.png")

@@ -117,7 +117,7 @@ def test_bad_panoptic_files_are_one_line(panoptic):
     photo.write_bytes(whole[:-30])
     bad(panoptic, r"train2017/a\.png: expected a whole")
     photo.unlink()
-    bad(panoptic, "expected the first image in one of")
+    bad(panoptic, "expected the images in one of")
     photo.write_bytes(whole)
     write_png(png, np.zeros((2, 4), np.uint8))
     bad(panoptic, "expected an 8-bit RGB PNG of segment ids")
@@ -268,7 +268,7 @@ def test_background_may_be_stuff(instances):
         (lambda c: c["annotations"][0].update(image_id=3), "expected a listed image, found image_id 3"),
         (lambda c: c["images"][0].update(height=9), "expected an image of 9×10"),
         (lambda c: c["images"][0].pop("height"), "expected image sizes"),
-        (lambda c: c["images"][0].update(file_name="../a.jpg"), "inside the data folder"),
+        (lambda c: c["images"][0].update(file_name="../b.jpg"), "inside the data folder"),
     ],
 )
 def test_bad_instances_are_one_line(instances, change, message):

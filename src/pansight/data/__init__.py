@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pansight.data.dataset import SPLITS, Dataset, Subset, split_dataset
-from pansight.data.formats.coco_instances import CocoInstances, open_coco_instances
 from pansight.data.formats.coco_files import find_json, kind_of
+from pansight.data.formats.coco_instances import CocoInstances, open_coco_instances
 from pansight.data.formats.coco_panoptic import CocoPanoptic, open_coco_panoptic
 from pansight.data.formats.instance_png import InstancePng, find_layout, open_instance_png
 from pansight.data.formats.official import (
@@ -81,7 +81,7 @@ def open_dataset(
     """The data set at `source`: a folder, an annotation file, or the word "shapes".
 
     split: "train", "val" or any other name that its files bear; without one, the whole set or its training part.
-    options: those of the format's opener, by name. In Python they may be `named` as keywords instead, but for those that
+    options: those of the format's opener, by name; in Python they may be `named` as keywords, too, but for those that
     are called like a parameter above. Raises PansightError listing formats, options or files that were looked for.
     """
     name = detect_format(source, split) if format == "auto" else format

@@ -223,7 +223,7 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
 
 
 def _decode_with_opencv(data: bytes) -> NDArray[Any] | None:
-    """RGB (H, W, 3) or None. OpenCV's own lines about damaged files stay off the terminal: the caller has one of ours."""
+    """RGB (H, W, 3) or None. OpenCV's own lines about damaged files stay off the terminal: the caller has its own."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -278,16 +278,19 @@ def read_rgb_ids(path: str | Path) -> IdArray:
 
 
 def read_index_png(path: str | Path) -> IdArray:
-    """A PNG whose pixel values are numbers of objects or classes, as int32 (H, W): the raw samples of 1 to 16 bits grey,
-    or the indices of a palette, not its colours.
+    """A PNG whose pixel values are numbers of objects or classes, as int32 (H, W).
 
-    Transparency is passed over, and red, green and blue that are equal in every pixel are one grey. Raises PansightError
-    for other files.
+    These are the raw samples of 1 to 16 bits grey, or the indices of a palette, not its colours. Transparency is passed
+    over; red, green and blue that are equal in every pixel are one grey. Raises PansightError for other files.
     """
     data = read_bytes(path)
     header = read_header(data, path)
     if header.kind != "png":
-        raise PansightError(where=path, expected="a PNG with one channel of ids", found={"jpeg": "a JPEG"}.get(header.kind, "another format"))
+        raise PansightError(
+            where=path,
+            expected="a PNG with one channel of ids",
+            found={"jpeg": "a JPEG"}.get(header.kind, "another format"),
+        )
     check_png(data, header, path)
     return decode_index(data, str(path))
 

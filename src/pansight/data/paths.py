@@ -39,39 +39,59 @@ class Located(NamedTuple):
     as_written: bool  # whether the name was taken by the letter
 
 
+_ByName = dict[tuple[str, Path | None], Located]
+"""Files by the name that stands for them, and the folder of the file that gives it."""
+
+
 class Found(NamedTuple):
-    """What was found for each of several names, and a line for the user where names were not taken by the letter."""
+    """What was found for each of several names."""
 
     files: list[Located | None]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # lines for the user where names were not taken by the letter
+    ambiguous: dict[str, Located]  # files that were not taken, since they may be those of other names
 
 
-def locate_all(names: Sequence[str], places: Sequence[Path], others: Sequence[Sequence[str]] = ()) -> Found:
+def locate_all(
+    names: Sequence[str],
+    places: Sequence[Path],
+    others: Sequence[Sequence[str]] = (),
+    starts: Sequence[Path] = (),
+) -> Found:
     """The image file of every name, looked for in `places`, in their order.
 
-    others: for each name further spellings that are tried after it. A tail that several of the names share is not
-    taken, nor is a file that belongs to another name by the letter: it may be another picture of the same name.
+    others: for each name further spellings that are tried after it. starts: for each name the folder of the file that
+    gives it, below the first place; there and in the folders above it is looked first. A tail that several of the names
+    share is not taken, nor is a file that belongs to another name by the letter: it may be another picture of the same
+    name.
     """
-    finder = _Finder(places)
-    spelled = [list(dict.fromkeys((name, *(others[n] if others else ())))) for n, name in enumerate(names)]
-    files = [next(filter(None, map(finder.locate, texts)), None) for texts in spelled]
-    odd = {name: file for name, file in zip(names, files) if file is not None and not file.as_written}
+    finder = _Finder()
+    files: list[Located | None] = []
+    for n, name in enumerate(names):
+        texts = dict.fromkeys((name, *(others[n] if others else ())))
+        start = starts[n] if starts else None
+        files.append(next(filter(None, (finder.locate(text, places, start) for text in texts)), None))
+    keys = list(zip(names, starts or [None] * len(names)))
+    odd = {key: file for key, file in zip(keys, files) if file is not None and not file.as_written}
     if not odd:
-        return Found(files, ())
-    shared = _shared_tails(names, {len(file.name.split("/")) for file in odd.values()})
-    owners = Counter(file.path for file in dict(zip(names, files)).values() if file is not None)
+        return Found(files, (), {})
+    lengths = set[int]() if starts else {len(file.name.split("/")) for file in odd.values()}
+    shared = _shared_tails(names, lengths)
+    owners = Counter(file.path for file in dict(zip(keys, files)).values() if file is not None)
     refused = {
-        name
-        for name, file in odd.items()
-        if owners[file.path] > 1 or shared[_folded(file.name.split("/"))] > 1
+        key: file for key, file in odd.items() if owners[file.path] > 1 or shared[_folded(file.name.split("/"))] > 1
     }
-    files = [None if name in refused else file for name, file in zip(names, files)]
-    taken = {name: file for name, file in odd.items() if name not in refused}
-    if not taken:
-        return Found(files, ())
-    name, file = next(iter(taken.items()))
-    count = f"{len(taken)} of {len(names)} images are" if len(names) > 1 else "the image is"
-    return Found(files, (f"{count} read under another path than the annotations give: {name!r:.120} is {file.name}",))
+    files = [None if key in refused else file for key, file in zip(keys, files)]
+    taken = {key: file for key, file in odd.items() if key not in refused}
+    return Found(files, tuple(_notes(taken, refused, len(names))), {name: file for (name, _), file in refused.items()})
+
+
+def _notes(taken: _ByName, refused: _ByName, count: int) -> Iterator[str]:
+    for (name, _), file in list(taken.items())[:1]:
+        told = f"{name!r:.120} is {file.name}"
+        yield f"{len(taken)} of {count} images are read under another path than the annotations give: {told}"
+    for (name, _), file in list(refused.items())[:1]:
+        told = f"{name!r:.120} is not {file.name}"
+        yield f"{len(refused)} of {count} images are only there as pictures of that name elsewhere: {told}"
 
 
 def find_tail(places: Sequence[Path], text: str) -> Path | None:
@@ -81,35 +101,37 @@ def find_tail(places: Sequence[Path], text: str) -> Path | None:
     """
     if not path_parts(text):
         return places[0]
-    found = _Finder(places, folders=True).locate(text)
+    found = _Finder(folders=True).locate(text, places)
     return None if found is None else found.path
 
 
 def path_parts(text: str) -> tuple[str, ...]:
-    """The names in a path, without its drive and without dots: what is left lies inside of any folder it is joined to."""
+    """The names in a path, without its drive and dots: what is left lies inside of any folder that it is joined to."""
     words = text.strip().replace("\\", "/").split("/")
     return tuple(word for word in words if word not in ("", ".", "..") and not DRIVE.fullmatch(word))
 
 
 def spellings(text: str) -> Iterator[str]:
-    """The paths that a text may mean, likeliest first: in a link, in a web address, as it stands, without escapes."""
+    """The paths that a text may mean, likeliest first: in a link, in a web address, as it stands, without escapes; then
+    all of these without what an upload puts before the name.
+    """
+    found: list[str] = []
     try:
         parts = urlsplit(text)
         query = parse_qs(parts.query)
-        if "d" in query:  # /data/local-files/?d=folder/name.jpg
-            yield query["d"][0]
-        if "fileuri" in query:  # /tasks/1/resolve/?fileuri=<base64 of s3://…>
-            yield urlsplit(base64.b64decode(query["fileuri"][0], validate=True).decode()).path
+        found += query.get("d", [])[:1]  # /data/local-files/?d=folder/name.jpg
+        for link in query.get("fileuri", [])[:1]:  # /tasks/1/resolve/?fileuri=<base64 of s3://…>
+            found.append(urlsplit(base64.b64decode(link, validate=True).decode()).path)
         if "://" in text or parts.query:
-            yield unquote(parts.path)
+            found.append(unquote(parts.path))
     except (ValueError, binascii.Error):
         pass
-    yield text
-    if "%" in text:
-        yield unquote(text)
-    folder, _, name = text.replace("\\", "/").rpartition("/")
-    if UPLOAD.match(name):
-        yield f"{folder}/{UPLOAD.sub('', name, count=1)}"
+    found += [text, unquote(text)] if "%" in text else [text]
+    yield from found
+    for path in found:
+        folder, _, name = path.replace("\\", "/").rpartition("/")
+        if UPLOAD.match(name):
+            yield f"{folder}/{UPLOAD.sub('', name, count=1)}"
 
 
 class _Folder(NamedTuple):
@@ -122,29 +144,45 @@ class _Folder(NamedTuple):
 class _Finder:
     """Looks names up in lists of the folders, each read once: faster than asking the disk for every file."""
 
-    def __init__(self, places: Sequence[Path], folders: bool = False):
-        self._places, self._folders = list(dict.fromkeys(places)), folders
+    def __init__(self, folders: bool = False):
+        self._folders = folders
         self._known: dict[Path, _Folder] = {}
 
-    def locate(self, text: str) -> Located | None:
+    def locate(self, text: str, places: Sequence[Path], start: Path | None = None) -> Located | None:
+        """See `locate_all`; the names of files are those below the place in which they were found."""
         if "\0" in text:
             return None
-        words = tuple(word for word in text.split("/") if word not in ("", "."))
-        if words and ".." not in words and not text.startswith("/"):
-            for place in self._places:
-                path = self._walk(place, words, exact=True)
-                if path is not None:
-                    return Located(path, "/".join(words), True)
+        for place, words in self._by_letter(text, places, start):
+            path = self._walk(place, words, exact=True)
+            if path is not None:
+                return Located(path, "/".join(words), True)
+        if start is not None:
+            above = [folder for folder in (start, *start.parents) if folder.is_relative_to(places[0])]
+            places = list(dict.fromkeys([*above, *places]))
         for parts in dict.fromkeys(path_parts(spelled) for spelled in spellings(text)):
-            for start in range(max(0, len(parts) - MAX_TAILS), len(parts)):
-                for place in self._places:
-                    path = self._walk(place, parts[start:], exact=False)
+            for first in range(max(0, len(parts) - MAX_TAILS), len(parts)):
+                for place in places:
+                    path = self._walk(place, parts[first:], exact=False)
                     if path is not None:
                         return Located(path, path.relative_to(place).as_posix(), False)
         return None
 
+    def _by_letter(
+        self, text: str, places: Sequence[Path], start: Path | None
+    ) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """(place, names of folders and file below it) that a path means where it is taken as it stands."""
+        if start is not None:
+            path, root = Path(os.path.normpath(start / text)), places[0]
+            if path.is_relative_to(root):
+                yield root, path.relative_to(root).parts
+        elif not text.startswith("/") and ".." not in text.split("/"):
+            words = tuple(word for word in text.split("/") if word not in ("", "."))
+            yield from ((place, words) for place in places)
+
     def _walk(self, place: Path, parts: Sequence[str], exact: bool) -> Path | None:
-        """The file at the end of `parts` below a folder."""
+        """The file at the end of `parts` below a folder; None where there is none, or no parts."""
+        if not parts:
+            return None
         for number, part in enumerate(parts, 1):
             folder = self._listing(place)
             name = part if part in folder.is_dir else None
@@ -153,9 +191,9 @@ class _Finder:
                 name = alike[0] if len(alike) == 1 else None
             if name is None or (number < len(parts) and not folder.is_dir[name]):
                 return None
-            if number == len(parts) and not self._folders:
-                if folder.is_dir[name] or name.lower().endswith(NO_IMAGES):
-                    return None
+            last = number == len(parts) and not self._folders
+            if last and (folder.is_dir[name] or name.lower().endswith(NO_IMAGES)):
+                return None
             place = place / name
         return place
 
@@ -205,4 +243,12 @@ def named_folder(root: Path, folder: str | Path | None, what: str = "a folder of
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         raise PansightError(where=places[0], expected=what, found="none")
+    return found
+
+
+def named_file(root: Path, name: str | Path, what: str) -> Path:
+    """The file that the user names, below `root` or as it stands. Raises PansightError, with `what`, where none is."""
+    found = next((file for file in (root / name, Path(name)) if file.is_file()), None)
+    if found is None:
+        raise PansightError(where=name, expected=what, found="none", code="missing_file")
     return found

@@ -85,7 +85,7 @@ def test_classes_of_ones_own_in_colours(tmp_path):
     assert image.ids.tolist() == [[4, 0, 0, 0], [0, 3, 2, 0], [0, 3, 2, 2], [4, 0, 0, 1]]
     assert image.segments == {1: (2, False), 2: (2, False), 3: (0, False), 4: (1, False)}
     write(root / "SegmentationClass/2007_000032.png", photo(4, 4))
-    fails(root, r"expected colours of labelmap\.txt, found 40,90,160")
+    fails(root, r"expected colours of the table of classes, found 40,90,160")
     (root / "labelmap.txt").write_text("cat:1,2,3::\n")
     fails(root, r"labelmap\.txt: expected at most 255 classes, one of them 'background', found 1")
 

@@ -1,7 +1,7 @@
 """Find the JSON files of COCO's formats, their kind and their part, and the folders that their images lie in.
 
-The kind is told from the keys that occur in the text, without parsing it. Names tell where they can: `instances_train.json`
-and `panoptic_train.json` are preferred to other names. `train` and `convert` both look by these rules.
+The kind is told from the keys that occur in the text, without parsing it. Files that are called `instances_train.json`
+or `panoptic_train.json` are preferred to others. `train` and `convert` both look by these rules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pansight.data.dataset import means_split, part_folders, part_names, split_of
-from pansight.data.paths import Found, locate_all
+from pansight.data.paths import locate_all
 from pansight.errors import PansightError
 from pansight.files import json_text, open_plain, safe_join
 
@@ -115,14 +115,6 @@ def find_json(root: Path, prefix: str, split: str | None) -> Path | None:
     return next(iter([*exact, *meant]), None)
 
 
-def named_json(root: Path, name: str | Path) -> Path:
-    """The annotation file that the user names, below `root` or as it stands. Raises PansightError where it is none."""
-    found = next((file for file in (root / name, Path(name)) if file.is_file()), None)
-    if found is None:
-        raise PansightError(where=name, expected="an annotation file", found="none", code="missing_file")
-    return found
-
-
 def data_root(file: Path) -> Path:
     """The data folder that an annotation file belongs to."""
     return file.parent.parent if file.parent.name == "annotations" else file.parent
@@ -158,13 +150,18 @@ def best_folder(places: Iterable[Path], names: Sequence[str]) -> Path | None:
     return best[1]
 
 
-def expect_folder(places: Sequence[Path], names: Sequence[str], what: str, option: str) -> Path:
-    """As `best_folder`. Raises PansightError listing all that were looked into where none of them holds any."""
+def expect_folder(places: Sequence[Path], names: Sequence[str], source: Path, what: str, option: str) -> Path:
+    """As `best_folder`. Raises PansightError listing where was looked first where no folder holds any of the names.
+
+    source: the file that gives them.
+    """
     found = best_folder(places, names)
     if found is None:
-        looked = ", ".join(dict.fromkeys(str(place) for place in places))
-        hint = f"found it in none (name the folder: {option}=DIR)"
-        raise PansightError(f"expected {what} in one of {looked}; {hint}", where=names[0] if names else "images")
+        for name in names:
+            safe_join(source.parent, name, source)
+        looked = ", ".join(str(place) for place in places[:8]) + (", …" if len(places) > 8 else "")
+        hint = f"found them in none (name the folder: {option}=DIR)"
+        raise PansightError(f"expected {what} in one of {looked}; {hint}", where=f"{source}: {names[0]!r:.120}")
     return found
 
 
@@ -176,7 +173,7 @@ def names_in(folder: Path, names: Sequence[str], source: Path) -> tuple[list[str
     bad = next((name for name in names if not isinstance(name, str) or not name or "\0" in name), "")
     if bad != "" or "" in names:
         raise PansightError(where=source, expected="a file name", found=f"{bad!r:.60}")
-    found: Found = locate_all(names, [folder])
+    found = locate_all(names, [folder])
     for name, file in zip(names, found.files):
         if file is None:
             safe_join(folder, name, source)

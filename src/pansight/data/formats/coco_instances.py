@@ -202,7 +202,7 @@ def open_coco_instances(
     content = read_coco_json(file)
     if images is None:
         stated = list(image_names(content["images"], file).values())
-        folder = expect_folder(image_folders(root, file, "instances", split), stated, "the images", "images")
+        folder = expect_folder(image_folders(root, file, "instances", split), stated, file, "the images", "images")
     else:
         folder = named_folder(root, images)
     return CocoInstances(file, folder, background, content)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from pansight.data.dataset import Dataset, expect, ids_tensor, image_tensor
-from pansight.data.formats.coco_files import data_root, expect_folder, find_json, image_folders, named_json, names_in
+from pansight.data.formats.coco_files import data_root, expect_folder, find_json, image_folders, names_in
 from pansight.data.images import read_image, read_rgb_ids, write_png
-from pansight.data.paths import named_folder
+from pansight.data.paths import named_file, named_folder
 from pansight.errors import PansightError
 from pansight.files import Publication, read_json
 from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, ids_to_rgb, present_ids
@@ -200,7 +200,7 @@ def open_coco_panoptic(
     content = read_coco_json(file)
     if images is None:
         stated = list(image_names(content["images"], file).values())
-        folder = expect_folder(image_folders(root, file, "panoptic", split), stated, "the images", "images")
+        folder = expect_folder(image_folders(root, file, "panoptic", split), stated, file, "the images", "images")
     else:
         folder = named_folder(root, images)
     pngs = file.with_suffix("")
@@ -209,7 +209,7 @@ def open_coco_panoptic(
     elif content["annotations"]:
         stated = [str(row.get("file_name")) for row in content["annotations"]]
         candidates = [pngs, root / file.stem, root / "annotations" / file.stem, root / "panoptic", file.parent]
-        pngs = expect_folder(candidates, stated, "the segmentations", "panoptic")
+        pngs = expect_folder(candidates, stated, file, "the PNGs", "panoptic")
     return CocoPanoptic(file, folder, pngs, content)
 
 
@@ -219,8 +219,8 @@ def coco_json(source: Path, prefix: str, split: str | None, json: str | Path | N
     Raises PansightError listing what was looked for.
     """
     if source.is_file():
-        return data_root(source), source if json is None else named_json(data_root(source), json)
-    file = find_json(source, prefix, split) if json is None else named_json(source, json)
+        return data_root(source), source if json is None else named_file(data_root(source), json, "an annotation file")
+    file = find_json(source, prefix, split) if json is None else named_file(source, json, "an annotation file")
     if file is None:
         names = f"{prefix}_{split or '*'}*.json"
         raise PansightError(where=source, expected=f"annotations/{names} or {names} (COCO {prefix})", found="none")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pansight.data.categories import category_table
 from pansight.data.convert.class_table import BACKGROUND, PixelClass, find_class_table, read_classes
-from pansight.data.convert.lookup import choose_part, image_size, images_by_stem
+from pansight.data.convert.lookup import choose_part, files_ending, image_size, images_by_stem
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_values, segments_of
 from pansight.data.images import read_bytes, read_header, read_rgb_ids
@@ -132,7 +132,7 @@ def _coded(color: tuple[int, int, int]) -> int:
 
 
 def _class_table(root: Path, source: Path) -> tuple[list[PixelClass], str]:
-    """(classes, a note where their names are from): a table's, whose things are not told from stuff, else the set's own."""
+    """(classes, a note where their names are from): of a table, which does not tell things, or the set's own."""
     file = find_class_table((root, source, root / "ImageSets", root / "SegmentationClass"))
     if file is None:
         rows = category_table("pascal_voc")
@@ -173,7 +173,7 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
     lists = root / LISTS
     part, note = choose_part(_parts(lists), split, lists)
     if part is None:
-        stems = sorted(file.stem for file in (root / "SegmentationObject").glob("[!.]*.png"))
+        stems = [file.stem for file in files_ending(root / "SegmentationObject", ".png")]
     else:
         names = dict.fromkeys(_lines(lists / f"{part}.txt"))
         stems = [safe_join(Path(), name, lists / f"{part}.txt").as_posix() for name in names]
@@ -191,7 +191,7 @@ def splits_voc(source: Path) -> tuple[str, ...]:
 
 def _parts(lists: Path) -> tuple[str, ...]:
     """The names of the lists, the usual ones first."""
-    present = sorted(file.stem for file in lists.glob("[!.]*.txt"))
+    present = [file.stem for file in files_ending(lists, ".txt")]
     return tuple(sorted(present, key=lambda name: PARTS.index(name) if name in PARTS else len(PARTS)))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pansight.data.dataset import means_split
-from pansight.data.formats.coco_files import PREFIX, data_root, json_files, kind_of, named_json, part_of
+from pansight.data.formats.coco_files import PREFIX, data_root, json_files, kind_of, part_of
+from pansight.data.paths import named_file
 from pansight.errors import PansightError
 
 
@@ -37,7 +38,7 @@ def choose_file(source: Path, kind: str, split: str | None, json: str | None) ->
     prefix = PREFIX[kind]
     if json is not None:
         root = data_root(source) if source.is_file() else source
-        file = named_json(root, json)
+        file = named_file(root, json, "an annotation file")
         return part_of(file, prefix, root) if split is None else split, file
     if source.is_file():  # asked for by name: its reader says what is wrong with it
         return part_of(source, prefix, data_root(source)), source
