@@ -136,6 +136,8 @@ class PanopticFile:
 def _decode(path: Path) -> _File:
     try:
         return decode_json(read_plain(path), _File, path)
+    except PansightError as error:
+        raise PansightError(where=path, expected="COCO panoptic", reason=error.what) from error
     except FileNotFoundError as error:
         raise PansightError(
             "no such file", where=path, hint="expected the JSON of COCO panoptic", code="missing_file"
