@@ -267,9 +267,10 @@ def _json_fault(text: bytes, error: Exception) -> str:
         return "an empty file"
     try:
         words = text.decode("utf-8")
-        json.loads(words, parse_constant=_refuse_constant)
     except UnicodeDecodeError as fault:
         return f"the byte 0x{text[fault.start]:02x} at {_place(text, fault.start)}, which is not UTF-8"
+    try:
+        json.loads(words, parse_constant=_refuse_constant)
     except json.JSONDecodeError as fault:
         if fault.pos >= len(words.rstrip()) or fault.msg.startswith("Unterminated string"):
             return f"an early end in line {words.count(chr(10)) + 1} (cut off?)"
