@@ -50,7 +50,9 @@ def found(root: Path, name: str, *places: str) -> str | None:
     ],
 )
 def test_a_path_is_its_longest_tail_that_exists(tmp_path, stated, file):
-    tree(tmp_path, "sub/a b.png", "a b.png", "c.JPEG", unicodedata.normalize("NFC", "über.tiff"), "d%20e.png", "d e.png")
+    tree(
+        tmp_path, "sub/a b.png", "a b.png", "c.JPEG", unicodedata.normalize("NFC", "über.tiff"), "d%20e.png", "d e.png"
+    )
     assert found(tmp_path, stated) == file
     notes = locate_all([stated], [tmp_path]).notes
     assert bool(notes) == (stated != file)
@@ -108,7 +110,10 @@ def test_folders_are_found_like_files(tmp_path):
 @pytest.mark.parametrize(
     ("part", "names"),
     [
-        ("train", "train TRAIN Train training train2017 coco_train stuff_train2017 trainset train-a images/train TrainData"),
+        (
+            "train",
+            "train TRAIN Train training train2017 coco_train stuff_train2017 trainset train-a images/train TrainData",
+        ),
         ("val", "val valid validation Validation dev val2017 coco_val my-dev valset VAL_2"),
         ("test", "test Test testing test-dev2017 test_images coco_test"),
         (None, "trainval train_val default trainer contest images trains evaluate model unlabeled2017 2017"),
