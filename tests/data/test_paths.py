@@ -112,7 +112,7 @@ def test_folders_are_found_like_files(tmp_path):
     [
         (
             "train",
-            "train TRAIN Train training train2017 coco_train stuff_train2017 trainset train-a images/train TrainData",
+            "train TRAIN Training train2017 coco_train stuff_train2017 trainset train-a images/train TrainData",
         ),
         ("val", "val valid validation Validation dev val2017 coco_val my-dev valset VAL_2"),
         ("test", "test Test testing test-dev2017 test_images coco_test"),

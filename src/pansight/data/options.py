@@ -30,6 +30,8 @@ def checked_options(
     """
     known = known_options(opener, hidden)
     for option in options:
+        if not known:
+            raise PansightError(f"unknown option of {name} {option!r}", hint="it has none", code="unknown_choice")
         if option not in known:
             raise choice_error(f"option of {name}", option, known)
     return {option: _typed(f"option {option}", value, known[option]) for option, value in options.items()}

@@ -23,7 +23,7 @@ from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import read_rgb_ids
 from pansight.errors import PansightError
-from pansight.files import decode_json
+from pansight.files import decode_json, json_text
 from pansight.ops.idmap import IdArray
 
 PARTS = ("training", "validation")
@@ -208,7 +208,7 @@ def _names(file: Path) -> dict[int, str]:
         raise PansightError(
             where=file, expected="the names of its objects", found="none", hint="this is the release of 2017"
         )
-    data = read_annotation(file, "the names of the objects")
+    data = json_text(read_annotation(file, "the names of the objects"), file)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:

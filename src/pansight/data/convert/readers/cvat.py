@@ -156,7 +156,8 @@ def _xml_of(source: Path) -> Path | None:
 
 def _begins_like_cvat(file: Path) -> bool:
     with open_plain(file) as opened:
-        return re.search(rb"<annotations[\s>/]", opened.read(4096)) is not None
+        begin = opened.read(4096).replace(b"\0", b"")  # of UTF-16, which XML may be written in
+        return re.search(rb"<annotations[\s>/]", begin) is not None
 
 
 class _Parser:

@@ -313,7 +313,9 @@ def _names(base: Path, folder: Path, classes: str | None) -> tuple[dict[int, Sou
     else:
         file = named_file(base, classes, "a file with the names of the classes")
     if file is not None:
-        if file.suffix.lower() == ".json" and b'"id2label"' in (data := read_annotation(file, "classes")):
+        if file.suffix.lower() == ".json" and b'"id2label"' in (
+            data := json_text(read_annotation(file, "classes"), file)
+        ):
             labels = decode_json(data, _Labels, file).id2label or {}
             bad = next((key for key in labels if not key.isdecimal() or len(key) > 8), None)
             expect(bad is None, file, "whole numbers as keys of id2label", bad)
