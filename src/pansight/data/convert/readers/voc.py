@@ -14,6 +14,7 @@ from pansight.data.convert.class_table import BACKGROUND, PixelClass, find_class
 from pansight.data.convert.lookup import choose_part, files_ending, image_size, images_by_stem
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_values, segments_of
+from pansight.data.dataset import SPLITS, split_of
 from pansight.data.images import read_bytes, read_header, read_rgb_ids
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_text, safe_join
@@ -186,7 +187,8 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
 def splits_voc(source: Path) -> tuple[str, ...]:
     """train, val and test, which have no image in common; else whatever lists there are."""
     present = _parts(_root(source) / LISTS)
-    return tuple(part for part in present if part in ("train", "val", "test")) or present
+    usual = tuple(part for part in present if part in SPLITS)
+    return usual or tuple(part for part in present if split_of(part) is not None) or present
 
 
 def _parts(lists: Path) -> tuple[str, ...]:
