@@ -129,10 +129,9 @@ def means_split(name: str, split: str) -> bool:
 def part_folders(*folders: Path) -> tuple[str, ...]:
     """The names of all sub-folders that name a part of a data set: training parts first, then validation, then test.
 
-    Of the same part, the usual names come first. Folders that do not exist have none. Raises OSError where one cannot
-    be read.
+    Of the same part, the usual names come first. Folders that do not exist or cannot be read have none.
     """
-    names = {entry.name for folder in folders if folder.is_dir() for entry in os.scandir(folder) if entry.is_dir()}
+    names = {name for folder in folders for name in next(os.walk(folder), ("", [], []))[1]}
     ranked = [(part, name) for name in names if not name.startswith(".") and (part := split_of(name)) is not None]
 
     def rank(row: tuple[str, str]) -> tuple[int, int, str]:

@@ -199,11 +199,8 @@ class _Finder:
 
     def _listing(self, folder: Path) -> _Folder:
         if folder not in self._known:
-            try:
-                with os.scandir(folder) as entries:
-                    is_dir = {entry.name: entry.is_dir() for entry in entries}
-            except (OSError, ValueError):  # no folder, or a name that is none
-                is_dir = {}
+            _, folders, files = next(os.walk(folder), ("", [], []))  # nothing where it is no folder
+            is_dir = dict.fromkeys(folders, True) | dict.fromkeys(files, False)
             alike: dict[str, list[str]] = {}
             for name in is_dir:
                 alike.setdefault(fold(name), []).append(name)
