@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -299,3 +300,26 @@ def test_palettes_are_numbers_and_transparency_is_passed_over(tmp_path, name, co
     palette(png, IDS, colors)
     second = converted(source, tmp_path / "b", name)
     assert (first.segments, first.void) == (second.segments, second.void)
+
+
+@pytest.mark.parametrize("name", ["coco_instances", "coco_detection_panoptic", "cvat", "label_studio"])
+def test_annotations_in_a_sub_folder_are_found(tmp_path, name):
+    source = MAKERS[name](tmp_path / "in")
+    first = converted(source, tmp_path / "a", name)
+    (file,) = (file for file in source.rglob("*") if file.suffix in (".json", ".xml"))
+    (source / "export").mkdir()
+    file.rename(source / "export" / file.name)
+    second = converted(source, tmp_path / "b", "auto")
+    assert (second.format, second.images, second.segments) == (name, first.images, first.segments)
+
+
+@pytest.mark.parametrize("name", ["instance_png", "semantic_png", "coco_instances", "labelme", "cvat", "label_studio"])
+def test_accents_in_either_unicode_form_are_one_name(tmp_path, name):
+    source = MAKERS[name](tmp_path / "in")
+    for file in [file for file in source.rglob("a.*") if file.suffix != ".json"]:
+        form = "NFD" if file.suffix == ".jpg" else "NFC"
+        file.rename(file.with_name(unicodedata.normalize(form, f"ü{file.suffix}")))
+    for file in (file for file in source.rglob("*") if file.suffix in (".json", ".xml")):
+        text = file.read_text(encoding="utf-8").replace('"a.jpg"', f'"{unicodedata.normalize("NFC", "ü.jpg")}"')
+        file.write_text(text, encoding="utf-8")
+    assert sum(converted(source, tmp_path / "out", name).images.values()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -40,10 +41,13 @@ def walk_images(folder: Path) -> Iterator[Path]:
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Name below `folder` without its suffix, with "/" → file. Raises PansightError where two images share a name."""
+    """Name below `folder` without its suffix, with "/" → file. Raises PansightError where two images share a name.
+
+    Accents have one Unicode form, so that a photo and its PNG are a pair whichever system their names come from.
+    """
     found: dict[str, Path] = {}
     for file in walk_images(folder):
-        stem = file.relative_to(folder).with_suffix("").as_posix()
+        stem = unicodedata.normalize("NFC", file.relative_to(folder).with_suffix("").as_posix())
         if stem in found:
             raise PansightError(where=file, expected="one image of this name", found=f"{found[stem].name} beside it")
         found[stem] = file

@@ -7,6 +7,7 @@ with ``*_mask.png`` (Penn-Fudan; palette PNGs, whose indices are the numbers).
 from __future__ import annotations
 
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -36,8 +37,12 @@ class InstancePng:
         for folder in (self.images, self.masks):
             if not folder.is_dir():
                 raise PansightError(where=folder, expected="a folder of images", found="none")
-        files = {f.stem: f for f in _visible(self.images) if f.suffix.lower() in IMAGE_SUFFIXES}
-        masks_by_stem = {f.stem.removesuffix("_mask"): f for f in _visible(self.masks) if f.suffix.lower() == ".png"}
+        files = {normalize("NFC", f.stem): f for f in _visible(self.images) if f.suffix.lower() in IMAGE_SUFFIXES}
+        masks_by_stem = {
+            normalize("NFC", f.stem).removesuffix("_mask"): f
+            for f in _visible(self.masks)
+            if f.suffix.lower() == ".png"
+        }
         if not files:
             raise PansightError(where=self.images, expected=f"images ({' '.join(IMAGE_SUFFIXES)})", found="none")
         for stem in sorted(files.keys() ^ masks_by_stem.keys()):

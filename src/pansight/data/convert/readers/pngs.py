@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -346,8 +347,9 @@ def _has_pair(images: Path, masks: Path) -> bool:
         return False
     for file in islice(walk_images(images), 50):
         place = masks / file.relative_to(images).parent
-        names = (f"{file.stem}{ending}{suffix}" for ending in _endings(images, masks) for suffix in (".png", ".PNG"))
-        if any((place / name).is_file() for name in names):
+        stems = dict.fromkeys((file.stem, normalize("NFC", file.stem), normalize("NFD", file.stem)))
+        endings = [ending + suffix for ending in _endings(images, masks) for suffix in (".png", ".PNG")]
+        if any((place / f"{stem}{ending}").is_file() for stem in stems for ending in endings):
             return True
     return False
 
