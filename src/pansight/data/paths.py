@@ -34,9 +34,13 @@ MAX_TAILS = 20
 class Located(NamedTuple):
     """A file that was found for a name."""
 
-    path: Path
-    name: str  # below the folder in which it was found, with "/"
+    place: Path  # the folder in which it was found
+    name: str  # below that folder, with "/"
     as_written: bool  # whether the name was taken by the letter
+
+    @property
+    def path(self) -> Path:
+        return self.place / self.name
 
 
 _ByName = dict[tuple[str, Path | None], Located]
@@ -116,6 +120,19 @@ def spellings(text: str) -> Iterator[str]:
     all of these without what an upload puts before the name.
     """
     found: list[str] = []
+    if "?" in text or "://" in text:
+        found += _in_address(text)
+    found += [text, unquote(text)] if "%" in text else [text]
+    yield from found
+    for path in found:
+        folder, _, name = path.replace("\\", "/").rpartition("/")
+        if UPLOAD.match(name):
+            yield f"{folder}/{UPLOAD.sub('', name, count=1)}"
+
+
+def _in_address(text: str) -> list[str]:
+    """The paths that a link or a web address may mean; none where it is damaged."""
+    found: list[str] = []
     try:
         parts = urlsplit(text)
         query = parse_qs(parts.query)
@@ -125,13 +142,8 @@ def spellings(text: str) -> Iterator[str]:
         if "://" in text or parts.query:
             found.append(unquote(parts.path))
     except (ValueError, binascii.Error):
-        pass
-    found += [text, unquote(text)] if "%" in text else [text]
-    yield from found
-    for path in found:
-        folder, _, name = path.replace("\\", "/").rpartition("/")
-        if UPLOAD.match(name):
-            yield f"{folder}/{UPLOAD.sub('', name, count=1)}"
+        return []
+    return found
 
 
 class _Folder(NamedTuple):
@@ -146,25 +158,25 @@ class _Finder:
 
     def __init__(self, folders: bool = False):
         self._folders = folders
-        self._known: dict[Path, _Folder] = {}
+        self._known: dict[str, _Folder] = {}
 
     def locate(self, text: str, places: Sequence[Path], start: Path | None = None) -> Located | None:
         """See `locate_all`; the names of files are those below the place in which they were found."""
         if "\0" in text:
             return None
         for place, words in self._by_letter(text, places, start):
-            path = self._walk(place, words, exact=True)
-            if path is not None:
-                return Located(path, "/".join(words), True)
+            name = self._walk(place, words, exact=True)
+            if name is not None:
+                return Located(place, name, True)
         if start is not None:
             above = [folder for folder in (start, *start.parents) if folder.is_relative_to(places[0])]
             places = list(dict.fromkeys([*above, *places]))
         for parts in dict.fromkeys(path_parts(spelled) for spelled in spellings(text)):
             for first in range(max(0, len(parts) - MAX_TAILS), len(parts)):
                 for place in places:
-                    path = self._walk(place, parts[first:], exact=False)
-                    if path is not None:
-                        return Located(path, path.relative_to(place).as_posix(), False)
+                    name = self._walk(place, parts[first:], exact=False)
+                    if name is not None:
+                        return Located(place, name, False)
         return None
 
     def _by_letter(
@@ -179,12 +191,13 @@ class _Finder:
             words = tuple(word for word in text.split("/") if word not in ("", "."))
             yield from ((place, words) for place in places)
 
-    def _walk(self, place: Path, parts: Sequence[str], exact: bool) -> Path | None:
-        """The file at the end of `parts` below a folder; None where there is none, or no parts."""
+    def _walk(self, place: Path, parts: Sequence[str], exact: bool) -> str | None:
+        """The name, below a folder, of the file that `parts` lead to; None where there is none, or no parts."""
         if not parts:
             return None
+        path, names = str(place), list[str]()  # Path objects would take most of the time
         for number, part in enumerate(parts, 1):
-            folder = self._listing(place)
+            folder = self._listing(path)
             name = part if part in folder.is_dir else None
             if name is None and not exact:
                 alike = folder.alike.get(fold(part), [])
@@ -194,10 +207,11 @@ class _Finder:
             last = number == len(parts) and not self._folders
             if last and (folder.is_dir[name] or name.lower().endswith(NO_IMAGES)):
                 return None
-            place = place / name
-        return place
+            names.append(name)
+            path = f"{path}/{name}"
+        return "/".join(names)
 
-    def _listing(self, folder: Path) -> _Folder:
+    def _listing(self, folder: str) -> _Folder:
         if folder not in self._known:
             _, folders, files = next(os.walk(folder), ("", [], []))  # nothing where it is no folder
             is_dir = dict.fromkeys(folders, True) | dict.fromkeys(files, False)
