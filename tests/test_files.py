@@ -6,12 +6,22 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pansight.errors import PansightError
-from pansight.files import Publication, read_json, replacing, replacing_folder, write_json, write_text
+from pansight.files import (
+    Publication,
+    decode_json,
+    read_json,
+    read_text,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4))
@@ -40,12 +50,66 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{", "\ufeff{}", "nul"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{", "\ufeff{", "nul", ""])
 def test_what_is_no_json_is_told_in_one_line(tmp_path, text):
     write_text(tmp_path / "a.json", text)
     with pytest.raises(PansightError, match=r"a.json: expected JSON") as caught:
         read_json(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
+
+
+class Row(msgspec.Struct):
+    """Of the test's JSON, what a reader asks for."""
+
+    rows: list[int]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("kind", [object, Row])
+def test_json_of_any_unicode_encoding(encoding, kind):
+    content = decode_json('{"rows": [1, 2], "name": "größe"}'.encode(encoding), kind, "a.json")
+    assert content == ({"rows": [1, 2], "name": "größe"} if kind is object else Row([1, 2]))
+
+
+@pytest.mark.parametrize("kind", [object, Row])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "found an empty file"),
+        (b'{"rows": [1],\n "area": NaN}', "found NaN as 'area' at line 2, column 10, which JSON does not have"),
+        (b'{"rows": [1], "name": "NaN\\"", "x": -Infinity}', "found -Infinity as 'x' at line 1"),
+        (b'{"rows": [1],\n"b": "x', r"found an early end in line 2 \(cut off\?\)"),
+        (b'{"rows": [1', r"found an early end in line 1 \(cut off\?\)"),
+        (b'{"rows": [1]\n "b": 2}', "found Expecting ',' delimiter at line 2, column 2"),
+        (b'{"rows": [1], "rows": [2]}', "expected each key of an object once, found 'rows' twice"),
+        (b"\xff\xfe\x00\xd8", "found damaged UTF-16 text"),
+        (b'{"rows": [' + b"9" * 5000 + b"]}", "a.json: expected"),
+    ],
+)
+def test_what_is_wrong_with_a_json_and_where(data, message, kind):
+    with pytest.raises(PansightError, match=message) as caught:
+        decode_json(data, kind, "a.json")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_bytes_that_are_no_text_and_nested_lists_are_told():
+    for data, message in (
+        (b'{"a":\n"\xe4"}', "the byte 0xe4 at line 2, column 2"),
+        (b"[" * 100_000, "hundreds of lists"),
+    ):
+        with pytest.raises(PansightError, match=message):
+            decode_json(data, object, "a.json")
+
+
+def test_lines_of_text_in_utf_16(tmp_path):
+    (tmp_path / "a.txt").write_bytes("ä\nb".encode("utf-16"))
+    assert read_text(tmp_path / "a.txt", "names") == "ä\nb"
+    (tmp_path / "a.txt").write_bytes(b"\xe4")
+    with pytest.raises(PansightError, match=r"a\.txt: expected text in UTF-8 \(names\), found other bytes"):
+        read_text(tmp_path / "a.txt", "names")
+    with pytest.raises(PansightError, match=r"b\.txt: expected names, found no such file"):
+        read_text(tmp_path / "b.txt", "names")
 
 
 # --- a folder, or several files and folders together -----------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import lzma
+import os
+import re
 import shutil
 import stat
 import struct
@@ -36,13 +38,24 @@ BROKEN_ZIP = (
 MAX_RATIO, RATIO_FROM = 250, 256 * 2**20
 """An archive that holds more than RATIO_FROM bytes may not be packed tighter than MAX_RATIO: masks pack to 1 : 100."""
 
+DOCUMENTS = ("readme", "license", "licence", "notice", "changelog", "citation", "about")
+DOCUMENT_SUFFIXES = (".md", ".pdf", ".html", ".htm", ".rst", ".url", ".docx")
+"""Files that may lie beside the folder of the data: their names begin or end so."""
+
+LAYOUT = re.compile(
+    "images?|annotations?|labels?|masks?|instances|semantic|gtfine|gtcoarse|leftimg8bit|imagesets|jpegimages|"
+    r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev)[\W\d_]*"
+)
+"""Folders, in small letters, that are a part of a data set rather than the whole of it."""
+
 
 @contextmanager
 def unpacked(source: str | Path) -> Iterator[Path]:
     """`source` itself where it is a folder or any file but a ZIP; of a ZIP, its content in a temporary folder.
 
-    A ZIP that holds one folder and nothing else yields that folder. The temporary folder goes when the block ends;
-    errors that name it in the block are told with the archive's name instead.
+    A ZIP whose data lie in one folder, or in one within another, yields that folder; documents beside it, and what
+    macOS and Windows add, do not matter. Names may be written with backslashes. The temporary folder goes when the
+    block ends; errors that name it in the block are told with the archive's name instead.
     Raises PansightError where `source` does not exist, and where the archive is damaged, encrypted, too large, packed
     too tightly to be honest, or holds links or names that lead outside.
     """
@@ -63,12 +76,37 @@ def unpacked(source: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pansight-", ignore_cleanup_errors=True) as temporary:
         root = Path(temporary).resolve()
         _unpack(source, root)
-        inside = [entry for entry in root.iterdir() if entry.name != "__MACOSX"]
-        only = inside[0] if len(inside) == 1 and inside[0].is_dir() else root
         try:
-            yield only
+            yield _inner_folder(root)
         except PansightError as error:
             raise error.renamed(root, source) from error
+
+
+def plain_name(name: str) -> str:
+    """The name of an entry with "/" between its folders: some tools of Windows write backslashes."""
+    name = name.replace("\\", "/")
+    return name.replace(":", "_") if os.name == "nt" else name
+
+
+def is_system_file(name: str) -> bool:
+    """Whether an entry is none of the user's: what macOS and Windows store beside the files."""
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+def _inner_folder(root: Path) -> Path:
+    """The folder that holds the data: `root`, or the only one in it that is no document and no part of a data set."""
+    while True:
+        inside = [entry for entry in root.iterdir() if not _is_document(entry)]
+        if len(inside) != 1 or not inside[0].is_dir() or LAYOUT.fullmatch(inside[0].name.lower()):
+            return root
+        root = inside[0]
+
+
+def _is_document(entry: Path) -> bool:
+    name = entry.name.lower()
+    told = name.startswith(DOCUMENTS) or name.endswith(DOCUMENT_SUFFIXES)
+    return name.startswith(".") or (told and entry.is_file())
 
 
 def _unpack(source: Path, root: Path) -> None:
@@ -77,8 +115,11 @@ def _unpack(source: Path, root: Path) -> None:
             entries = archive.infolist()
             _check_entries(source, entries, shutil.disk_usage(root).free)
             for entry in entries:
-                target = root / entry.filename
-                if entry.is_dir():
+                name = plain_name(entry.filename)
+                if is_system_file(name):
+                    continue
+                target = root / name
+                if name.endswith("/"):
                     target.mkdir(parents=True, exist_ok=True)
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +147,10 @@ def _check_entries(source: Path, entries: list[zipfile.ZipInfo], free: int) -> N
         raise PansightError(where=source, expected=f"{size / 2**30:.1f} GiB of free space to unpack", found=found)
     seen: set[str] = set()
     for entry in entries:
-        name = entry.filename
+        name = plain_name(entry.filename)
         plain = PurePosixPath(name)
-        if plain.is_absolute() or ".." in plain.parts or any(mark in name for mark in "\\:\0") or not plain.parts:
+        outside = plain.is_absolute() or ".." in plain.parts or not plain.parts or re.match("[A-Za-z]:/", name)
+        if outside or "\0" in name:
             raise PansightError(where=source, expected="names inside the archive's folder", found=f"{name!r:.120}")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise PansightError(

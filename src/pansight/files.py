@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
 
 from pansight.errors import PansightError
+
+T = TypeVar("T")
 
 # --- writing, whole or not at all ------------------------------------------------------------------------------------
 
@@ -189,13 +195,118 @@ def read_plain(path: str | Path) -> bytes:
 def read_json(path: str | Path) -> Any:
     """Raises PansightError where the file is missing, unreadable or no JSON."""
     try:
-        return json.loads(read_plain(path).decode("utf-8"))
+        data = read_plain(path)
     except FileNotFoundError as error:
         raise PansightError("no such file", where=path, hint="expected JSON", code="missing_file") from error
     except OSError as error:
         raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
-        raise PansightError(where=path, expected="JSON", found=error) from error
+    return decode_json(data, object, path)
+
+
+def decode_json(data: bytes, kind: type[T], source: str | Path) -> T:
+    """JSON as a msgspec type, or as plain values where `kind` is object. Keys that the type does not name are skipped.
+
+    A byte order mark, UTF-16 and UTF-32 are understood. Raises PansightError, naming the place in the file, where it is
+    no JSON or of another shape; NaN and infinities, which JSON does not have, and repeated keys, of which all but one
+    would be lost, are refused, too.
+    """
+    text = json_text(data, source)
+    try:
+        if kind is object:
+            return json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        content = msgspec.json.decode(text, type=kind)
+        if any(text.count(b'"%s"' % name.encode()) > 1 for name in getattr(kind, "__struct_fields__", ())):
+            json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        return content
+    except _RepeatedKey as error:
+        raise PansightError(where=source, expected="each key of an object once", found=f"{error} twice") from error
+    except msgspec.ValidationError as error:  # "Expected `str`, got `int` - at `$.shapes[3].label`"
+        words = " ".join(str(error).split()).replace("Expected ", "expected ", 1).replace(", got ", ", found ", 1)
+        expected = "" if words.startswith("expected ") else "expected another content, found: "
+        raise PansightError(f"{expected}{words:.200}", where=source) from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise PansightError(where=source, expected="JSON", found=_json_fault(text, error)) from error
+
+
+def json_text(data: bytes, source: str | Path) -> bytes:
+    """The bytes of a JSON file as UTF-8 without a byte order mark, whichever Unicode encoding they are written in."""
+    encoding = json.detect_encoding(data)
+    if encoding == "utf-8":
+        return data
+    if encoding == "utf-8-sig":
+        return data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode(encoding).encode("utf-8")
+    except UnicodeError as error:
+        raise PansightError(where=source, expected="JSON", found=f"damaged {encoding.upper()} text") from error
+
+
+class _RepeatedKey(Exception):
+    """A key that stands twice in one object."""
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        seen: set[str] = set()
+        raise _RepeatedKey(f"{next(key for key, _ in pairs if key in seen or seen.add(key))!r:.60}")
+    return members
+
+
+_NO_NUMBER = re.compile(rb'"(?:[^"\\]++|\\.)*+"|(-?Infinity|NaN)', re.DOTALL)
+"""A text between quotes, which is passed over, or a constant of other languages outside of any."""
+
+
+def _json_fault(text: bytes, error: Exception) -> str:
+    """What is wrong with a text that is no JSON, and where. The text is searched anew: only damaged files come here."""
+    if not text.strip():
+        return "an empty file"
+    try:
+        words = text.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        return f"the byte 0x{text[fault.start]:02x} at {_place(text, fault.start)}, which is not UTF-8"
+    try:
+        json.loads(words, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as fault:
+        if fault.pos >= len(words.rstrip()) or fault.msg.startswith("Unterminated string"):
+            return f"an early end in line {words.count(chr(10)) + 1} (cut off?)"
+        return f"{fault.msg} at line {fault.lineno}, column {fault.colno}"
+    except RecursionError:
+        return "hundreds of lists or objects in each other"
+    except ValueError as fault:
+        odd = next((match for match in _NO_NUMBER.finditer(text) if match[1]), None)
+        if odd is None:
+            return f"{fault!s:.100}"  # a number of thousands of digits
+        key = re.search(rb'"([^"\\]{1,60})"\s*:\s*$', text[max(0, odd.start() - 200) : odd.start()])
+        named = f" as {key[1].decode('utf-8', 'replace')!r}" if key else ""
+        return f"{odd[1].decode()}{named} at {_place(text, odd.start())}, which JSON does not have (null is none)"
+    return f"{' '.join(str(error).split()):.200}"
+
+
+def _place(text: bytes, position: int) -> str:
+    before = text[:position].split(b"\n")
+    return f"line {len(before)}, column {len(before[-1]) + 1}"
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """A text file in UTF-8, or in UTF-16 where it begins with a byte order mark, as some editors save it.
+
+    Raises PansightError, naming `what` the file should be, where it is missing, unreadable or no such text.
+    """
+    try:
+        data = read_plain(path)
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode("utf-16" if marked else "utf-8-sig")
+    except FileNotFoundError as error:
+        raise PansightError(where=path, expected=what, found="no such file", code="missing_file") from error
+    except OSError as error:
+        raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
+    except UnicodeError as error:
+        raise PansightError(where=path, expected=f"text in UTF-8 ({what})", found="other bytes") from error
 
 
 def safe_join(folder: Path, name: object, source: str | Path) -> Path:

@@ -124,12 +124,37 @@ class LabelSpace:
                 raise PansightError(
                     "expected keys id, name, isthing", where=f"category {row!r}", hint=f"{missing[0]!r} is missing"
                 )
+            is_thing = read_flag(row["isthing"], f"category {row['name']!r:.60}", "isthing")
+            if is_thing is None:
+                raise PansightError(where=f"category {row['name']!r:.60}", expected="isthing 0 or 1", found="nothing")
             color = row.get("color") or palette_color(index)
             red, green, blue = (int(v) for v in color)  # type: ignore[attr-defined]
             result.append(
-                Category(index, str(row["name"]), bool(row["isthing"]), (red, green, blue), int(row["id"]))  # type: ignore[call-overload]
+                Category(index, str(row["name"]), is_thing, (red, green, blue), int(row["id"]))  # type: ignore[call-overload]
             )
         return cls(result)
+
+
+Flag = bool | int | float | str | None
+"""A yes or no as files write it; `read_flag` says which it is."""
+
+
+def read_flag(value: object, where: object, name: str) -> bool | None:
+    """Yes or no of an annotation file: true, 1, 1.0, "1", "true", and likewise for no; None where it is null or empty.
+
+    Python itself calls the text "0" true, as tables turned into JSON have it. name: of the key, for the error message.
+    Raises PansightError, beginning with `where`, for any other value: nobody can tell what it means.
+    """
+    if value is True or value is False or value is None:
+        return value
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word in (0, "0", "0.0", "false"):
+        return False
+    if word in (1, "1", "1.0", "true"):
+        return True
+    if word == "":
+        return None
+    raise PansightError(where=where, expected=f"{name} 0 or 1", found=f"{value!r:.60}")
 
 
 def palette_color(index: int) -> tuple[int, int, int]:

@@ -371,3 +371,14 @@ def test_a_defect_cannot_be_of_an_unknown_code():
     findings = Findings()
     findings.add([defect("area", "a.json", "area 1", "2", 5, 6)])
     assert findings.number("error") == 1
+
+
+@pytest.mark.parametrize(("flag", "found"), [("0", 'iscrowd "0"'), ("true", 'iscrowd "true"'), (2, "iscrowd 2")])
+def test_a_crowd_flag_of_an_object_that_other_tools_misread_is_told(tmp_path, flag, found):
+    row = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]], "iscrowd": flag}
+    image = {"id": 1, "file_name": "a.png", "height": 6, "width": 8}
+    write_png(tmp_path / "train/a.png", np.zeros((6, 8, 3), np.uint8))
+    (tmp_path / "annotations").mkdir()
+    content = {"images": [image], "annotations": [row], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "annotations/instances_train.json").write_bytes(json.dumps(content).encode("utf-8-sig"))
+    assert [(d.code, d.found) for d in errors(tmp_path)] == [("crowd-flag", found)]

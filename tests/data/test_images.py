@@ -128,7 +128,48 @@ def test_palette_indices_are_ids_not_colours(tmp_path):
 def test_id_pngs_of_the_wrong_mode_are_refused(tmp_path, photo):
     write_png(tmp_path / "rgb.png", photo)
     write_png(tmp_path / "grey.png", photo[..., 0])
-    with pytest.raises(PansightError, match="one channel of instance ids, found a 8-bit RGB PNG"):
+    with pytest.raises(PansightError, match="one channel of ids, found a 8-bit RGB PNG"):
         read_index_png(tmp_path / "rgb.png")
     with pytest.raises(PansightError, match="8-bit RGB PNG of segment ids, found 8-bit grey"):
         read_rgb_ids(tmp_path / "grey.png")
+
+
+@pytest.mark.parametrize("stray", [b"\0\0\0", b"\x12", b"\xff\xff", b"ab\0\xff\x00c", b"\xff\xd0"])
+def test_stray_bytes_between_the_markers_of_a_jpeg_are_passed_over(tmp_path, photo, stray):
+    data = encode(Image.fromarray(photo), "JPEG")
+    at = 4 + struct.unpack_from(">H", data, 4)[0]  # behind the first block
+    (tmp_path / "a.jpg").write_bytes(data[:at] + stray + data[at:])
+    (tmp_path / "b.jpg").write_bytes(data)
+    assert read_header((tmp_path / "a.jpg").read_bytes(), "a").turned_size == (24, 32)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), read_image(tmp_path / "b.jpg"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"quality": 30, "subsampling": 2}, {"restart_marker_rows": 1}]
+)
+def test_jpegs_of_other_kinds_are_read_and_their_cut_is_seen(tmp_path, photo, options):
+    data = encode(Image.fromarray(photo), "JPEG", **options)
+    (tmp_path / "a.jpg").write_bytes(data)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - expected).max() <= 4
+    images.check_whole(data, read_header(data, "a"), "a")
+    for cut in (data[:-2], data[: len(data) * 2 // 3]):
+        with pytest.raises(PansightError, match="a: expected a whole JPEG, found no end marker"):
+            images.check_whole(cut, read_header(cut, "a"), "a")
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [("F", r"32 bits \(floating point\)"), ("I", "32 bits"), ("I;16", None), ("1", None), ("L", None)],
+)
+def test_tiffs_of_any_depth_are_read_or_named_without_a_line_of_others(tmp_path, photo, capfd, mode, found):
+    Image.fromarray(photo[..., 0].astype(np.int32)).convert(mode).save(tmp_path / "a.tif")
+    if found is None:
+        assert read_image(tmp_path / "a.tif").shape == (24, 32, 3)
+    else:
+        with pytest.raises(PansightError, match=rf"a\.tif: expected an image of 8 or 16 bits a channel, found {found}"):
+            read_image(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-300])
+    with pytest.raises(PansightError, match=r"b\.tif: expected"):
+        read_image(tmp_path / "b.tif")
+    assert capfd.readouterr() == ("", "")

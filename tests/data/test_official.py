@@ -92,7 +92,9 @@ def test_cityscapes_says_what_is_missing(tmp_path):
     fails(root, "unknown category ids 'both'; known: label, train", ids="both")
     change(root / "gtFine/cityscapes_panoptic_train.json", lambda c: c["images"][0].update(id="x"))
     fails(root, r"cityscapes_panoptic_train\.json: expected image ids CITY_SEQUENCE_FRAME, found 'x'")
-    change(root / "gtFine/cityscapes_panoptic_train.json", lambda c: c["images"][0].update(id="../../a_b_c"))
+    for rows, key in (("images", "id"), ("annotations", "image_id")):
+        outside = {key: "../../a_b_c"}
+        change(root / "gtFine/cityscapes_panoptic_train.json", lambda c, r=rows, o=outside: c[r][0].update(o))
     fails(root, "inside the data folder")
     (root / "leftImg8bit/val/frankfurt/frankfurt_000001_007973_leftImg8bit.png").unlink()
     fails(root, r"_leftImg8bit\.png: expected an image file, found no such file", split="val")

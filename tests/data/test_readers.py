@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as reference_mask
 
-from pansight.data import DATASETS, detect_format, find_splits, open_dataset, split_dataset
+from pansight.data import DATASETS, detect_format, find_splits, open_dataset, reading_notes, split_dataset
 from pansight.data.formats.coco_instances import decode_segmentation
 from pansight.data.formats.coco_panoptic import export_coco_panoptic, write_coco_panoptic
 from pansight.data.formats.shapes import Shapes
@@ -117,7 +117,7 @@ def test_bad_panoptic_files_are_one_line(panoptic):
     photo.write_bytes(whole[:-30])
     bad(panoptic, r"train2017/a\.png: expected a whole")
     photo.unlink()
-    bad(panoptic, "expected the first image in one of")
+    bad(panoptic, "expected the images in one of")
     photo.write_bytes(whole)
     write_png(png, np.zeros((2, 4), np.uint8))
     bad(panoptic, "expected an 8-bit RGB PNG of segment ids")
@@ -268,7 +268,7 @@ def test_background_may_be_stuff(instances):
         (lambda c: c["annotations"][0].update(image_id=3), "expected a listed image, found image_id 3"),
         (lambda c: c["images"][0].update(height=9), "expected an image of 9×10"),
         (lambda c: c["images"][0].pop("height"), "expected image sizes"),
-        (lambda c: c["images"][0].update(file_name="../a.jpg"), "inside the data folder"),
+        (lambda c: c["images"][0].update(file_name="../b.jpg"), "inside the data folder"),
     ],
 )
 def test_bad_instances_are_one_line(instances, change, message):
@@ -368,3 +368,83 @@ def test_real_data_is_whole(data_root, folder, options, count, classes):
 def test_every_format_is_tested_here():
     official = {"cityscapes", "ade20k", "vistas"}  # in test_official.py
     assert set(DATASETS) == {"shapes", "coco_panoptic", "coco_instances", "instance_png"} | official
+
+
+# --- the same rules as in convert -------------------------------------------------------------------------------------
+
+
+FLAGS = [("0", False), ("1", True), (0.0, False), ("false", False), (None, False)]
+
+
+@pytest.mark.parametrize(("flag", "is_crowd"), FLAGS)
+def test_a_crowd_is_what_its_flag_says(instances, flag, is_crowd):
+    edit_instances(instances, lambda c: c["annotations"][2].update(iscrowd=flag))
+    assert open_dataset(instances)[0].truth.segments[2].is_crowd == is_crowd
+
+
+@pytest.mark.parametrize(("flag", "is_crowd"), FLAGS)
+def test_a_crowd_segment_is_what_its_flag_says(panoptic, flag, is_crowd):
+    edit(panoptic, lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd=flag))
+    assert open_dataset(panoptic)[0].truth.segments[0].is_crowd == is_crowd
+
+
+@pytest.mark.parametrize("flag", ["maybe", 2, [1]])
+def test_a_flag_of_an_object_that_says_nothing_is_one_line(instances, flag):
+    edit_instances(instances, lambda c: c["annotations"][2].update(iscrowd=flag))
+    bad(instances, "annotation 3: expected iscrowd 0 or 1, found")
+
+
+@pytest.mark.parametrize("flag", ["maybe", 2, [1]])
+def test_a_flag_that_says_nothing_is_one_line(panoptic, flag):
+    edit(panoptic, lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd=flag))
+    bad(panoptic, "expected iscrowd 0 or 1, found")
+    edit(panoptic, lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd=0))
+    edit(panoptic, lambda c: c["categories"][0].update(isthing=flag))
+    bad(panoptic, "expected isthing 0 or 1, found")
+
+
+def test_thingness_may_be_written_as_text(panoptic):
+    before = open_dataset(panoptic).labels
+    edit(panoptic, lambda c: [row.update(isthing=str(row["isthing"])) for row in c["categories"]])
+    assert open_dataset(panoptic).labels == before
+
+
+@pytest.mark.parametrize("stated", ["..\\..\\upload\\a.jpg", "/home/me/a.jpg", "a.JPEG", "file:///x/a.jpg"])
+def test_photos_under_another_path_are_found_and_told(instances, stated):
+    edit_instances(instances, lambda c: c["images"][0].update(file_name=stated))
+    edit_instances(instances, lambda c: c["images"].pop())
+    data = open_dataset(instances)
+    assert data[0].size == (8, 10)
+    assert data.file_name(0) == "a.jpg"
+    (note,) = reading_notes(data)
+    assert note.startswith("1 of 1 images are read under another path than the annotations give: ")
+    assert note.endswith(" is a.jpg")
+
+
+@pytest.mark.parametrize("name", ["coco_train", "my_TRAIN_2", "training", "stuff_train2017"])
+def test_a_training_part_of_another_name(instances, name):
+    (instances / "annotations/instances_val2017.json").rename(instances / f"annotations/{name}.json")
+    (instances / "val2017").rename(instances / "Train")
+    assert detect_format(instances) == "coco_instances"
+    assert find_splits(instances) == ("train",)
+    assert len(open_dataset(instances, split="train")) == 2
+    bad(instances, "val.*found none", split="val")
+
+
+def test_folders_and_files_that_the_user_names_lie_in_the_data_folder(instances, tmp_path, monkeypatch):
+    (instances / "val2017").rename(instances / "data")
+    (tmp_path / "elsewhere/data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    options = {"images": "data", "json": "annotations/instances_val2017.json"}
+    assert open_dataset(instances, options=options)[0].size == (8, 10)
+    bad(instances, "nowhere: expected a folder of images, found none", options={"images": "nowhere"})
+    bad(instances, "no.json: expected an annotation file, found none", options={"json": "no.json"})
+
+
+@pytest.mark.parametrize("layout", ["{part}/{kind}", "{kind}/{part}"])
+def test_parts_of_instance_pngs(tmp_path, layout):
+    for part in ("Train", "my-val"):
+        write_png(tmp_path / layout.format(part=part, kind="images") / "a.PNG", np.zeros((2, 3, 3), np.uint8))
+        write_png(tmp_path / layout.format(part=part, kind="instances") / "a.PNG", np.array([[0, 1, 1]] * 2, np.uint8))
+    assert find_splits(tmp_path) == ("train", "val")
+    assert [len(open_dataset(tmp_path, split=part)) for part in (None, "train", "val", "dev")] == [1, 1, 1, 1]

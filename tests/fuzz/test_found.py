@@ -122,7 +122,7 @@ def test_a_line_about_a_long_name_is_cut_in_its_middle(place, capsys):
         (lambda c: c["parts"]["instances"]["images"][0]["prediction"]["labels"].__setitem__(0, 2**32 + 1), "damaged"),
         (lambda c: c["parts"]["instances"]["images"][0]["prediction"]["labels"].__setitem__(0, 2), "damaged"),
         (lambda c: c["parts"]["instances"]["images"][0]["prediction"].update(codes=[5.0]), "damaged"),
-        (lambda c: c["parts"]["errors"]["prediction"][0].__setitem__(0, float("inf")), "damaged"),
+        (lambda c: c["parts"]["errors"]["prediction"][0].__setitem__(0, float("inf")), "found Infinity at line"),
         (lambda c: c.update(labels=[{**row, "color": [0, 0, 300]} for row in c["labels"]]), "a colour"),
         (lambda c: c.update(shard=[1, 10**12]), "expected a shard of 2 images"),
         (lambda c: c.update(shard=None), "damaged"),

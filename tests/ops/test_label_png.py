@@ -18,7 +18,15 @@ from pngs import chunk, filtered, header, interlaced_png, packed_png, png, rgb_o
 from pansight.errors import PansightError
 from pansight.ops.fast.kernels import png as png_kernels
 from pansight.ops.fast.kernels.compiled import compiled
-from pansight.ops.maps.label_png import MAX_PIXELS, SIGNATURE, PairCounter, decode_ids, open_label_png
+from pansight.ops.maps.label_png import (
+    MAX_PIXELS,
+    SIGNATURE,
+    PairCounter,
+    decode_ids,
+    decode_index,
+    ids_by_decoder,
+    open_label_png,
+)
 from pansight.ops.maps.overlap import overlaps_of
 
 FILTERS = {"none": 0, "sub": 1, "up": 2, "average": 3, "paeth": 4}
@@ -286,3 +294,71 @@ def test_the_counter_survives_an_error():
         with pytest.raises(PansightError):
             counted(counter, *pair)
         assert counted(counter, good, good) == expected(ids, ids)
+
+
+# --- one channel whose values are the numbers -------------------------------------------------------------------------
+
+
+def packed_rows(values: np.ndarray, bits: int) -> bytes:
+    """Rows of samples of 1 to 16 bits as they stand in a PNG before they are deflated, each behind filter 0."""
+    rows = b""
+    for row in values.tolist():
+        text = "".join(f"{value:0{bits}b}" for value in row)
+        text += "0" * (-len(text) % 8)
+        rows += b"\0" + bytes(int(text[n : n + 8], 2) for n in range(0, len(text), 8))
+    return rows
+
+
+def one_channel(values: np.ndarray, bits: int, kind: int = 0, *chunks: bytes) -> bytes:
+    pixels = chunk(b"IDAT", zlib.compress(packed_rows(values, bits)))
+    return header(*values.shape, bits=bits, kind=kind) + b"".join(chunks) + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize(("kind", "bits"), [*((0, bits) for bits in (1, 2, 4, 8, 16)), *((3, b) for b in (1, 2, 4, 8))])
+def test_samples_and_indices_are_raw(kind, bits, transparent):
+    values = np.random.default_rng(bits).integers(0, 2**bits, (5, 7))
+    extra = [chunk(b"PLTE", bytes(n % 256 for n in range(3 * 2**bits)))] if kind == 3 else []
+    if transparent:
+        extra.append(chunk(b"tRNS", b"\0\1" if kind == 0 else b"\0" * 2**bits))
+    found = decode_index(one_channel(values, bits, kind, *extra), "a.png")
+    assert found.dtype == np.int32
+    assert found.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("LA", 2), ("RGB", 3), ("RGBA", 4)])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_equal_colours_are_one_grey_and_alpha_is_passed_over(mode, channels, bits):
+    values = np.random.default_rng(1).integers(0, 2**bits, (4, 6))
+    layers = [values] * (channels - (channels in (2, 4)))
+    if channels in (2, 4):
+        layers.append(np.random.default_rng(2).integers(0, 2**bits, values.shape))
+    samples = np.stack(layers, 2).reshape(4, -1)  # (H, W, C) → (H, W·C)
+    data = header(4, 6, bits=bits, kind={2: 4, 3: 2, 4: 6}[channels])
+    data += chunk(b"IDAT", zlib.compress(packed_rows(samples, bits))) + chunk(b"IEND", b"")
+    assert decode_index(data, mode).tolist() == values.tolist()
+    if channels > 2:
+        samples[0, 0] ^= 1
+        data = header(4, 6, bits=bits, kind={3: 2, 4: 6}[channels])
+        data += chunk(b"IDAT", zlib.compress(packed_rows(samples, bits))) + chunk(b"IEND", b"")
+        with pytest.raises(
+            PansightError, match=f"{mode}: expected a PNG with one channel of ids, found a {bits}-bit RGB"
+        ):
+            decode_index(data, mode)
+
+
+def test_a_damaged_index_png_is_one_line():
+    whole = one_channel(np.arange(35).reshape(5, 7), 8)
+    for data in (whole[:60], whole[:50] + b"\0" * 9 + whole[59:], whole[:20]):
+        with pytest.raises(PansightError, match=r"a\.png: expected a whole PNG, found damaged pixels"):
+            decode_index(data, "a.png")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_transparency_of_an_rgb_id_png_is_passed_over(plain):
+    ids = np.array([[0, 1, 70_000], [5, 5, 0]])
+    data = png(rgb_of(ids))
+    at = data.index(b"IDAT") - 4
+    marked = data[:at] + chunk(b"tRNS", b"\0\1\0\0\0\0") + data[at:]
+    opened = open_label_png(marked, "a.png")
+    assert (ids_by_decoder(opened) if plain else decode_ids(opened)).tolist() == ids.tolist()

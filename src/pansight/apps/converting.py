@@ -48,7 +48,7 @@ def convert_command(
             overwrite,
             ask=ask_things if sys.stdin.isatty() and sys.stderr.isatty() else None,
             progress=show,
-            **options,
+            options=options,
         )
     print(summary.text())
 

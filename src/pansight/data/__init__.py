@@ -8,14 +8,14 @@ A new format is one file with an opener and one line in DATASETS.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pansight.data.dataset import SPLITS, Dataset, Subset, split_dataset
+from pansight.data.formats.coco_files import find_json, kind_of
 from pansight.data.formats.coco_instances import CocoInstances, open_coco_instances
-from pansight.data.formats.coco_panoptic import CocoPanoptic, find_json, open_coco_panoptic
+from pansight.data.formats.coco_panoptic import CocoPanoptic, open_coco_panoptic
 from pansight.data.formats.instance_png import InstancePng, find_layout, open_instance_png
 from pansight.data.formats.official import (
     OFFICIAL,
@@ -26,6 +26,7 @@ from pansight.data.formats.official import (
     open_vistas,
 )
 from pansight.data.formats.shapes import Shapes
+from pansight.data.options import checked_options
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_json
 
@@ -41,6 +42,7 @@ __all__ = [
     "detect_format",
     "find_splits",
     "open_dataset",
+    "reading_notes",
     "split_dataset",
 ]
 
@@ -69,26 +71,37 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def open_dataset(source: str | Path, format: str = "auto", split: str | None = None, **options: Any) -> Dataset:
+def open_dataset(
+    source: str | Path,
+    format: str = "auto",
+    split: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> Dataset:
     """The data set at `source`: a folder, an annotation file, or the word "shapes".
 
     split: "train", "val" or any other name that its files bear; without one, the whole set or its training part.
-    options: those of the format's opener. Raises PansightError listing formats, options or files that were looked for.
+    options: those of the format's opener, by name; in Python they may be `named` as keywords, too, but for those that
+    are called like a parameter above. Raises PansightError listing formats, options or files that were looked for.
     """
     name = detect_format(source, split) if format == "auto" else format
     if name not in DATASETS:
         raise choice_error("data format", name, DATASETS)
     opener = DATASETS[name]
-    known = list(inspect.signature(opener).parameters)[2:]
-    for option in options:
-        if option not in known:
-            raise choice_error(f"option of {name}", option, known)
+    chosen = checked_options(name, opener, {**(options or {}), **named})
     if name != "shapes" and not Path(source).exists():
         raise PansightError(where=source, expected="a data folder or annotation file", found="none")
-    dataset = opener(source, split, **options)
+    dataset = opener(source, split, **chosen)
     if len(dataset) == 0:
         raise PansightError(where=source, expected="images", found="an empty data set")
     return dataset
+
+
+def reading_notes(dataset: Dataset) -> tuple[str, ...]:
+    """What the user must know of how a data set was read, such as images that lie under another path than is stated."""
+    if isinstance(dataset, Subset):
+        return reading_notes(dataset.dataset)
+    return dataset.notes if isinstance(dataset, CocoPanoptic | CocoInstances) else ()
 
 
 def detect_format(source: str | Path, split: str | None = None) -> str:
@@ -107,7 +120,7 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
         for prefix in ("panoptic", "instances"):
             file = find_json(path, prefix, part)
             if file is not None:
-                named = file.stem.startswith(prefix)
+                named = file.stem.startswith(prefix) or kind_of(file) == f"coco_{prefix}"
                 return f"coco_{prefix}" if named else _format_of_json(file)
         official = official_format(path, with_panoptic=False)  # its opener says which files are missing
         if official is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,12 @@ from pansight.errors import PansightError
 from pansight.types import LabelSpace, Sample
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-"""The names under which the parts of a data set are looked for."""
+"""The usual names of the parts of a data set; `split_of` knows which part any other name means."""
+
+_SPLIT_OF_WORD = {word + end: part for part, words in SPLITS.items() for word in words for end in ("", "set")} | {
+    "dev": "val",
+    "devset": "val",
+}
 
 
 class Dataset(Protocol):
@@ -97,22 +104,50 @@ def ids_tensor(ids: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int32))
 
 
+def split_of(name: str) -> str | None:
+    """The part of a data set, a key of SPLITS, that the name of a folder, file or part means; None where it means none.
+
+    "coco_train", "train2017", "TRAIN", "trainset", "Validation" and "images/train" are understood; "trainval", which is
+    two parts, and "trainer" are none. "dev" is the validation part, but the "test-dev" of COCO a test part.
+    """
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    found = {_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD}
+    if "dev" in words and found == {"val", "test"}:
+        return "test"
+    return found.pop() if len(found) == 1 else None
+
+
+def means_split(name: str, split: str) -> bool:
+    """Whether a part called `name` is the one that is asked for as `split`: the same name, or another for that part.
+
+    A name with a year or the like ("train2017") is asked for by itself, or by the plain name of its part.
+    """
+    asked = _SPLIT_OF_WORD.get(split.lower())
+    return name == split or (asked is not None and split_of(name) == asked)
+
+
+def part_folders(*folders: Path) -> tuple[str, ...]:
+    """The names of all sub-folders that name a part of a data set: training parts first, then validation, then test.
+
+    Of the same part, the usual names come first. Folders that do not exist or cannot be read have none.
+    """
+    names = {name for folder in folders for name in next(os.walk(folder), ("", [], []))[1]}
+    ranked = [(part, name) for name in names if not name.startswith(".") and (part := split_of(name)) is not None]
+
+    def rank(row: tuple[str, str]) -> tuple[int, int, str]:
+        part, name = row
+        usual = SPLITS[part]
+        return list(SPLITS).index(part), usual.index(name) if name in usual else len(usual), name
+
+    return tuple(name for _, name in sorted(ranked, key=rank))
+
+
 def part_names(split: str | None) -> tuple[str, ...]:
-    """The names under which a split is looked for: its synonyms, or itself where it is none of the usual ones."""
+    """The usual names of the part that `split` means, or itself where it means none of them."""
     if split is None:
         return ()
-    return next((names for names in SPLITS.values() if split in names), (split,))
-
-
-def first_folder(candidates: Sequence[Path], holds: str, what: str, option: str) -> Path:
-    """The first candidate that contains the file `holds`. Raises PansightError listing all that were looked into."""
-    for folder in candidates:
-        if (folder / holds).is_file():
-            return folder
-    looked = ", ".join(dict.fromkeys(str(c) for c in candidates))
-    raise PansightError(
-        f"expected {what} in one of {looked}; found it in none (name the folder: {option}=DIR)", where=holds
-    )
+    part = split_of(split)
+    return (split,) if part is None else tuple(dict.fromkeys((split, *SPLITS[part])))
 
 
 def expect(condition: bool, source: str | Path, expected: str, found: Any) -> None:

@@ -29,7 +29,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pansight.errors import PansightError
 from pansight.files import read_plain, replacing
 from pansight.ops.idmap import IdArray
-from pansight.ops.maps.label_png import MAX_PIXELS, decode_ids, open_label_png
+from pansight.ops.maps.label_png import MAX_PIXELS, decode_ids, decode_index, open_label_png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -80,7 +80,7 @@ def read_header(data: bytes, name: str | Path) -> Header:
             header = _png_header(data)
         else:
             header = _other_header(data, name)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, ValueError) as error:  # of a JPEG also: no marker is left
         raise PansightError(where=name, expected="an image", found="a truncated header") from error
     if header.height < 1 or header.width < 1:
         raise PansightError(where=name, expected="an image of at least 1×1", found=f"{header.height}×{header.width}")
@@ -91,18 +91,24 @@ def read_header(data: bytes, name: str | Path) -> Header:
 
 
 def _jpeg_header(data: bytes) -> Header:
-    """Walk the markers up to the frame header (ITU T.81, B.1); on the way the EXIF block may give an orientation."""
+    """Walk the markers up to the frame header (ITU T.81, B.1); on the way the EXIF block may give an orientation.
+
+    Stray bytes between two markers are passed over, as decoders do.
+    """
     position, orientation = 2, 1
     while True:
-        marker, length = data[position + 1], struct.unpack_from(">H", data, position + 2)[0]
-        if data[position] != 0xFF:
-            raise IndexError
+        position = data.index(b"\xff", position)
+        marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
+        if marker in (0x00, 0x01, 0xD8) or 0xD0 <= marker <= 0xD7:  # these stand alone, without a length
+            position += 2
+            continue
+        length = struct.unpack_from(">H", data, position + 2)[0]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, channels = struct.unpack_from(">HHB", data, position + 5)
-            return Header("jpeg", height, width, orientation, channels, frame_at=position)
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
+            return Header("jpeg", height, width, orientation, channels, bits=bits, frame_at=position)
         if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
             orientation = _exif_orientation(data[position + 10 : position + 2 + length])
         position += 2 + length
@@ -141,11 +147,21 @@ def _other_header(data: bytes, name: str | Path) -> Header:
     try:
         with open_pillow(data) as image:
             if isinstance(image, TiffImagePlugin.TiffImageFile):  # as stored: PIL has turned its width and height
-                return Header("other", int(image.tag_v2[257]), int(image.tag_v2[256]), 1, 0)
+                tags = image.tag_v2
+                return Header("other", int(tags[257]), int(tags[256]), 1, 0, bits=_tiff_bits(tags))
             return Header("other", image.height, image.width, int(image.getexif().get(0x0112, 1)), 0)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         found = f"{len(data)} bytes of another kind" if isinstance(error, UnidentifiedImageError) else str(error)
         raise PansightError(where=name, expected="an image", found=found) from error
+
+
+def _tiff_bits(tags: Any) -> int:
+    """Bits of a sample; negative where the samples are floating-point numbers (TIFF 6, tags 258 and 339)."""
+    bits, kinds = (
+        [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, int)]
+        for value in (tags.get(258, 1), tags.get(339, 1))
+    )
+    return max(bits, default=1) * (-1 if 3 in kinds else 1)
 
 
 @contextmanager
@@ -181,11 +197,10 @@ def decode_image(data: bytes, name: str | Path, mask_size: tuple[int, int] | Non
 
 
 def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
-    if header.kind == "jpeg" and data.rfind(b"\xff\xd9") < header.frame_at:
-        # the decoder fills missing parts with grey without an error
-        raise PansightError(where=name, expected="a whole JPEG", found="no end marker (truncated)")
-    if header.kind == "png":
-        check_png(data, header, name)
+    check_whole(data, header, name)
+    if header.kind == "other" and not 0 < header.bits <= 16:
+        found = f"{abs(header.bits)} bits" + (" (floating point)" if header.bits < 0 else "")
+        raise PansightError(where=name, expected="an image of 8 or 16 bits a channel", found=found)
     image: NDArray[Any] | None
     try:
         if header.kind == "jpeg" and header.channels in (1, 3):
@@ -193,19 +208,40 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
         elif header.kind == "png":
             image = imagecodecs.png_decode(data)
         else:
-            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-            image = cast(Any, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+            image = _decode_with_opencv(data)
     except (RuntimeError, ValueError, cv2.error) as error:
         raise PansightError(where=name, expected="a whole image", reason=_one_line(error)) from error
     if image is None:
         raise PansightError(where=name, expected="a whole image", found="one that cannot be decoded")
     if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+        image = (image >> (header.bits - 8 if 8 < header.bits <= 16 else 8)).astype(np.uint8)
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 2:  # grey and alpha
         return cv2.cvtColor(np.ascontiguousarray(image[..., 0]), cv2.COLOR_GRAY2RGB)
     return image if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
+
+
+def _decode_with_opencv(data: bytes) -> NDArray[Any] | None:
+    """RGB (H, W, 3) or None. OpenCV's own lines about damaged files stay off the terminal: the caller has its own."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        return cast(Any, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def check_whole(data: bytes, header: Header, name: str | Path) -> None:
+    """Raises PansightError where a JPEG or PNG is cut off, which is seen without decoding it.
+
+    A decoder of JPEG fills the missing part with grey and says nothing.
+    """
+    if header.kind == "jpeg" and data.rfind(b"\xff\xd9") < header.frame_at:
+        raise PansightError(where=name, expected="a whole JPEG", found="no end marker (truncated)")
+    if header.kind == "png":
+        check_png(data, header, name)
 
 
 def check_png(data: bytes, header: Header, name: str | Path) -> None:
@@ -242,22 +278,21 @@ def read_rgb_ids(path: str | Path) -> IdArray:
 
 
 def read_index_png(path: str | Path) -> IdArray:
-    """A PNG whose pixel values are instance ids, 8 or 16 bit grey or a palette, as int32 (H, W).
+    """A PNG whose pixel values are numbers of objects or classes, as int32 (H, W).
 
-    Of a palette the indices are returned, not the colours. Raises PansightError for other files.
+    These are the raw samples of 1 to 16 bits grey, or the indices of a palette, not its colours. Transparency is passed
+    over; red, green and blue that are equal in every pixel are one grey. Raises PansightError for other files.
     """
     data = read_bytes(path)
     header = read_header(data, path)
-    if header.kind != "png" or header.png_color not in (PNG_GREY, PNG_PALETTE):
-        raise PansightError(where=path, expected="a PNG with one channel of instance ids", found=_describe(header))
+    if header.kind != "png":
+        raise PansightError(
+            where=path,
+            expected="a PNG with one channel of ids",
+            found={"jpeg": "a JPEG"}.get(header.kind, "another format"),
+        )
     check_png(data, header, path)
-    try:
-        if header.png_color == PNG_PALETTE or header.bits < 8:
-            with open_pillow(data) as image:
-                return np.asarray(image).astype(np.int32)
-        return imagecodecs.png_decode(data).astype(np.int32)
-    except (RuntimeError, OSError, SyntaxError, ValueError) as error:
-        raise PansightError(where=path, expected="a whole PNG", reason=_one_line(error)) from error
+    return decode_index(data, str(path))
 
 
 def write_png(path: str | Path, image: NDArray[np.uint8] | NDArray[np.uint16], level: int = 3) -> None:
@@ -266,13 +301,6 @@ def write_png(path: str | Path, image: NDArray[np.uint8] | NDArray[np.uint16], l
         # a copy where a side is 1: NumPy calls it contiguous whatever its strides, the encoder does not
         whole = image.copy() if 1 in image.shape else np.ascontiguousarray(image)
         temporary.write_bytes(imagecodecs.png_encode(whole, level=level))
-
-
-def _describe(header: Header) -> str:
-    if header.kind != "png":
-        return {"jpeg": "a JPEG"}.get(header.kind, "another format")
-    kind = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}.get(header.png_color, "odd")
-    return f"a {header.bits}-bit {kind} PNG"
 
 
 def _one_line(error: BaseException) -> str:

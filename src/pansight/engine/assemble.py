@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pansight.config import AugmentConfig, DataConfig, ModelConfig
-from pansight.data import DATASETS, Dataset, find_splits, open_dataset, split_dataset
+from pansight.data import DATASETS, Dataset, find_splits, open_dataset, reading_notes, split_dataset
 from pansight.data.transforms import (
     Compose,
     ElasticDeformation,
@@ -98,19 +98,20 @@ def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
         )
     parts = find_splits(config.source, config.format)
     split = config.split or ("train" if "train" in parts else None)
-    training = open_dataset(config.source, config.format, split, **config.options)
+    training = open_dataset(config.source, config.format, split, config.options)
     options = {**config.options, **config.validation_options}
     if config.validation_source or config.validation_split or ("val" in parts and split != "val"):
         source = config.validation_source or config.source
         part = config.validation_split or None
         if part is None and "val" in find_splits(source, config.format):
             part = "val"
-        validation = open_dataset(source, config.format, part, **options)
+        validation = open_dataset(source, config.format, part, options)
         note = f"{len(validation)} images of {source}" + (f", part {part}" if part else "")
     else:
         training, validation = split_dataset(training, config.validation_fraction)
         note = f"{len(validation)} images split off {config.source}, which has no validation part"
-    return training, relabel(validation, training.labels, "validation data"), note
+    told = dict.fromkeys(line for data in (training, validation) for line in reading_notes(data))
+    return training, relabel(validation, training.labels, "validation data"), "; ".join([note, *told])
 
 
 def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Dataset:
@@ -120,7 +121,7 @@ def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Datas
     """
     parts = find_splits(config.source, config.format)
     split = config.split or ("val" if "val" in parts else None)
-    dataset = open_dataset(config.source, config.format, split, **config.options)
+    dataset = open_dataset(config.source, config.format, split, config.options)
     return dataset if labels is None else relabel(dataset, labels, str(config.source))
 
 

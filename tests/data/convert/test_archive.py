@@ -162,3 +162,46 @@ def test_damaged_archives_give_one_line(tmp_path, temporary):
         assert "\n" not in message
         assert not message or message.startswith(str(path))
         assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["export\\data.yaml", "export\\images\\1.jpg"],
+        ["export/data.yaml", "README.md", "LICENSE", "README.dataset.txt"],
+        ["export/data.yaml", "__MACOSX/export/._data.yaml", ".DS_Store", "export/Thumbs.db", "export/._x"],
+        ["download/export/data.yaml", "download/readme.txt"],
+        ["a/b/c/export/data.yaml"],
+        ["data.yaml", "images/1.jpg"],
+        ["export/", "export/data.yaml"],
+        ["export\\", "export\\data.yaml"],
+    ],
+)
+def test_the_folder_of_the_data_is_found(tmp_path, names):
+    path = archive(tmp_path / "a.zip", dict.fromkeys(names, b"x"))
+    with unpacked(path) as root:
+        assert (root / "data.yaml").read_bytes() == b"x"
+        assert not any(
+            file.name.startswith("._") or file.name in ("Thumbs.db", ".DS_Store") for file in root.rglob("*")
+        )
+
+
+def test_a_part_of_a_data_set_is_not_taken_for_the_whole(tmp_path):
+    for n, folder in enumerate(("train", "gtFine", "Images", "val2017", "annotations")):
+        with unpacked(archive(tmp_path / f"{n}.zip", {f"{folder}/x": b""})) as root:
+            assert (root / folder).is_dir()
+    with unpacked(archive(tmp_path / "a.zip", {"valley/x": b"", "README": b""})) as root:
+        assert root.name == "valley"
+
+
+def test_colons_stand_in_names_but_not_behind_a_drive(tmp_path):
+    with unpacked(archive(tmp_path / "a.zip", {"day/12:30:05.jpg": b"x", "day/b.txt": b""})) as root:
+        assert (root / "12:30:05.jpg").read_bytes() == b"x"
+    for name in ("C:\\evil", "a\\..\\..\\evil", "\\evil"):
+        with pytest.raises(PansightError, match="expected names inside the archive's folder"):
+            unpacked(archive(tmp_path / "b.zip", {name: b""})).__enter__()
+
+
+def test_one_name_spelled_twice_is_refused(tmp_path):
+    with pytest.raises(PansightError, match="expected each file once, found 'a/b' twice"):
+        unpacked(archive(tmp_path / "a.zip", {"a/b": b"", "a\\b": b""})).__enter__()

@@ -118,7 +118,7 @@ def test_a_malformed_mask_is_one_line(tmp_path, segmentation, message):
             "annotation 5: expected a listed category, found category_id 9",
         ),
         ({"annotations": [annotation([SQUARE]) | {"image_id": 3}]}, "expected a listed image, found image_id 3"),
-        ({"images": [{"id": 1, "file_name": "../a.jpg", "height": 6, "width": 8}]}, "inside the data folder"),
+        ({"images": [{"id": 1, "file_name": "../b.jpg", "height": 6, "width": 8}]}, "inside the data folder"),
         ({"images": [{"id": 1, "file_name": "a.jpg", "height": 10**6, "width": 10**6}]}, "expected a size in pixels"),
         ({"images": [{"id": 1, "file_name": "a.jpg", "height": 6.5, "width": 8}]}, "expected a size in pixels"),
         ({"images": [{"id": 1, "file_name": "a.jpg"}] * 2}, "expected each image id once"),
@@ -180,7 +180,7 @@ def test_parts_are_chosen_by_name_or_all_taken(tmp_path):
     for part in ("train2017", "val2017"):
         (folder / part).mkdir()
         Image.new("RGB", (8, 6)).save(folder / part / "a.jpg")
-    assert convert(folder, tmp_path / "all").images == {"train2017": 1, "val2017": 1}
+    assert convert(folder, tmp_path / "all").images == {"train": 1, "val": 1}
     assert convert(folder, tmp_path / "one", split="val").images == {"val": 1}
     with pytest.raises(PansightError, match="part 'test': expected annotations/instances_"):
         convert(folder, tmp_path / "none", "coco_instances", split="test")
@@ -205,7 +205,7 @@ def test_stuff_lies_under_the_objects(tmp_path):
     (folder / "annotations" / "stuff_train.json").write_text(json.dumps(listed))
     found = []
     for n, stuff in enumerate((folder / "stuff", "annotations/stuff_train.json", folder / "annotations")):
-        convert(folder, tmp_path / f"out{n}", stuff=str(stuff))
+        convert(folder, tmp_path / f"out{n}", options={"stuff": str(stuff)})
         sample = open_dataset(tmp_path / f"out{n}")[0]
         names = [open_dataset(tmp_path / f"out{n}").labels[s.category].name for s in sample.truth.segments]
         numbers = {name: s.id for name, s in zip(names, sample.truth.segments)}
@@ -217,9 +217,9 @@ def test_stuff_lies_under_the_objects(tmp_path):
         found.append(ids)
     Image.fromarray(pixels + np.uint8(40)).save(folder / "stuff" / "train" / "a.png")
     with pytest.raises(PansightError, match=r"a\.png: expected COCO-stuff's category ids − 1"):
-        convert(folder, tmp_path / "bad", stuff=str(folder / "stuff"))
+        convert(folder, tmp_path / "bad", options={"stuff": str(folder / "stuff")})
     with pytest.raises(PansightError, match="expected COCO-stuff, a folder of pixel maps or a JSON"):
-        convert(folder, tmp_path / "bad", stuff="nowhere")
+        convert(folder, tmp_path / "bad", options={"stuff": "nowhere"})
 
 
 def _rle(mask: np.ndarray) -> dict[str, Any]:

@@ -371,7 +371,7 @@ def test_the_help_names_every_format_and_policy(capsys):
 def test_names_of_images_stay_inside(tmp_path):
     source = coco(tmp_path / "in")
     file = source / "annotations" / "instances_train.json"
-    for name in ("../0.jpg", "/etc/passwd", "a/../../b.jpg", "C:\\x.jpg"):
+    for name in ("../secret.jpg", "/etc/passwd", "a/../../b.jpg", "C:\\x.jpg"):
         content = json.loads(file.read_text())
         content["images"][0]["file_name"] = name
         file.write_text(json.dumps(content))

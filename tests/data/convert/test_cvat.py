@@ -169,7 +169,7 @@ def test_names_alike_but_for_their_suffix(tmp_path):
     (tmp_path / "annotations.xml").write_text(xml(image(), image(name="a.png")))
     assert [open_cvat(tmp_path)[n].image_id for n in range(2)] == ["a.jpg", "a.png"]
     (tmp_path / "annotations.xml").write_text(xml(image(), image(name="b/a.jpg")))
-    refused("expected a file for every image, found .*a.jpg for several", lambda: open_cvat(tmp_path))
+    refused("found only a.jpg, which may be another picture", lambda: open_cvat(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/secret.jpg", "C:\\\\secret.jpg", "secret.jpg", "x" * 5000])

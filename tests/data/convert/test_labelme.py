@@ -130,7 +130,9 @@ def test_images_in_a_folder_of_their_own(tmp_path, stated):
     source = open_labelme(tmp_path)
     assert source[0].image == tmp_path / "img/a.jpg"
     assert (source[0].image_id, source[0].file_name) == ("ann/a", "a.jpg")
-    assert source.notes == ("1 images have no annotation file and are left out, the first is b.jpg",)
+    assert source.notes[-1] == "1 images have no annotation file and are left out, the first is b.jpg"
+    moved = [f"1 of 1 images are read under another path than the annotations give: {stated!r} is img/a.jpg"]
+    assert list(source.notes[:-1]) == ([] if stated == "../img/a.jpg" else moved)
 
 
 def test_paths_stay_in_the_folder(tmp_path):

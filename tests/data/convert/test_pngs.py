@@ -104,7 +104,7 @@ def test_parts_are_opened_one_by_one(tmp_path):
     source = open_instance_png(tmp_path)
     assert source[0].image == tmp_path / "train/images/a.png"
     assert source.notes[0] == "part 'train' is read; there is also val (--split)"
-    refused("part 'test': expected images with PNGs", lambda: open_instance_png(tmp_path, "test"))
+    refused("expected a part .test., found train, val", lambda: open_instance_png(tmp_path, "test"))
     summary = convert(tmp_path, tmp_path / "out")
     assert "train 1, val 1" in summary.text()
 
@@ -257,9 +257,9 @@ def test_json_tables(tmp_path, content):
         ('["a", "a"]', "each name of a class once"),
         ('[{"name": "a", "id": 1}, {"name": "b", "id": 1}]', "each value of a class once"),
         ('[{"name": "a", "id": -1}]', "a whole number as id of 'a', found -1"),
-        ('[{"name": "a", "id": 1e400}]', "another content, found: Number out of range"),
+        ('[{"name": "a", "id": 1e400}]', "a whole number as id of .a., found inf"),
         ('[{"name": "a", "color": [1, 2, 300]}]', "colours of three numbers 0 … 255"),
-        ('[{"name": "a", "isthing": "no"}]', "0 or 1 as isthing"),
+        ('[{"name": "a", "isthing": "no"}]', "isthing 0 or 1"),
         ("[" * 100_000, "JSON, found"),
         ("[]", "1 … 65536 classes, found 0"),
         ("{", "JSON, found"),
@@ -267,7 +267,7 @@ def test_json_tables(tmp_path, content):
 )
 def test_broken_tables(tmp_path, text, message):
     (street(tmp_path) / "classes.json").write_text(text)
-    refused(f"classes.json: expected {message}", lambda: open_semantic_png(tmp_path))
+    refused(f"classes.json: .*{message}", lambda: open_semantic_png(tmp_path))
 
 
 def test_colours_by_a_table(tmp_path):
@@ -338,7 +338,7 @@ def test_a_cvat_coco_export_is_left_to_the_coco_reader(tmp_path):
 
 def test_conversion_cuts_the_things_that_the_user_names(tmp_path):
     street(tmp_path / "in")
-    summary = convert(tmp_path / "in", tmp_path / "out", things=["class_1"], ignore=10)
+    summary = convert(tmp_path / "in", tmp_path / "out", things=["class_1"], options={"ignore": 10})
     assert "4: 2 things, 2 stuff" in summary.text()
     assert "connected components" in summary.text()
 

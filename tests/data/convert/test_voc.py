@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from trees import VOC_CLASSES, VOC_OBJECTS, photo, voc_palette, voc_tree, write, write_palette
 
 from pansight.data import open_dataset
@@ -85,7 +86,7 @@ def test_classes_of_ones_own_in_colours(tmp_path):
     assert image.ids.tolist() == [[4, 0, 0, 0], [0, 3, 2, 0], [0, 3, 2, 2], [4, 0, 0, 1]]
     assert image.segments == {1: (2, False), 2: (2, False), 3: (0, False), 4: (1, False)}
     write(root / "SegmentationClass/2007_000032.png", photo(4, 4))
-    fails(root, r"expected colours of labelmap\.txt, found 40,90,160")
+    fails(root, r"expected colours of the table of classes, found 40,90,160")
     (root / "labelmap.txt").write_text("cat:1,2,3::\n")
     fails(root, r"labelmap\.txt: expected at most 255 classes, one of them 'background', found 1")
 
@@ -144,3 +145,46 @@ def test_conversion_takes_each_image_once(tmp_path):
     (root / "VOC2012/ImageSets/Segmentation/train.txt").unlink()
     (root / "VOC2012/ImageSets/Segmentation/val.txt").unlink()
     assert splits_voc(root) == ("trainval",)
+
+
+MORE = "".join(f"class {n}\n" for n in range(2, 15))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("class_names.txt", f"_background_\nsky\n{MORE}cat\n"),
+        ("Labels.txt", f"__ignore__\n_background_\nsky\n{MORE}cat\n"),
+        ("classes.json", '{"0": "background", "1": "sky", "15": "cat"}'),
+        ("label_map.txt", "0: background\n1: sky\n15: cat\n"),
+    ],
+)
+def test_names_of_a_table_of_any_usual_name(tmp_path, file, text):
+    root = voc_tree(tmp_path, devkit=False)
+    (root / file).write_text(text)
+    source = open_voc(root)
+    image = source[0]
+    names = {number: source.categories[category].name for number, (category, _) in image.segments.items()}
+    assert names == {1: "cat", 2: "sky", 3: "sky", 4: "background"}
+    assert source.notes[-1] == f"names of the classes are those of {file}"
+    assert {c.is_thing for c in source.categories if c.name != "background"} == {None}
+
+
+def test_without_a_table_the_names_are_pascal_vocs_and_no_others(tmp_path):
+    root = voc_tree(tmp_path, devkit=False)
+    assert "names are those of Pascal VOC" in open_voc(root).notes[-1]
+    classes = np.where(VOC_CLASSES == 15, 21, VOC_CLASSES).astype(np.uint8)
+    write_palette(root / "SegmentationClass/2007_000032.png", classes, voc_palette())
+    fails(root, "found 21; the names of other classes are read from class_names.txt beside the folders")
+
+
+def test_few_numbers_may_be_stored_in_few_bits(tmp_path):
+    root = voc_tree(tmp_path, devkit=False)
+    small = np.array([[0, 0, 1, 1]] * 4, np.uint8)
+    for folder in ("SegmentationClass", "SegmentationObject"):
+        image = Image.fromarray(small)
+        image.putpalette([0, 0, 0, 128, 0, 0])
+        image.save(root / folder / "2007_000032.png", bits=2)
+    image = open_voc(root)[0]
+    assert image.ids is not None
+    assert image.ids.tolist() == [[2, 2, 1, 1]] * 4

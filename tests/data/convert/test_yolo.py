@@ -213,7 +213,7 @@ def test_labels_that_are_no_text(tmp_path):
     refused("a.txt: expected text in UTF-8", lambda: open_yolo_seg(tmp_path)[0])
     label.unlink()
     label.mkdir()
-    refused("a.txt: cannot be read", lambda: open_yolo_seg(tmp_path)[0])
+    refused("a.txt: expected label files like this one", lambda: open_yolo_seg(tmp_path)[0])
 
 
 @pytest.mark.parametrize(

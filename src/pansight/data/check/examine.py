@@ -24,6 +24,7 @@ from pansight.data.images import (
 )
 from pansight.errors import PansightError
 from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, present_ids, rgb_to_ids
+from pansight.types import read_flag
 
 MANY_IDS = 100_000
 """A map with more ids than this is no id map; counting them would only cost memory."""
@@ -161,11 +162,19 @@ def _declared(
                 ambiguous.add(number)
                 del good[number]
         elif category is not None and category in part.classes:
-            good[number] = Declared(number, category, crowd in (1, "1", "true", "True"), row)
+            good[number] = Declared(number, category, is_crowd(row), row)
         else:
             ambiguous.add(number)  # of unknown class: a second row does not make it known
     _check_stuff(part, record, good, defects)
     return tuple(good.values()), good.keys() | ambiguous
+
+
+def is_crowd(row: dict[str, Any]) -> bool:
+    """As the readers take `iscrowd`; what they refuse is no crowd."""
+    try:
+        return bool(read_flag(row.get("iscrowd"), "segment", "iscrowd"))
+    except PansightError:
+        return False
 
 
 def _check_stuff(part: Part, record: Record, good: dict[int, Declared], defects: list[Defect]) -> None:

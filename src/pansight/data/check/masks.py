@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.data.check.defects import Defect, defect, shown
-from pansight.data.check.examine import Examined, check_stated_size, read_image_file
+from pansight.data.check.examine import Examined, check_stated_size, is_crowd, read_image_file
 from pansight.data.check.reader import Part, Record, whole
 from pansight.data.formats.coco_instances import decode_segmentation
 from pansight.data.images import MAX_PIXELS
@@ -48,6 +48,9 @@ def examine_masks(part: Part, record: Record) -> Examined:
             found = f"category_id {shown(row, 'category_id')}"
             where = part.show(part.json)
             defects.append(defect("unknown-category", where, "a listed category", found, record.image_id, place))
+        if row.get("iscrowd") is not None and (row["iscrowd"] not in (0, 1) or isinstance(row["iscrowd"], float)):
+            found, where = f"iscrowd {shown(row, 'iscrowd')}", part.show(part.json)
+            defects.append(defect("crowd-flag", where, "iscrowd 0 or 1", found, record.image_id, place))
         mask = _mask(part, record, row, size, place, defects)
         if mask is None:
             continue
@@ -60,7 +63,7 @@ def examine_masks(part: Part, record: Record) -> Examined:
             defects.append(defect("overlap", where, text, shared, record.image_id, place))
         owner[mask] = n
         if category is not None and category in part.classes:
-            covered.append((category, area, row.get("iscrowd") == 1))
+            covered.append((category, area, is_crowd(row)))
     if overlapping and part.kind == "instances":
         found = f"{overlapping} of {len(covered)} that share pixels with another"
         where = part.show(part.json)

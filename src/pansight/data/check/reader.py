@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from pansight.data.check.defects import Defect, defect, one_line, shown, shown_value
 from pansight.data.dataset import SPLITS, part_names
-from pansight.data.formats.coco_panoptic import image_folders
+from pansight.data.formats.coco_files import image_folders
 from pansight.errors import PansightError
-from pansight.files import read_plain, safe_join
+from pansight.files import json_text, read_plain, safe_join
 
 Kind = Literal["panoptic", "instances", "detection"]
 """instances: COCO instances. detection: the same shape with `isthing`, COCO's detection format of panoptic data."""
@@ -121,7 +121,8 @@ def load(file: Path) -> tuple[Any, list[str]]:
         return value if math.isfinite(value) else constant(text)
 
     try:
-        return json.loads(read_plain(file).decode("utf-8"), parse_constant=constant, parse_float=number), odd
+        text = json_text(read_plain(file), file).decode("utf-8")
+        return json.loads(text, parse_constant=constant, parse_float=number), odd
     except OSError as error:
         raise PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read") from error
     except RecursionError as error:

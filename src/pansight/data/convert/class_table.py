@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pansight.data.convert.lookup import decode_json
 from pansight.data.dataset import expect
 from pansight.errors import PansightError
-from pansight.files import read_plain
+from pansight.files import decode_json, read_plain, read_text
+from pansight.types import read_flag
 
 CLASS_FILES = (
-    *("classes.json", "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv"),
-    *("label_colors.txt", "labelmap.txt", "labels.txt", "codes.txt"),
+    *("classes.json", "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv", "class_names.txt"),
+    *("label_colors.txt", "labelmap.txt", "label_map.txt", "labels.txt", "codes.txt", "classes.names", "obj.names"),
+    *("class_list.txt", "class_labels.txt", "label_names.txt", "names.txt", "labels.json", "class_names.json"),
 )
-"""Names under which such tables are looked for."""
+"""Names under which such tables are looked for, whichever case their letters have."""
+
+BACKGROUND = ("background", "_background_", "__background__")
+"""How tables call the pixels of no class."""
 
 MAX_CLASSES = 65536
 MAX_BYTES = 10_000_000
@@ -39,6 +43,26 @@ class PixelClass(NamedTuple):
     is_thing: bool | None = None
 
 
+def find_class_table(places: Iterable[Path], names: Sequence[str] = CLASS_FILES) -> Path | None:
+    """The first table of classes in the first of some folders that has one; None where none has.
+
+    A JSON of annotations may be called labels.json, too: only one that is short enough for a table is taken.
+    """
+    for place in dict.fromkeys(places):
+        if not place.is_dir():
+            continue
+        files = {file.name.lower(): file for file in sorted(place.iterdir(), reverse=True)}
+        for name in names:
+            file = files.get(name)
+            if file is not None and file.is_file() and not _is_coco(file):
+                return file
+    return None
+
+
+def _is_coco(file: Path) -> bool:
+    return file.suffix.lower() == ".json" and b'"annotations"' in read_plain(file)[:MAX_BYTES]
+
+
 def read_classes(path: Path) -> list[PixelClass]:
     """The classes of a table, in its order. JSON: a list of names or of objects (name, id, color, isthing), such a list
     under "categories" or "classes", or an object number → name. Else lines: a name; number and name; name and colour.
@@ -53,8 +77,6 @@ def read_classes(path: Path) -> list[PixelClass]:
         rows = _json_rows(path) if path.suffix.lower() == ".json" else _text_rows(path)
     except OSError as error:
         raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
-    except UnicodeDecodeError as error:
-        raise PansightError(where=path, expected="names in UTF-8", found="other bytes") from error
     return checked_classes(rows, path)
 
 
@@ -80,8 +102,10 @@ def checked_classes(classes: list[PixelClass], source: str | Path) -> list[Pixel
 
 
 def _text_rows(path: Path) -> list[PixelClass]:
-    lines = [line.strip() for line in read_plain(path).decode("utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_text(path, "names").splitlines()]
     rows = [row for row in lines if row and not HEADER.fullmatch(row)]
+    if rows and rows[0] == "__ignore__":  # LabelMe gives it the number −1, and the next one 0
+        rows = rows[1:]
     return [_text_row(row, value, path) for value, row in enumerate(rows)]
 
 
@@ -116,10 +140,9 @@ def _json_row(row: Any, value: int, path: Path) -> PixelClass:
     number = row.get("id", row.get("value", value))
     if not re.fullmatch("[0-9]{1,8}", str(number)):
         raise PansightError(where=path, expected=f"a whole number as id of {row['name']!r}", found=f"{number!r:.60}")
-    thing = row.get("isthing")
-    expect(thing in (None, 0, 1), path, f"0 or 1 as isthing of {row['name']!r}", thing)
+    thing = read_flag(row.get("isthing"), f"{path}: class {row['name']!r:.60}", "isthing")
     color = None if row.get("color") is None else _color(row["color"], path)
-    return PixelClass(row["name"].strip(), int(number), color, None if thing is None else bool(thing))
+    return PixelClass(row["name"].strip(), int(number), color, thing)
 
 
 def _color(value: Any, path: Path) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ from pansight.data.convert.readers import READERS, Reader
 from pansight.data.convert.source import Annotated, Source
 from pansight.data.convert.summary import Summary, Tally
 from pansight.data.convert.targets import TARGETS, Target
-from pansight.data.dataset import SPLITS, part_names
-from pansight.data.images import read_bytes, read_header
+from pansight.data.dataset import split_of
+from pansight.data.images import check_whole, read_bytes, read_header
+from pansight.data.options import checked_options, known_options
 from pansight.errors import PansightError, choice_error
 from pansight.files import replacing_folder, safe_join, write_json
 
@@ -48,7 +49,7 @@ def convert(
     overwrite: bool = False,
     ask: Ask | None = None,
     progress: Callable[[float, str], None] | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Write the annotations at `source`, a folder, a file or a ZIP, into the new folder `to`.
 
@@ -56,7 +57,7 @@ def convert(
     overlap: a key of POLICIES. things: the names of all classes that are things ("all" and "none" are understood), over
     what the source says. fill: the stuff class, new or known, that takes the pixels without annotation; else they are
     void. images: a mode of IMAGE_MODES. ask: answers where neither source nor `things` does. progress: called with the
-    share that is done, 0 … 1, and a line. options: those of the reader.
+    share that is done, 0 … 1, and a line. options: those of the reader, by name.
     Raises PansightError, in one line, for bad input of any kind; then `to` is as it was before.
     """
     to = Path(to)
@@ -74,7 +75,7 @@ def convert(
         name = detect(root) if format == "auto" else format
         if name not in READERS:
             raise choice_error("source format", name, READERS)
-        opened = _open(READERS[name], name, root, split, things, ask, options)
+        opened = _open(READERS[name], name, root, split, things, ask, options or {})
         classes = join_classes([part.source for part in opened], fill)
         classes = decide_things(classes, things, ask)
         tally = Tally(str(source), name, target, overlap, str(to), classes.labels)
@@ -115,22 +116,18 @@ def _open(
     split: str | None,
     things: Sequence[str] | None,
     ask: Ask | None,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> list[_Part]:
     """The parts of the source, at least one, each with at least one image."""
-    parameters = inspect.signature(reader.open).parameters
-    known = [option for option in list(parameters)[2:] if option != "things"]
-    for option in options:
-        if option not in known:
-            raise choice_error(f"option of {name}", option, known)
-    options = {option: _typed(option, value, parameters[option].default) for option, value in options.items()}
+    chosen = checked_options(name, reader.open, options, hidden=("things",))
     parts = (split,) if split is not None else reader.splits(root) or (None,)
-    opened = [_Part(_output_name(part), reader.open(root, part, **options)) for part in parts]
-    if "things" in parameters:  # it cuts things into components, and must know which those are
+    outputs = _output_names(parts)
+    opened = [_Part(output, reader.open(root, part, **chosen)) for output, part in zip(outputs, parts)]
+    if "things" in inspect.signature(reader.open).parameters:  # it cuts things into components, and must know them
         classes = decide_things(join_classes([part.source for part in opened], None), things, ask)
         names = tuple(category.name for category in classes.labels.things)
         opened = [
-            _Part(part.name, reader.open(root, split, **options, things=names)) for part, split in zip(opened, parts)
+            _Part(part.name, reader.open(root, split, **chosen, things=names)) for part, split in zip(opened, parts)
         ]
     opened = [part for part in opened if len(part.source)]
     if not opened:
@@ -143,23 +140,16 @@ def _open(
     return opened
 
 
-def _typed(option: str, value: Any, default: Any) -> Any:
-    """A word of the command line as the kind of value that the option has."""
-    if not isinstance(value, str) or not isinstance(default, int):
-        return value
-    try:
-        return int(value)
-    except ValueError as error:
-        raise PansightError(where=f"option {option}", expected="a whole number", found=f"{value!r}") from error
+def _output_names(parts: Sequence[str | None]) -> list[str]:
+    """ "coco_train" → "train", "validation" → "val"; names of several parts that are all for training stay as they are.
 
-
-def _output_name(part: str | None) -> str:
-    """ "validation" → "val"; a part without a name is to be trained on."""
-    if part is None:
-        return "train"
-    usual = next((name for name in SPLITS if part in part_names(name)), part)
-    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in usual)
-    return plain.lstrip(".") or "part"  # a file may call its part ".."
+    A part without a name is to be trained on.
+    """
+    usual = ["train" if part is None else split_of(part) or part for part in parts]
+    counts = Counter(usual)
+    names = [plain if counts[plain] == 1 else part or plain for part, plain in zip(parts, usual)]
+    kept = ["".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) for name in names]
+    return [name.lstrip(".") or "part" for name in kept]  # a file may call its part ".."
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -214,10 +204,11 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
     if image.image is None:
         raise PansightError(where=image.file_name, expected="an image file", found="none (--images none does without)")
     if not image.image.is_file():
-        hint = "name the folder: --option.images DIR; or do without: --images none"
-        raise PansightError(
-            where=image.image, expected="an image file", found=f"no such file ({hint})", code="missing_file"
-        )
+        options = known_options(READERS[tally.format].open)
+        option = next((name for name in ("images", "image_folder") if name in options), None)
+        hint = f"name the folder: --option.{option} DIR; or do without" if option else "do without"
+        found = f"no such file ({hint}: --images none)"
+        raise PansightError(where=image.image, expected="an image file", found=found, code="missing_file")
     data = read_bytes(image.image)
     header = read_header(data, image.image)
     fits_turned, fits_stored = image.size == header.turned_size, image.size == (header.height, header.width)
@@ -226,6 +217,10 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
         raise PansightError(
             where=image.image, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)"
         )
+    try:
+        check_whole(data, header, image.file_name)
+    except PansightError as error:
+        tally.damaged(error)
     if header.orientation != 1:
         tally.turned(fits_turned, fits_stored)
     to.parent.mkdir(parents=True, exist_ok=True)

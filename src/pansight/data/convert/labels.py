@@ -51,6 +51,10 @@ def join_classes(sources: Sequence[Source], fill: str | None) -> Joined:
         known[fill] = known.get(fill) or SourceCategory(fill, _free_id(known), False)
         if known[fill].is_thing is None:
             known[fill] = known[fill]._replace(is_thing=False)
+    if not known:
+        count = sum(len(source) for source in sources)
+        hint = "annotate a region, or name the stuff class of all pixels (--fill NAME)"
+        raise PansightError(where="classes", expected="at least one class", found=f"none in {count} images", hint=hint)
     place = {name: n for n, name in enumerate(known)}
     of_source = tuple(tuple(place[category.name] for category in source.categories) for source in sources)
     return Joined(tuple(known.values()), of_source, None if fill is None else place[fill])

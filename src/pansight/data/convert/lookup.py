@@ -1,26 +1,19 @@
-"""Find the files of foreign annotations, read the sizes of their images and the content of their JSON."""
+"""Find the files and parts of foreign annotations, and read the sizes of their images."""
 
 from __future__ import annotations
 
 import os
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
-import msgspec
-
-from pansight.data.dataset import SPLITS, part_names
+from pansight.data.dataset import means_split, split_of
 from pansight.data.images import IMAGE_SUFFIXES, read_bytes, read_header
 from pansight.errors import PansightError
 
-T = TypeVar("T")
-
-PARTS = tuple(name for names in SPLITS.values() for name in names)
-"""All names under which the parts of a data set are looked for."""
-
-DRIVE = re.compile("[A-Za-z]:")
+SYSTEM_FILES = (".", "Thumbs.db", "desktop.ini")
+"""How the names of files begin that no user put there."""
 
 
 def image_size(path: Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -48,44 +41,35 @@ def walk_images(folder: Path) -> Iterator[Path]:
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Name below `folder` without its suffix, with "/" → file. Raises PansightError where two images share a name."""
+    """Name below `folder` without its suffix, with "/" → file. Raises PansightError where two images share a name.
+
+    Accents have one Unicode form, so that a photo and its PNG are a pair whichever system their names come from.
+    """
     found: dict[str, Path] = {}
     for file in walk_images(folder):
-        stem = file.relative_to(folder).with_suffix("").as_posix()
+        stem = unicodedata.normalize("NFC", file.relative_to(folder).with_suffix("").as_posix())
         if stem in found:
             raise PansightError(where=file, expected="one image of this name", found=f"{found[stem].name} beside it")
         found[stem] = file
     return found
 
 
-def find_tail(places: Sequence[Path], text: str) -> Path | None:
-    """The longest tail of a path, as a foreign file writes it, that exists in one of `places`; None where none does.
+def files_ending(folder: Path, ending: str, recursive: bool = False) -> list[Path]:
+    """The files of a folder whose names end in `ending`, in any letter case, sorted; `recursive`: also those below it.
 
-    ``../train/images`` and ``C:\\data\\train\\images`` are ``train/images``, or ``images``; nothing outside `places` is
-    ever looked at. A path of dots alone is the first place itself.
+    Hidden files and folders are left out. A folder that does not exist has none.
     """
-    parts = [p for p in text.strip().replace("\\", "/").split("/") if p not in ("", ".", "..") and not DRIVE.match(p)]
-    if not parts:
-        return places[0]
-    tails = ([*parts[start:]] for start in range(max(0, len(parts) - 20), len(parts)))
-    try:
-        return next((path for tail in tails for place in places if (path := place.joinpath(*tail)).exists()), None)
-    except (OSError, ValueError):  # a name too long to be one, or with a zero byte
-        return None
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith((".", "__MACOSX")))
+        found += [Path(place, name) for name in names if name.lower().endswith(ending.lower())]
+    return sorted(file for file in found if not file.name.startswith(SYSTEM_FILES))
 
 
-def image_root(root: Path, folder: str | None) -> Path:
-    """Where the images are: `root`, or the folder that the user names, below `root` or as it stands.
-
-    Raises PansightError where it is no folder.
-    """
-    if folder is None:
-        return root
-    places = root / folder, Path(folder)
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
-        raise PansightError(where=places[0], expected="a folder of images", found="none")
-    return found
+def image_beside(folder: Path, stem: str) -> Path | None:
+    """The image file called `stem` in a folder, its suffix in small or capital letters; None where there is none."""
+    suffixes = (spelled for suffix in IMAGE_SUFFIXES for spelled in (suffix, suffix.upper()))
+    return next((file for suffix in suffixes if (file := folder / f"{stem}{suffix}").is_file()), None)
 
 
 def short_names(images: Sequence[Path]) -> list[str]:
@@ -109,27 +93,12 @@ def choose_part(parts: Iterable[str], split: str | None, where: str | Path) -> t
     """
     names = list(dict.fromkeys(parts))
     if split is not None:
-        found = next((name for name in (split, *part_names(split)) if name in names), None)
-        if found is None:
+        meant = [name for name in names if means_split(name, split)]
+        if not meant:
             raise PansightError(where=where, expected=f"a part {split!r}", found=", ".join(names) or "none")
-        return found, None
+        return (split if split in meant else meant[0]), None
     if not names:
         return None, None
-    chosen = next((name for name in SPLITS["train"] if name in names), names[0])
+    chosen = next((name for name in names if split_of(name) == "train"), names[0])
     others = ", ".join(name for name in names if name != chosen)
     return chosen, f"part {chosen!r} is read; there is also {others} (--split)" if others else None
-
-
-def decode_json(data: bytes, kind: type[T], source: str | Path) -> T:
-    """JSON as a msgspec type; keys that it does not name are skipped, and their values never built.
-
-    Raises PansightError, naming the place in the file, where it is no JSON or of another shape.
-    """
-    try:
-        return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=kind)  # Windows tools write that mark
-    except msgspec.ValidationError as error:  # "Expected `str`, got `int` - at `$.shapes[3].label`"
-        text = " ".join(str(error).split()).replace("Expected ", "expected ", 1).replace(", got ", ", found ", 1)
-        expected = "" if text.startswith("expected ") else "expected another content, found: "
-        raise PansightError(f"{expected}{text:.200}", where=source) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PansightError(where=source, expected="JSON", reason=f"{' '.join(str(error).split()):.200}") from error

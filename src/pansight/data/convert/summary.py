@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pansight.data.convert.overlap import OVER_CROWD, OVER_MAP, Decision, Resolved
 from pansight.data.convert.source import Annotated
+from pansight.errors import PansightError
 from pansight.types import LabelSpace
 
 RULES = {
@@ -138,6 +139,7 @@ class Tally:
         self._notes: dict[str, None] = {}
         self._crowds = self._pixels = self._void = self._filled = self._overlapping = 0
         self._turned: Counter[str] = Counter()
+        self._damaged: list[PansightError] = []
         self._scored = False
 
     def note(self, lines: Iterable[str]) -> None:
@@ -146,6 +148,10 @@ class Tally:
     def turned(self, fits_turned: bool, fits_stored: bool) -> None:
         """An image whose EXIF tag asks to turn it."""
         self._turned["both" if fits_turned and fits_stored else "turned" if fits_turned else "stored"] += 1
+
+    def damaged(self, error: PansightError) -> None:
+        """An image file that is cut off and copied as it is."""
+        self._damaged.append(error)
 
     def add(self, split: str, image: Annotated, result: Resolved) -> None:
         self._images[split] += 1
@@ -198,4 +204,7 @@ class Tally:
             }
             told = "; ".join(f"{self._turned[key]} fit {what}" for key, what in kinds.items() if self._turned[key])
             remarks.append(f"{self._turned.total()} images have an EXIF turn; their annotations: {told}")
+        if self._damaged:
+            count, first = len(self._damaged), self._damaged[0]
+            remarks.append(f"{count} image files are damaged and copied as they are (see pansight check): {first}")
         return remarks

@@ -13,14 +13,17 @@ from pansight.ops.idmap import IdArray, present_ids, relabel
 
 
 def read_values(path: Path, bits: int, what: str) -> IdArray:
-    """A one-channel PNG of `bits` bits, or of palette indices where `bits` is 8, as int32 (H, W).
+    """A one-channel PNG of 16 bits, or where `bits` is 8, of at most 8 or palette indices, as int32 (H, W).
+
+    Tools that make files small store few values in 1, 2 or 4 bits; 8 bits instead of 16 have lost numbers.
 
     Raises PansightError, naming `what` the file should be, where it is missing, damaged or of another kind.
     """
     if not path.is_file():
         raise PansightError(where=path, expected=what, found="no such file", code="missing_file")
     header = read_header(read_bytes(path), path)
-    if header.kind == "png" and header.channels == 1 and header.bits != bits:
+    fits = header.bits == 16 if bits == 16 else header.bits <= 8
+    if header.kind == "png" and header.channels == 1 and not fits:
         raise PansightError(where=path, expected=f"{what} as a PNG of {bits} bits", found=f"{header.bits} bits")
     return read_index_png(path)
 

@@ -14,19 +14,30 @@ import torch
 from hotcoco import mask as coco_mask
 from numpy.typing import NDArray
 
-from pansight.data.dataset import expect, first_folder, ids_tensor, image_tensor
-from pansight.data.formats.coco_panoptic import find_json, image_folders, read_coco_json
+from pansight.data.dataset import expect, ids_tensor, image_tensor
+from pansight.data.formats.coco_files import expect_folder, image_folders, names_in
+from pansight.data.formats.coco_panoptic import coco_json, image_names, read_coco_json
 from pansight.data.images import read_image
+from pansight.data.paths import named_folder
 from pansight.errors import PansightError, choice_error
-from pansight.files import safe_join
 from pansight.ops.idmap import boxes_xyxy, paint_in_order, present_ids
-from pansight.types import Category, Instances, LabelSpace, PanopticSegmentation, Sample, Segment, palette_color
+from pansight.types import (
+    Category,
+    Instances,
+    LabelSpace,
+    PanopticSegmentation,
+    Sample,
+    Segment,
+    palette_color,
+    read_flag,
+)
 
 
 class CocoInstances:
     """Images with lists of objects.
 
-    background: "void", or "stuff" to make the uncovered pixels one segment of a class of that name.
+    background: "void", or "stuff" to make the uncovered pixels one segment of a class of that name. notes: lines on
+    images that are read under another path than the JSON gives.
     Raises PansightError where the JSON has another shape than the format's; a sample raises it where its image is
     missing, damaged or of another size than the JSON says, or an object's mask is malformed.
     """
@@ -45,14 +56,11 @@ class CocoInstances:
         self.labels = _labels(content["categories"], background, self.json)
         self._known = {source: category.id for source, category in self.labels.by_source_id().items()}
         self._rows: list[dict[str, Any]] = content["images"]
-        position: dict[str | int, int] = {}
-        for index, row in enumerate(self._rows):
-            expect(isinstance(row.get("id"), str | int), self.json, "an id (number or text) for every image", row)
-            safe_join(self.images, row.get("file_name"), self.json)
+        names = image_names(self._rows, self.json)
+        for row in self._rows:
             expect(all(isinstance(row.get(k), int) for k in ("height", "width")), self.json, "image sizes", row)
-            position[row["id"]] = index
-        if len(position) != len(self._rows):
-            raise PansightError(where=self.json, expected="each image id once", found="one repeated")
+        position = {image_id: index for index, image_id in enumerate(names)}
+        self._names, self.notes = names_in(self.images, list(names.values()), self.json)
         self._objects: list[list[dict[str, Any]]] = [[] for _ in self._rows]
         for annotation in content["annotations"]:
             self._check(annotation, position)
@@ -72,6 +80,7 @@ class CocoInstances:
         if not isinstance(annotation.get("segmentation"), list | dict) or not annotation["segmentation"]:
             found = repr(annotation.get("segmentation"))[:40]
             raise PansightError(where=where, expected="polygons or a run-length mask in 'segmentation'", found=found)
+        read_flag(annotation.get("iscrowd"), where, "iscrowd")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -80,12 +89,12 @@ class CocoInstances:
         return self._rows[index]["id"]
 
     def file_name(self, index: int) -> str:
-        return self._rows[index]["file_name"]
+        return self._names[index]
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
         size = row["height"], row["width"]
-        image = read_image(self.images / row["file_name"], mask_size=size)
+        image = read_image(self.images / self._names[index], mask_size=size)
         objects = self._objects[index]
         masks = np.zeros((len(objects), *size), bool)  # (N, H, W)
         for n, annotation in enumerate(objects):
@@ -95,7 +104,7 @@ class CocoInstances:
         if len(keep) < len(objects):
             objects, masks = [objects[n] for n in keep], masks[keep]
         labels = [self._known[annotation["category_id"]] for annotation in objects]
-        crowds = [bool(annotation.get("iscrowd", 0)) for annotation in objects]
+        crowds = [bool(read_flag(annotation.get("iscrowd"), self.json, "iscrowd")) for annotation in objects]
         truth = self._disjoint(masks, labels, crowds)
         instances = make_instances(masks, labels, crowds)
         return Sample(image_tensor(image), truth, self.image_id(index), size, instances)
@@ -184,19 +193,16 @@ def open_coco_instances(
     images: str | Path | None = None,
     background: str = "void",
 ) -> CocoInstances:
-    """A data folder or an annotation file; the image folder is found in the usual places unless named.
+    """A data folder or an annotation file; the image folder is found in the usual places unless named, below the data
+    folder or as it stands.
 
     Raises PansightError listing what was looked for.
     """
-    root = Path(source)
-    if json is None and root.is_file():
-        json, root = root, root.parent.parent if root.parent.name == "annotations" else root.parent
-    file = Path(json) if json is not None else find_json(root, "instances", split)
-    if file is None:
-        part = f"instances_{split or '*'}*.json"
-        raise PansightError(where=root, expected=f"annotations/{part} or {part} (COCO instances)", found="none")
+    root, file = coco_json(Path(source), "instances", split, json)
     content = read_coco_json(file)
     if images is None:
-        name = str(safe_join(Path(), content["images"][0].get("file_name"), file))
-        images = first_folder(image_folders(root, file, "instances", split), name, "the first image", "images")
-    return CocoInstances(file, images, background, content)
+        stated = list(image_names(content["images"], file).values())
+        folder = expect_folder(image_folders(root, file, "instances", split), stated, file, "the images", "images")
+    else:
+        folder = named_folder(root, images)
+    return CocoInstances(file, folder, background, content)

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from pansight.data.dataset import Dataset, expect, first_folder, ids_tensor, image_tensor, part_names
+from pansight.data.dataset import Dataset, expect, ids_tensor, image_tensor
+from pansight.data.formats.coco_files import data_root, expect_folder, find_json, image_folders, names_in
 from pansight.data.images import read_image, read_rgb_ids, write_png
+from pansight.data.paths import named_file, named_folder
 from pansight.errors import PansightError
-from pansight.files import Publication, read_json, safe_join
+from pansight.files import Publication, read_json
 from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, ids_to_rgb, present_ids
-from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
+from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment, read_flag
 
 
 class CocoPanoptic:
-    """Images with a panoptic PNG each.
+    """Images with a panoptic PNG each. notes: lines on files that are read under another path than the JSON gives.
 
     json: the annotation file. images, panoptic: folders of the images and of the PNGs. content: the parsed file, where
     the caller has it already. absent_segments: listed segments without a pixel are left out, not an error (ADE20K).
@@ -47,20 +49,20 @@ class CocoPanoptic:
     def _index(self, content: dict[str, Any]) -> None:
         """Check every row of the file once and keep it in a few flat arrays (118,000 images of COCO: about 15 MB)."""
         known = {source: category.id for source, category in self.labels.by_source_id().items()}
-        names = _image_names(content["images"], self.json)
+        names = image_names(content["images"], self.json)
         self._image_ids: list[str | int] = []
-        self._image_names: list[str] = []
-        self._png_names: list[str] = []
         rows: list[tuple[int, int, bool]] = []
         self._first = [0]
         for annotation in content["annotations"]:
             image_id = _image_id(annotation, names, self.json)
-            safe_join(self.panoptic, annotation.get("file_name"), self.json)
             rows += _segment_rows(annotation, known, f"{self.json}: image {image_id}")
             self._image_ids.append(image_id)
-            self._image_names.append(names[image_id])
-            self._png_names.append(annotation["file_name"])
             self._first.append(len(rows))
+        stated = [names[image_id] for image_id in self._image_ids]
+        self._image_names, notes = names_in(self.images, stated, self.json)
+        stated = [annotation.get("file_name") for annotation in content["annotations"]]
+        self._png_names, more = names_in(self.panoptic, stated, self.json)
+        self.notes = notes + more
         missing = set(names) - set(self._image_ids)
         if missing:
             found = f"none for image {min(missing, key=str)} ({len(missing)} in all)"
@@ -124,7 +126,7 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 def things_first(categories: list[dict[str, Any]], source: Path) -> LabelSpace:
     """Things, then stuff, each in the order of the file."""
     try:
-        ordered = sorted(categories, key=lambda row: 0 if row.get("isthing") else 1)
+        ordered = sorted(categories, key=lambda row: not read_flag(row.get("isthing"), "category", "isthing"))
         return LabelSpace.from_json(ordered)
     except PansightError as error:
         raise error.at(source) from error
@@ -132,12 +134,12 @@ def things_first(categories: list[dict[str, Any]], source: Path) -> LabelSpace:
         raise PansightError(where=source, expected="categories with id, name, isthing, color", found=error) from error
 
 
-def _image_names(images: list[dict[str, Any]], source: Path) -> dict[str | int, str]:
-    """image id → file name."""
+def image_names(images: list[dict[str, Any]], source: Path) -> dict[str | int, str]:
+    """image id → file name as the JSON gives it."""
     names: dict[str | int, str] = {}
     for row in images:
         expect(isinstance(row.get("id"), str | int), source, "an id (number or text) for every image", row)
-        safe_join(source.parent, row.get("file_name"), source)
+        expect(isinstance(row.get("file_name"), str), source, "a file name for every image", row.get("file_name"))
         names[row["id"]] = row["file_name"]
     if len(names) != len(images):
         raise PansightError(where=source, expected="each image id once", found=f"{len(images) - len(names)} repeated")
@@ -174,56 +176,12 @@ def _segment_rows(annotation: dict[str, Any], known: dict[int, int], where: str)
         if number in seen:
             raise PansightError(where=where, expected="each segment id once", found=f"{number} twice")
         seen.add(number)
-        rows.append((number, known[category], bool(segment.get("iscrowd", 0))))
+        is_crowd = read_flag(segment.get("iscrowd"), f"{where}: segment {number}", "iscrowd")
+        rows.append((number, known[category], bool(is_crowd)))
     return rows
 
 
-# --- where things are ------------------------------------------------------------------------------------------------
-
-
-def find_json(root: Path, prefix: str, split: str | None) -> Path | None:
-    """``prefix_train2017.json`` and the like in the usual places; None where there is none.
-
-    Without a split the only file is taken, else that of the training part. Raises PansightError where it is ambiguous.
-    """
-    places = (root / "annotations", root)
-    if split is None:
-        found = [
-            f for place in places for name in (f"{prefix}_*.json", f"{prefix}.json") for f in sorted(place.glob(name))
-        ]
-        if prefix == "panoptic":  # its PNGs lie beside it
-            found = [f for f in found if f.with_suffix("").is_dir()] or found
-        if len(found) <= 1:
-            return found[0] if found else None
-        split = "train"
-        if not any(_names_split(f, prefix, part_names(split)) for f in found):
-            names = ", ".join(f.name for f in found)
-            hint = "name it (json=FILE or split=NAME)"
-            raise PansightError(where=root, expected=f"one {prefix}_*.json", found=names, hint=hint)
-    for place in places:
-        matching = [f for f in sorted(place.glob(f"{prefix}_*.json")) if _names_split(f, prefix, part_names(split))]
-        if matching:
-            return matching[0]
-    for part in part_names(split):
-        for name in (f"{prefix}.json", "_annotations.coco.json", "annotations.json"):
-            if (root / part / name).is_file():
-                return root / part / name
-    return None
-
-
-def _names_split(file: Path, prefix: str, parts: Iterable[str]) -> bool:
-    """instances_train2017.json names "train"; panoptic_training_v2.json does not name "train" but "training"."""
-    rest = file.stem[len(prefix) + 1 :]
-    return any(rest == part or (rest.startswith(part) and not rest[len(part)].isalpha()) for part in parts)
-
-
-def image_folders(root: Path, json_file: Path, prefix: str, split: str | None) -> list[Path]:
-    """Where the images of an annotation file may lie, likeliest first."""
-    rest = json_file.stem.removeprefix(prefix).lstrip("_")
-    names = [name for name in (rest, rest.rstrip("0123456789"), *part_names(split)) if name]
-    places = [p for name in names for p in (root / name, root / "images" / name, root / name / "images")]
-    common = [root / name for name in ("images", "input_images", "JPEGImages", "img", "")]
-    return [*places, *common, json_file.parent, json_file.parent / "images"]
+# --- opening ---------------------------------------------------------------------------------------------------------
 
 
 def open_coco_panoptic(
@@ -233,32 +191,40 @@ def open_coco_panoptic(
     images: str | Path | None = None,
     panoptic: str | Path | None = None,
 ) -> CocoPanoptic:
-    """A data folder or an annotation file; the folders of images and PNGs are found in the usual places unless named.
+    """A data folder or an annotation file; the folders of images and PNGs are found in the usual places unless named,
+    below the data folder or as they stand.
 
     Raises PansightError listing what was looked for.
     """
-    root = Path(source)
-    if json is None and root.is_file():
-        json, root = root, root.parent.parent if root.parent.name == "annotations" else root.parent
-    file = Path(json) if json is not None else find_json(root, "panoptic", split)
-    if file is None:
-        part = f"panoptic_{split or '*'}*.json"
-        raise PansightError(where=root, expected=f"annotations/{part} or {part} (COCO panoptic)", found="none")
+    root, file = coco_json(Path(source), "panoptic", split, json)
     content = read_coco_json(file)
     if images is None:
-        name = str(safe_join(Path(), content["images"][0].get("file_name"), file))
-        images = first_folder(image_folders(root, file, "panoptic", split), name, "the first image", "images")
-    if panoptic is None and content["annotations"]:
-        name = str(safe_join(Path(), content["annotations"][0].get("file_name"), file))
-        candidates = [
-            file.with_suffix(""),
-            root / file.stem,
-            root / "annotations" / file.stem,
-            root / "panoptic",
-            file.parent,
-        ]
-        panoptic = first_folder(candidates, name, "the first segmentation", "panoptic")
-    return CocoPanoptic(file, images, panoptic if panoptic is not None else file.with_suffix(""), content)
+        stated = list(image_names(content["images"], file).values())
+        folder = expect_folder(image_folders(root, file, "panoptic", split), stated, file, "the images", "images")
+    else:
+        folder = named_folder(root, images)
+    pngs = file.with_suffix("")
+    if panoptic is not None:
+        pngs = named_folder(root, panoptic, "a folder of PNGs")
+    elif content["annotations"]:
+        stated = [str(row.get("file_name")) for row in content["annotations"]]
+        candidates = [pngs, root / file.stem, root / "annotations" / file.stem, root / "panoptic", file.parent]
+        pngs = expect_folder(candidates, stated, file, "the PNGs", "panoptic")
+    return CocoPanoptic(file, folder, pngs, content)
+
+
+def coco_json(source: Path, prefix: str, split: str | None, json: str | Path | None) -> tuple[Path, Path]:
+    """(data folder, annotation file) of a source that is either, or of the file `json`.
+
+    Raises PansightError listing what was looked for.
+    """
+    if source.is_file():
+        return data_root(source), source if json is None else named_file(data_root(source), json, "an annotation file")
+    file = find_json(source, prefix, split) if json is None else named_file(source, json, "an annotation file")
+    if file is None:
+        names = f"{prefix}_{split or '*'}*.json"
+        raise PansightError(where=source, expected=f"annotations/{names} or {names} (COCO {prefix})", found="none")
+    return source, file
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ with ``*_mask.png`` (Penn-Fudan; palette PNGs, whose indices are the numbers).
 from __future__ import annotations
 
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
-from pansight.data.dataset import ids_tensor, image_tensor, part_names
+from pansight.data.dataset import ids_tensor, image_tensor, means_split, part_folders, part_names
 from pansight.data.images import IMAGE_SUFFIXES, read_image, read_index_png
+from pansight.data.paths import named_folder
 from pansight.errors import PansightError, choice_error
 from pansight.ops.idmap import present_ids
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
@@ -35,8 +37,12 @@ class InstancePng:
         for folder in (self.images, self.masks):
             if not folder.is_dir():
                 raise PansightError(where=folder, expected="a folder of images", found="none")
-        files = {f.stem: f for f in sorted(self.images.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES}
-        masks_by_stem = {f.stem.removesuffix("_mask"): f for f in sorted(self.masks.glob("*.png"))}
+        files = {normalize("NFC", f.stem): f for f in _visible(self.images) if f.suffix.lower() in IMAGE_SUFFIXES}
+        masks_by_stem = {
+            normalize("NFC", f.stem).removesuffix("_mask"): f
+            for f in _visible(self.masks)
+            if f.suffix.lower() == ".png"
+        }
         if not files:
             raise PansightError(where=self.images, expected=f"images ({' '.join(IMAGE_SUFFIXES)})", found="none")
         for stem in sorted(files.keys() ^ masks_by_stem.keys()):
@@ -79,15 +85,25 @@ class InstancePng:
         return Sample(image_tensor(image), truth, self.image_id(index), size)
 
 
+def _visible(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+
+
 def find_layout(root: Path, split: str | None) -> tuple[Path, Path, str] | None:
-    """(images, masks, class name) of the first known layout in root/SPLIT; without a split, in root or root/train."""
-    names = part_names(split) if split is not None else part_names("train")
-    places = [root / name for name in names] if split is not None else [root, *(root / name for name in names)]
-    for place in places:
-        for images, masks, thing in LAYOUTS:
-            if (place / images).is_dir() and (place / masks).is_dir():
-                return place / images, place / masks, thing
-    return None
+    """(images, masks, class name) of the first known layout in root/SPLIT, or in images/SPLIT and masks/SPLIT.
+
+    Without a split, in root itself, or of its training part. A layout whose folder has images goes before one without.
+    """
+    wanted = split or "train"
+    alike = [n for n in part_folders(root, *(root / images for images, _, _ in LAYOUTS)) if means_split(n, wanted)]
+    names = dict.fromkeys((*part_names(wanted), *alike))
+    pairs = [(root / images, root / masks, thing) for images, masks, thing in LAYOUTS if split is None]
+    for name in names:
+        pairs += [(root / name / images, root / name / masks, thing) for images, masks, thing in LAYOUTS]
+        pairs += [(root / images / name, root / masks / name, thing) for images, masks, thing in LAYOUTS]
+    found = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
+    filled = (pair for pair in found if any(f.suffix.lower() in IMAGE_SUFFIXES for f in _visible(pair[0])))
+    return next(filled, found[0] if found else None)
 
 
 def open_instance_png(
@@ -106,8 +122,10 @@ def open_instance_png(
     if (images is None) != (masks is None):
         raise PansightError("expected both images= and masks=, or neither; found one", where=root)
     if images is not None and masks is not None:
-        place = next((root / part for part in part_names(split) if (root / part).is_dir()), root)
-        return InstancePng(place / images, place / masks, thing or "object", background)
+        parts = [*part_names(split), *(n for n in part_folders(root) if split is not None and means_split(n, split))]
+        place = next((root / part for part in parts if (root / part).is_dir()), root)
+        folders = named_folder(place, images), named_folder(place, masks, "a folder of PNGs")
+        return InstancePng(*folders, thing or "object", background)
     found = find_layout(root, split)
     if found is None:
         layouts = " or ".join(f"{a}/ + {b}/" for a, b, _ in LAYOUTS)

@@ -6,7 +6,6 @@ Only what the metrics need is stored. `data.check` lists every defect of a file;
 
 from __future__ import annotations
 
-import codecs
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.files import read_plain
+from pansight.files import decode_json, read_plain
 from pansight.metrics.panoptic.matching import SegmentTable
 from pansight.ops.idmap import MAX_ID
-from pansight.types import LabelSpace
+from pansight.types import Flag, LabelSpace, read_flag
 
 UNMAPPED = -1
 """The category of a segment whose class does not count: its pixels are void."""
@@ -36,7 +35,7 @@ class _Segment(msgspec.Struct, gc=False):
     id: _Id
     category_id: _CategoryId
     area: _Area | None = None
-    iscrowd: bool | int | float | None = 0
+    iscrowd: Flag = 0
     score: float | None = 1.0
 
 
@@ -70,12 +69,15 @@ class PanopticFile:
         segments = [segment for row in content.annotations for segment in row.segments_info]
         self._ids = np.array([s.id for s in segments], np.int32)
         self._categories = self._indices(np.array([s.category_id for s in segments], np.int32))
-        self._crowd = np.array([bool(s.iscrowd) for s in segments], bool)
+        self._crowd = np.array([s.iscrowd != 0 and self._is_crowd(s) for s in segments], bool)
         self._scores = np.array([1.0 if s.score is None else s.score for s in segments], np.float64)
         self.areas = np.array([-1 if s.area is None else s.area for s in segments], np.float64)
         self.has_scores = bool((self._scores != 1).any())
         self._refuse_repeats()
         self._position = {image_id: index for index, image_id in enumerate(self.image_ids)}
+
+    def _is_crowd(self, segment: _Segment) -> bool:
+        return bool(read_flag(segment.iscrowd, f"{self.path}: segment {segment.id}", "iscrowd"))
 
     def _indices(self, source_ids: NDArray[np.int32]) -> NDArray[np.int16]:
         """Source category ids → indices into the label space."""
@@ -133,16 +135,15 @@ class PanopticFile:
 
 def _decode(path: Path) -> _File:
     try:
-        data = read_plain(path)
-        return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=_File)
+        return decode_json(read_plain(path), _File, path)
+    except PansightError as error:
+        raise PansightError(where=path, expected="COCO panoptic", reason=error.what) from error
     except FileNotFoundError as error:
         raise PansightError(
             "no such file", where=path, hint="expected the JSON of COCO panoptic", code="missing_file"
         ) from error
     except OSError as error:
         raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PansightError(where=path, expected="COCO panoptic", reason=" ".join(str(error).split())) from error
 
 
 def _labels(rows: list[dict[str, Any]] | None, path: Path) -> LabelSpace:

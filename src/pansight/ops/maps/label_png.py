@@ -1,13 +1,15 @@
 """Read the id PNGs of COCO panoptic (8-bit RGB, id = R + 256·G + 65536·B) as id maps, or count the pairs of ids that
 two files have at the same pixel without making a map.
 
-Files that are not interlaced are read by compiled code (`ops.fast.png`), others by an ordinary decoder.
+`decode_index` reads the other kind of id PNG: one channel whose values are the numbers. RGB files that are not
+interlaced are read by compiled code (`ops.fast.png`), others by an ordinary decoder.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
+import zlib
 from typing import NamedTuple, cast
 
 import imagecodecs
@@ -121,3 +123,44 @@ def ids_by_decoder(png: LabelPng) -> IdArray:
         kind = "" if png.packed else " (interlaced)"
         raise PansightError(where=png.name, expected="a whole PNG", found=f"damaged pixels{kind}") from error
     return rgb_to_ids(np.ascontiguousarray(rgb[..., :3]))
+
+
+def decode_index(data: bytes, name: str) -> IdArray:
+    """The raw samples of a grey PNG of 1 to 16 bits, or the indices of a palette, as int32 (H, W). name: for errors.
+
+    A decoder for viewing stretches 2 bits to 0 … 255 and turns transparency into a channel; here 3 stays 3, and what
+    says of transparency is passed over. Red, green and blue are read as one grey where they are equal in every pixel.
+    Raises PansightError where they are not, and where the file is damaged.
+    """
+    try:
+        bits, kind = data[24], data[25]
+        samples = cast(NDArray[np.uint8 | np.uint16], imagecodecs.png_decode(_bare_png(data)))
+    except (RuntimeError, ValueError, IndexError, struct.error) as error:
+        raise PansightError(where=name, expected="a whole PNG", found="damaged pixels") from error
+    if samples.ndim == 3:  # (H, W, C); an even number of channels ends with alpha
+        colors = samples[..., : samples.shape[2] - 1 + samples.shape[2] % 2]
+        if (colors != colors[..., :1]).any():
+            found = f"a {bits}-bit {KINDS.get(kind, 'odd')} PNG"
+            raise PansightError(where=name, expected="a PNG with one channel of ids", found=found, code="wrong_format")
+        samples = colors[..., 0]
+    scale = 255 // (2**bits - 1) if bits < 8 else 1  # the decoder stretches 1, 2 and 4 bits to eight
+    return np.ascontiguousarray(samples // scale, dtype=np.int32)
+
+
+def _bare_png(data: bytes) -> bytes:
+    """The same PNG with nothing but its header and its pixels; the indices of a palette become samples of grey.
+
+    A decoder then has neither colours to look up nor transparency to apply (PNG specification, 5.3: a chunk is its
+    length, kind, content and checksum).
+    """
+    parts, position = [data[:8]], 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunk = data[position : position + 12 + length]
+        if kind == b"IHDR" and chunk[17] == 3:  # the colour type follows width, height and bit depth
+            content = chunk[4:17] + b"\0" + chunk[18:21]
+            chunk = chunk[:4] + content + struct.pack(">I", zlib.crc32(content))
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            parts.append(chunk)
+        position += 12 + length
+    return b"".join(parts)

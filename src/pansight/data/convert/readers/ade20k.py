@@ -18,11 +18,12 @@ import msgspec
 import numpy as np
 
 from pansight.data.categories import category_table
-from pansight.data.convert.lookup import choose_part, decode_json, image_size
+from pansight.data.convert.lookup import choose_part, files_ending, image_beside, image_size
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import read_rgb_ids
 from pansight.errors import PansightError
+from pansight.files import decode_json, json_text
 from pansight.ops.idmap import IdArray
 
 PARTS = ("training", "validation")
@@ -39,7 +40,7 @@ class Ade20k:
         )
         self._class_of_instance = {row["instanceId"]: row["annotationId"] for row in rows if row["isthing"]}
         self._stuff = {row["annotationId"] for row in rows if not row["isthing"]}
-        self._files = sorted((root / "annotations" / part).glob("[!.]*.png"))
+        self._files = files_ending(root / "annotations" / part, ".png")
         if not self._files:
             raise PansightError(where=root / "annotations" / part, expected="PNGs of classes", found="none")
         images = root / "images" / part
@@ -66,7 +67,8 @@ class Ade20k:
         things = self._things(instance_file)
         expect_size(instance_file, things.shape, classes.shape, file)
         ids, segments = segments_of(np.where(things > 0, things, classes), lambda v: self._meaning(v, file))
-        size, image = (ids.shape[0], ids.shape[1]), self.root / "images" / self.part / f"{file.stem}.jpg"
+        size, images = (ids.shape[0], ids.shape[1]), self.root / "images" / self.part
+        image = image_beside(images, file.stem) or images / f"{file.stem}.jpg"
         image_size(image, size)
         return Annotated(file.stem, image.name, image, size, ids=ids, segments=segments)
 
@@ -158,7 +160,7 @@ class Ade20kFull:
 
     def __init__(self, folder: Path, notes: list[str]):
         self.folder = folder
-        self._files = sorted(folder.rglob("[!.]*_seg.png"))
+        self._files = files_ending(folder, "_seg.png", recursive=True)
         if not self._files:
             raise PansightError(where=folder, expected="*_seg.png below it", found="none")
         names: dict[int, str] = {}
@@ -183,6 +185,7 @@ class Ade20kFull:
         values = np.where(classes > 0, classes * 256 + (coded >> 16), np.int32(0))
         ids, segments = segments_of(values, lambda value: self._meaning(value, file))
         size, image = (ids.shape[0], ids.shape[1]), _beside(file, ".jpg")
+        image = image_beside(file.parent, image.stem) or image
         image_size(image, size)
         return Annotated(image.stem, image.name, image, size, ids=ids, segments=segments)
 
@@ -205,7 +208,7 @@ def _names(file: Path) -> dict[int, str]:
         raise PansightError(
             where=file, expected="the names of its objects", found="none", hint="this is the release of 2017"
         )
-    data = read_annotation(file, "the names of the objects")
+    data = json_text(read_annotation(file, "the names of the objects"), file)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:

@@ -16,13 +16,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pansight.data.categories import category_table
-from pansight.data.convert.lookup import choose_part, decode_json, image_size
+from pansight.data.convert.lookup import choose_part, image_size
 from pansight.data.convert.polygons import expect_short
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import read_annotation, read_values, segments_of, unannotated
 from pansight.data.images import MAX_PIXELS
 from pansight.errors import PansightError, choice_error
+from pansight.files import decode_json
 from pansight.ops.idmap import IdArray
+from pansight.types import Flag, read_flag
 
 FOLDERS = ("gtFine", "gtCoarse")
 PARTS = ("train", "val", "test", "train_extra")
@@ -38,7 +40,7 @@ MAX_COORDINATE = 1_000_000
 class _Object(msgspec.Struct):
     label: str
     polygon: list[tuple[float, float]]  # x, y
-    deleted: int | bool = 0
+    deleted: Flag = 0
 
 
 class _Polygons(msgspec.Struct):
@@ -128,7 +130,7 @@ class Cityscapes:
         pen = ImageDraw.Draw(canvas)
         seen: dict[int, int] = {}  # label → objects so far
         for number, row in enumerate(content.objects):
-            if row.deleted:
+            if read_flag(row.deleted, f"{file}: object {number}", "deleted"):
                 continue
             where = f"{file}: object {number}"
             label, is_group = self._label(row.label, where)

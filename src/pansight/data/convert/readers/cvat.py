@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
 import numpy as np
 
-from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_root, image_size, short_names, stems
+from pansight.data.convert.lookup import choose_part, files_ending, image_size, short_names, stems
 from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.dataset import split_of
 from pansight.data.images import MAX_PIXELS
+from pansight.data.paths import locate_all, named_folder, path_parts
 from pansight.errors import PansightError
 from pansight.files import open_plain
 
@@ -54,7 +57,7 @@ class _Cvat:
         self._file, self._images, self._paths = file, images, paths
         self._known = {category.name: index for index, category in enumerate(categories)}
         found = [path for path in paths if path is not None]
-        self._names = short_names(found) if found else [image.name.replace("\\", "/") for image in images]
+        self._names = short_names(found) if found else ["/".join(path_parts(image.name)) for image in images]
         self._image_ids = stems(self._names)
 
     def __len__(self) -> int:
@@ -104,8 +107,9 @@ def open_cvat(source: Path, split: str | None = None, *, image_folder: str | Non
     chosen, note = choose_part(by_subset, None if split is None else split.lower(), file)
     rows = by_subset[str(chosen)]
     notes = [] if note is None else [note]
-    root = image_root(file.parent, image_folder)
-    paths = _paths(rows, root, file)
+    root = named_folder(file.parent, image_folder)
+    paths, told = _paths(rows, root, source if source.is_dir() and image_folder is None else root, file)
+    notes += told
     if all(path is None for path in paths):
         notes.append(f"no image was found in {root.name} or its images/: sizes are those of the XML")
     if any(shape.attributes.get("z_order", "0") != "0" for image in rows for shape in image.shapes):
@@ -131,26 +135,29 @@ def splits_cvat(source: Path) -> tuple[str, ...]:
         subsets = tuple(_by_subset(_Parser(file).images)) if file is not None else ()
     except (OSError, ValueError, PansightError):
         return ()
-    return subsets if len(subsets) > 1 or subsets[:1] in {(part,) for part in PARTS} else ()
+    return subsets if len(subsets) > 1 or any(split_of(subset) for subset in subsets) else ()
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
 def _xml_of(source: Path) -> Path | None:
-    """annotations.xml, else the only XML file whose root is <annotations>."""
+    """annotations.xml, else the only XML file whose root is <annotations>; where there is none, in the sub-folders."""
     if source.is_file():
         found = [source]
     else:
         usual = source / "annotations.xml"
-        found = [usual] if usual.is_file() else sorted(source.glob("*.xml"))[:20]
+        found = [usual] if usual.is_file() else files_ending(source, ".xml")[:20]
+        inner = (path for path in sorted(source.glob("*")) if path.is_dir() and not path.name.startswith("."))
+        found = found or [file for folder in islice(inner, 20) for file in files_ending(folder, ".xml")[:20]]
     found = [file for file in found if file.suffix.lower() == ".xml" and _begins_like_cvat(file)]
     return found[0] if len(found) == 1 else None
 
 
 def _begins_like_cvat(file: Path) -> bool:
     with open_plain(file) as opened:
-        return re.search(rb"<annotations[\s>/]", opened.read(4096)) is not None
+        begin = opened.read(4096).replace(b"\0", b"")  # of UTF-16, which XML may be written in
+        return re.search(rb"<annotations[\s>/]", begin) is not None
 
 
 class _Parser:
@@ -264,21 +271,26 @@ def _color(text: str) -> tuple[int, int, int] | None:
     return None if match is None else (int(match[1], 16), int(match[2], 16), int(match[3], 16))
 
 
-def _paths(images: list[_Image], root: Path, file: Path) -> list[Path | None]:
-    """The file of each image; all None where there is none at all. Raises PansightError where some are missing."""
-    paths: list[Path | None] = []
-    for image in images:
-        subset = image.subset if re.fullmatch(r"\w[\w .-]*", image.subset) else "default"
-        path = find_tail([root / "images" / subset, root / "images", root / subset, root], image.name)
-        paths.append(path if path is not None and path.is_file() else None)
-    if any(path is not None for path in paths):
+def _paths(images: list[_Image], root: Path, outer: Path, file: Path) -> tuple[list[Path | None], tuple[str, ...]]:
+    """(the file of each image below `root`, else below `outer`; notes); all None where there is none at all.
+
+    Raises PansightError where some are missing, or only a picture of the same name in another folder is there.
+    """
+    subsets = dict.fromkeys(i.subset if re.fullmatch(r"\w[\w .-]*", i.subset) else "default" for i in images)
+    homes = (root / "images", root, outer / "images", outer)
+    places = [place for home in homes for place in (*(home / subset for subset in subsets), home)]
+    found = locate_all([image.name for image in images], places)
+    paths = [None if located is None else located.path for located in found.files]
+    if any(path is not None for path in paths) or found.ambiguous:
         for image, path in zip(images, paths):
             if path is None:
-                raise PansightError(where=file, expected=f"{image.name!r:.120} in {root} or its images/", found="none")
+                other = found.ambiguous.get(image.name)
+                told = "none" if other is None else f"only {other.name}, which may be another picture"
+                raise PansightError(where=file, expected=f"{image.name!r:.120} in {root} or its images/", found=told)
         twice = next((path for path, count in Counter(paths).items() if count > 1), None)
         if twice is not None:
             raise PansightError(where=file, expected="a file for every image", found=f"{twice} for several")
-    return paths
+    return paths, found.notes
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ import math
 import mmap
 import re
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -31,19 +30,20 @@ import msgspec
 import numpy as np
 
 from pansight.data.categories import category_table
-from pansight.data.convert.class_table import CLASS_FILES, read_classes
-from pansight.data.convert.lookup import choose_part, decode_json, images_by_stem
-from pansight.data.convert.readers.coco.files import kind_of
+from pansight.data.convert.class_table import CLASS_FILES, find_class_table, read_classes
+from pansight.data.convert.lookup import choose_part, files_ending, images_by_stem
 from pansight.data.convert.source import Annotated, ListSource, SourceCategory
 from pansight.data.convert.values import read_annotation
-from pansight.data.dataset import SPLITS, expect
+from pansight.data.dataset import expect, part_folders
+from pansight.data.formats.coco_files import kind_of
 from pansight.data.images import MAX_PIXELS, read_bytes, read_header, read_index_png, read_rgb_ids
+from pansight.data.paths import named_file, named_folder
 from pansight.errors import PansightError
-from pansight.files import open_plain, safe_join
+from pansight.files import decode_json, json_text, open_plain, safe_join
 from pansight.ops.idmap import MAX_ID, IdArray, present_ids
+from pansight.types import Flag, read_flag
 
 MAPS = (".png", ".npy")
-PARTS = tuple(part for names in SPLITS.values() for part in names)
 KNOWN = ("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic")
 
 
@@ -57,9 +57,9 @@ class _Segment(msgspec.Struct):
     id: int
     label_id: int | None = None
     category_id: int | None = None
-    isthing: int | bool | None = None
-    was_fused: bool | None = None
-    iscrowd: int | bool | None = None
+    isthing: Flag = None
+    was_fused: Flag = None
+    iscrowd: Flag = None
 
     @property
     def label(self) -> int | None:
@@ -129,7 +129,7 @@ def splits_id_maps(source: Path) -> tuple[str, ...]:
     try:
         if source.is_file() or _has_tables(source):
             return ()
-        return tuple(part for part in PARTS if _has_tables(source / part))
+        return tuple(part for part in part_folders(source) if _has_tables(source / part))
     except OSError:
         return ()
 
@@ -138,25 +138,26 @@ def splits_id_maps(source: Path) -> tuple[str, ...]:
 
 
 def _has_tables(folder: Path) -> bool:
-    return any(_is_table(file) for file in islice(sorted(folder.glob("*.json")), 20))
+    return any(_is_table(file) for file in files_ending(folder, ".json")[:20])
 
 
 def _is_table(file: Path) -> bool:
     try:
         with open_plain(file) as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            return text.find(b'"segments_info"') >= 0 and kind_of(file) is None
+            told = b"\0" in text[:4] and '"segments_info"'.encode("utf-16-le") in text[:]  # some editors write UTF-16
+            return (told or text.find(b'"segments_info"') >= 0) and kind_of(file) is None
     except (OSError, ValueError):  # also: an empty file cannot be mapped
         return False
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.glob("*.json")) if _is_table(file)]
+    return [file for file in files_ending(folder, ".json") if _is_table(file)]
 
 
 def _table(file: Path, folder: Path) -> list[_Row]:
     """The images that a JSON tells of; the maps stay where they are."""
-    data = read_annotation(file, "a table of segments")
-    start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    data = json_text(read_annotation(file, "a table of segments"), file)
+    start = data.lstrip(b" \t\r\n")[:1]
     if start == b"[":
         entries = decode_json(data, list[_Entry], file)
         missing = next((n for n, entry in enumerate(entries) if entry.file_name is None), None)
@@ -247,7 +248,10 @@ def _numbered(ids: IdArray, row: _Row, index: dict[int, int]) -> tuple[IdArray, 
         where = f"{row.where}: segment {segment.id}"
         expect(0 <= segment.id <= MAX_ID - shift, where, f"an id 0 … {MAX_ID - shift}", segment.id)
         expect(segment.id + shift not in segments, where, "each id once", "it twice")
-        segments[segment.id + shift] = index[int(segment.label or 0)], bool(segment.iscrowd)
+        segments[segment.id + shift] = (
+            index[int(segment.label or 0)],
+            bool(read_flag(segment.iscrowd, where, "iscrowd")),
+        )
     ids = np.where(ids < 0, 0, ids + np.int32(shift)) if shift or (ids < 0).any() else ids
     strange = set(present_ids(ids).tolist()) - segments.keys() - {0}
     expect(not strange, row.map_file or row.where, "only ids that the table lists", min(strange, default=0) - shift)
@@ -265,13 +269,16 @@ def _categories(
     seen: dict[int, None] = {}
     for row in rows:
         for segment in row.entry.segments_info:
+            where = f"{row.where}: segment {segment.id}"
             if segment.label is None:
-                raise PansightError(where=f"{row.where}: segment {segment.id}", expected="a label_id", found="none")
+                raise PansightError(where=where, expected="a label_id", found="none")
             seen[segment.label] = None
-            if segment.isthing is not None:
-                said[segment.label] = bool(segment.isthing)
-            if segment.was_fused is not None:
-                fused[segment.label] = segment.was_fused or fused.get(segment.label, False)
+            is_thing = read_flag(segment.isthing, where, "isthing")
+            was_fused = read_flag(segment.was_fused, where, "was_fused")
+            if is_thing is not None:
+                said[segment.label] = is_thing
+            if was_fused is not None:
+                fused[segment.label] = was_fused or fused.get(segment.label, False)
     named, notes = _names(base, folder, classes)
     unnamed = [label for label in seen if label not in named]
     if named and unnamed:
@@ -301,15 +308,14 @@ def _categories(
 
 def _names(base: Path, folder: Path, classes: str | None) -> tuple[dict[int, SourceCategory], list[str]]:
     """label_id → class, of the file that is named or found; empty where there is none."""
-    names = ("config.json", "id2label.json", *CLASS_FILES)
-    places = [place / name for place in dict.fromkeys((folder, base)) for name in names]
-    if classes is not None:
-        places = [p for p in (Path(classes), base / classes) if p.is_file()]
-        expect(bool(places), classes, "a file with the names of the classes", "no such file")
-    for file in places:
-        if not file.is_file():
-            continue
-        if file.suffix.lower() == ".json" and b'"id2label"' in (data := read_annotation(file, "classes")):
+    if classes is None:
+        file = find_class_table((folder, base), ("config.json", "id2label.json", *CLASS_FILES))
+    else:
+        file = named_file(base, classes, "a file with the names of the classes")
+    if file is not None:
+        if file.suffix.lower() == ".json" and b'"id2label"' in (
+            data := json_text(read_annotation(file, "classes"), file)
+        ):
             labels = decode_json(data, _Labels, file).id2label or {}
             bad = next((key for key in labels if not key.isdecimal() or len(key) > 8), None)
             expect(bad is None, file, "whole numbers as keys of id2label", bad)
@@ -332,11 +338,9 @@ def _published(names: set[str]) -> tuple[dict[str, bool], str]:
 def _images(base: Path, folder: Path, images: str | None) -> dict[str, Path]:
     """Name → image file."""
     if images is not None:
-        place = next((p for p in (Path(images), base / images) if p.is_dir()), None)
-        expect(place is not None, images, "a folder of images", "none")
-        return images_by_stem(place or base)
+        return images_by_stem(named_folder(base, images))
     places = (base / "images" / folder.name, folder / "images", base / "images")
     place = next((p for p in places if p.is_dir()), None)
     if place is not None:
         return images_by_stem(place)
-    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in (".jpg", ".jpeg")}
+    return {file.stem: file for ending in (".jpeg", ".jpg") for file in files_ending(folder, ending)}

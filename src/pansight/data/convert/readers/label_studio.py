@@ -8,38 +8,27 @@ the first; cancelled ones and predictions are not.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.data.convert.lookup import (
-    PARTS,
-    choose_part,
-    decode_json,
-    find_tail,
-    image_root,
-    image_size,
-    short_names,
-    stems,
-)
+from pansight.data.convert.lookup import choose_part, files_ending, image_size, short_names, stems
 from pansight.data.convert.polygons import expect_short, region_of_mask, region_of_polygons
 from pansight.data.convert.shapes import ellipse_points, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.dataset import part_folders
 from pansight.data.images import IMAGE_SUFFIXES, MAX_PIXELS
+from pansight.data.paths import locate_all, named_folder, path_parts, spellings
 from pansight.errors import PansightError
-from pansight.files import open_plain, read_plain
+from pansight.files import decode_json, open_plain, read_plain
+from pansight.types import Flag, read_flag
 
 KINDS = ("polygon", "brush", "rectangle", "ellipse")
-UPLOAD = re.compile("[0-9a-f]{8}-")
 MAX_DETECTED_BYTES = 2**28
 
 
@@ -80,8 +69,8 @@ class _Result(msgspec.Struct):
 
 class _Annotation(msgspec.Struct):
     result: list[_Result] = []
-    was_cancelled: bool | None = None
-    ground_truth: bool | None = None
+    was_cancelled: Flag = None
+    ground_truth: Flag = None
 
 
 class _Task(msgspec.Struct):
@@ -112,6 +101,7 @@ class _Row(NamedTuple):
     where: str  # file and task
     image: Path | None
     text: str  # how the task names its image
+    upload: str  # the name of an uploaded file; empty where it was none
     size: tuple[int, int] | None  # as the annotation gives it
     drawings: list[_Drawing]
 
@@ -152,15 +142,15 @@ def open_label_studio(source: Path, split: str | None = None, *, image_folder: s
     """
     source = Path(source)
     if split is not None:
-        part, _ = choose_part([part for part in PARTS if (source / part).is_dir()], split, source)
+        part, _ = choose_part(part_folders(source), split, source)
         source = source / str(part)
     file = _json_of(source)
-    root = image_root(file.parent, image_folder)
+    root = named_folder(file.parent, image_folder)
     counts: Counter[str] = Counter()
-    rows = list(_rows(_tasks(file), root, file, counts))
+    rows = list(_rows(_tasks(file), file, counts))
     if not rows:
         raise PansightError(where=file, expected="annotated tasks", found="none")
-    _check_images(rows, root)
+    rows = _with_images(rows, root, source if source.is_dir() and image_folder is None else root)
     return _LabelStudio(rows, tuple(_notes(rows, counts)))
 
 
@@ -177,14 +167,18 @@ def is_label_studio(source: Path) -> bool:
 
 def _exports(source: Path) -> list[Path]:
     """The JSON files that begin as a list and hold tasks with annotations."""
-    files = [source] if source.is_file() else sorted(source.glob("*.json"))[:20]
+    files = [source] if source.is_file() else files_ending(source, ".json")[:20]
+    if not files and source.is_dir():
+        inner = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        files = [file for folder in inner[:20] for file in files_ending(folder, ".json")[:20]]
     found: list[Path] = []
     for file in files:
         if file.suffix.lower() != ".json" or file.stat().st_size > MAX_DETECTED_BYTES:
             continue
         with open_plain(file) as opened:
-            if not opened.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-                continue
+            begin = opened.read(100)
+        if b"\0" not in begin and not begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):  # UTF-16 has zeros
+            continue
         try:
             heads = decode_json(read_plain(file), list[_Head], file)
         except PansightError:
@@ -197,7 +191,7 @@ def _exports(source: Path) -> list[Path]:
 def _json_of(source: Path) -> Path:
     if source.is_file():
         return source
-    found = _exports(source) or sorted(source.glob("*.json"))
+    found = _exports(source) or files_ending(source, ".json")
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:3]) or "none"
         raise PansightError(where=source, expected="one JSON export of Label Studio", found=names, hint="name the file")
@@ -220,23 +214,25 @@ def _tasks(file: Path) -> list[_Task]:
     return tasks
 
 
-def _rows(tasks: list[_Task], root: Path, file: Path, counts: Counter[str]) -> Iterator[_Row]:
+def _rows(tasks: list[_Task], file: Path, counts: Counter[str]) -> Iterator[_Row]:
+    """The annotated tasks, not yet with their images."""
     for number, task in enumerate(tasks, 1):
         where = f"{file}: task {number if task.id is None else task.id}"
-        given = [a for a in task.annotations or task.completions or [] if not a.was_cancelled]
+        every = task.annotations or task.completions or []
+        given = [a for a in every if not read_flag(a.was_cancelled, where, "was_cancelled")]
         counts["predictions"] += len(task.predictions or [])
         if not given:
             counts["unannotated"] += 1
             continue
         counts["several"] += len(given) > 1
-        chosen = next((a for a in given if a.ground_truth), given[0])
+        chosen = next((a for a in given if read_flag(a.ground_truth, where, "ground_truth")), given[0])
         text = _image_text(task, where)
         drawings = list(_drawings(chosen.result, where, counts))
         sizes = {_stated_size(d.result, where) for d in drawings} or {_stated_size(r, where) for r in chosen.result}
         sizes.discard(None)
         if len(sizes) > 1:
             raise PansightError(where=where, expected="results of one image size", found=sorted(sizes, key=str))
-        yield _Row(where, _find_image(task, text, root), text, next(iter(sizes), None), drawings)
+        yield _Row(where, None, text, task.file_upload or "", next(iter(sizes), None), drawings)
 
 
 def _drawings(results: list[_Result], where: str, counts: Counter[str]) -> Iterator[_Drawing]:
@@ -300,46 +296,36 @@ def _image_text(task: _Task, where: str) -> str:
 
 def _path_of(text: str) -> str:
     """The path within a URL, a storage link or a path: what may be a file's name here."""
-    try:
-        parts = urlsplit(text)
-        query = parse_qs(parts.query)
-        if "d" in query:  # /data/local-files/?d=folder/name.jpg
-            return query["d"][0]
-        if "fileuri" in query:  # /tasks/1/resolve/?fileuri=<base64 of s3://…>
-            return urlsplit(base64.b64decode(query["fileuri"][0], validate=True).decode()).path
-        return unquote(parts.path) if parts.scheme or parts.query or text.startswith("/") else text
-    except (ValueError, binascii.Error):
-        return text
+    return next(spellings(text))
 
 
-def _find_image(task: _Task, text: str, root: Path) -> Path | None:
-    path = _path_of(text).replace("\\", "/")
-    folder, _, name = path.rpartition("/")
-    names = [path, f"{folder}/{UPLOAD.sub('', name, count=1)}" if UPLOAD.match(name) else ""]
-    if task.file_upload:
-        names += [task.file_upload, UPLOAD.sub("", task.file_upload, count=1)]
-    for candidate in filter(None, names):
-        found = find_tail([root, root / "images"], candidate)
-        if found is not None and found.is_file():
-            return found
-    return None
+def _with_images(rows: list[_Row], root: Path, outer: Path) -> list[_Row]:
+    """The rows with their image files, below `root` or else `outer`; all without where there is none at all.
 
-
-def _check_images(rows: list[_Row], root: Path) -> None:
-    """Raises PansightError where some images are missing, or several tasks have the same one."""
-    if all(row.image is None for row in rows):
-        return
-    for row in rows:
-        if row.image is None:
+    Raises PansightError where some images are missing, or several tasks have the same one.
+    """
+    places = [root, root / "images", outer, outer / "images"]
+    found = locate_all([row.text for row in rows], places, others=[[row.upload] if row.upload else [] for row in rows])
+    if found.ambiguous:
+        path = next(iter(found.ambiguous.values())).path
+        raise PansightError(
+            where=path, expected="an image for every task", found="several tasks that may mean this one"
+        )
+    if all(located is None for located in found.files):
+        return rows
+    for row, located in zip(rows, found.files):
+        if located is None:
             raise PansightError(where=row.where, expected=f"{row.text!r:.120} in {root} or its images/", found="none")
-    twice = next((image for image, count in Counter(row.image for row in rows).items() if count > 1), None)
+    images = [located.path for located in found.files if located is not None]
+    twice = next((image for image, count in Counter(images).items() if count > 1), None)
     if twice is not None:
         raise PansightError(where=twice, expected="an image for every task", found="several tasks with this one")
+    return [row._replace(image=image) for row, image in zip(rows, images)]
 
 
 def _output_name(text: str, where: str) -> str:
-    name = _path_of(text).replace("\\", "/").rpartition("/")[2]
-    if name in ("", ".", "..") or "\0" in name or ":" in name:
+    name = next(reversed(path_parts(_path_of(text))), "")
+    if not name or "\0" in name or ":" in name:
         raise PansightError(where=where, expected="the name of an image file", found=f"{text!r:.120}")
     return name
 

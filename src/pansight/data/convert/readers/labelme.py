@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 
 from pansight.data.convert.class_table import read_classes
 from pansight.data.convert.lookup import (
-    PARTS,
     choose_part,
-    decode_json,
-    find_tail,
+    files_ending,
+    image_beside,
     image_size,
     short_names,
     walk_images,
@@ -35,9 +34,11 @@ from pansight.data.convert.lookup import (
 from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.dataset import part_folders
 from pansight.data.images import IMAGE_SUFFIXES, check_png, read_header
+from pansight.data.paths import locate_all
 from pansight.errors import PansightError
-from pansight.files import read_plain, replacing
+from pansight.files import decode_json, read_plain, replacing
 
 OUTLINES = ("polygon", "rotation", "oriented_rectangle")
 REGIONS = (*OUTLINES, "rectangle", "circle", "mask")
@@ -143,25 +144,24 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
         part, note = choose_part(splits_labelme(source), split, source)
         root = source if part is None else source / part
         notes += [] if note is None else [note]
-        files = sorted(file for file in root.rglob("*.json") if not file.name.startswith("."))
-    entries: list[tuple[Path, Path | None, Path]] = []
+        files = files_ending(root, ".json", recursive=True)
+    stated: dict[Path, str | None] = {}  # file → imagePath
     left_out: Counter[str] = Counter()
     labels: set[str] = set()
     strangers: list[Path] = []
     for file in files:
-        data = _read(file)
-        head = _head(data, file)
+        head = _head(_read(file), file)
         if head is None:
             strangers.append(file)
             continue
         outlines = head.shapes or []
         labels.update(str(shape.label) for shape in outlines if shape.shape_type not in LINES)
         left_out.update(_left_out(outlines, file))
-        image = _image_of(file, head.imagePath, root, source if source.is_dir() else root)
-        entries.append((file, image, image or _virtual_image(data, head.imagePath, file)))
-    if not entries:
+        stated[file] = head.imagePath
+    if not stated:
         raise PansightError(where=root, expected="LabelMe's JSON files (shapes, imagePath)", found="none")
-    notes += _notes(root, entries, strangers, left_out)
+    entries, told = _with_images(stated, source if source.is_dir() else root)
+    notes += [*told, *_notes(root, entries, strangers, left_out)]
     names = short_names([place for _, _, place in entries])
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
@@ -172,9 +172,9 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
 
 def splits_labelme(source: Path) -> tuple[str, ...]:
     """The parts that have folders of their own, where no JSON lies outside of them."""
-    if next(source.glob("*.json"), None) is not None:
+    if files_ending(source, ".json"):
         return ()
-    return tuple(part for part in PARTS if next((source / part).rglob("*.json"), None) is not None)
+    return tuple(part for part in part_folders(source) if next((source / part).rglob("*.[jJ][sS][oO][nN]"), None))
 
 
 def is_labelme(source: Path) -> bool:
@@ -192,7 +192,7 @@ def is_labelme(source: Path) -> bool:
 def _first_jsons(root: Path) -> list[Path]:
     """A JSON or two of the places where LabelMe's lie."""
     folders = [root, *sorted(f for f in root.glob("*") if f.is_dir())[:20]] if root.is_dir() else []
-    found = [next(folder.glob("*.json"), None) for folder in folders]
+    found = [next(iter(files_ending(folder, ".json")), None) for folder in folders]
     return [file for file in found if file is not None and file.stat().st_size < 2**26][:3]
 
 
@@ -219,19 +219,25 @@ def _left_out(shapes: list[_Outline], file: Path) -> list[str]:
     return kinds + [IGNORED_LABEL for shape in shapes if shape.label == IGNORED_LABEL]
 
 
-def _image_of(file: Path, stated: str | None, root: Path, source: Path) -> Path | None:
-    """The file that imagePath names, beside the JSON or above it within `source`; else one called as the JSON is."""
-    places = [folder for folder in file.parents if folder.is_relative_to(source)]
-    found = find_tail(places, stated) if stated else None
-    if found is not None and found.is_file():
-        return found
-    beside = (file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
-    return next((image for image in beside if image.is_file()), None)
+def _with_images(
+    stated: dict[Path, str | None], source: Path
+) -> tuple[list[tuple[Path, Path | None, Path]], tuple[str, ...]]:
+    """[(JSON, image file or None where it is in the JSON, where the image lies or would lie)], and notes.
+
+    An image is the file that imagePath names, beside the JSON or above it within `source`; else one called as the JSON
+    is. stated: the imagePath of each JSON.
+    """
+    found = locate_all([name or "" for name in stated.values()], [source], starts=[file.parent for file in stated])
+    entries: list[tuple[Path, Path | None, Path]] = []
+    for (file, name), located in zip(stated.items(), found.files):
+        image = image_beside(file.parent, file.stem) if located is None else located.path
+        entries.append((file, image, image or _virtual_image(name, file)))
+    return entries, found.notes
 
 
-def _virtual_image(data: bytes, stated: str | None, file: Path) -> Path:
+def _virtual_image(stated: str | None, file: Path) -> Path:
     """Where the image within a JSON would lie. Raises PansightError where there is none in it either."""
-    text = decode_json(data, _ImageData, file).imageData
+    text = decode_json(_read(file), _ImageData, file).imageData
     if not text:
         raise PansightError(
             f"expected the image {stated!r:.120} in this folder, or imageData; found neither", where=file

@@ -10,14 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from unicodedata import normalize
 
 import cv2
 import numpy as np
 
-from pansight.data.convert.class_table import CLASS_FILES, PixelClass, checked_classes, classes_of_names, read_classes
-from pansight.data.convert.lookup import PARTS, choose_part, image_size, images_by_stem, walk_images
+from pansight.data.convert.class_table import (
+    PixelClass,
+    checked_classes,
+    classes_of_names,
+    find_class_table,
+    read_classes,
+)
+from pansight.data.convert.lookup import choose_part, image_size, images_by_stem, walk_images
 from pansight.data.convert.source import Annotated, Source, SourceCategory
-from pansight.data.dataset import part_names
+from pansight.data.dataset import part_folders
 from pansight.data.formats.instance_png import LAYOUTS
 from pansight.data.images import read_bytes, read_header, read_index_png, read_rgb_ids
 from pansight.errors import PansightError, choice_error
@@ -98,7 +105,7 @@ def is_instance_png(source: Path) -> bool:
 
 def splits_instance_png(source: Path) -> tuple[str, ...]:
     """The parts that have folders of their own."""
-    return tuple(part for part in _parts(source, INSTANCE_FOLDERS, PARTS) if part)
+    return tuple(part for part in _parts(source, INSTANCE_FOLDERS) if part)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -138,12 +145,8 @@ class _SemanticPngs:
 
     def _class_map(self, png: Path) -> IdArray:
         """int32 (H, W): index of the class + 1, 0 = void. Raises PansightError for values of no class."""
-        in_color = _is_rgb(png)
-        if in_color and not self._colors:
-            raise PansightError(
-                "expected class numbers, or a table of colours (option classes=FILE); found RGB", where=png
-            )
-        values, known = (read_rgb_ids(png), self._colors) if in_color else (read_index_png(png), self._values)
+        in_color = bool(self._colors) and _is_rgb(png)
+        values, known = (read_rgb_ids(png), self._colors) if in_color else (_class_numbers(png), self._values)
         unknown = [v for v in present_ids(values).tolist() if v not in known]
         if unknown:
             v = unknown[0]
@@ -228,7 +231,7 @@ def is_semantic_png(source: Path) -> bool:
 
 def splits_semantic_png(source: Path) -> tuple[str, ...]:
     """The parts that have folders of their own."""
-    return tuple(part for part in _parts(source, CLASS_FOLDERS, PARTS) if part)
+    return tuple(part for part in _parts(source, CLASS_FOLDERS) if part)
 
 
 def _class_table(
@@ -238,23 +241,18 @@ def _class_table(
     if classes is not None and not isinstance(classes, str):
         return classes_of_names(classes), ()
     if classes is not None:
-        file = next((f for f in (Path(classes), root / classes) if f.is_file()), None)
+        file = next((f for f in (root / classes, Path(classes)) if f.is_file()), None)
         if file is None and "," not in classes:
             raise PansightError(
                 where="classes", expected="a file or names with commas between them", found=f"{classes!r}"
             )
         return (classes_of_names(classes.split(",")), ()) if file is None else (read_classes(file), ())
-    places = dict.fromkeys((masks, masks.parent, root))
-    file = next((place / name for place in places for name in CLASS_FILES if (place / name).is_file()), None)
+    file = find_class_table((masks, masks.parent, root))
     if file is not None:
         return read_classes(file), (f"names of the classes are those of {file.relative_to(root)}",)
     values: set[int] = set()
     for _, _, png in pairs:
-        if _is_rgb(png):
-            raise PansightError(
-                "expected class numbers, or a table of colours (option classes=FILE); found RGB", where=png
-            )
-        values.update(present_ids(read_index_png(png)).tolist())
+        values.update(present_ids(_class_numbers(png)).tolist())
         if len(values) > MAX_UNNAMED:
             found = (
                 f"more than {MAX_UNNAMED} values (instance numbers are --from instance_png; else option classes=FILE)"
@@ -265,6 +263,17 @@ def _class_table(
         "no names of classes were given (option classes=FILE or NAMES): class_N is the class of the pixels of value N"
     )
     return checked_classes(found, masks), (told,)
+
+
+def _class_numbers(png: Path) -> IdArray:
+    """int32 (H, W). Raises PansightError where the classes are told by colours."""
+    try:
+        return read_index_png(png)
+    except PansightError as error:
+        if error.code == "wrong_format":
+            expected = "expected class numbers, or a table of colours (option classes=FILE); found RGB"
+            raise PansightError(expected, where=png) from error
+        raise
 
 
 def _is_rgb(png: Path) -> bool:
@@ -282,7 +291,7 @@ def _color_id(color: tuple[int, int, int]) -> int:
 
 def _places(root: Path, folders: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Path, Path]]:
     """(part or "", images, PNGs) of the layouts that are looked for."""
-    for part in ("", *PARTS):
+    for part in ("", *part_folders(root, *(root / images for images, _ in folders))):
         for images, masks in folders:
             yield part, root / part / images, root / part / masks
             if part:
@@ -293,12 +302,12 @@ def _places(root: Path, folders: Sequence[tuple[str, str]]) -> Iterator[tuple[st
             yield part, root / part, root / part  # a.jpg and a_mask.png side by side
 
 
-def _parts(root: Path, folders: Sequence[tuple[str, str]], names: Sequence[str]) -> dict[str, tuple[Path, Path]]:
+def _parts(root: Path, folders: Sequence[tuple[str, str]]) -> dict[str, tuple[Path, Path]]:
     """part → (images, PNGs); "" alone where the images lie in no folders of parts, or in such and elsewhere too."""
     found: dict[str, tuple[Path, Path]] = {}
     try:
         for part, images, masks in _places(root, folders):
-            if part in ("", *names) and part not in found and _has_pair(images, masks):
+            if part not in found and _has_pair(images, masks):
                 found[part] = images, masks
     except (OSError, ValueError):
         return {}
@@ -316,7 +325,7 @@ def _folders(
         raise PansightError("expected both image_folder and mask_folder, or neither; found one", where=root)
     if image_folder is not None and mask_folder is not None:
         folders = ((image_folder, mask_folder),)
-    found = _parts(root, folders, PARTS if split is None else part_names(split))
+    found = _parts(root, folders)
     if not found or (split is not None and "" in found):
         looked = ", ".join(f"{a}/ + {b}/" for a, b in folders[:9]) + ("" if len(folders) < 9 else " …")
         where = root if split is None else f"{root}, part {split!r}"
@@ -338,7 +347,9 @@ def _has_pair(images: Path, masks: Path) -> bool:
         return False
     for file in islice(walk_images(images), 50):
         place = masks / file.relative_to(images).parent
-        if any((place / f"{file.stem}{ending}.png").is_file() for ending in _endings(images, masks)):
+        stems = dict.fromkeys((file.stem, normalize("NFC", file.stem), normalize("NFD", file.stem)))
+        endings = [ending + suffix for ending in _endings(images, masks) for suffix in (".png", ".PNG")]
+        if any((place / f"{stem}{ending}").is_file() for stem in stems for ending in endings):
             return True
     return False
 

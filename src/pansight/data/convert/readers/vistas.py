@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pansight.data.categories import category_table
-from pansight.data.convert.lookup import choose_part, decode_json, image_size
+from pansight.data.convert.lookup import choose_part, files_ending, image_beside, image_size
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import read_annotation, read_values, segments_of, unannotated
 from pansight.data.formats.official import VISTAS_JSON, VISTAS_PARTS, vistas_jsons
-from pansight.data.images import IMAGE_SUFFIXES
 from pansight.errors import PansightError, choice_error
+from pansight.files import decode_json
+from pansight.types import Flag, read_flag
 
 Color = tuple[int, int, int]
 
@@ -29,8 +30,8 @@ class _Label(msgspec.Struct):
 
     name: str
     readable: str = ""
-    instances: bool | None = None
-    evaluate: bool = True
+    instances: Flag = None
+    evaluate: Flag = True
     color: Color | None = None
 
 
@@ -41,7 +42,7 @@ class _Config(msgspec.Struct):
 class _Category(msgspec.Struct):
     id: int
     name: str
-    isthing: int | bool
+    isthing: Flag
     supercategory: str = ""
     color: Color | None = None
 
@@ -64,7 +65,7 @@ class Vistas:
     def __init__(self, instances: Path, images: Path, classes: _Classes, notes: list[str]):
         self.instances, self.images = instances, images
         self.categories, self._by_label = classes.categories, classes.by_label
-        self._files = sorted(instances.glob("[!.]*.png"))
+        self._files = files_ending(instances, ".png")
         if not self._files:
             raise PansightError(where=instances, expected="16-bit PNGs of instances", found="none")
         if not images.is_dir():
@@ -79,7 +80,7 @@ class Vistas:
         values = read_values(file, 16, "instances of Vistas")
         size = values.shape[0], values.shape[1]
         ids, segments = segments_of(values, lambda value: self._meaning(value, file))
-        image = next((p for p in (self.images / f"{file.stem}{s}" for s in IMAGE_SUFFIXES) if p.is_file()), None)
+        image = image_beside(self.images, file.stem)
         if image is None:
             raise PansightError(
                 where=f"{self.images / file.stem}.jpg",
@@ -144,19 +145,21 @@ def _from_panoptic(labels: list[_Label], rows: list[_Category], file: Path) -> _
         raise PansightError(
             where=file, expected="categories that are labels of the config", found=f"{rows[min(lost)].name!r}"
         )
-    categories = tuple(SourceCategory(row.name, row.id, bool(row.isthing), row.color) for row in rows)
+    things = [read_flag(row.isthing, f"{file}: category {row.id}", "isthing") for row in rows]
+    categories = tuple(SourceCategory(row.name, row.id, thing, row.color) for row, thing in zip(rows, things))
     return _Classes(categories, found, f"things and stuff as in {file.name}; {_left_out(labels, found)}")
 
 
 def _from_config(labels: list[_Label], file: Path) -> _Classes:
     """Labels that are evaluated; ids as in the panoptic files of v1.2, label + 1."""
-    kept = [n for n, label in enumerate(labels) if label.evaluate]
+    kept = [n for n, label in enumerate(labels) if read_flag(label.evaluate, f"{file}: label {n}", "evaluate")]
     found = {n: kept.index(n) if n in kept else None for n in range(len(labels))}
     names = [labels[n].readable or labels[n].name for n in kept]
     if len(set(names)) < len(names):
         names = [labels[n].name for n in kept]
+    things = [read_flag(labels[n].instances, f"{file}: label {n}", "instances") for n in kept]
     categories = tuple(
-        SourceCategory(name, n + 1, labels[n].instances, labels[n].color) for n, name in zip(kept, names)
+        SourceCategory(name, n + 1, thing, labels[n].color) for n, name, thing in zip(kept, names, things)
     )
     return _Classes(categories, found, f"things and stuff as in {file.name}; {_left_out(labels, found)}")
 

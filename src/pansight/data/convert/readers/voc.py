@@ -1,8 +1,8 @@
 """Pascal VOC segmentation: SegmentationClass and SegmentationObject, palette PNGs of class and object numbers.
 
 255 is the border between objects and stays void; 0 is the background, a stuff class unless asked otherwise. Annotation
-tools write the same folders with classes of their own, listed with their colours in labelmap.txt; the PNGs may then be
-in colours instead of numbers.
+tools write the same folders with classes of their own, listed in labelmap.txt, class_names.txt or the like, some with
+colours; the PNGs may then be in colours instead of numbers. Only where no such table lies are the names Pascal VOC's.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from pansight.data.categories import category_table
-from pansight.data.convert.class_table import PixelClass, read_classes
-from pansight.data.convert.lookup import choose_part, image_size, images_by_stem
+from pansight.data.convert.class_table import BACKGROUND, PixelClass, find_class_table, read_classes
+from pansight.data.convert.lookup import choose_part, files_ending, image_size, images_by_stem
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_values, segments_of
-from pansight.data.images import PNG_RGB, read_bytes, read_header, read_rgb_ids
+from pansight.data.dataset import SPLITS, split_of
+from pansight.data.images import read_bytes, read_header, read_rgb_ids
 from pansight.errors import PansightError, choice_error
-from pansight.files import read_plain, safe_join
+from pansight.files import read_text, safe_join
 from pansight.ops.idmap import IdArray, present_ids, relabel
 
 BORDER = 255
@@ -38,6 +39,7 @@ class Voc:
         self._index = {n: index for index, n in enumerate(kept)}  # class → category
         self._by_color = {_coded(row.color): n for n, row in enumerate(classes) if row.color is not None}
         self._by_color.setdefault(BORDER_COLOR, BORDER)
+        self._by_value = {BORDER: BORDER} | {row.value: n for n, row in enumerate(classes)}
         folder = root / "JPEGImages"
         if not folder.is_dir():
             raise PansightError(where=folder, expected="the images", found="no such folder", code="missing_file")
@@ -92,17 +94,20 @@ class Voc:
         """int32 (H, W): index of the class, BORDER on borders."""
         if not _is_rgb(file):
             classes = read_values(file, 8, "classes of Pascal VOC")
-            unknown = [n for n in present_ids(classes).tolist() if n >= len(self._classes) and n != BORDER]
+            unknown = [n for n in present_ids(classes).tolist() if n not in self._by_value]
             if unknown:
                 raise PansightError(
-                    where=file, expected=f"classes 0 … {len(self._classes) - 1} or 255", found=unknown[0]
+                    where=file,
+                    expected=f"classes 0 … {max(row.value for row in self._classes)} or 255",
+                    found=unknown[0],
+                    hint="the names of other classes are read from class_names.txt beside the folders",
                 )
-            return classes
+            return relabel(classes, self._by_value)
         coded = read_rgb_ids(file)
         unknown = [n for n in present_ids(coded).tolist() if n not in self._by_color]
         if unknown:
             red, green, blue = unknown[0] & 255, (unknown[0] >> 8) & 255, unknown[0] >> 16
-            raise PansightError(where=file, expected="colours of labelmap.txt", found=f"{red},{green},{blue}")
+            raise PansightError(where=file, expected="colours of the table of classes", found=f"{red},{green},{blue}")
         return relabel(coded, self._by_color)
 
     def _read_objects(self, file: Path) -> IdArray:
@@ -120,30 +125,29 @@ def _is_rgb(file: Path) -> bool:
     if not file.is_file():
         raise PansightError(where=file, expected="annotations of Pascal VOC", found="no such file", code="missing_file")
     header = read_header(read_bytes(file), file)
-    return header.kind == "png" and header.png_color == PNG_RGB
+    return header.kind == "png" and header.channels >= 3
 
 
 def _coded(color: tuple[int, int, int]) -> int:
     return color[0] + 256 * color[1] + 65536 * color[2]
 
 
-def _classes(root: Path) -> list[PixelClass]:
-    """The 20 classes and the background, or those of labelmap.txt, whose things are not told from stuff."""
-    file = root / "labelmap.txt"
-    if not file.is_file():
+def _class_table(root: Path, source: Path) -> tuple[list[PixelClass], str]:
+    """(classes, a note where their names are from): of a table, which does not tell things, or the set's own."""
+    file = find_class_table((root, source, root / "ImageSets", root / "SegmentationClass"))
+    if file is None:
         rows = category_table("pascal_voc")
-        return [PixelClass(r["name"], r["id"], tuple(r["color"]), bool(r["isthing"])) for r in rows]
+        note = "no table of classes (class_names.txt, labelmap.txt) lies there: their names are those of Pascal VOC"
+        return [PixelClass(r["name"], r["id"], tuple(r["color"]), bool(r["isthing"])) for r in rows], note
     rows = read_classes(file)
-    if len(rows) > BORDER or all(row.name != "background" for row in rows):
+    if len(rows) > BORDER or all(row.name not in BACKGROUND for row in rows):
         raise PansightError(where=file, expected=f"at most {BORDER} classes, one of them 'background'", found=len(rows))
-    return [row._replace(is_thing=False) if row.name == "background" else row for row in rows]
+    renamed = [row._replace(name="background", is_thing=False) if row.name in BACKGROUND else row for row in rows]
+    return renamed, f"names of the classes are those of {file.name}"
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        text = read_plain(file).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PansightError(where=file, expected="lines of text", reason=error) from error
+    text = read_text(file, "lines of text")
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -170,24 +174,26 @@ def open_voc(source: Path, split: str | None = None, background: str = "stuff") 
     lists = root / LISTS
     part, note = choose_part(_parts(lists), split, lists)
     if part is None:
-        stems = sorted(file.stem for file in (root / "SegmentationObject").glob("[!.]*.png"))
+        stems = [file.stem for file in files_ending(root / "SegmentationObject", ".png")]
     else:
         names = dict.fromkeys(_lines(lists / f"{part}.txt"))
         stems = [safe_join(Path(), name, lists / f"{part}.txt").as_posix() for name in names]
     if not stems:
         raise PansightError(where=lists / f"{part}.txt" if part else root, expected="names of images", found="none")
-    return Voc(root, stems, _classes(root), background, [note] if note else [])
+    classes, told = _class_table(root, source)
+    return Voc(root, stems, classes, background, [told] if note is None else [note, told])
 
 
 def splits_voc(source: Path) -> tuple[str, ...]:
     """train, val and test, which have no image in common; else whatever lists there are."""
     present = _parts(_root(source) / LISTS)
-    return tuple(part for part in present if part in ("train", "val", "test")) or present
+    usual = tuple(part for part in present if part in SPLITS)
+    return usual or tuple(part for part in present if split_of(part) is not None) or present
 
 
 def _parts(lists: Path) -> tuple[str, ...]:
     """The names of the lists, the usual ones first."""
-    present = sorted(file.stem for file in lists.glob("[!.]*.txt"))
+    present = [file.stem for file in files_ending(lists, ".txt")]
     return tuple(sorted(present, key=lambda name: PARTS.index(name) if name in PARTS else len(PARTS)))
 
 

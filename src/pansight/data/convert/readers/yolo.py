@@ -8,6 +8,7 @@ differ in what their paths are relative to: of each path the longest tail that e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pansight.data.convert.class_table import PixelClass, checked_classes, read_classes
-from pansight.data.convert.lookup import PARTS, choose_part, find_tail, image_size, short_names, stems, walk_images
+from pansight.data.convert.class_table import PixelClass, checked_classes, find_class_table, read_classes
+from pansight.data.convert.lookup import choose_part, files_ending, image_size, short_names, stems, walk_images
 from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.dataset import SPLITS, part_folders, split_of
+from pansight.data.paths import find_tail, locate_all
 from pansight.errors import PansightError, choice_error
-from pansight.files import open_plain, read_plain
+from pansight.files import open_plain, read_plain, read_text
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 MAX_YAML_BYTES = 200_000
@@ -119,7 +122,7 @@ def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error
         notes += () if note is None else (note,)
         notes += tuple(f"{file.name}: the part {name!r} is not there and is left out" for name in missing)
     else:
-        table = next((root / name for name in ("classes.txt", "labels/classes.txt") if (root / name).is_file()), None)
+        table = find_class_table((root, root / "labels"))
         if table is None:
             raise PansightError(where=root, expected="data.yaml with names of classes (or classes.txt)", found="none")
         classes = read_classes(table)
@@ -190,10 +193,11 @@ def _yaml_of(source: Path) -> Path | None:
         candidates = [source] if source.suffix.lower() in (".yaml", ".yml") else []
     else:
         usual = [source / name for name in YAML_NAMES]
-        candidates = [f for f in usual if f.is_file()] or sorted([*source.glob("*.yaml"), *source.glob("*.yml")])[:9]
+        candidates = [f for f in usual if f.is_file()]
+        candidates = candidates or sorted([*files_ending(source, ".yaml"), *files_ending(source, ".yml")])[:9]
     for file in candidates:
         content = _read_yaml(file)
-        if "names" in content and any(content.get(name) for name in PARTS):
+        if "names" in content and any(_part_keys(content)):
             return file
     return None
 
@@ -218,7 +222,7 @@ def _yaml_parts(content: dict[str, Any], root: Path, file: Path) -> tuple[dict[s
     there: dict[str, list[str]] = {}
     missing: dict[str, list[str]] = {}
     base = _yaml_root(root, content)
-    for part in PARTS:
+    for part in _part_keys(content):
         value = content.get(part)
         texts = value if isinstance(value, list) else [value] if value else []
         if not all(isinstance(text, str) and text for text in texts):
@@ -228,6 +232,12 @@ def _yaml_parts(content: dict[str, Any], root: Path, file: Path) -> tuple[dict[s
         if texts:
             (there if any(find_tail([base], text) for text in texts) else missing)[part] = texts
     return there, missing
+
+
+def _part_keys(content: dict[str, Any]) -> list[str]:
+    """The keys under which paths of parts stand, training parts first."""
+    keys = [key for key in content if isinstance(key, str) and split_of(key) is not None and content[key]]
+    return sorted(keys, key=lambda key: list(SPLITS).index(split_of(key) or ""))
 
 
 # --- where images and labels are -------------------------------------------------------------------------------------
@@ -254,31 +264,26 @@ def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path]
         if place.is_dir():
             images += walk_images(place)
             continue
-        for number, line in enumerate(_lines(place), 1):
-            if line.strip():
-                image = find_tail([place.parent, root], line)
-                if image is None or not image.is_file():
-                    found = f"{line.strip()!r:.120}"
-                    raise PansightError(where=f"{place}: line {number}", expected=f"an image in {root}", found=found)
-                images.append(image)
+        lines = {number: line.strip() for number, line in enumerate(_lines(place), 1) if line.strip()}
+        found = locate_all(list(lines.values()), [place.parent, root])
+        for (number, line), image in zip(lines.items(), found.files):
+            if image is None:
+                where = f"{place}: line {number}"
+                raise PansightError(where=where, expected=f"an image in {root}", found=f"{line!r:.120}")
+            images.append(image.path)
+        notes += found.notes
     return list(dict.fromkeys(images)), tuple(notes)
 
 
 def _lines(file: Path) -> list[str]:
     """Of a text file; none where it does not exist."""
-    try:
-        return read_plain(file).decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read") from error
-    except ValueError as error:
-        raise PansightError(where=file, expected="text in UTF-8", found="other bytes") from error
+    return read_text(file, "lines").splitlines() if os.path.lexists(file) else []
 
 
 def _image_folders(root: Path) -> Iterator[tuple[str, Path]]:
     """(part or "", folder of images) in a tree without data.yaml; folders by part first."""
-    found = [(p, f) for p in PARTS for f in (root / "images" / p, root / p / "images") if f.is_dir()]
+    parts = part_folders(root, root / "images")
+    found = [(p, f) for p in parts for f in (root / "images" / p, root / p / "images") if f.is_dir()]
     yield from found
     if not found and (root / "images").is_dir():
         yield "", root / "images"
@@ -297,7 +302,9 @@ def _label_file(image: Path, root: Path) -> Path:
     parts = list(image.relative_to(root).parts[:-1])
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return root.joinpath(*parts, image.stem + ".txt")
+    folder = root.joinpath(*parts)
+    capital = folder / f"{image.stem}.TXT"
+    return capital if capital.is_file() else folder / f"{image.stem}.txt"
 
 
 def _any_text(label: Path) -> bool:
@@ -318,7 +325,7 @@ def _with_labels(images: list[Path], root: Path) -> tuple[list[tuple[str, Path, 
         raise PansightError(
             where=root, expected="one image a label file", found=f"{len(entries)} for {len(labels)} of them"
         )
-    present = {file for folder in {label.parent for label in labels} for file in folder.glob("*.txt")}
+    present = {file for folder in {label.parent for label in labels} for file in files_ending(folder, ".txt")}
     missing, lost = labels - present, {f for f in present - labels if f.name not in ("classes.txt", "notes.txt")}
     if len(missing) == len(labels):
         raise PansightError(

@@ -15,20 +15,23 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from pansight.data.categories import category_table
-from pansight.data.convert.lookup import decode_json, image_size
+from pansight.data.convert.lookup import image_size
 from pansight.data.convert.polygons import expect_short, region_of_polygons, region_of_rle
 from pansight.data.convert.readers.coco.files import choose_file, coco_files, parts_of
 from pansight.data.convert.readers.coco.stuff import OTHER, STUFF, stuff_maps
 from pansight.data.convert.source import Annotated, ListSource, Region, SourceCategory
 from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import expect
-from pansight.data.formats.coco_panoptic import image_folders
+from pansight.data.formats.coco_files import best_folder, data_root, image_folders, names_in
 from pansight.data.images import MAX_PIXELS, read_rgb_ids
+from pansight.data.paths import named_folder
 from pansight.errors import PansightError, choice_error
-from pansight.files import safe_join
+from pansight.files import decode_json
 from pansight.ops.idmap import MAX_ID, IdArray, present_ids
+from pansight.types import Flag, read_flag
 
 T = TypeVar("T", bound="_ObjectFile | _PanopticFile")
 BOXES = ("error", "draw", "skip")
@@ -47,14 +50,14 @@ class _Annotation(msgspec.Struct):
     id: int | str | None = None
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
     bbox: msgspec.Raw = msgspec.Raw(b"null")
-    iscrowd: int | bool | None = 0
+    iscrowd: Flag = 0
     score: float | None = None
 
 
 class _Segment(msgspec.Struct):
     id: int
     category_id: int
-    iscrowd: int | bool | None = 0
+    iscrowd: Flag = 0
 
 
 class _Panoptic(msgspec.Struct):
@@ -66,7 +69,7 @@ class _Panoptic(msgspec.Struct):
 class _Category(msgspec.Struct):
     id: int
     name: str
-    isthing: int | bool | None = None
+    isthing: Flag = None
     color: list[int] | None = None
 
 
@@ -122,9 +125,10 @@ def _objects(
         raise choice_error("boxes", boxes, BOXES)
     part, file = choose_file(source, kind, split, json)
     content = _read(file, _ObjectFile)
-    folder = _image_folder(source, file, part, images, content.images)
+    folder, rows, told = _with_images(source, file, part, images, content.images)
     categories, index, notes = _categories(content.categories, file, all_things=kind == "coco_instances")
-    by_image: dict[int | str, list[_Annotation]] = {row.id: [] for row in content.images}
+    notes += told
+    by_image: dict[int | str, list[_Annotation]] = {row.id: [] for row in rows}
     for annotation in content.annotations:
         _check_annotation(annotation, by_image, index, file)
         by_image[annotation.image_id].append(annotation)
@@ -148,7 +152,7 @@ def _objects(
         found = tuple(region for region in regions if region is not None)
         return Annotated(row.id, row.file_name, image, size, found, ids, segments, empty)
 
-    return ListSource(categories, [partial(one, row, by_image[row.id]) for row in content.images], notes)
+    return ListSource(categories, [partial(one, row, by_image[row.id]) for row in rows], notes)
 
 
 def _check_annotation(annotation: _Annotation, by_image: dict[Any, Any], index: dict[int, int], file: Path) -> None:
@@ -169,7 +173,7 @@ def _region(annotation: _Annotation, size: tuple[int, int], category: int, where
     expect_short(bytes(annotation.segmentation), b",", where)
     mask = _plain(annotation.segmentation, where)
     score = 1.0 if annotation.score is None else annotation.score
-    crowd = bool(annotation.iscrowd)
+    crowd = bool(read_flag(annotation.iscrowd, where, "iscrowd"))
     if isinstance(mask, dict):
         return region_of_rle(mask, size, category, where, is_crowd=crowd, score=score)
     if mask in (None, []):
@@ -206,7 +210,7 @@ def _box_polygon(box: Any, where: str) -> list[list[float]]:
 def _stuff_reader(source: Path, stuff: Path, part: str | None) -> Callable[[_Image, tuple[int, int]], IdArray]:
     """(row of an image, (H, W)) → int32 (H, W) category ids of the stuff, 0 = none."""
     root = source.parent if source.is_file() else source
-    place = next((p for p in (stuff, root / stuff) if p.exists()), None)
+    place = next((p for p in (root / stuff, stuff) if p.exists()), None)
     if place is None:
         raise PansightError(where=stuff, expected="COCO-stuff, a folder of pixel maps or a JSON", found="nothing there")
     listed = place / f"stuff_{part}.json"
@@ -258,10 +262,11 @@ def open_coco_panoptic(
     root = Path(source)
     part, file = choose_file(root, "coco_panoptic", split, json)
     content = _read(file, _PanopticFile)
-    folder = _image_folder(root, file, part, images, content.images)
+    folder, named, told = _with_images(root, file, part, images, content.images)
     categories, index, notes = _categories(content.categories, file, all_things=False)
-    rows = {row.id: row for row in content.images}
-    pngs = _png_folder(root, file, panoptic, content.annotations)
+    rows = {row.id: row for row in named}
+    pngs, names, more = _pngs(root, file, panoptic, [annotation.file_name for annotation in content.annotations])
+    notes += (*told, *more)
     seen: set[int | str] = set()
     for annotation in content.annotations:
         where = f"{file}: image {annotation.image_id!r}"
@@ -270,22 +275,24 @@ def open_coco_panoptic(
         if annotation.image_id in seen:
             raise PansightError(where=where, expected="one annotation per image", found="several")
         seen.add(annotation.image_id)
-        safe_join(pngs, annotation.file_name, file)
         _check_segments(annotation.segments_info, index, where)
     if len(seen) < len(rows):
         notes.append(f"{len(rows) - len(seen)} images without annotation are left out")
 
-    def one(annotation: _Panoptic) -> Annotated:
-        row, png = rows[annotation.image_id], pngs / annotation.file_name
+    def one(annotation: _Panoptic, name: str) -> Annotated:
+        row, png = rows[annotation.image_id], pngs / name
         ids = read_rgb_ids(png)
-        segments = {s.id: (index[s.category_id], bool(s.iscrowd)) for s in annotation.segments_info}
+        segments = {
+            s.id: (index[s.category_id], bool(read_flag(s.iscrowd, f"{png}: segment {s.id}", "iscrowd")))
+            for s in annotation.segments_info
+        }
         strange = set(present_ids(ids).tolist()) - segments.keys() - {0}
         if strange:
             raise PansightError(where=png, expected=f"only ids that {file.name} lists", found=min(strange))
         size = ids.shape[0], ids.shape[1]
         return Annotated(row.id, row.file_name, folder / row.file_name, size, (), ids, segments)
 
-    return ListSource(categories, [partial(one, annotation) for annotation in content.annotations], notes)
+    return ListSource(categories, [partial(one, *pair) for pair in zip(content.annotations, names)], notes)
 
 
 def _check_segments(segments: list[_Segment], index: dict[int, int], where: str) -> None:
@@ -304,21 +311,13 @@ def _check_segments(segments: list[_Segment], index: dict[int, int], where: str)
         raise PansightError(where=where, expected="each segment id once", found="one twice")
 
 
-def _png_folder(root: Path, file: Path, panoptic: str | None, annotations: list[_Panoptic]) -> Path:
-    base = root.parent if root.is_file() else root
-    if panoptic is not None:
-        return next((p for p in (Path(panoptic), base / panoptic) if p.is_dir()), Path(panoptic))
-    candidates = (
-        file.with_suffix(""),
-        base / file.stem,
-        base / "annotations" / file.stem,
-        base / "panoptic",
-        file.parent,
-    )
-    if not annotations:
-        return candidates[0]
-    first = annotations[0].file_name
-    return next((p for p in candidates if safe_join(p, first, file).is_file()), candidates[0])
+def _pngs(root: Path, file: Path, panoptic: str | None, stated: list[str]) -> tuple[Path, list[str], tuple[str, ...]]:
+    """(folder of the PNGs, the name of each in it, notes)."""
+    base = data_root(root) if root.is_file() else root
+    candidates = [file.with_suffix(""), *(base / place / file.stem for place in ("", "annotations")), base / "panoptic"]
+    found = best_folder([*candidates, file.parent], stated) or candidates[0]
+    folder = found if panoptic is None else named_folder(base, panoptic, "a folder of PNGs")
+    return folder, *names_in(folder, stated, file)
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
@@ -328,8 +327,6 @@ def _read(file: Path, kind: type[T]) -> T:
     content = decode_json(read_annotation(file, "COCO annotations"), kind, file)
     if len({row.id for row in content.images}) < len(content.images):
         raise PansightError(where=file, expected="each image id once", found="one twice")
-    for row in content.images:
-        safe_join(file.parent, row.file_name, file)
     return content
 
 
@@ -359,8 +356,8 @@ def _categories(
     categories: list[SourceCategory] = []
     for row in rows:
         known = published.get((row.id, row.name), True if all_things else None)
-        is_thing = known if row.isthing is None else bool(row.isthing)
-        categories.append(SourceCategory(row.name, row.id, is_thing, _color(row.color)))
+        said = read_flag(row.isthing, f"{file}: category {row.id}", "isthing")
+        categories.append(SourceCategory(row.name, row.id, known if said is None else said, _color(row.color)))
     index = {row.id: n for n, row in enumerate(rows)}
     if len(index) < len(rows):
         raise PansightError(where=file, expected="each category id once", found="one twice")
@@ -380,18 +377,19 @@ def _color(color: list[int] | None) -> tuple[int, int, int] | None:
     return color[0], color[1], color[2]
 
 
-def _image_folder(source: Path, file: Path, part: str | None, images: str | None, rows: list[_Image]) -> Path:
-    """The folder that holds the first image; the likeliest where none does."""
-    root = source
-    if source.is_file():
-        root = source.parent.parent if source.parent.name == "annotations" else source.parent
-    if images is not None:
-        return next((p for p in (Path(images), root / images) if p.is_dir()), Path(images))
-    prefix = file.stem.split("_")[0]
-    candidates = image_folders(root, file, prefix, part)
-    if not rows:
-        return candidates[0]
-    return next((p for p in candidates if (p / rows[0].file_name).is_file()), candidates[0])
+def _with_images(
+    source: Path, file: Path, part: str | None, images: str | None, rows: list[_Image]
+) -> tuple[Path, list[_Image], tuple[str, ...]]:
+    """(the folder of the images, the likeliest where none has any; the rows with the names in it; notes)."""
+    root = data_root(source) if source.is_file() else source
+    stated = [row.file_name for row in rows]
+    if images is None:
+        candidates = image_folders(root, file, file.stem.split("_")[0], part)
+        folder = best_folder(candidates, stated) or candidates[0]
+    else:
+        folder = named_folder(root, images)
+    names, notes = names_in(folder, stated, file)
+    return folder, [replace(row, file_name=name) for row, name in zip(rows, names)], notes
 
 
 # --- telling them apart ----------------------------------------------------------------------------------------------
