@@ -32,6 +32,9 @@ from pansight.files import replacing_folder, safe_join, write_json
 
 IMAGE_MODES = ("copy", "hardlink", "symlink", "none")
 
+FATAL = ("cannot_write", "unknown_choice")
+"""Codes of errors that the next image would meet too: of the place that is written to, or of what was asked for."""
+
 RECEIPT = "convert.json"
 """Lies in every folder that `convert` wrote: what was done. Only a folder that has one is ever replaced."""
 
@@ -50,6 +53,8 @@ def convert(
     ask: Ask | None = None,
     progress: Callable[[float, str], None] | None = None,
     options: Mapping[str, Any] | None = None,
+    stuff: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> Summary:
     """Write the annotations at `source`, a folder, a file or a ZIP, into the new folder `to`.
 
@@ -57,7 +62,8 @@ def convert(
     overlap: a key of POLICIES. things: the names of all classes that are things ("all" and "none" are understood), over
     what the source says. fill: the stuff class, new or known, that takes the pixels without annotation; else they are
     void. images: a mode of IMAGE_MODES. ask: answers where neither source nor `things` does. progress: called with the
-    share that is done, 0 … 1, and a line. options: those of the reader, by name.
+    share that is done, 0 … 1, and a line. options: those of the reader, by name. stuff: in place of `things`, the names
+    of all classes that are stuff. strict: stop at the first image that cannot be read, instead of leaving it out.
     Raises PansightError, in one line, for bad input of any kind; then `to` is as it was before.
     """
     to = Path(to)
@@ -77,12 +83,12 @@ def convert(
             raise choice_error("source format", name, READERS)
         opened = _open(READERS[name], name, root, split, things, ask, options or {})
         classes = join_classes([part.source for part in opened], fill)
-        classes = decide_things(classes, things, ask)
+        classes = decide_things(classes, things, ask, stuff)
         tally = Tally(str(source), name, target, overlap, str(to), classes.labels)
         tally.note(note for part in opened for note in part.source.notes)
         with replacing_folder(os.path.abspath(to)) as partial:
             writer = TARGETS[target](partial, classes.labels)
-            _write(opened, classes, writer, tally, overlap, images, progress)
+            _write(opened, classes, writer, tally, overlap, images, progress, strict)
             writer.close()
             tally.note(writer.notes)
             summary = tally.summary()
@@ -163,26 +169,39 @@ def _write(
     overlap: str,
     images: str,
     progress: Callable[[float, str], None] | None,
+    strict: bool,
 ) -> None:
+    """An image that cannot be read, of which the file is missing or damaged, or that does not fit its annotation, is
+    left out and told, unless all of them are.
+    """
     total, done = sum(len(part.source) for part in opened), 0
     for n, part in enumerate(opened):
         seen: set[tuple[str, str | int]] = set()
         for index in range(len(part.source)):
-            image = _with_classes(part.source[index], classes.of_source[n])
+            done += 1
+            if progress is not None:
+                progress(done / total, f"{part.name} {index + 1}/{len(part.source)}")
+            try:
+                image = _with_classes(part.source[index], classes.of_source[n])
+                safe_join(Path(), image.file_name, tally.source)
+                _place_image(image, writer.image_file(part.name, image.file_name), images, tally)
+            except PansightError as error:
+                if strict or error.code in FATAL:
+                    raise
+                tally.skip(error)
+                continue
             for key in (("id", image.image_id), ("file", image.file_name)):
                 if key in seen:
                     raise PansightError(
                         where=part.name, expected=f"each image {key[0]} once", found=f"{key[1]!r} twice"
                     )
                 seen.add(key)
-            safe_join(Path(), image.file_name, tally.source)
-            _place_image(image, writer.image_file(part.name, image.file_name), images, tally)
             result = resolve(image, classes.labels, overlap, classes.fill)
             writer.add(part.name, image, result)
             tally.add(part.name, image, result)
-            done += 1
-            if progress is not None:
-                progress(done / total, f"{part.name} {index + 1}/{len(part.source)}")
+    if not tally.converted:
+        first = tally.skipped[0]
+        raise first if total == 1 else first.at(f"none of {total} images can be converted; the first")
 
 
 def _with_classes(image: Annotated, index: Sequence[int]) -> Annotated:
