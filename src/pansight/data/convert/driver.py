@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from pansight.data.dataset import split_of
 from pansight.data.images import check_whole, read_bytes, read_header
 from pansight.data.options import checked_options, known_options
 from pansight.errors import PansightError, choice_error
-from pansight.files import replacing_folder, safe_join, write_json
+from pansight.files import decode_json, read_plain, replacing_folder, safe_join, write_json
 
 IMAGE_MODES = ("copy", "hardlink", "symlink", "none")
 
@@ -99,12 +99,27 @@ def convert(
 def detect(source: Path) -> str:
     """The key in READERS of what lies at `source`. Raises PansightError where no reader knows it."""
     found = next((name for name, reader in READERS.items() if reader.detect(source)), None)
-    if found is None:
-        names = ", ".join(READERS)
-        raise PansightError(
-            "expected annotations in a known format, recognised none", where=source, hint=f"name one: {names}"
-        )
-    return found
+    if found is not None:
+        return found
+    for damaged in _damaged(source):
+        raise damaged
+    raise PansightError(
+        "expected annotations in a known format, recognised none",
+        where=source,
+        hint=f"name one (--from): {', '.join(READERS)}",
+    )
+
+
+def _damaged(source: Path) -> Iterator[PansightError]:
+    """The errors of annotation files that cannot even be decoded: one of them may be what hides the format."""
+    files = [source] if source.is_file() else sorted(source.glob("*")) + sorted(source.glob("*/*"))
+    for file in [f for f in files if f.suffix.lower() == ".json" and f.is_file() and not f.name.startswith(".")][:50]:
+        try:
+            decode_json(read_plain(file), object, file)
+        except PansightError as error:
+            yield error
+        except OSError as error:
+            yield PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read")
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class Summary(NamedTuple):
         return "\n".join(lines)
 
     def _skipped_lines(self) -> list[str]:
-        lines = [f"{len(self.skipped):,} images:"] if self.skipped else []
+        lines = [f"{len(self.skipped):,} in all, each with its cause:"] if self.skipped else []
         lines += self.skipped[:SHOWN]
         more = len(self.skipped) - SHOWN
         return [*lines, f"… {more:,} more in convert.json"] if more > 0 else lines
