@@ -14,37 +14,11 @@ RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 """A number of a class, or the first and the last of several."""
 
 STUFF_WORDS = frozenset(
-    (
-        "background",
-        "sky",
-        "road",
-        "street",
-        "sidewalk",
-        "pavement",
-        "grass",
-        "lawn",
-        "ground",
-        "floor",
-        "ceiling",
-        "wall",
-        "water",
-        "sea",
-        "river",
-        "lake",
-        "sand",
-        "snow",
-        "vegetation",
-        "terrain",
-        "earth",
-        "field",
-        "dirt",
-        "mountain",
-        "building",
-        "fence",
-        "tree",
-        "trees",
-        "stuff",
-    )
+    [
+        *("background", "sky", "road", "street", "sidewalk", "pavement", "grass", "lawn", "ground", "floor", "ceiling"),
+        *("wall", "water", "sea", "river", "lake", "sand", "snow", "vegetation", "terrain", "earth", "field", "dirt"),
+        *("mountain", "building", "fence", "tree", "trees", "stuff"),
+    ]
 )
 """Words in the names of classes without countable objects: for a proposal, never for a decision."""
 

@@ -134,6 +134,8 @@ def _objects(
         try:
             _check_annotation(annotation, by_image, index, file)
         except PansightError as error:
+            if error.code == "unlisted_category":  # the classes themselves are not whole
+                raise
             damaged.append(error)
             continue
         by_image[annotation.image_id].append(annotation)
