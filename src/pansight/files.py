@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,29 @@ import msgspec
 from pansight.errors import PansightError
 
 T = TypeVar("T")
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+LONGEST_NAME = 200
+"""Bytes of a file name that every file system takes, with room for temporary names beside it."""
+
+
+def flat_name(file_name: str, suffix: str, taken: set[str]) -> str:
+    """The name of the one file in a folder that belongs to the image `file_name`: folders flattened, another suffix.
+
+    taken: the names given so far, in small letters, to which this one is added. A name that is taken (a.jpg and a.png,
+    a/b.jpg and a_b.jpg, A.jpg and a.jpg) gets the first free number; letters that some systems refuse become "_".
+    """
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    stem = re.sub(r'[<>:"|?*\x00-\x1f]', "_", "_".join([*path.parts[:-1], path.stem])).lstrip("/") or "_"
+    stem = stem.encode()[: LONGEST_NAME - len(suffix) - 8].decode(errors="ignore")
+    numbers = itertools.count(2)
+    name = f"{stem}{suffix}"
+    while name.lower() in taken:
+        name = f"{stem}_{next(numbers)}{suffix}"
+    taken.add(name.lower())
+    return name
+
 
 # --- writing, whole or not at all ------------------------------------------------------------------------------------
 

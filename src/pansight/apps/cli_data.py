@@ -30,13 +30,17 @@ def convert(
     split: str | None = None,
     overlap: str = "smaller-on-top",
     things: Annotated[tuple[str, ...] | None, Parameter(negative=())] = None,
+    stuff: Annotated[tuple[str, ...] | None, Parameter(negative=())] = None,
     fill: str | None = None,
     images: str = "copy",
     option: dict[str, str] | None = None,
+    strict: bool = False,
     overwrite: bool = False,
-):
-    """Convert any annotations to COCO panoptic, or to another format.
+) -> int:
+    """Convert any annotations to COCO panoptic, or to another format. Exit code 1 where something was left out.
 
+    What cannot be read (a damaged or missing photo, mask or file) is left out and told at the end; so are annotations
+    that cover no pixel.
     Reads coco_instances, coco_detection_panoptic, coco_panoptic, cityscapes, ade20k, ade20k_full, vistas, voc,
     yolo_seg, labelme, cvat, label_studio, instance_png, semantic_png, id_maps.
     Writes coco_panoptic, coco_instances, semantic_png, yolo_seg, cityscapes.
@@ -57,20 +61,24 @@ def convert(
         Which annotation keeps a pixel that several claim: smaller-on-top, larger-on-top, later-on-top, score; or error,
         to be told of the first one. Crowds lie under all.
     things
-        All classes that are things (objects that are counted): A,B,C, or all, or none. The others are stuff.
-        [default: as the source says; where it does not, you are asked]
+        All classes that are things (objects that are counted): A,B,C, numbers and ranges such as 17-64, or all, or
+        none. The others are stuff. [default: as the source says; where it does not, you are asked]
+    stuff
+        In place of things: all classes that are stuff. The others are things.
     fill
         The stuff class, new or known, that takes the pixels without annotation. [default: they are void]
     images
         copy, hardlink, symlink or none.
     option
         Options of the reader, as --option.NAME VALUE (a wrong NAME is answered with those there are).
+    strict
+        Stop at the first image that cannot be read, and write nothing.
     overwrite
         Replace what an earlier conversion wrote there.
     """
     from pansight.apps import converting
 
-    converting.convert_command(
+    return converting.convert_command(
         source,
         to,
         format=from_,
@@ -82,6 +90,8 @@ def convert(
         images=images,
         overwrite=overwrite,
         options=option or {},
+        stuff=stuff,
+        strict=strict,
     )
 
 

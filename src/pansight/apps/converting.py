@@ -25,8 +25,10 @@ def convert_command(
     images: str,
     overwrite: bool,
     options: dict[str, str],
-) -> None:
-    """Convert, then print what was done."""
+    stuff: tuple[str, ...] | None,
+    strict: bool,
+) -> int:
+    """Convert, then print what was done. 1 where images or annotations were left out, else 0."""
     bars: list[ProgressBar] = []
     with ExitStack() as stack:
 
@@ -49,8 +51,11 @@ def convert_command(
             ask=ask_things if sys.stdin.isatty() and sys.stderr.isatty() else None,
             progress=show,
             options=options,
+            stuff=stuff,
+            strict=strict,
         )
     print(summary.text())
+    return 1 if summary.left_out else 0
 
 
 def ask_things(names: Sequence[str]) -> Iterable[str]:

@@ -117,7 +117,6 @@ def test_a_malformed_mask_is_one_line(tmp_path, segmentation, message):
             {"annotations": [annotation([SQUARE], 5, 9)]},
             "annotation 5: expected a listed category, found category_id 9",
         ),
-        ({"annotations": [annotation([SQUARE]) | {"image_id": 3}]}, "expected a listed image, found image_id 3"),
         ({"images": [{"id": 1, "file_name": "../b.jpg", "height": 6, "width": 8}]}, "inside the data folder"),
         ({"images": [{"id": 1, "file_name": "a.jpg", "height": 10**6, "width": 10**6}]}, "expected a size in pixels"),
         ({"images": [{"id": 1, "file_name": "a.jpg", "height": 6.5, "width": 8}]}, "expected a size in pixels"),
@@ -345,3 +344,12 @@ def test_panoptic_json_and_png_must_agree(tmp_path):
     ):
         with pytest.raises(PansightError, match=message):
             source(annotations=rows)[0]
+
+
+def test_an_annotation_of_an_unlisted_image_is_left_out_and_told(tmp_path):
+    folder = instances(tmp_path, [annotation([SQUARE]), annotation([SQUARE]) | {"id": 2, "image_id": 3}])
+    summary = convert(folder, tmp_path / "out", images="none")
+    assert (sum(summary.images.values()), sum(summary.segments.values()), summary.left_out) == (1, 1, 1)
+    assert "annotation 2: expected a listed image, found image_id 3" in summary.skipped[0]
+    with pytest.raises(PansightError, match="annotation 2: expected a listed image"):
+        convert(folder, tmp_path / "strict", images="none", strict=True)

@@ -210,7 +210,6 @@ def test_detection(tmp_path):
 @pytest.mark.parametrize(
     ("drawn", "message"),
     [
-        ('<polygon label="car" points="1,1;2,2"/>', "polygon 2: expected polygons of 3 or more"),
         ('<polygon label="car" points="1,1;2;2,3"/>', "polygon 2: expected points x,y;x,y"),
         ('<polygon label="car" points="1,1,2,2,3,3"/>', "polygon 2: expected points x,y;x,y"),
         ('<polygon label="car" points=""/>', "polygon 2: expected points x,y;x,y"),

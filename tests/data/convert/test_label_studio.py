@@ -280,8 +280,6 @@ HUGE = f"{2**31:032b}" + "00111" + "0010001101111111"
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (result("polygonlabels", "car", points=[[1, 1], [2, 2]]), "expected polygons of 3 or more"),
-        (result("polygonlabels", "car", points=[]), "expected polygons of 3 or more"),
         (result("polygonlabels", "car", points=[[1], [2], [3]]), "expected points of two numbers"),
         (result("polygonlabels", "car", points=[[1, 1], [412, 2], [3, 3]]), "expected coordinates in per cent"),
         (result("polygonlabels", "car", points=[["a", 1]]), "expected `float`, found `str`"),

@@ -238,7 +238,6 @@ MASK = encoded([[1, 1], [1, 1]])
 @pytest.mark.parametrize(
     ("drawn", "message"),
     [
-        (shape("car", [[1, 1], [2, 2]]), "expected polygons of 3 or more"),
         (shape("car", [[1, 1, 1], [2, 2], [3, 3]]), "expected points of two numbers"),
         (shape("car", [[1e9, 1], [2, 2], [3, 3]]), "expected finite coordinates"),
         (shape("car", SQUARE[:3], "rectangle"), "expected 2 points of a rectangle, found 3"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +28,12 @@ from pansight.data.dataset import split_of
 from pansight.data.images import check_whole, read_bytes, read_header
 from pansight.data.options import checked_options, known_options
 from pansight.errors import PansightError, choice_error
-from pansight.files import replacing_folder, safe_join, write_json
+from pansight.files import decode_json, read_plain, replacing_folder, safe_join, write_json
 
 IMAGE_MODES = ("copy", "hardlink", "symlink", "none")
+
+FATAL = ("cannot_write", "unknown_choice")
+"""Codes of errors that the next image would meet too: of the place that is written to, or of what was asked for."""
 
 RECEIPT = "convert.json"
 """Lies in every folder that `convert` wrote: what was done. Only a folder that has one is ever replaced."""
@@ -50,6 +53,8 @@ def convert(
     ask: Ask | None = None,
     progress: Callable[[float, str], None] | None = None,
     options: Mapping[str, Any] | None = None,
+    stuff: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> Summary:
     """Write the annotations at `source`, a folder, a file or a ZIP, into the new folder `to`.
 
@@ -57,7 +62,8 @@ def convert(
     overlap: a key of POLICIES. things: the names of all classes that are things ("all" and "none" are understood), over
     what the source says. fill: the stuff class, new or known, that takes the pixels without annotation; else they are
     void. images: a mode of IMAGE_MODES. ask: answers where neither source nor `things` does. progress: called with the
-    share that is done, 0 … 1, and a line. options: those of the reader, by name.
+    share that is done, 0 … 1, and a line. options: those of the reader, by name. stuff: in place of `things`, the names
+    of all classes that are stuff. strict: stop at the first image that cannot be read, instead of leaving it out.
     Raises PansightError, in one line, for bad input of any kind; then `to` is as it was before.
     """
     to = Path(to)
@@ -77,12 +83,12 @@ def convert(
             raise choice_error("source format", name, READERS)
         opened = _open(READERS[name], name, root, split, things, ask, options or {})
         classes = join_classes([part.source for part in opened], fill)
-        classes = decide_things(classes, things, ask)
+        classes = decide_things(classes, things, ask, stuff)
         tally = Tally(str(source), name, target, overlap, str(to), classes.labels)
         tally.note(note for part in opened for note in part.source.notes)
         with replacing_folder(os.path.abspath(to)) as partial:
             writer = TARGETS[target](partial, classes.labels)
-            _write(opened, classes, writer, tally, overlap, images, progress)
+            _write(opened, classes, writer, tally, overlap, images, progress, strict)
             writer.close()
             tally.note(writer.notes)
             summary = tally.summary()
@@ -93,12 +99,27 @@ def convert(
 def detect(source: Path) -> str:
     """The key in READERS of what lies at `source`. Raises PansightError where no reader knows it."""
     found = next((name for name, reader in READERS.items() if reader.detect(source)), None)
-    if found is None:
-        names = ", ".join(READERS)
-        raise PansightError(
-            "expected annotations in a known format, recognised none", where=source, hint=f"name one: {names}"
-        )
-    return found
+    if found is not None:
+        return found
+    for damaged in _damaged(source):
+        raise damaged
+    raise PansightError(
+        "expected annotations in a known format, recognised none",
+        where=source,
+        hint=f"name one (--from): {', '.join(READERS)}",
+    )
+
+
+def _damaged(source: Path) -> Iterator[PansightError]:
+    """The errors of annotation files that cannot even be decoded: one of them may be what hides the format."""
+    files = [source] if source.is_file() else sorted(source.glob("*")) + sorted(source.glob("*/*"))
+    for file in [f for f in files if f.suffix.lower() == ".json" and f.is_file() and not f.name.startswith(".")][:50]:
+        try:
+            decode_json(read_plain(file), object, file)
+        except PansightError as error:
+            yield error
+        except OSError as error:
+            yield PansightError("cannot be read", where=file, reason=error.strerror or error, code="cannot_read")
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -163,26 +184,39 @@ def _write(
     overlap: str,
     images: str,
     progress: Callable[[float, str], None] | None,
+    strict: bool,
 ) -> None:
+    """An image that cannot be read, of which the file is missing or damaged, or that does not fit its annotation, is
+    left out and told, unless all of them are.
+    """
     total, done = sum(len(part.source) for part in opened), 0
     for n, part in enumerate(opened):
         seen: set[tuple[str, str | int]] = set()
         for index in range(len(part.source)):
-            image = _with_classes(part.source[index], classes.of_source[n])
+            done += 1
+            if progress is not None:
+                progress(done / total, f"{part.name} {index + 1}/{len(part.source)}")
+            try:
+                image = _with_classes(part.source[index], classes.of_source[n])
+                safe_join(Path(), image.file_name, tally.source)
+                _place_image(image, writer.image_file(part.name, image.file_name), images, tally)
+            except PansightError as error:
+                if strict or error.code in FATAL:
+                    raise
+                tally.skip(error)
+                continue
             for key in (("id", image.image_id), ("file", image.file_name)):
                 if key in seen:
                     raise PansightError(
                         where=part.name, expected=f"each image {key[0]} once", found=f"{key[1]!r} twice"
                     )
                 seen.add(key)
-            safe_join(Path(), image.file_name, tally.source)
-            _place_image(image, writer.image_file(part.name, image.file_name), images, tally)
             result = resolve(image, classes.labels, overlap, classes.fill)
             writer.add(part.name, image, result)
             tally.add(part.name, image, result)
-            done += 1
-            if progress is not None:
-                progress(done / total, f"{part.name} {index + 1}/{len(part.source)}")
+    if not tally.converted:
+        first = tally.skipped[0]
+        raise first if total == 1 else first.at(f"none of {total} images can be converted; the first")
 
 
 def _with_classes(image: Annotated, index: Sequence[int]) -> Annotated:

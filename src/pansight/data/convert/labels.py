@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from pansight.data.convert.source import Source, SourceCategory
 from pansight.errors import PansightError, choice_error
 from pansight.types import Category, LabelSpace, palette_color
+
+RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+"""A number of a class, or the first and the last of several."""
+
+STUFF_WORDS = frozenset(
+    [
+        *("background", "sky", "road", "street", "sidewalk", "pavement", "grass", "lawn", "ground", "floor", "ceiling"),
+        *("wall", "water", "sea", "river", "lake", "sand", "snow", "vegetation", "terrain", "earth", "field", "dirt"),
+        *("mountain", "building", "fence", "tree", "trees", "stuff"),
+    ]
+)
+"""Words in the names of classes without countable objects: for a proposal, never for a decision."""
 
 Ask = Callable[[Sequence[str]], Iterable[str]]
 """Classes of which it is not known whether they are things → those that are."""
@@ -71,16 +84,24 @@ def _free_id(known: dict[str, SourceCategory]) -> int:
     return max((category.source_id for category in known.values()), default=0) + 1
 
 
-def decide_things(joined: Joined, things: Sequence[str] | None, ask: Ask | None) -> Classes:
-    """An answer for every class: from `things`, where given, for all of them; else from the source, else from `ask`.
+def decide_things(
+    joined: Joined, things: Sequence[str] | None, ask: Ask | None, stuff: Sequence[str] | None = None
+) -> Classes:
+    """An answer for every class: from `things` or `stuff`, where given, for all; else from the source, else from `ask`.
 
-    things: names of all classes that are things, also several in one text with commas; or only "all" or "none".
+    things: all classes that are things, by name or number, also several in one text with commas, and ranges of numbers
+    such as 17-64; or only "all" or "none". stuff: all that are not, in place of `things`.
     Raises PansightError listing the classes that nobody answers for, and for names that are none.
     """
     names = [category.name for category in joined.categories]
+    if things is not None and stuff is not None:
+        raise PansightError(where="classes", expected="the things or the stuff", found="both", hint="the rest follows")
     if things is not None:
-        chosen = _named(things, names, _new_fill(joined))
+        chosen = _named(things, joined.categories, _new_fill(joined))
         answers = [name in chosen for name in names]
+    elif stuff is not None:
+        chosen = _named(stuff, joined.categories) | _new_fill(joined)
+        answers = [name not in chosen for name in names]
     else:
         unknown = [category.name for category in joined.categories if category.is_thing is None]
         if unknown and ask is None:
@@ -89,9 +110,9 @@ def decide_things(joined: Joined, things: Sequence[str] | None, ask: Ask | None)
                 where="classes",
                 expected="to know which are things (objects that are counted) and which are stuff",
                 found=f"no answer for {shown}",
-                hint="name the things: --things A,B (or all, or none)",
+                hint=_proposal(joined.categories),
             )
-        chosen = _named(list(ask(unknown)), names) if unknown and ask is not None else set[str]()
+        chosen = _named(list(ask(unknown)), joined.categories) if unknown and ask is not None else set[str]()
         answers = [c.name in chosen if c.is_thing is None else c.is_thing for c in joined.categories]
     if joined.fill is not None and answers[joined.fill]:
         raise PansightError(where="fill", expected="a stuff class", found=f"the thing class {names[joined.fill]!r}")
@@ -108,12 +129,34 @@ def _new_fill(joined: Joined) -> set[str]:
     return set() if fill is None or any(fill in index for index in joined.of_source) else {joined.categories[fill].name}
 
 
-def _named(things: Sequence[str], names: Sequence[str], besides: set[str] | None = None) -> set[str]:
-    words = [word.strip() for text in things for word in ([text] if text in names else text.split(","))]
+def _named(chosen: Sequence[str], categories: Sequence[SourceCategory], besides: set[str] | None = None) -> set[str]:
+    """The names of the classes that are meant, by name, by number or by a range of numbers; "all" but for `besides`."""
+    names = [category.name for category in categories]
+    words = [word.strip() for text in chosen for word in ([text] if text in names else text.split(","))]
     words = [word for word in words if word]
     if len(words) == 1 and words[0] in ("all", "none") and words[0] not in names:
         return set(names) - (besides or set()) if words[0] == "all" else set()
+    found: set[str] = set()
     for word in words:
-        if word not in names:
+        bounds = RANGE.fullmatch(word)
+        if word in names:
+            found.add(word)
+        elif bounds is not None:
+            first, last = int(bounds[1]), int(bounds[2] or bounds[1])
+            inside = {category.name for category in categories if first <= category.source_id <= last}
+            if not inside:
+                raise PansightError(where="classes", expected="numbers of classes", found=f"{word}, which none has")
+            found |= inside
+        else:
             raise choice_error("class", word, names)
-    return set(words)
+    return found
+
+
+def _proposal(categories: Sequence[SourceCategory]) -> str:
+    """The way on where nobody says which classes are things: the flag, with the names that probably are stuff."""
+    unknown = [category.name for category in categories if category.is_thing is None]
+    stuff = [name for name in unknown if any(word in STUFF_WORDS for word in re.split(r"[^a-z]+", name.lower()))]
+    if stuff and len(stuff) < len(unknown):
+        guess = f"by their names perhaps --stuff {','.join(stuff)}"
+        return f"name the things: --things A,B (or all, or none), or the stuff; {guess}"
+    return "name the things: --things A,B (or all, or none), or the stuff: --stuff C,D"

@@ -40,11 +40,11 @@ def region_of_polygons(
     """The pixels inside any of `polygons`, float (N, 2) x, y in pixels of the image, and inside none of `holes`.
 
     The corner of the first pixel is (0, 0); what lies outside `size` (H, W) is cut off. even_odd: pixels inside an odd
-    number of polygons instead. None where no pixel is covered: thinner than a pixel, or outside the image.
-    Raises PansightError, beginning with `where` (file and annotation), for fewer than 3 points, for coordinates that
-    are no finite numbers, and for outlines too long to be meant.
+    number of polygons instead. None where no pixel is covered: fewer than 3 points, thinner than a pixel, or outside
+    the image. Raises PansightError, beginning with `where` (file and annotation), for coordinates that are no finite
+    numbers, and for outlines too long to be meant.
     """
-    drawn = [_packed_polygon(points, size, where) for points in polygons]
+    drawn = [_packed_polygon(points, size, where) for points in polygons if not _is_degenerate(points)]
     if not drawn:
         return None
     if even_odd and len(drawn) > 1:
@@ -59,6 +59,8 @@ def region_of_polygons(
         return region
     mask = region.mask.copy()
     for points in holes:
+        if _is_degenerate(points):
+            continue
         hole = np.asarray(coco_mask.decode(_packed_polygon(points, size, where)), np.bool_)
         mask &= ~hole[region.top :, region.left :][: mask.shape[0], : mask.shape[1]]
     return region_of_mask(mask, category, region.top, region.left, is_crowd=is_crowd, score=score)
@@ -153,6 +155,11 @@ def _unpack(text: NDArray[np.uint8], where: str) -> NDArray[np.int64]:
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return numbers
+
+
+def _is_degenerate(points: Points) -> bool:
+    """Whether these are x, y pairs, but too few to enclose anything: what a click or a double click leaves."""
+    return len(points) < 3 and all(len(point) == 2 for point in points)
 
 
 def _packed_polygon(points: Points, size: tuple[int, int], where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pansight.errors import PansightError
 from pansight.ops.idmap import IdArray
 
 
@@ -89,3 +90,21 @@ class ListSource:
 
     def __getitem__(self, index: int) -> Annotated:
         return self.images[index]()
+
+
+class WithDamaged:
+    """A source beside which lie files or annotations that cannot be used: each is an image that raises its error, so
+    that whoever reads the images leaves these out, or stops, by one rule.
+    """
+
+    def __init__(self, source: Source, damaged: Sequence[PansightError]):
+        self.source, self.damaged = source, tuple(damaged)
+        self.categories, self.notes = source.categories, source.notes
+
+    def __len__(self) -> int:
+        return len(self.source) + len(self.damaged)
+
+    def __getitem__(self, index: int) -> Annotated:
+        if index >= len(self.source):
+            raise self.damaged[index - len(self.source)]
+        return self.source[index]

@@ -57,7 +57,13 @@ class Summary(NamedTuple):
     pixels: int
     void: int  # pixels
     filled: int
+    skipped: tuple[str, ...]  # a line for each image that was left out, with its cause
     notes: tuple[str, ...]
+
+    @property
+    def left_out(self) -> int:
+        """Images, and annotations without a pixel: what a user may have meant and does not get."""
+        return len(self.skipped) + sum(not gone.pixels for gone in self.vanished)
 
     def to_json(self) -> dict[str, Any]:
         rows = {"overlaps": [row._asdict() for row in self.overlaps], "vanished": [v._asdict() for v in self.vanished]}
@@ -77,11 +83,18 @@ class Summary(NamedTuple):
             rows.append(("filled", f"{_share(self.filled, self.pixels)} of the pixels"))
         rows += [("overlap", line) for line in self._overlap_lines()]
         rows += [("vanished", line) for line in self._vanished_lines()]
+        rows += [("left out", line) for line in self._skipped_lines()]
         rows += [("note", note) for note in self.notes]
         lines = [f"{self.source} ({self.format}) → {self.to} ({self.target})"]
         for n, (key, line) in enumerate(rows):
             lines.append(f"  {'' if n and rows[n - 1][0] == key else key:<9} {line}")
         return "\n".join(lines)
+
+    def _skipped_lines(self) -> list[str]:
+        lines = [f"{len(self.skipped):,} in all, each with its cause:"] if self.skipped else []
+        lines += self.skipped[:SHOWN]
+        more = len(self.skipped) - SHOWN
+        return [*lines, f"… {more:,} more in convert.json"] if more > 0 else lines
 
     def _segments(self) -> str:
         things = sum(self.segments[name] for name in self.things)
@@ -140,6 +153,7 @@ class Tally:
         self._crowds = self._pixels = self._void = self._filled = self._overlapping = 0
         self._turned: Counter[str] = Counter()
         self._damaged: list[PansightError] = []
+        self.skipped: list[PansightError] = []
         self._scored = False
 
     def note(self, lines: Iterable[str]) -> None:
@@ -152,6 +166,15 @@ class Tally:
     def damaged(self, error: PansightError) -> None:
         """An image file that is cut off and copied as it is."""
         self._damaged.append(error)
+
+    def skip(self, error: PansightError) -> None:
+        """An image that is left out."""
+        self.skipped.append(error)
+
+    @property
+    def converted(self) -> int:
+        """Images that were added."""
+        return self._images.total()
 
     def add(self, split: str, image: Annotated, result: Resolved) -> None:
         self._images[split] += 1
@@ -189,6 +212,7 @@ class Tally:
             pixels=self._pixels,
             void=self._void,
             filled=self._filled,
+            skipped=tuple(map(str, self.skipped)),
             notes=(*self._notes, *self._remarks()),
         )
 

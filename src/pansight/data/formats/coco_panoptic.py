@@ -18,7 +18,7 @@ from pansight.data.formats.coco_files import data_root, expect_folder, find_json
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.data.paths import named_file, named_folder
 from pansight.errors import PansightError
-from pansight.files import Publication, read_json
+from pansight.files import Publication, flat_name, read_json
 from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, ids_to_rgb, present_ids
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment, read_flag
 
@@ -266,12 +266,9 @@ class PanopticWriter:
     def add(self, image_id: str | int, file_name: str, segmentation: PanopticSegmentation) -> None:
         """One image, by the name of its file; the PNG takes its stem, with folders flattened."""
         ids = segmentation.ids.cpu().numpy()
-        png_name = Path(file_name).with_suffix(".png").as_posix().replace("/", "_")
-        if png_name in self._png_names:  # a.jpg and a.png, or the like
-            png_name = f"{Path(png_name).stem}_{len(self._png_names)}.png"
+        png_name = flat_name(file_name, ".png", self._png_names)
         check_ids(ids, {s.id for s in segmentation.segments}, self.folder / png_name, self.json)
         write_png(self._partial / png_name, ids_to_rgb(ids))
-        self._png_names.add(png_name)
         height, width = segmentation.size
         self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         rows = segment_rows(segmentation, ids, self.labels)

@@ -26,7 +26,7 @@ from pansight.data.dataset import ids_tensor
 from pansight.data.formats.coco_panoptic import PanopticWriter
 from pansight.data.images import read_rgb_ids, write_png
 from pansight.errors import PansightError
-from pansight.files import read_json, replacing, replacing_folder, write_json
+from pansight.files import flat_name, read_json, replacing, replacing_folder, write_json
 from pansight.ops.maps.rle import mask_codes
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Prediction, Segment
 
@@ -138,12 +138,8 @@ class SemanticWriter:
         self._rows.append({**row, "semantic": name})
 
     def _name_of(self, file_name: str) -> str:
-        """As PanopticWriter names them: the stem of the file, with folders flattened, numbered where it is taken."""
-        name = Path(file_name).with_suffix(".png").as_posix().replace("/", "_")
-        if name in self._names:
-            name = f"{Path(name).stem}_{len(self._names)}.png"
-        self._names.add(name)
-        return name
+        """As PanopticWriter names them."""
+        return flat_name(file_name, ".png", self._names)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

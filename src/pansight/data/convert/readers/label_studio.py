@@ -61,6 +61,7 @@ class _Shape(msgspec.Struct):
 class _Result(msgspec.Struct):
     type: str = ""
     id: str | int | None = None
+    to_name: str | None = None
     value: msgspec.Raw = msgspec.Raw(b"{}")
     original_width: float | None = None
     original_height: float | None = None
@@ -226,13 +227,41 @@ def _rows(tasks: list[_Task], file: Path, counts: Counter[str]) -> Iterator[_Row
             continue
         counts["several"] += len(given) > 1
         chosen = next((a for a in given if read_flag(a.ground_truth, where, "ground_truth")), given[0])
-        text = _image_text(task, where)
-        drawings = list(_drawings(chosen.result, where, counts))
-        sizes = {_stated_size(d.result, where) for d in drawings} or {_stated_size(r, where) for r in chosen.result}
-        sizes.discard(None)
-        if len(sizes) > 1:
-            raise PansightError(where=where, expected="results of one image size", found=sorted(sizes, key=str))
-        yield _Row(where, None, text, task.file_upload or "", next(iter(sizes), None), drawings)
+        texts = _image_texts(task, where)
+        for key, results in _by_image(list(texts), chosen.result, where).items():
+            place = where if len(texts) == 1 else f"{where} ({key})"
+            drawings = list(_drawings(results, place, counts))
+            sizes = {_stated_size(d.result, place) for d in drawings} or {_stated_size(r, place) for r in results}
+            sizes.discard(None)
+            if len(sizes) > 1:
+                raise PansightError(where=place, expected="results of one image size", found=sorted(sizes, key=str))
+            upload = (task.file_upload or "") if len(texts) == 1 else ""
+            yield _Row(place, None, texts[key], upload, next(iter(sizes), None), drawings)
+
+
+def _by_image(keys: list[str], results: list[_Result], where: str) -> dict[str, list[_Result]]:
+    """The results of each image of a task, by the key of its data.
+
+    A result names the tag that it is drawn on (to_name), and a tag's key is not in the export: it is the one of the
+    same name, or the only one with the same digits at its end (img2 and image2). Raises PansightError for any other.
+    """
+    found: dict[str, list[_Result]] = {key: [] for key in keys}
+    for number, result in enumerate(results, 1):
+        tag = result.to_name or ""
+        same = [key for key in keys if key == tag] or [key for key in keys if _digits(key) == _digits(tag)]
+        if len(keys) > 1 and len(same) != 1:
+            raise PansightError(
+                where=f"{where}: result {number}",
+                expected=f"a to_name that tells which image is meant ({', '.join(keys)})",
+                found=f"{tag!r:.60}",
+            )
+        found[keys[0] if len(keys) == 1 else same[0]].append(result)
+    return found
+
+
+def _digits(name: str) -> str:
+    """The digits that a name ends with; the name itself where there are none."""
+    return name[len(name.rstrip("0123456789")) :] or name
 
 
 def _drawings(results: list[_Result], where: str, counts: Counter[str]) -> Iterator[_Drawing]:
@@ -284,14 +313,15 @@ def _notes(rows: list[_Row], counts: Counter[str]) -> Iterator[str]:
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image_text(task: _Task, where: str) -> str:
-    """How the task names its image: under "image", else the first text that ends like one."""
+def _image_texts(task: _Task, where: str) -> dict[str, str]:
+    """How the task names its images: the texts of its data that end like one, each image once."""
     data = task.data or {}
-    texts = [v for v in (data.get("image"), *data.values()) if isinstance(v, str) and not v.startswith("data:")]
-    found = next((text for text in texts if _path_of(text).lower().endswith(IMAGE_SUFFIXES)), None)
-    if found is None:
+    texts = {key: value for key, value in data.items() if isinstance(value, str) and not value.startswith("data:")}
+    images = {key: text for key, text in texts.items() if _path_of(text).lower().endswith(IMAGE_SUFFIXES)}
+    found = {text: key for key, text in reversed(images.items())}  # of two keys for one image the first
+    if not found:
         raise PansightError(where=where, expected="an image file or URL in data", found=f"{sorted(data)!r:.120}")
-    return found
+    return {key: text for key, text in images.items() if found[text] == key}
 
 
 def _path_of(text: str) -> str:

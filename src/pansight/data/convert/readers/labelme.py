@@ -33,7 +33,7 @@ from pansight.data.convert.lookup import (
 )
 from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
-from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory, WithDamaged
 from pansight.data.dataset import part_folders
 from pansight.data.images import IMAGE_SUFFIXES, check_png, read_header
 from pansight.data.paths import locate_all
@@ -51,6 +51,15 @@ class _Outline(msgspec.Struct):
 
     label: str | int
     shape_type: str | None = "polygon"
+
+
+class _Looks(msgspec.Struct):
+    """What tells the kind of a file; its values may be anything."""
+
+    shapes: list[Any] | None = None
+    imagePath: Any = None
+    imageHeight: Any = None
+    version: Any = None
 
 
 class _Head(msgspec.Struct):
@@ -149,8 +158,13 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
     left_out: Counter[str] = Counter()
     labels: set[str] = set()
     strangers: list[Path] = []
+    damaged: list[PansightError] = []
     for file in files:
-        head = _head(_read(file), file)
+        try:
+            head = _head(_read(file), file)
+        except PansightError as error:
+            damaged.append(error)
+            continue
         if head is None:
             strangers.append(file)
             continue
@@ -158,6 +172,8 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
         labels.update(str(shape.label) for shape in outlines if shape.shape_type not in LINES)
         left_out.update(_left_out(outlines, file))
         stated[file] = head.imagePath
+    if not stated and damaged:
+        raise damaged[0]
     if not stated:
         raise PansightError(where=root, expected="LabelMe's JSON files (shapes, imagePath)", found="none")
     entries, told = _with_images(stated, source if source.is_dir() else root)
@@ -167,7 +183,8 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
     if twice is not None:
         raise PansightError(where=root, expected="one JSON an image", found=f"several of {twice}")
     ordered = _ordered(labels - {IGNORED_LABEL}, source)
-    return _LabelMe(root, [(f, image, name) for (f, image, _), name in zip(entries, names)], ordered, notes)
+    found = _LabelMe(root, [(f, image, name) for (f, image, _), name in zip(entries, names)], ordered, notes)
+    return WithDamaged(found, damaged) if damaged else found
 
 
 def splits_labelme(source: Path) -> tuple[str, ...]:
@@ -181,7 +198,7 @@ def is_labelme(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
     try:
         files = [source] if source.suffix.lower() == ".json" and source.is_file() else _first_jsons(source)
-        return any(_head(_read(file), file) is not None for file in files)
+        return any(map(_looks_so, files))
     except (OSError, PansightError):
         return False
 
@@ -190,10 +207,19 @@ def is_labelme(source: Path) -> bool:
 
 
 def _first_jsons(root: Path) -> list[Path]:
-    """A JSON or two of the places where LabelMe's lie."""
+    """Some JSONs of the places where LabelMe's lie: the first of all may be of another kind."""
     folders = [root, *sorted(f for f in root.glob("*") if f.is_dir())[:20]] if root.is_dir() else []
-    found = [next(iter(files_ending(folder, ".json")), None) for folder in folders]
-    return [file for file in found if file is not None and file.stat().st_size < 2**26][:3]
+    found = [file for folder in folders for file in files_ending(folder, ".json")[:20]]
+    return [file for file in found if file.stat().st_size < 2**26][:60]
+
+
+def _looks_so(file: Path) -> bool:
+    """Whether a JSON has what LabelMe's have, be its shapes damaged or not."""
+    try:
+        looks = decode_json(_read(file), _Looks, file)
+    except PansightError:
+        return False
+    return looks.shapes is not None and any(v is not None for v in (looks.imagePath, looks.version, looks.imageHeight))
 
 
 def _read(file: Path) -> bytes:

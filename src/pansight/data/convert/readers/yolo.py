@@ -143,7 +143,7 @@ def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error
 def is_yolo_seg(source: Path) -> bool:
     """Whether `source`, a folder or a file, looks like it; cheap, never raises."""
     try:
-        if _yaml_of(source) is not None:
+        if _has_yaml(source) or _yaml_of(source) is not None:
             return True
         return any(_any_text(_label_file(image, source)) for _, image in _first_images(source))
     except (OSError, ValueError, PansightError):
@@ -200,6 +200,13 @@ def _yaml_of(source: Path) -> Path | None:
         if "names" in content and any(_part_keys(content)):
             return file
     return None
+
+
+def _has_yaml(source: Path) -> bool:
+    """Whether a file of the usual name speaks of names and parts, be it damaged or not."""
+    usual = [source / name for name in YAML_NAMES if (source / name).is_file()]
+    texts = [file.read_bytes()[:MAX_YAML_BYTES] for file in usual]
+    return any(b"names" in text and any(part in text for part in (b"train", b"val", b"test")) for text in texts)
 
 
 def _yaml_classes(content: dict[str, Any], file: Path) -> list[PixelClass]:

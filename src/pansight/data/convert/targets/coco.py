@@ -15,6 +15,7 @@ from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
 from pansight.data.images import write_png
 from pansight.errors import PansightError
+from pansight.files import flat_name
 from pansight.ops.idmap import areas, boxes_xyxy, ids_to_rgb
 from pansight.types import LabelSpace
 
@@ -34,10 +35,7 @@ class CocoPanopticTarget:
         name = f"panoptic_{split}"
         file = self._files.setdefault(split, _SplitFile(self.folder / "annotations" / f"{name}.json"))
         taken = self._png_names.setdefault(split, set())
-        png = Path(image.file_name).with_suffix(".png").as_posix().replace("/", "_")
-        if png in taken:  # a.jpg and a.png, or the like
-            png = f"{Path(png).stem}_{len(taken)}.png"
-        taken.add(png)
+        png = flat_name(image.file_name, ".png", taken)
         write_png(self.folder / "annotations" / name / png, ids_to_rgb(result.ids))
         pixels, boxes = areas(result.ids), boxes_xyxy(result.ids)
         rows: list[dict[str, Any]] = []

@@ -22,7 +22,7 @@ from pansight.data.convert.lookup import image_size
 from pansight.data.convert.polygons import expect_short, region_of_polygons, region_of_rle
 from pansight.data.convert.readers.coco.files import choose_file, coco_files, parts_of
 from pansight.data.convert.readers.coco.stuff import OTHER, STUFF, stuff_maps
-from pansight.data.convert.source import Annotated, ListSource, Region, SourceCategory
+from pansight.data.convert.source import Annotated, ListSource, Region, Source, SourceCategory, WithDamaged
 from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import expect
 from pansight.data.formats.coco_files import best_folder, data_root, image_folders, names_in
@@ -96,7 +96,7 @@ def open_coco_instances(
     images: str | None = None,
     stuff: str | None = None,
     boxes: str = "error",
-) -> ListSource:
+) -> Source:
     """COCO instances; classes are things, unless the file says otherwise or they are COCO's own stuff.
 
     json: the annotation file; images: the folder of the images; both else looked for. stuff: COCO-stuff under the
@@ -109,7 +109,7 @@ def open_coco_instances(
 
 def open_coco_detection_panoptic(
     source: Path, split: str | None = None, *, json: str | None = None, images: str | None = None
-) -> ListSource:
+) -> Source:
     """COCO panoptic in the detection format: one run-length mask per segment.
 
     `isthing` is the file's, or COCO's own where the classes are COCO's; else it is left open. Options and errors as of
@@ -120,7 +120,7 @@ def open_coco_detection_panoptic(
 
 def _objects(
     source: Path, split: str | None, kind: str, json: str | None, images: str | None, stuff: str | None, boxes: str
-) -> ListSource:
+) -> Source:
     if boxes not in BOXES:
         raise choice_error("boxes", boxes, BOXES)
     part, file = choose_file(source, kind, split, json)
@@ -129,8 +129,15 @@ def _objects(
     categories, index, notes = _categories(content.categories, file, all_things=kind == "coco_instances")
     notes += told
     by_image: dict[int | str, list[_Annotation]] = {row.id: [] for row in rows}
+    damaged: list[PansightError] = []
     for annotation in content.annotations:
-        _check_annotation(annotation, by_image, index, file)
+        try:
+            _check_annotation(annotation, by_image, index, file)
+        except PansightError as error:
+            if error.code == "unlisted_category":  # the classes themselves are not whole
+                raise
+            damaged.append(error)
+            continue
         by_image[annotation.image_id].append(annotation)
     under: Callable[[_Image, tuple[int, int]], IdArray] | None = None
     if stuff is not None:
@@ -152,7 +159,8 @@ def _objects(
         found = tuple(region for region in regions if region is not None)
         return Annotated(row.id, row.file_name, image, size, found, ids, segments, empty)
 
-    return ListSource(categories, [partial(one, row, by_image[row.id]) for row in rows], notes)
+    found = ListSource(categories, [partial(one, row, by_image[row.id]) for row in rows], notes)
+    return WithDamaged(found, damaged) if damaged else found
 
 
 def _check_annotation(annotation: _Annotation, by_image: dict[Any, Any], index: dict[int, int], file: Path) -> None:
