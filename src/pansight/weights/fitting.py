@@ -39,15 +39,18 @@ def build_to_fit(
 ) -> Any:
     """The model `name` (in eval mode, on the CPU) with the weights `state`, whose names are ours.
 
-    source, described: where weights and options come from, for messages (described "": both from `source`). Raises PansightError where an option is of another kind or
-    out of bounds, or a weight is missing, left over, or of another shape or kind; in bounded time and memory.
+    source, described: where weights and options come from, for messages (described "": both from `source`).
+    Raises PansightError where an option is of another kind or out of bounds, or a weight is missing, left over, or of
+    another shape or kind; in bounded time and memory.
     """
     described = described or source
     check_plain(options, described)
     given = {key: "none" if key == "pretrained" else value for key, value in options.items()}  # weights are at hand
     try:
-        with torch.device("meta"), _at_most(PARAMETERS_FREE + PARAMETERS_RATIO * len(state), described):
+        with torch.device("meta"), _at_most(PARAMETERS_FREE + PARAMETERS_RATIO * len(state)):
             outline: Any = build(name, labels, **given)
+    except PansightError as error:
+        raise error.at(described) from error
     except NotImplementedError:
         outline = None  # it reads values while it is built, which the meta device has not
     except MISFITS as error:
@@ -84,7 +87,7 @@ def _unusual(value: Any, depth: int) -> str | None:
 
 
 @contextmanager
-def _at_most(count: int, source: str) -> Iterator[None]:
+def _at_most(count: int) -> Iterator[None]:
     """Inside, this thread cannot build a network of more than `count` parameters (tensors, not their numbers)."""
     thread, created = threading.get_ident(), 0
 
@@ -93,7 +96,7 @@ def _at_most(count: int, source: str) -> Iterator[None]:
         created += threading.get_ident() == thread
         if created > count:
             found = "more layers than its file has weights for"
-            raise PansightError(where=source, expected="options that the weights fit", found=found)
+            raise PansightError(expected="options that the weights fit", found=found)
 
     handle = register_module_parameter_registration_hook(note)
     try:

@@ -73,7 +73,7 @@ PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 FLOATS_OF_8_BITS = "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
 HARMLESS: set[str] = {
     *_names("builtins", PYTHON),
-    *_names("__builtin__", f"{PYTHON} long unicode"),
+    *_names("__builtin__", f"{PYTHON} long unicode xrange"),
     *_names("collections", "OrderedDict defaultdict Counter deque"),
     *_names("copyreg", "_reconstructor __newobj__"),
     *_names("copy_reg", "_reconstructor __newobj__"),
@@ -82,6 +82,7 @@ HARMLESS: set[str] = {
     *_names("pathlib._local", PATHS),
     *_names("torch", f"{DTYPES} {FLOATS_OF_8_BITS} Size device Generator strided preserve_format contiguous_format"),
     *_names("torch.serialization", "_get_layout"),
+    *_names("torch", "per_tensor_affine per_channel_affine per_channel_affine_float_qparams"),
     *_names("numpy", f"{DTYPES} float128 longdouble bool_ str_ bytes_ void object_ datetime64 timedelta64"),
     *_names("numpy.random._pickle", "__randomstate_ctor __generator_ctor __bit_generator_ctor"),
     *_names("numpy.random._mt19937", "MT19937"),

@@ -20,24 +20,25 @@ SECONDS = 3.5
 """How long the hub has for its answer."""
 
 
-def hub_answers(seconds: float = SECONDS) -> bool:
+def hub_answers(seconds: float | None = None) -> bool:
     """Whether the hub (``HF_ENDPOINT``) can be reached, by the proxy that the environment names, if any.
 
-    False at once where ``HF_HUB_OFFLINE`` is set, and after `seconds` at the latest.
+    False at once where ``HF_HUB_OFFLINE`` is set, and after `seconds` (None: SECONDS) at the latest.
     """
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or not constants.ENDPOINT.startswith(("http:", "https:")):
         return False
+    limit = SECONDS if seconds is None else seconds
     answers: list[bool] = []
     # A thread, since looking up an address cannot be told to give up.
-    thread = threading.Thread(target=lambda: answers.append(_asked(seconds)), daemon=True)
+    thread = threading.Thread(target=lambda: answers.append(_asked(limit)), daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(limit)
     return answers == [True]
 
 
 def _asked(seconds: float) -> bool:
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD", headers={"User-Agent": "pansight"})
     try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD", headers={"User-Agent": "pansight"})
         with urllib.request.urlopen(request, timeout=seconds) as response:
             return response.status < 500
     except urllib.error.HTTPError as error:
