@@ -59,6 +59,7 @@ def test_impossible_values_of_every_option(name: str, states: dict[str, Any]) ->
             assert option in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", GENERAL)
 def test_odd_values_of_every_option_are_taken_or_refused(name: str, states: dict[str, Any]) -> None:
     """Within bounds a value may be legal: then the model has the same weights. Nothing but a PansightError comes out."""
@@ -192,6 +193,7 @@ def test_names_in_a_folder_are_shown_escaped(saved: Path, tmp_path: Path) -> Non
 VALUES = (10**9, -1, 1.5, NAN, "x", [], {}, None, [[1]], True)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["detr", "detr_panoptic", "maskformer", "mask2former", "eomt"])
 def test_every_number_of_a_config_of_transformers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other of the values above in every field; on the meta device, since some fit and would be built for real."""

@@ -59,7 +59,7 @@ PREFIXES += ("_orig_mod.module.", "model._orig_mod.", "model.model.", "ema_model
 @pytest.mark.parametrize("safe", [False, True], ids=["torch", "safetensors"])
 def test_every_prefix(prefix: str, safe: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     if not safe:
-        assert taken(under(prefix), tmp_path / "x", caplog).startswith("took the tensors, without its prefix")
+        assert taken(under(prefix), tmp_path / "x", caplog).startswith("took the tensors, without their prefix")
         return
     save_file(under(prefix), tmp_path / "x")
     assert read_tensors(tmp_path / "x").keys() == STATE.keys()
@@ -67,13 +67,13 @@ def test_every_prefix(prefix: str, safe: bool, tmp_path: Path, caplog: pytest.Lo
 
 def test_parts_that_were_compiled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     compiled = {key.replace("backbone.", "backbone._orig_mod."): tensor for key, tensor in STATE.items()}
-    assert taken(compiled, tmp_path / "x", caplog) == "took the tensors, without its prefix _orig_mod."
+    assert taken(compiled, tmp_path / "x", caplog) == "took the tensors, without their prefix _orig_mod."
 
 
 CONTENTS: dict[str, tuple[Any, str]] = {
     "averaged model": (
         under("module.") | {"n_averaged": torch.tensor(5)},
-        "took the tensors, without its prefix module.",
+        "took the tensors, without their prefix module.",
     ),
     "Lightning": (
         {
@@ -98,7 +98,7 @@ CONTENTS: dict[str, tuple[Any, str]] = {
     "a rate called ema": ({"ema": 0.999, "model": STATE}, ""),
     "two copies in one dict": (
         under("model.", OTHER) | under("ema_model.") | {"n_averaged": torch.tensor(1)},
-        "took the tensors, without its prefix ema_model. (rather than model.)",
+        "took the tensors, without their prefix ema_model. (rather than model.)",
     ),
     "a figure beside": ({"best": torch.tensor(0.3), "model": STATE}, ""),
     "nothing": (STATE, ""),

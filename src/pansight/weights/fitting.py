@@ -8,6 +8,7 @@ the file has weights for, and compared with the weights by names and shapes. Onl
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -47,7 +48,8 @@ def build_to_fit(
     check_plain(options, described)
     given = {key: "none" if key == "pretrained" else value for key, value in options.items()}  # weights are at hand
     try:
-        with torch.device("meta"), _at_most(PARAMETERS_FREE + PARAMETERS_RATIO * len(state)):
+        with warnings.catch_warnings(), torch.device("meta"), _at_most(PARAMETERS_FREE + PARAMETERS_RATIO * len(state)):
+            warnings.simplefilter("ignore")  # of layers without any channels, before the line that refuses them
             outline: Any = build(name, labels, **given)
     except PansightError as error:
         raise error.at(described) from error
@@ -115,8 +117,8 @@ def labels_of(rows: Any, source: str) -> LabelSpace:
         raise PansightError(where=source, expected=expected, found=f"{rows!r:.80}")
     for row in rows:
         color = row.get("color")
-        numbers = [row.get("id"), *(color if isinstance(color, list) else [])]
-        is_sound = isinstance(row.get("name"), str) and row.get("isthing") in (0, 1)
+        numbers = [row.get("id", 0), *(color if isinstance(color, list) else [])]
+        is_sound = isinstance(row.get("name", ""), str) and row.get("isthing", 0) in (0, 1)
         if not is_sound or not all(type(n) is int and abs(n) < 2**31 for n in numbers) or isinstance(color, str | dict):
             raise PansightError(where=source, expected=expected, found=f"{row!r:.120}")
     try:

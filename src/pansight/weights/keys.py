@@ -66,11 +66,12 @@ def unwrapped(content: Mapping[Any, Any], is_weight: Callable[[Any], bool], sour
         found = f"no tensor among its keys ({some or 'nothing'})"
         raise PansightError(where=source, expected="a dict of tensors by name", found=found)
     named, prefixes = without_prefixes(named, source)
-    without = f"without {'its prefix' if len(prefixes) == 1 else 'its prefixes'} {' '.join(prefixes)}" if prefixes else ""
+    whose = "its" if path else "their"
+    without = f", without {whose} prefix{'es' if len(prefixes) > 1 else ''} {' '.join(prefixes)}" if prefixes else ""
     if not passed and not prefixes and (not path or path[-1] in PUBLISHED_WRAPPERS and len(path) == 1):
         return named, ""
     taken = ".".join(path) or "the tensors"
-    return named, f"took {taken}{passed}" + (f", {without}" if without else "")
+    return named, f"took {taken}{passed}{without}"
 
 
 def _wrapper(content: Mapping[Any, Any], is_weight: Callable[[Any], bool]) -> tuple[str, list[str]]:

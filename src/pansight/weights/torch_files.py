@@ -44,6 +44,11 @@ STORAGES: dict[str, torch.dtype] = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
+    "QUInt4x2Storage": torch.uint8,
+    "QUInt2x4Storage": torch.uint8,
 }
 
 PLAIN = {f"torch._utils.{name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
@@ -143,7 +148,7 @@ def block_of(parts: Sequence[Any]) -> tuple[str, torch.dtype, int]:
         raise TypeError("a reference to an object outside the file")
     dtype = STORAGES.get(storage.text.rpartition(".")[2])
     if dtype is None:
-        raise ValueError("a quantised tensor")
+        raise ValueError("a block of an unknown type")
     if elements < 0 or any(view):
         raise ValueError("a block of an impossible size")
     return key, dtype, elements
