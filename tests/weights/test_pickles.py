@@ -131,6 +131,7 @@ def test_tensors_larger_than_their_numbers(make: Callable[[Path], None], tmp_pat
 
 # --- what is beside the weights --------------------------------------------------------------------------------------
 
+
 def quantised() -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have another way

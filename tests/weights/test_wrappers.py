@@ -47,7 +47,9 @@ KEYS += " ema model_ema ema_model state_dict_ema teacher student whatever_its_au
 
 @pytest.mark.parametrize("key", KEYS.split())
 def test_every_wrapper(key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    said = taken({"epoch": 3, key: STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}}, tmp_path / "x", caplog)
+    said = taken(
+        {"epoch": 3, key: STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}}, tmp_path / "x", caplog
+    )
     assert said == ("" if key in ("model", "state_dict", "blobs") else f"took {key}")
 
 

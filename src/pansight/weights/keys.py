@@ -24,7 +24,17 @@ MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema", "teacher")
 """Keys of moving averages, the first that is there counts. Who keeps one measures and publishes it (timm, YOLO, DINO)."""
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "generator", "student")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "generator",
+    "student",
+)
 WRAPPERS += ("weights", "params", "checkpoint", "blobs", "ema_state_dict")
 """Keys under which training scripts put the weights themselves. The last one is what mmengine calls the raw weights: it
 exchanges the two in its files, so that state_dict is the average."""
@@ -68,7 +78,7 @@ def unwrapped(content: Mapping[Any, Any], is_weight: Callable[[Any], bool], sour
     named, prefixes = without_prefixes(named, source)
     whose = "its" if path else "their"
     without = f", without {whose} prefix{'es' if len(prefixes) > 1 else ''} {' '.join(prefixes)}" if prefixes else ""
-    if not passed and not prefixes and (not path or path[-1] in PUBLISHED_WRAPPERS and len(path) == 1):
+    if not passed and not prefixes and (not path or (path[-1] in PUBLISHED_WRAPPERS and len(path) == 1)):
         return named, ""
     taken = ".".join(path) or "the tensors"
     return named, f"took {taken}{passed}{without}"

@@ -134,7 +134,8 @@ class _Machine:
         elif operation in CONSTANTS:
             self.stack.append(CONSTANTS[operation]())
         elif operation in COLLECTIONS:
-            self.stack.append(COLLECTIONS[operation](self.marked()))
+            items = self.marked()
+            self.stack.append(COLLECTIONS[operation](items))
         elif operation in ACTIONS:
             ACTIONS[operation](self, argument)
         else:
@@ -243,8 +244,28 @@ class _Machine:
 
 
 VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8".split()
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+    ]
 )
 """Instructions that carry a value."""
 

@@ -9,7 +9,6 @@ trusts its input, is reached. What lies around the weights is taken off by ``key
 from __future__ import annotations
 
 import mmap
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,16 +131,22 @@ def _weights(content: Any, tensor_of: Callable[[Any], Tensor], path: Path) -> di
 
 def is_weight(value: Any) -> bool:
     """Whether a value of a checkpoint stands for a tensor."""
-    return isinstance(value, Tensor) or torch_files.is_tensor(value) or (isinstance(value, Made) and value.name in ARRAYS)
+    return (
+        isinstance(value, Tensor) or torch_files.is_tensor(value) or (isinstance(value, Made) and value.name in ARRAYS)
+    )
 
 
 def check_numbers(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Raises PansightError, with the names of the first tensors, for weights that cannot be meant."""
-    odd = [f"{name} ({str(tensor.dtype).removeprefix('torch.')})" for name, tensor in tensors.items() if not _real(tensor)]
+    odd = [
+        f"{name} ({str(tensor.dtype).removeprefix('torch.')})" for name, tensor in tensors.items() if not _real(tensor)
+    ]
     if odd:
         raise PansightError(where=path, expected=REAL_NUMBERS, found=_some(odd))
     endless = [
-        name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
     if endless:
         raise PansightError(where=path, expected="finite weights", found=f"NaN or infinity in {_some(endless)}")

@@ -43,7 +43,9 @@ def _asked(seconds: float) -> bool:
             return response.status < 500
     except urllib.error.HTTPError as error:
         error.close()
-        return error.code < 500  # a proxy that finds no way answers 502 … 504, after which the client would go on asking
+        return (
+            error.code < 500
+        )  # a proxy that finds no way answers 502 … 504, after which the client would go on asking
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # the client may know other certificates than Python
     except (OSError, ValueError, http.client.HTTPException):

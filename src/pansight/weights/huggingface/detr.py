@@ -159,7 +159,9 @@ def _check_heads(model: Any, name: str, options: dict[str, Any]) -> None:
     odd = next((norm for norm in norms if norm.num_groups != min(8, norm.num_channels)), None)
     if odd is not None:
         found = f"{odd.num_channels} in {odd.num_groups} groups: channels {model.mask_head.channels}"
-        raise PansightError(where=name, expected="maps of the mask head in 8 groups, as transformers norms", found=found)
+        raise PansightError(
+            where=name, expected="maps of the mask head in 8 groups, as transformers norms", found=found
+        )
 
 
 def check_backbone(model: Any, name: str) -> None:

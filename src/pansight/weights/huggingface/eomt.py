@@ -107,7 +107,11 @@ def load(
     rotary = config["model_type"] == "eomt_dinov3"
     full = DEFAULTS | dict(config)
     name, options = _described(full, rotary, source)
-    return build_to_fit(name, labels, options, renamed(state, rotary, source), source, f"{source}: config.json"), name, options
+    return (
+        build_to_fit(name, labels, options, renamed(state, rotary, source), source, f"{source}: config.json"),
+        name,
+        options,
+    )
 
 
 def renamed(state: Mapping[str, Tensor], rotary: bool, source: str) -> dict[str, Tensor]:

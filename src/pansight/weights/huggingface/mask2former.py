@@ -195,7 +195,9 @@ def _check_sizes(model: Any, name: str) -> None:
     layers = model.predictor.transformer_ffn_layers
     channels = model.predictor.query_feat.embedding_dim
     if channels % 32:
-        raise PansightError(where=name, expected="channels a multiple of 32, as transformers norms them", found=channels)
+        raise PansightError(
+            where=name, expected="channels a multiple of 32, as transformers norms them", found=channels
+        )
     if not len(encoder) or not len(layers):
         raise PansightError(where=name, expected="an encoder and a decoder of at least one layer", found="none")
     if (points := encoder[0].self_attn.points) != SAMPLING_POINTS:

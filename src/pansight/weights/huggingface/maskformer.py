@@ -181,7 +181,9 @@ def _check_sizes(model: Any, name: str) -> None:
     """transformers norms maps in 32 groups, has at least one layer, and projects the coarsest map only to another width."""
     channels, coarsest = model.predictor.query_embed.embedding_dim, model.backbone.channels[-1]
     if channels % 32:
-        raise PansightError(where=name, expected="channels a multiple of 32, as transformers norms them", found=channels)
+        raise PansightError(
+            where=name, expected="channels a multiple of 32, as transformers norms them", found=channels
+        )
     if channels == coarsest:
         expected = f"other channels than the {coarsest} of the backbone's last map, which transformers does not project"
         raise PansightError(where=name, expected=expected, found=channels)
