@@ -44,13 +44,27 @@ def build_to_fit(
     Raises PansightError where an option is of another kind or out of bounds, or a weight is missing, left over, or of
     another shape or kind; in bounded time and memory.
     """
-    described = described or source
-    check_plain(options, described)
     given = {key: "none" if key == "pretrained" else value for key, value in options.items()}  # weights are at hand
+    check_settings(name, labels, given, state, source, described or source)
+    model: Any = build(name, labels, **given)
+    load_strictly(model, state, source)
+    return model.eval()
+
+
+def check_settings(
+    name: str,
+    labels: LabelSpace,
+    options: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    source: str,
+    described: str,
+) -> None:
+    """Raises PansightError, as `build_to_fit` does, where a model of these options would not have the weights `state`."""
+    check_plain(options, described)
     try:
         with warnings.catch_warnings(), torch.device("meta"), _at_most(PARAMETERS_FREE + PARAMETERS_RATIO * len(state)):
             warnings.simplefilter("ignore")  # of layers without any channels, before the line that refuses them
-            outline: Any = build(name, labels, **given)
+            outline: Any = build(name, labels, **options)
     except PansightError as error:
         raise error.at(described) from error
     except NotImplementedError:
@@ -60,9 +74,6 @@ def build_to_fit(
         raise PansightError(where=described, expected=f"options that make a {name}", found=found) from error
     if outline is not None:
         check_fit(outline.state_dict(), state, source)
-    model: Any = build(name, labels, **given)
-    load_strictly(model, state, source)
-    return model.eval()
 
 
 def check_plain(options: Mapping[str, Any], source: str) -> None:
