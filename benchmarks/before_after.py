@@ -6,7 +6,8 @@ BEFORE, AFTER: a checkout's folder or a git revision; HEAD and this checkout, wi
 Every case is a part of another benchmark, our side of it alone, in a process of its own that runs that version's `src`
 and `benchmarks` on data that the version before has prepared. A round is one process of each version, the first of them
 in turn; the ratio is after / before, the median over the rounds, beside the least and the greatest. Peak memory is that
-of the process. `--list` names the cases; `--only` takes their beginnings.
+of the process. Each case is written as soon as it is measured, in place of its earlier figures. `--list` names the
+cases; `--only` takes their beginnings.
 """
 
 from __future__ import annotations
@@ -224,18 +225,16 @@ def main() -> None:
     if args.list or not cases:
         print("\n".join(CASES))
         return
-    rows: list[dict[str, Any]] = []
     with checkout(args.before) as before, checkout(args.after) as after:
-        names = {"before": commit_of(before), "after": commit_of(after)}
+        names = {"before": commit_of(before), "after": commit_of(after), "rounds": args.rounds}
         print(names, flush=True)
         for case in cases:
-            for row in compare(case, (before, after), args.rounds, args.repeats, args.threads):
-                rows.append(row)
-                print(line(row), flush=True)
-    if not args.dry:
-        from common import save  # loads torch, which the measured processes may not want
+            rows = compare(case, (before, after), args.rounds, args.repeats, args.threads)
+            print("\n".join(map(line, rows)), flush=True)
+            if not args.dry:  # after every case: a run of an hour can be cut short
+                from common import merge_rows  # loads torch, which the measured processes may not want
 
-        save("before_after", {**names, "threads": args.threads, "rounds": args.rounds, "rows": rows})
+                merge_rows("before_after", {"threads": args.threads}, [names | row for row in rows], ("case", "what"))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def assert_same(pair: Pair, folder: Path, path: Path, backend: str = "", filter:
         expected = class_logits(pair[0](pixel_values=pixels, **masks))
         logits = class_logits(ours(images, valid))
     assert expected.std() > 0.01
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    # Pixels that a processor leaves unscaled reach a thousand, and the rounding of the network grows with them.
+    size = max(1.0, float(pixels.abs().max()) / 4)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * size)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
