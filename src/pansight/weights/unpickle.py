@@ -42,8 +42,8 @@ REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16
 REAL_NUMBERS = "weights of real numbers (float32, float16, bfloat16 …)"
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint file by name, on the CPU.
+def read_tensors(path: str | Path, is_part: bool = False) -> dict[str, Tensor]:
+    """The weights of a checkpoint file by name, on the CPU. is_part: of several files, so that names stay as they are.
 
     What a training wraps them in (its epoch, optimiser, arguments), and the prefixes that it puts before their names,
     are left out; which weights were taken is logged by the logger "pansight", where there was a choice.
@@ -54,20 +54,20 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     try:
         with open_plain(path) as file:
-            return _read(file, path)
+            return _read(file, path, is_part)
     except FileNotFoundError as error:
         raise PansightError("no such file", where=path, hint="expected a checkpoint", code="missing_file") from error
     except OSError as error:
         raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
 
 
-def _read(file: BinaryIO, path: Path) -> dict[str, Tensor]:
+def _read(file: BinaryIO, path: Path, is_part: bool) -> dict[str, Tensor]:
     head = file.read(16)
     if not head:
         raise PansightError(where=path, expected="a checkpoint", found="an empty file (0 bytes)")
     if head[8:9] == b"{":  # 8 bytes of header length, then the JSON header
         try:
-            return _weights(load_file(path), _as_it_is, path)
+            return _weights(load_file(path), _as_it_is, path, is_part)
         except SafetensorError as error:
             raise _damaged(path, "safetensors", error) from error
     expected = "a torch checkpoint" if head[:4] == b"PK\x03\x04" else "a pickle of tensors or numpy arrays"
@@ -80,7 +80,7 @@ def _read(file: BinaryIO, path: Path) -> dict[str, Tensor]:
             found = f"a file that begins with {head[:4]!r}"
             raise PansightError(where=path, expected="a checkpoint (.safetensors, .pth, .pt, .pkl)", found=found)
         read = torch_files.reader(blocks) if blocks is not None else _no_block
-        return _weights(content, lambda value: _tensor_of(value, read), path)
+        return _weights(content, lambda value: _tensor_of(value, read), path, is_part)
     except DAMAGED as error:
         raise _damaged(path, expected, error) from error
 
@@ -114,12 +114,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _weights(content: Any, tensor_of: Callable[[Any], Tensor], path: Path) -> dict[str, Tensor]:
+def _weights(content: Any, tensor_of: Callable[[Any], Tensor], path: Path, is_part: bool) -> dict[str, Tensor]:
     """What `read_tensors` gives of the content of a file. tensor_of: from a value that `is_weight` to the tensor."""
     if not isinstance(content, Mapping):
         found = content.name if isinstance(content, Made) else type(content).__name__
         raise PansightError(where=path, expected="a dict of tensors by name", found=found)
-    taken, said = unwrapped(content, is_weight, str(path))
+    if is_part:
+        taken, said = {name: value for name, value in content.items() if is_weight(value)}, ""
+    else:
+        taken, said = unwrapped(content, is_weight, str(path))
     if said:
         show(f"weights    {path}: {said}")
     if odd := [f"{name} ({kind})" for name, value in taken.items() if (kind := torch_files.odd_kind(value))]:
