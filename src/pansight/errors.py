@@ -60,9 +60,9 @@ class PansightError(Exception):
     instead of these two where the matter has another shape. reason: what the system or another library says; it may
     stand for `found`. hint: a way on, or what was done. code: the kind of error, for whoever has to decide by it.
 
-    `str` gives the line, in letters that any terminal shows and no longer than one can read (`shown`). Every part is kept
-    as a text of its name ("" where it is not given), also in an error that was pickled on its way from another process.
-    Whoever handles an error reads the parts and never searches the line.
+    `str` gives the line, in letters that any terminal shows and no longer than one can read (`shown`). Every part is
+    kept as a text of its name ("" where it is not given), also in an error that was pickled on its way from another
+    process. Whoever handles an error reads the parts and never searches the line.
     The command line prints the line without a traceback and exits with code 2; Python callers catch this type.
     """
 

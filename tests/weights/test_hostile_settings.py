@@ -1,4 +1,4 @@
-"""Settings of a saved model that anyone may have changed: one line at once, whatever number stands in whatever field."""
+"""Settings of a saved model that anyone may have changed: one line at once, whatever stands in whatever field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickles that were made to hang, to fill the memory or to run something are refused; harmless values are passed over."""
+"""Pickles made to hang, to fill the memory or to run something are refused; harmless values are passed over."""
 
 from __future__ import annotations
 

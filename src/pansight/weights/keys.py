@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, 
 
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema", "teacher")
-"""Keys of moving averages, the first that is there counts. Who keeps one measures and publishes it (timm, YOLO, DINO)."""
+"""Keys of moving averages; the first that is there counts. Who keeps one measures and publishes it (timm, YOLO …)."""
 
 WRAPPERS = (
     "state_dict",

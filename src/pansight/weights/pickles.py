@@ -2,9 +2,9 @@
 
 A pickle is a program for a small stack machine. The machine here builds strings, numbers, lists and dicts. Whatever a
 pickle asks to be built by a class or a function becomes a `Made`, which holds the name and the arguments and does
-nothing; ``weights.unpickle`` and ``weights.torch_files`` read the few of them that stand for numbers. Time and memory are
-bounded by the size of the file: instructions are counted, and nothing is hashed or visited that could hide a tree of
-shared branches (a few hundred bytes of nested lists have more leaves than there is time).
+nothing; ``weights.unpickle`` and ``weights.torch_files`` read the few of them that stand for numbers. Time and memory
+are bounded by the size of the file: instructions are counted, and nothing is hashed or visited that could hide a tree
+of shared branches (a few hundred bytes of nested lists have more leaves than there is time).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Made:
     __slots__ = ("arguments", "name", "state")
 
     def __init__(self, name: str, arguments: Sequence[Any] = ()):
-        self.name, self.arguments, self.state = name, tuple(arguments), None
+        self.name, self.arguments = name, tuple(arguments)
+        self.state: Any = None
 
 
 class Reference:
@@ -106,8 +107,8 @@ def load(data: Any, source: str | Path) -> tuple[Any, list[Reference]]:
     """(the object that the pickle at the place of `data` describes, all references in it); `data` then stands after it.
 
     data: read() must not ask for memory beyond the end of the file, as of io.BytesIO and mmap. source: for messages.
-    Raises PansightError for a name beside NUMBERS and HARMLESS and for too many instructions; ValueError, LookupError or
-    TypeError where the pickle is damaged.
+    Raises PansightError for a name beside NUMBERS and HARMLESS and for too many instructions; ValueError, LookupError
+    or TypeError where the pickle is damaged.
     """
     machine = _Machine(source)
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):

@@ -1,5 +1,5 @@
-"""The files of ``torch.save``: a pickle that refers to blocks of numbers, which lie beside it in a ZIP archive or (before
-torch 1.6) behind it.
+"""The files of ``torch.save``: a pickle that refers to blocks of numbers. They lie beside it in a ZIP archive, or behind
+it (before torch 1.6).
 
 The pickle is read as data (``weights.pickles``). A block is read only when a tensor that is wanted lies in it, and only
 as far as the tensor's type and number of elements say.
@@ -112,7 +112,7 @@ def tensor_of(value: Made, read: Callable[[Sequence[Any]], Tensor]) -> Tensor:
 
 
 def _inner(value: Made) -> Made:
-    """What a parameter wraps: its first argument, or of ``_rebuild_from_type_v2`` (function, type, arguments, state)."""
+    """What a parameter wraps: its first argument; of ``_rebuild_from_type_v2`` (function, type, arguments, state)."""
     inner = value.arguments[0]
     if isinstance(inner, Name):
         inner = Made(inner.text, value.arguments[2])
@@ -166,7 +166,8 @@ class _ArchiveBlocks:
         if size > entry.file_size:
             raise ValueError(f"{size} bytes of the {entry.file_size} of a block")
         block = torch.empty(size, dtype=torch.uint8)
-        with self.archive.open(entry) as file:
+        opened: Any = self.archive.open(entry)
+        with opened as file:
             if size and file.readinto(memoryview(block.numpy())) != size:
                 raise ValueError("a block that ends early")
         return block

@@ -1,9 +1,9 @@
 """Read checkpoint files as plain tensors, without running anything that is written in them.
 
 ``read_tensors`` tells the format by the first bytes, not by the name: safetensors; torch's archives and the files that
-it wrote before it had archives (``weights.torch_files``); and the legacy pickles of numpy arrays (``.pkl`` of detectron2
-and Caffe2). All pickles are read as data (``weights.pickles``): not even numpy's and torch's own unpickling code, which
-trusts its input, is reached. What lies around the weights is taken off by ``keys.unwrapped``.
+it wrote before it had archives (``weights.torch_files``); and the legacy pickles of numpy arrays (``.pkl`` of
+detectron2 and Caffe2). All pickles are read as data (``weights.pickles``): not even numpy's and torch's own unpickling
+code, which trusts its input, is reached. What lies around the weights is taken off by ``keys.unwrapped``.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _tensor_of(value: Made, read: Callable[[Any], Tensor]) -> Tensor:
 
 
 def _array_of(value: Made) -> np.ndarray:
-    """Raises ValueError or TypeError where the sizes of shape and bytes disagree, or the numbers are of no known type."""
+    """Raises ValueError or TypeError where shape and bytes disagree, or the numbers are of no known type."""
     if value.name.endswith("_reconstruct"):
         if not isinstance(value.state, tuple) or len(value.state) < 4:
             raise ValueError("an array without its state")

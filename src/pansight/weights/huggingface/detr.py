@@ -146,8 +146,8 @@ def export(model: Any, name: str, options: dict[str, Any]) -> tuple[dict[str, An
 
 
 def _check_heads(model: Any, name: str, options: dict[str, Any]) -> None:
-    """transformers has a class head of one layer, at least one layer on each side, and a mask head that norms its maps in
-    8 groups, or as many as a narrower map has channels.
+    """transformers has a class head of one layer, at least one layer on each side, and a mask head that norms its maps
+    in 8 groups, or as many as a narrower map has channels.
     """
     if (builder_options(name) | options).get("class_hidden"):
         raise PansightError(where=name, expected="a class head of one layer, which transformers has", found="more")

@@ -268,7 +268,7 @@ def _number(value: float, ours: str) -> float:
 
 
 def _check_vit(model: Any, name: str) -> None:
-    """Raises PansightError where a ViT computes in a way that its weights do not tell and transformers' does not have."""
+    """Raises PansightError where a ViT computes what its weights do not tell and transformers' ViT does not."""
     vit = model.backbone.features
     norms = [module for module in vit.modules() if "norm" in type(module).__name__.lower()]
     is_packed = isinstance(vit.blocks[0].mlp, GluMlp)
@@ -348,7 +348,7 @@ def _config_rotary(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _is_dinov3(vit: Any) -> bool:
-    """Whether positions are rotated as in DINOv3: patch centres from −1 to 1, a quarter of a head's channels an axis."""
+    """Whether positions are rotated as in DINOv3: patch centres from −1 to 1, a quarter of a head an axis."""
     rope, head = vit.rope, vit.blocks[0].attn.qkv.weight.shape[1] // vit.blocks[0].attn.num_heads
     return (
         type(rope) is RotaryEmbeddingDinoV3

@@ -190,7 +190,7 @@ def export(
 
 
 def _check_sizes(model: Any, name: str) -> None:
-    """transformers norms maps in 32 groups, reads 4 places a level and head, and has one layer at least on each side."""
+    """transformers norms maps in 32 groups, reads 4 places a level and head, and has at least one layer each side."""
     encoder = model.pixel_decoder.transformer.encoder.layers
     layers = model.predictor.transformer_ffn_layers
     channels = model.predictor.query_feat.embedding_dim

@@ -178,7 +178,7 @@ def export(
 
 
 def _check_sizes(model: Any, name: str) -> None:
-    """transformers norms maps in 32 groups, has at least one layer, and projects the coarsest map only to another width."""
+    """transformers norms maps in 32 groups, has a layer at least, and projects the last map to another width only."""
     channels, coarsest = model.predictor.query_embed.embedding_dim, model.backbone.channels[-1]
     if channels % 32:
         raise PansightError(
