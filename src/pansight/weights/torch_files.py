@@ -1,5 +1,5 @@
-"""The files of ``torch.save``: a pickle that refers to blocks of numbers. They lie beside it in a ZIP archive, or behind
-it (before torch 1.6).
+"""The files of ``torch.save``: a pickle that refers to blocks of numbers, which lie beside it in a ZIP archive. Before
+torch 1.6 they lay behind it.
 
 The pickle is read as data (``weights.pickles``). A block is read only when a tensor that is wanted lies in it, and only
 as far as the tensor's type and number of elements say.
@@ -168,7 +168,7 @@ class _ArchiveBlocks:
         block = torch.empty(size, dtype=torch.uint8)
         opened: Any = self.archive.open(entry)
         with opened as file:
-            if size and file.readinto(memoryview(block.numpy())) != size:
+            if size and file.readinto(block.numpy()) != size:
                 raise ValueError("a block that ends early")
         return block
 

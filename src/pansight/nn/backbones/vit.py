@@ -111,7 +111,8 @@ def check_vit_options(name: str, options: dict[str, Any]) -> None:
     """Raises PansightError for an argument that is none of VIT_OPTIONS, or a value of another kind or range."""
     for key, value in options.items():
         if key not in VIT_OPTIONS:
-            raise choice_error(f"vit_options of backbone {name}:", key, VIT_OPTIONS)
+            expected = f"a ViT that takes {', '.join(VIT_OPTIONS)}"
+            raise PansightError(where=f"backbone {name}", expected=expected, found=f"{key!r}")
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
         if key in COUNTS:
             expected, fits = f"a whole number from {COUNTS[key]}", type(value) is int and COUNTS[key] <= value <= 2**16
