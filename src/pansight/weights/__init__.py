@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 from pansight.weights import licences
 from pansight.weights.keys import BESIDE, MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
@@ -52,7 +52,7 @@ def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
     state = read_tensors(path)
     if (found := _recognised(state, str(path))) is not None:
         return _load_official(*found, str(path))
-    some = ", ".join(list(state)[:3])
+    some = ", ".join(shown(name, 80) for name in list(state)[:3])
     parent = Path(path).parent
     hint = f"{CONFIG} lies beside it: load the folder {parent}" if (parent / CONFIG).is_file() else ""
     expected = f"a checkpoint of {' or '.join(ORIGINS)}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 
 BACKBONE = "backbone.features."
 """Where a model keeps the modules of its timm backbone."""
@@ -73,7 +73,8 @@ def unwrapped(content: Mapping[Any, Any], is_weight: Callable[[Any], bool], sour
         weights = weights[key]
     named = {key: value for key, value in weights.items() if isinstance(key, str) and is_weight(value)}
     if not named:
-        some = ", ".join(repr(key) if isinstance(key, str) else type(key).__name__ for key in list(content)[:3])
+        keys = [shown(repr(key), 80) if isinstance(key, str) else type(key).__name__ for key in list(content)[:3]]
+        some = ", ".join(keys)
         found = f"no tensor among its keys ({some or 'nothing'})"
         raise PansightError(where=source, expected="a dict of tensors by name", found=found)
     named, prefixes = without_prefixes(named, source)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pansight.archives import BROKEN_ZIP
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 from pansight.files import open_plain
 from pansight.weights import torch_files
 from pansight.weights.keys import unwrapped
@@ -160,7 +160,7 @@ def _real(tensor: Tensor) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(shown(name, 120) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _as_it_is(value: Tensor) -> Tensor:
