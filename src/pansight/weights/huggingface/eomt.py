@@ -285,7 +285,7 @@ def _check_vit(model: Any, name: str) -> None:
     expected = next((what for what, is_wrong in wrong.items() if is_wrong), None)
     if expected is not None:
         raise PansightError(where=name, expected=f"a ViT with {expected}, which transformers has", found="another")
-    shares = _rounded(model.annealing.probs) if model.masked else model.annealing.probs * 0
+    shares = rounded(model.annealing.probs) if model.masked else model.annealing.probs * 0
     if (shares.diff() < 0).any():  # transformers keeps a block's mask for all blocks after it
         found = f"{shares.tolist()}"
         raise PansightError(where=name, expected="blocks without masks before those with masks", found=found)
@@ -295,8 +295,8 @@ def _is_gelu(activation: nn.Module) -> bool:
     return type(activation).__name__ == "GELU" and vars(activation).get("approximate", "none") == "none"
 
 
-def _rounded(probs: Tensor) -> Tensor:
-    """Masked attention of each block as it is at prediction: 1 or 0. transformers would draw it at random."""
+def rounded(probs: Tensor) -> Tensor:
+    """Masked attention of each block as it is at prediction: 1 or 0."""
     return (probs > 0.5).to(probs)
 
 
@@ -406,8 +406,8 @@ def _exported(model: Any, state: Mapping[str, Tensor], rotary: bool) -> dict[str
     empty_weight = torch.ones(len(model.labels) + 1)
     empty_weight[-1] = model.settings.no_object
     result["criterion.empty_weight"] = empty_weight
-    probs = result["attn_mask_probs"]  # transformers uses masked attention wherever these are above 0
-    result["attn_mask_probs"] = _rounded(probs) if model.masked else torch.zeros_like(probs)
+    if not model.masked:  # transformers uses masked attention wherever these are above 0
+        result["attn_mask_probs"] = torch.zeros_like(result["attn_mask_probs"])
     registers = torch.empty(1, 0, model.backbone.channels)
     result.setdefault("embeddings.register_tokens", registers)
     return result

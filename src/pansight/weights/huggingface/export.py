@@ -16,6 +16,7 @@ from pansight.files import read_json, write_json, write_text
 from pansight.models import MODELS
 from pansight.types import LabelSpace
 from pansight.weights.huggingface import CONFIG, PROCESSOR, SYSTEMS, TENSORS, is_foreign, system
+from pansight.weights.huggingface.eomt import rounded
 from pansight.weights.licences import Licence
 
 CARD = "README.md"
@@ -66,6 +67,8 @@ def prepare(model: Any, name: str, options: Mapping[str, Any], source: str) -> P
     except (LookupError, AttributeError, TypeError) as error:
         found = f"another ({type(error).__name__}: {error})"
         raise PansightError(where=source, expected=f"a {name} that transformers has", found=found) from error
+    if "attn_mask_probs" in state:  # of EoMT; transformers would draw at random what is neither 0 nor 1
+        state["attn_mask_probs"] = rounded(state["attn_mask_probs"])
     config = {"dtype": "float32", **config, **label_entries(model.labels)}
     # clone: safetensors refuses tensors that share memory
     tensors = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in state.items()}
