@@ -7,10 +7,9 @@ the file has weights for, and compared with the weights by names and shapes. Onl
 
 from __future__ import annotations
 
-import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pansight.errors import PansightError
-from pansight.models import build, entry
+from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights.keys import MISFITS, check_fit, load_strictly
 
@@ -62,7 +61,6 @@ def check_settings(
 ) -> None:
     """Raises PansightError, as `build_to_fit` does, where a model of these options has other weights than `state`."""
     check_plain(options, described)
-    check_kinds(name, options, described)
     try:
         with warnings.catch_warnings(), torch.device("meta"), _at_most(PARAMETERS_FREE + PARAMETERS_RATIO * len(state)):
             warnings.simplefilter("ignore")  # of layers without any channels, before the line that refuses them
@@ -84,38 +82,6 @@ def check_plain(options: Mapping[str, Any], source: str) -> None:
         if (found := _unusual(value, depth=3)) is not None:
             expected = f"option {key} as a number, text, list or table of usual size"
             raise PansightError(where=source, expected=expected, found=found)
-
-
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "None": ("nothing", lambda value: value is None),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "int": ("a whole number from 0", lambda value: type(value) is int and value >= 0),
-    "float": (
-        "a number from 0",
-        lambda value: isinstance(value, int | float) and type(value) is not bool and value >= 0,
-    ),
-    "str": ("a text", lambda value: isinstance(value, str)),
-    "Sequence": ("a list", lambda value: isinstance(value, list | tuple)),
-    "dict": ("a table", lambda value: isinstance(value, dict)),
-}
-"""The types of a builder's parameters: what a value is called, and whether it is one."""
-
-SHARES = ("dropout", "drop_path", "score_threshold")
-"""Options of builders that lie between 0 and 1."""
-
-
-def check_kinds(name: str, options: Mapping[str, Any], source: str) -> None:
-    """Raises PansightError for an option of another kind than the builder's parameter, a negative number, or a share
-    above 1. An option that the builder does not have is its own affair.
-    """
-    parameters = inspect.signature(entry(name).build).parameters
-    for key in options.keys() & parameters.keys():
-        kinds = [kind.partition("[")[0] for kind in f"{parameters[key].annotation}".split(" | ")]
-        known = [KINDS[kind] for kind in kinds if kind in KINDS]
-        value = options[key]
-        expected = " or ".join(title for title, _ in known) + (", at most 1" if key in SHARES else "")
-        if not any(fits(value) for _, fits in known) or (key in SHARES and value is not None and value > 1):
-            raise PansightError(where=source, expected=f"option {key} as {expected}", found=f"{value!r:.80}")
 
 
 def _unusual(value: Any, depth: int) -> str | None:
