@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -177,14 +178,18 @@ def download(hub_id: str) -> Path:
 
     Pickled tensors are fetched only where there are no others.
     """
+    answers = True
     try:
-        with bounded_downloads():
+        with bounded_downloads() as answers:
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PATTERNS))
             if not any(folder.glob("*.safetensors")):
                 folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PICKLED))
             return folder
     except Exception as error:  # the client raises its own types, its HTTP library's and ValueError
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = (f"{error}".strip().splitlines() or [type(error).__name__])[0][:160]
+        if not answers:
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
+            reason = f"{why}, and its cache on this machine has no such model"
         raise PansightError(
             "no such file or folder here, and the hub cannot be reached for it",
             where=hub_id,

@@ -68,7 +68,7 @@ def _read(file: BinaryIO, path: Path, is_part: bool) -> dict[str, Tensor]:
     if head[8:9] == b"{":  # 8 bytes of header length, then the JSON header
         try:
             return _weights(load_file(path), _as_it_is, path, is_part)
-        except SafetensorError as error:
+        except (SafetensorError, *DAMAGED) as error:
             raise _damaged(path, "safetensors", error) from error
     expected = "a torch checkpoint" if head[:4] == b"PK\x03\x04" else "a pickle of tensors or numpy arrays"
     try:

@@ -53,16 +53,16 @@ def _asked(seconds: float) -> bool:
 
 
 @contextmanager
-def bounded_downloads() -> Iterator[None]:
-    """Inside, clients of the hub look into their caches alone where it does not answer, and say so at once."""
+def bounded_downloads() -> Iterator[bool]:
+    """Inside, clients of the hub look into their caches alone where it does not answer. Yields whether it does."""
     if hub_answers():
-        yield
+        yield True
         return
     before = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
     constants.HF_HUB_OFFLINE = True
     socket.setdefaulttimeout(SECONDS)  # timm's older weights come from other places than the hub
     try:
-        yield
+        yield False
     finally:
         constants.HF_HUB_OFFLINE = before[0]
         socket.setdefaulttimeout(before[1])
