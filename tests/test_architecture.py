@@ -108,14 +108,16 @@ def test_only_the_public_face_and_entry_points_import_apps() -> None:
                 assert is_lazy or part == "__main__", f"{path}:{line}: expected {module} inside a function"
 
 
-MODEL_FILES = [p for p in sorted((SOURCE / "models").rglob("*.py")) if p.name not in ("__init__.py", "contract.py")]
+SHARED_BY_MODELS = ("__init__.py", "contract.py", "options.py")
+MODEL_FILES = [p for p in sorted((SOURCE / "models").rglob("*.py")) if p.name not in SHARED_BY_MODELS]
 
 
 def test_models_never_import_each_other() -> None:
-    """They share the contract, and what is in nn and ops."""
+    """They share the contract, the kinds of options, and what is in nn and ops."""
     for path in MODEL_FILES:
         for line, module, _ in imports_of(path):
-            allowed = module.startswith("pansight.models.contract.") or not module.startswith("pansight.models")
+            shared = ("pansight.models.contract.", "pansight.models.options.")
+            allowed = module.startswith(shared) or not module.startswith("pansight.models")
             assert allowed, f"{path}:{line}: a model imports {module}"
 
 

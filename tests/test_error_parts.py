@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from pansight.errors import Code, PansightError, choice_error
+from pansight.errors import Code, PansightError, choice_error, shown
 
 SOURCE = Path(__file__).parents[1] / "src" / "pansight"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -165,3 +165,56 @@ def test_every_code_is_used():
         if keyword.arg == "code" and isinstance(keyword.value, ast.Constant)
     }
     assert used | {"unexpected"} == set(get_args(Code))
+
+
+# --- what is shown of what files hold --------------------------------------------------------------------------------
+
+SPOILT = {
+    "a line break": ("a\nb", "a\\nb"),
+    "a return": ("a\rb", "a\\rb"),
+    "a colour": ("\x1b[31mred", "\\x1b[31mred"),
+    "C1": ("\x9b31m", "\\x9b31m"),
+    "the other direction": ("a\u202egpj", "a\\u202egpj"),
+    "an isolate": ("a\u2066b", "a\\u2066b"),
+    "no width": ("a\u200bb", "a\\u200bb"),
+    "a line of Unicode": ("a\u2028b", "a\\u2028b"),
+    "half a letter": ("a\udc80", "a\\udc80"),
+    "a zero": ("a\0b", "a\\x00b"),
+    "an accent": ("Straße, 道路　駅", "Straße, 道路　駅"),
+    "a blank that keeps together": ("a\xa0b", "a\xa0b"),
+    "a backslash": ("a\\nb", "a\\nb"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("part", ["message", "where", "expected", "found", "reason", "hint"])
+def test_letters_that_spoil_a_terminal_are_escaped(part, kind):
+    given, seen = SPOILT[kind]
+    parts = {"expected": "x", "found": "y"} if part in ("where", "expected", "found") else {"message": "z"}
+    error = PansightError(**parts | {part: given})
+    assert seen in str(error)
+    assert given == seen or given not in str(error)
+    assert getattr(error, part) == given  # whoever handles it has the whole
+
+
+@pytest.mark.parametrize("part", ["where", "expected", "found", "reason", "hint"])
+@pytest.mark.parametrize("letter", ["a", "\x1b", "駅"])
+def test_a_million_letters_are_cut(part, letter):
+    parts = {"expected": "x", "found": "y"} | {part: "begin " + letter * 10**6 + " end"}
+    line = str(PansightError(**parts))
+    assert len(line) < 1700
+    assert "begin " in line
+    assert line.count(" end") == 1
+    assert "letters" in line
+
+
+def test_a_text_of_usual_length_is_whole():
+    path = "/".join(["folder"] * 60) + "/photo.png"
+    assert path in str(PansightError("cannot be read", where=path))
+    assert shown("a" * 500) == "a" * 500
+    assert shown("abc" * 10, 9) == "abcabc … 21 letters … abc"
+
+
+def test_what_was_shown_is_shown_unchanged():
+    line = str(PansightError("no\n image", where="\x1b[1m"))
+    assert str(PansightError(line)) == line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -18,6 +19,36 @@ Code = Literal[
 ]
 """The kind of an error, in a word that stays while the sentences are improved."""
 
+LONGEST, LONGEST_HINT = 500, 1500
+"""Letters of a part of an error that are shown; a hint may list all names that exist."""
+
+
+def shown(text: object, longest: int = LONGEST) -> str:
+    """`text` as it may stand in a line on a terminal, whoever wrote it; names in files can hold anything.
+
+    Line breaks, colours and other control characters, and marks that turn the direction of writing are escaped as in
+    Python ("\\n", "\\x1b", "\\u202e"). Of a text of more than `longest` letters the middle is left out.
+    """
+    line = _cut(f"{text}", longest)
+    if line.isprintable():
+        return line
+    return _cut("".join(letter if _is_plain(letter) else _escaped(letter) for letter in line), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    head, tail = 2 * longest // 3, longest // 3
+    return f"{text[:head]} … {len(text) - head - tail} letters … {text[-tail:]}"
+
+
+def _is_plain(letter: str) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"  # blanks of other scripts
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
 
 class PansightError(Exception):
     """Bad input, said in one line: what, where, expected, found.
@@ -29,8 +60,9 @@ class PansightError(Exception):
     instead of these two where the matter has another shape. reason: what the system or another library says; it may
     stand for `found`. hint: a way on, or what was done. code: the kind of error, for whoever has to decide by it.
 
-    `str` gives the line. Every part is kept as a text of its name ("" where it is not given), also in an error that was
-    pickled on its way from another process. Whoever handles an error reads the parts and never searches the line.
+    `str` gives the line, in letters that any terminal shows and no longer than one can read (`shown`). Every part is
+    kept as a text of its name ("" where it is not given), also in an error that was pickled on its way from another
+    process. Whoever handles an error reads the parts and never searches the line.
     The command line prints the line without a traceback and exits with code 2; Python callers catch this type.
     """
 
@@ -47,14 +79,15 @@ class PansightError(Exception):
     ):
         self.message, self.where, self.expected, self.found = message, f"{where}", f"{expected}", f"{found}"
         self.reason, self.hint, self.code = f"{reason}", f"{hint}", code
-        super().__init__(f"{self.where}: {self.what}" if self.where else self.what)
+        super().__init__(f"{shown(self.where)}: {self.what}" if self.where else self.what)
 
     @property
     def what(self) -> str:
         """The line without its place."""
-        found = "found" if self.reason and not self.found else f"found {self.found}"
-        text = self.message or f"expected {self.expected}, {found}"
-        return text + (f": {self.reason}" if self.reason else "") + (f"; {self.hint}" if self.hint else "")
+        found = "found" if self.reason and not self.found else f"found {shown(self.found)}"
+        text = shown(self.message) if self.message else f"expected {shown(self.expected)}, {found}"
+        reason = f": {shown(self.reason)}" if self.reason else ""
+        return text + reason + (f"; {shown(self.hint, LONGEST_HINT)}" if self.hint else "")
 
     def at(self, where: object) -> Self:
         """The same error, told by a wider place: ``"image 7"`` before ``"segment 3"`` is ``"image 7: segment 3"``."""

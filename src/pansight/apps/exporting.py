@@ -11,7 +11,7 @@ from pansight.errors import PansightError, choice_error
 from pansight.files import read_json, replacing_folder
 from pansight.metrics.files.summary import summary
 from pansight.weights import licences, load_model, save_model
-from pansight.weights.huggingface.export import exporter, is_export, write_folder
+from pansight.weights.huggingface.export import is_export, prepare, write_prepared
 from pansight.weights.native import find_folder, is_saved
 
 TARGETS = {"hf": "a folder of Hugging Face transformers", "folder": "a saved folder of ours, for every model"}
@@ -39,10 +39,10 @@ def export(weights: str | Path, out: str | Path, to: str = "hf", overwrite: bool
     if to == "folder":
         save_model(out, model, name, options)
         return ""
-    exporter(name, str(weights))  # before anything is written
+    prepared = prepare(model, name, options, str(weights))  # refused, if at all, before anything is written
     licence, origin = _licence(str(weights), name)
     with replacing_folder(out) as folder:
-        return write_folder(folder, model, name, options, str(weights), f"{origin}\n\n{_figures(weights)}", licence)
+        return write_prepared(folder, prepared, f"{origin}\n\n{_figures(weights)}", licence)
 
 
 def _licence(weights: str, name: str) -> tuple[licences.Licence | None, str]:

@@ -25,7 +25,7 @@ from pansight.data.transforms import (
     VerticalFlip,
     resize_sample,
 )
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 from pansight.models import build, builder_options, entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
@@ -80,7 +80,7 @@ def relabel(dataset: Dataset, labels: LabelSpace, what: str) -> Dataset:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+    return ", ".join(shown(name, 80) for name in names[:8]) + (" …" if len(names) > 8 else "")
 
 
 def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:

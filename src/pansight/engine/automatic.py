@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +21,7 @@ from pansight.engine.optim import CHOSEN_BY_MODEL, settled
 from pansight.errors import PansightError
 from pansight.models import builder_options, entry
 from pansight.models.contract import TrainingDefaults
+from pansight.nn.backbones.hub import hub_answers
 from pansight.nn.backbones.pyramid import PACKAGED, timm_backbone
 from pansight.nn.backbones.vit import vit_backbone
 from pansight.ops.targets import boxes_of_ids
@@ -160,15 +158,8 @@ def _backbone(config: Config, device: torch.device) -> list[Choice]:
 
 
 def _hub_has_an_address() -> bool:
-    """False where the host of the model hub cannot be looked up and no proxy is set: the client itself would retry
-    for the better part of a minute."""
-    if urllib.request.getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urllib.parse.urlparse(hub.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
+    """False where the model hub does not answer: the client itself would ask again for the better part of a minute."""
+    return hub_answers()
 
 
 @contextmanager

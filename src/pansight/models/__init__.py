@@ -6,11 +6,13 @@ A model file is imported here and nowhere else; everyone else asks `MODELS` and 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from pansight.errors import PansightError, choice_error
 from pansight.models import detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
 from pansight.models.contract import Entry, Model
+from pansight.models.options import check_together
 from pansight.types import LabelSpace
 
 MODELS: dict[str, Entry] = {
@@ -33,18 +35,39 @@ def entry(name: str) -> Entry:
 
 
 def build(name: str, labels: LabelSpace, **options: Any) -> Model:
-    """The model `name` for `labels`. Raises PansightError for an unknown name or option, listing what exists."""
+    """The model `name` for `labels`.
+
+    Raises PansightError for an unknown name or option, listing what exists, and for a value that cannot be meant.
+    """
     chosen = entry(name)
-    known = builder_options(name)
-    for option in options:
-        if option not in known:
-            raise choice_error(f"option of model {name}:", option, known)
+    options = check_options(name, options)
     if chosen.needs_things and not labels.things:
         raise PansightError(where=f"model {name}", expected="at least one thing among the classes", found="stuff only")
     return chosen.build(labels, **options)
 
 
 def builder_options(name: str) -> dict[str, Any]:
-    """Option → default value of a builder."""
-    parameters = list(inspect.signature(MODELS[name].build).parameters.values())[1:]  # labels come first
+    """Option → default value of a builder. Raises PansightError for an unknown model."""
+    parameters = list(inspect.signature(entry(name).build).parameters.values())[1:]  # labels come first
     return {p.name: p.default for p in parameters}
+
+
+def check_options(name: str, options: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:
+    """The options as the builder of `name` takes them: a single number of a list option is a list of one.
+
+    Nothing is built or read, and time and memory are bounded whatever the values are. complete: options left out have
+    their defaults, which must fit the given ones (`channels` that `heads` do not divide); False where weights that are
+    read later have options of their own.
+    Raises PansightError for an unknown model or option, and for a value of another kind or out of range.
+    """
+    known, declared = builder_options(name), entry(name).options
+    for option in options:
+        if option not in known:
+            raise choice_error(f"option of model {name}:", f"{option:.80}", known)
+    settled = {
+        key: declared[key].settled(value, f"{key} of model {name}") if key in declared else value
+        for key, value in options.items()
+    }
+    if complete:
+        check_together(known | settled, {key: declared[key] for key in known if key in declared}, name)
+    return settled

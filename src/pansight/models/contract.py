@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from pansight.models.options import Option
 from pansight.nn.input import Input
 from pansight.types import Batch, LabelSpace, Prediction
 
@@ -142,6 +143,8 @@ class Entry:
     """A word: the weights of one architecture start every entry of the same one."""
     produces: tuple[Literal["panoptic", "semantic", "instances"], ...]
     """The parts of a Prediction that decode can fill."""
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])
+    """What each option of the builder means, and which values it may have."""
     tasks: tuple[str, ...] = ()
     """What decode's `task` may say; (): it has no such argument."""
     needs_things: bool = False

@@ -16,11 +16,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import PansightError
 from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
+from pansight.models.options import TRANSFORMER_OPTIONS, Option, flag, loss_weight, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.mask_head import AttentionMap, MaskHead
@@ -28,9 +28,9 @@ from pansight.nn.queries.transformer import MLP, TransformerDecoder, Transformer
 from pansight.ops.attention.positions import resize_valid, sine_positions
 from pansight.ops.fast.memory import checkpointed
 from pansight.ops.fusion.queries import TASKS, Canvas, binary_masks, checked_task, fuse_detr, keep_queries, semantic_map
-from pansight.ops.queries.losses import box_losses, dice_loss, set_class_loss, set_counts, sigmoid_focal_loss
+from pansight.ops.queries.losses import box_losses, pixel_losses, set_class_loss, set_counts
 from pansight.ops.queries.matching import Matches, box_cost, class_cost, hungarian
-from pansight.ops.queries.targets import SegmentTargets, dense_masks, padded_categories, segment_targets
+from pansight.ops.queries.targets import SegmentTargets, padded_categories, segment_targets
 from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -309,15 +309,6 @@ class DETR(nn.Module):
         """Nothing changes as training progresses."""
 
 
-def pixel_losses(
-    logits: Tensor, targets: SegmentTargets, index: Tensor, canvas: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """(focal loss, dice loss), each summed over M masks: logits (M, h, w) on the padded canvas, index int64 (M,)."""
-    logits = F.interpolate(logits.unsqueeze(1), canvas, mode="bilinear", align_corners=False).flatten(1)  # (M, H · W)
-    wanted = dense_masks(targets, canvas, index).flatten(1)
-    return sigmoid_focal_loss(logits, wanted).sum(), dice_loss(logits, wanted).sum()
-
-
 def detr(
     labels: LabelSpace,
     backbone: str = "resnet50",
@@ -465,6 +456,17 @@ def detr_panoptic_r101(labels: LabelSpace, pretrained: str = "none", queries: in
     return detr_panoptic(labels, R101, pretrained, queries=queries, freeze_stages=2)
 
 
+OPTIONS: dict[str, Option] = {
+    **TRANSFORMER_OPTIONS,
+    "channels": whole("width of the transformer", 16, 4096, 16, "heads"),
+    "auxiliary": flag("the earlier decoder layers have losses too"),
+    "class_hidden": Option("widths of hidden layers of the class head; none in the paper", "whole numbers", 1, 65_536),
+    "dilate": flag("the backbone's last stage is dilated to stride 16 (DC5)"),
+    "box_weight": loss_weight("the L1 distance of boxes"),
+    "giou_weight": loss_weight("the overlap (GIoU) of boxes"),
+    "stuff": flag("learn boxes of stuff too: the first of two steps to panoptic segmentation"),
+}
+
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
 TINY |= {"hidden": 32, "encoder_layers": 1, "decoder_layers": 2}
 
@@ -472,6 +474,7 @@ BOXES = Entry(
     detr,
     architecture="detr",
     produces=("instances",),
+    options=OPTIONS,
     tasks=("instance", "all"),
     backbone="pyramid",
     adapts=("pretrained", "frozen_bn", "short", "queries"),

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pansight.errors import PansightError
 from pansight.models.contract import Entry, RateGroups, TrainingDefaults, every_class_and_no_object
+from pansight.models.options import QUERY_OPTIONS, VIT_OPTIONS, Option, flag, loss_weight, number, share, whole
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
@@ -386,6 +387,25 @@ def eomt_dinov3_large_1280(labels: LabelSpace, queries: int = 200, pretrained: s
     return eomt(labels, name, pretrained, 1280, queries=queries, blocks=4, vit_options=DINOV3_TRAINING)
 
 
+OPTIONS: dict[str, Option] = {
+    **VIT_OPTIONS,
+    **QUERY_OPTIONS,
+    "size": whole("side of the square that photos are scaled to, in pixels", 1, 2**14, "patch"),
+    "patch": whole("side of a patch, in pixels", 1, 1024),
+    "square": flag("photos are scaled and padded to the square; else they keep their size"),
+    "windows": flag("photos are predicted in squares along their long side (semantic segmentation)"),
+    "blocks": whole("last blocks of the ViT, which carry the queries", 1, 200),
+    "upscales": whole("blocks that double the patch grid; left out: masks at stride 4", 1, 10, optional=True),
+    "masked": flag("training uses masked attention, which is annealed"),
+    "anneal_starts": Option("share of the run at which annealing of each block starts", "numbers", 0, 1, optional=True),
+    "anneal_ends": Option("share of the run at which it ends, by block", "numbers", 0, 1, optional=True),
+    "anneal_power": number("power of the polynomial by which masks are annealed", 0.001, 100),
+    "points": whole("points at which two masks are compared", 1, 1_000_000),
+    "oversample": number("how many times as many points are drawn first", 1, 100),
+    "importance": share("of the points, which are the least certain of those drawn"),
+    "binary_weight": loss_weight("the mask"),
+}
+
 TINY_VIT: dict[str, Any] = {"depth": 3, "embed_dim": 32, "num_heads": 4}
 TINY: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "vit_options": TINY_VIT, "size": 64, "square": False}
 TINY |= {"queries": 12, "blocks": 2, "points": 128}
@@ -394,6 +414,7 @@ GENERAL = Entry(
     eomt,
     architecture="eomt",
     produces=("panoptic", "semantic", "instances"),
+    options=OPTIONS,
     tasks=TASKS,
     backbone="vit",
     adapts=("pretrained", "size", "queries"),

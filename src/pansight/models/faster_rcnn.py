@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pansight.models.contract import Entry, background_and_things, boxes_of, things, things_and_background
+from pansight.models.options import RCNN_OPTIONS, RCNN_OPTIONS_D2
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
@@ -150,6 +151,7 @@ GENERAL = Entry(
     faster_rcnn,
     architecture="faster_rcnn",
     produces=("instances",),
+    options=RCNN_OPTIONS,
     needs_things=True,
     backbone="pyramid",
     adapts=("pretrained", "frozen_bn", "short", "anchor_sizes", "detections"),
@@ -159,7 +161,7 @@ GENERAL = Entry(
     },
     tiny=TINY,
 )
-OF_DETECTRON2 = replace(GENERAL, licence="cc-by-sa-3.0")
+OF_DETECTRON2 = replace(GENERAL, options=RCNN_OPTIONS_D2, licence="cc-by-sa-3.0")
 OF_TORCHVISION = replace(
     GENERAL,
     licence="bsd-3-clause",

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
+from pansight.models.options import TRANSFORMER_OPTIONS, Option, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.linear import FastLinear
@@ -311,6 +312,13 @@ def mask2former_swin_large(labels: LabelSpace, pretrained: str = "none", queries
     return mask2former(labels, "swin_large_patch4_window12_384.ms_in22k", pretrained, queries=queries)
 
 
+OPTIONS: dict[str, Option] = {
+    **TRANSFORMER_OPTIONS,
+    "encoder_hidden": whole("width of the feed-forward layers of the pixel decoder", 1, 65_536),
+    "sampling_points": whole("places that a token reads in each level and head of the pixel decoder", 1, 64),
+    "loss_points": whole("points at which two masks are compared", 1, 1_000_000),
+}
+
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
 TINY |= {"hidden": 32, "layers": 3, "encoder_layers": 1, "encoder_hidden": 32, "loss_points": 128}
 
@@ -318,6 +326,7 @@ GENERAL = Entry(
     mask2former,
     architecture="mask2former",
     produces=("panoptic", "semantic", "instances"),
+    options=OPTIONS,
     tasks=TASKS,
     backbone="pyramid",
     adapts=("pretrained", "frozen_bn", "short", "queries"),

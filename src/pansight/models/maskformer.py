@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pansight.errors import choice_error
 from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
+from pansight.models.options import TRANSFORMER_OPTIONS, Option, choice, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
@@ -319,6 +320,12 @@ def maskformer_swin_large(labels: LabelSpace, pretrained: str = "none", queries:
     return maskformer(labels, "swin_large_patch4_window12_384.ms_in22k", pretrained, divisor=1, queries=queries)
 
 
+OPTIONS: dict[str, Option] = {
+    **TRANSFORMER_OPTIONS,
+    "divisor": whole("photos are padded to multiples of so many pixels", 1, 1024),
+    "pixel_decoder": choice("a feature pyramid, or one below which a transformer encodes the image", *PIXEL_DECODERS),
+}
+
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
 TINY |= {"hidden": 32, "layers": 2, "encoder_layers": 1}
 
@@ -326,6 +333,7 @@ GENERAL = Entry(
     maskformer,
     architecture="maskformer",
     produces=("panoptic", "semantic", "instances"),
+    options=OPTIONS,
     tasks=TASKS,
     backbone="pyramid",
     adapts=("pretrained", "frozen_bn", "short", "queries"),

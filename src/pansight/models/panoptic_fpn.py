@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.models.contract import Entry, background_and_stuff, boxes_of, things, things_and_background
+from pansight.models.options import RCNN_OPTIONS, RCNN_OPTIONS_D2, Option, loss_weight, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, Input
@@ -207,6 +208,13 @@ def panoptic_fpn_r101_d2(labels: LabelSpace) -> PanopticFPN:
     return panoptic_fpn_r50_d2(labels, "resnet101")
 
 
+OPTIONS: dict[str, Option] = {
+    **RCNN_OPTIONS,
+    "semantic_width": whole("width of the semantic branch", 1, 4096),
+    "semantic_weight": loss_weight("the semantic branch"),
+    "min_stuff_area": whole("stuff of fewer pixels is dropped", 0, 2**40),
+}
+
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}
 TINY |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40, "roi_samples": 32, "detections": 20}
 TINY |= {"mask_convs": 1, "mask_channels": 8, "semantic_width": 16}
@@ -215,6 +223,7 @@ GENERAL = Entry(
     panoptic_fpn,
     architecture="panoptic_fpn",
     produces=("panoptic", "instances"),
+    options=OPTIONS,
     needs_things=True,
     backbone="pyramid",
     adapts=("pretrained", "frozen_bn", "short", "anchor_sizes", "detections", "min_stuff_area"),
@@ -226,7 +235,7 @@ GENERAL = Entry(
     },
     tiny=TINY,
 )
-OF_DETECTRON2 = replace(GENERAL, licence="cc-by-sa-3.0")
+OF_DETECTRON2 = replace(GENERAL, options=RCNN_OPTIONS_D2, licence="cc-by-sa-3.0")
 ENTRIES: dict[str, Entry] = {
     "panoptic_fpn": GENERAL,
     "panoptic_fpn_r50_d2": OF_DETECTRON2.published(panoptic_fpn_r50_d2, "panoptic_fpn"),

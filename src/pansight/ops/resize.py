@@ -44,9 +44,11 @@ class ResizeRule(NamedTuple):
     def checked(self) -> ResizeRule:
         """The rule itself. Raises PansightError for an unknown rounding or filter, ValueError for impossible sizes."""
         for name, value, known in (("rounding", self.rounding, ROUNDINGS), ("filter", self.filter, FILTERS)):
-            if value not in known:
-                raise choice_error(f"{name} of a resize rule:", value, known)
+            if not isinstance(value, str) or value not in known:  # pyright: ignore[reportUnnecessaryIsInstance] # from a file
+                raise choice_error(f"{name} of a resize rule:", f"{value}", known)
         sides, positive = (self.short, self.long, self.height, self.width), (self.divisor, self.multiple)
+        if not all(type(value) is int for value in (*sides, *positive)) or type(self.stretched) is not bool:
+            raise ValueError(f"sizes as whole numbers, not {self}")
         if not all(0 <= side <= 2**16 for side in sides) or not all(1 <= side <= 2**16 for side in positive):
             raise ValueError(f"sizes of 0 … {2**16} pixels, not {self}")
         if (self.short > 0 and self.long < 1) or bool(self.height) != bool(self.width):

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pansight.errors import PansightError
+from torch import Tensor
+
+from pansight.errors import PansightError, shown
 from pansight.weights import licences
-from pansight.weights.keys import MISFITS
+from pansight.weights.keys import BESIDE, MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
 from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
 
 __all__ = ["ORIGINS", "TransferReport", "load_model", "read_tensors", "save_model", "transfer"]
+
+HUB_MARK = "hf:"
+"""May stand before a hub id (``hf:owner/name``, ``hf://owner/name``)."""
 
 ORIGINS = {
     "torchvision": torchvision,
@@ -34,6 +39,8 @@ def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
     is logged, by the logger "pansight". Raises PansightError, one line with the file, what was expected and what was
     found.
     """
+    if f"{path}".startswith(HUB_MARK) and not Path(path).exists():
+        path = f"{path}".removeprefix(HUB_MARK).lstrip("/")
     folder = find_folder(path)
     is_hub_id = folder is None and not Path(path).exists() and HUB_ID.fullmatch(str(path)) is not None
     if is_hub_id:
@@ -43,18 +50,41 @@ def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
         licences.show_folder(folder, str(path), is_hub_id)
         return loaded
     state = read_tensors(path)
-    for layout, origin in ORIGINS.items():
-        if origin.recognises(state):
-            try:
-                loaded = origin.load(state, str(path))
-            except MISFITS as error:
-                found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise PansightError(
-                    where=path, expected=f"a whole checkpoint ({layout})", found=f"{found:.200}"
-                ) from error
-            licences.show_file(str(path), layout, loaded[1])
-            return loaded
-    some = ", ".join(list(state)[:3])
+    if (found := _recognised(state, str(path))) is not None:
+        return _load_official(*found, str(path))
+    some = ", ".join(shown(name, 80) for name in list(state)[:3])
     parent = Path(path).parent
-    hint = f"; {CONFIG} lies beside it: load the folder {parent}" if (parent / CONFIG).is_file() else ""
-    raise PansightError(where=path, expected=f"a checkpoint of {' or '.join(ORIGINS)}", found=f"tensors {some} …{hint}")
+    hint = f"{CONFIG} lies beside it: load the folder {parent}" if (parent / CONFIG).is_file() else ""
+    expected = f"a checkpoint of {' or '.join(ORIGINS)}"
+    raise PansightError(where=path, expected=expected, found=f"tensors {some} …", hint=hint)
+
+
+def _recognised(state: dict[str, Tensor], source: str) -> tuple[str, dict[str, Tensor]] | None:
+    """(the key of ORIGINS, the tensors under the names that it knows), or None.
+
+    Names may all begin with the attribute of a class around the network, whatever its author called it.
+    """
+    left_out = ""
+    for _ in range(3):
+        layout = next((layout for layout, origin in ORIGINS.items() if origin.recognises(state)), None)
+        if layout is not None:
+            if left_out:
+                licences.show(f"weights    {source}: took the tensors, without their prefix {left_out}")
+            return layout, state
+        network = {name: tensor for name, tensor in state.items() if not BESIDE.fullmatch(name)}
+        first = {name.partition(".")[0] for name in network}
+        if len(first) != 1 or not all("." in name for name in network):
+            return None
+        left_out += f"{first.pop()}."
+        state = {name.partition(".")[2]: tensor for name, tensor in network.items()}
+    return None
+
+
+def _load_official(layout: str, state: dict[str, Tensor], source: str) -> tuple[Any, str, dict[str, Any]]:
+    try:
+        loaded = ORIGINS[layout].load(state, source)
+    except MISFITS as error:
+        found = f"{type(error).__name__}: {' '.join(f'{error}'.split())}"
+        raise PansightError(where=source, expected=f"a whole checkpoint ({layout})", found=found) from error
+    licences.show_file(source, layout, loaded[1])
+    return loaded

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 
 BACKBONE = "backbone.features."
 """Where a model keeps the modules of its timm backbone."""
@@ -19,6 +20,122 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 """What building and filling a model raises where a file's values are of another kind, or too large for the memory."""
+
+
+AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema", "teacher")
+"""Keys of moving averages; the first that is there counts. Who keeps one measures and publishes it (timm, YOLO …)."""
+
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "generator",
+    "student",
+)
+WRAPPERS += ("weights", "params", "checkpoint", "blobs", "ema_state_dict")
+"""Keys under which training scripts put the weights themselves. The last one is what mmengine calls the raw weights: it
+exchanges the two in its files, so that state_dict is the average."""
+
+PUBLISHED_WRAPPERS = ("model", "state_dict", "blobs")
+"""Those of official files, which need no word."""
+
+PREFIXES = ("ema_model.", "model_ema.", "ema.", "teacher.", "module.", "model.", "net.", "student.")
+PREFIXES += ("detector.", "segmentor.", "generator.")
+"""What DistributedDataParallel, an averaged model or a training class puts before every name; averages first."""
+
+INSERTED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into names, at any depth. No layer is called so."""
+
+BESIDE = re.compile(r"(?:criterion|loss|losses|metrics?|(?:train|val|valid|test)_\w+)\..*|n_averaged")
+"""Tensors beside the network in a training class: class weights of a loss, sums of a metric, how often was averaged."""
+
+
+def unwrapped(content: Mapping[Any, Any], is_weight: Callable[[Any], bool], source: str) -> tuple[dict[str, Any], str]:
+    """(the weights by their names in the network, a line on what was taken, or "" where nothing was to be chosen).
+
+    content: what a checkpoint file holds: the weights themselves, or a dict around them, at most three deep. Of an
+    averaged copy and the raw weights the average is taken. `is_weight` tells tensors from everything else.
+    Raises PansightError where no weights are found, or two tensors would have one name.
+    """
+    path: list[str] = []
+    passed = ""
+    weights: Mapping[Any, Any] = content
+    for _ in range(3):
+        key, rivals = _wrapper(weights, is_weight)
+        if not key:
+            break
+        path.append(key)
+        passed = passed or (f" rather than {rivals[0]}" if rivals else "")
+        weights = weights[key]
+    named = {key: value for key, value in weights.items() if isinstance(key, str) and is_weight(value)}
+    if not named:
+        keys = [shown(repr(key), 80) if isinstance(key, str) else type(key).__name__ for key in list(content)[:3]]
+        some = ", ".join(keys)
+        found = f"no tensor among its keys ({some or 'nothing'})"
+        raise PansightError(where=source, expected="a dict of tensors by name", found=found)
+    named, prefixes = without_prefixes(named, source)
+    whose = "its" if path else "their"
+    without = f", without {whose} prefix{'es' if len(prefixes) > 1 else ''} {' '.join(prefixes)}" if prefixes else ""
+    if not passed and not prefixes and (not path or (path[-1] in PUBLISHED_WRAPPERS and len(path) == 1)):
+        return named, ""
+    taken = ".".join(path) or "the tensors"
+    return named, f"took {taken}{passed}{without}"
+
+
+def _wrapper(content: Mapping[Any, Any], is_weight: Callable[[Any], bool]) -> tuple[str, list[str]]:
+    """(the key of the dict that holds the weights, those of other candidates); "" where `content` itself holds them."""
+    seen: dict[int, bool] = {}
+    inner = [key for key, value in content.items() if isinstance(key, str) and _holds_weights(value, is_weight, seen)]
+    known = [key for key in (*AVERAGED, *WRAPPERS) if key in inner]
+    if known:
+        return known[0], known[1:]
+    has_own = any(isinstance(key, str) and is_weight(value) for key, value in content.items())
+    return (inner[0], []) if len(inner) == 1 and not has_own else ("", [])
+
+
+def _holds_weights(value: Any, is_weight: Callable[[Any], bool], seen: dict[int, bool]) -> bool:
+    """Whether a value is a dict with tensors by name, or with such a dict by the name of a wrapper.
+
+    seen: the answers for the dicts that were looked through, by their id: a file may name one dict a million times.
+    """
+    if not isinstance(value, Mapping):
+        return False
+    if id(value) not in seen:
+        seen[id(value)] = False  # of a dict inside itself
+        inner = (value.get(key) for key in (*AVERAGED, *WRAPPERS))
+        seen[id(value)] = any(isinstance(key, str) and is_weight(item) for key, item in value.items()) or any(
+            _holds_weights(item, is_weight, seen) for item in inner
+        )
+    return seen[id(value)]
+
+
+def without_prefixes(named: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
+    """(the weights without what wrappers put into their names, the prefixes that were left out).
+
+    A prefix goes where every tensor of the network has one; where there are several, one copy of the network is taken.
+    Raises PansightError where two would have one name.
+    """
+    left_out: list[str] = []
+    plain: dict[str, Any] = {}
+    for name, value in named.items():
+        short = INSERTED.sub("", name)
+        if short in plain:
+            raise PansightError(where=source, expected=f"one tensor for {short}", found=f"a second in {name}")
+        plain[short] = value
+    if plain.keys() != named.keys():
+        left_out.append(next(match[0] for name in named if (match := INSERTED.search(name))))
+    for _ in range(4):
+        network = [name for name in plain if not BESIDE.fullmatch(name)]
+        found = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in network)]
+        if not found or not all(name.startswith(tuple(found)) for name in network):
+            break
+        left_out.append(f"{found[0]} (rather than {found[1]})" if len(found) > 1 else found[0])
+        plain = {name.removeprefix(found[0]): plain[name] for name in network if name.startswith(found[0])}
+    return {name: value for name, value in plain.items() if name != "n_averaged"}, left_out
 
 
 def rename(state: Mapping[str, Tensor], rules: Iterable[Rule], ignored: str, source: str) -> dict[str, Tensor]:
@@ -90,25 +207,32 @@ def split_rows(state: Mapping[str, Tensor], pattern: str, parts: Sequence[str], 
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`: every tensor used, none missing, every shape equal.
+    """Copy `state` into `model`, which it must fit (see `check_fit`)."""
+    check_fit(model.state_dict(), state, source)
+    model.load_state_dict(state, strict=False)  # strict but for num_batches_tracked, as checked
+
+
+def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Every tensor used, none missing, every shape equal, whole numbers where they are expected and nowhere else.
 
     num_batches_tracked, which no figure depends on, may be absent. Raises PansightError naming the first tensor at
     fault, with the shape expected and the shape found; a class count that differs shows up here.
     """
-    expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in state and not name.endswith("num_batches_tracked"):
             raise PansightError(where=source, expected=f"tensor {name} {_shape(tensor)}", found="none by that name")
         if name in state and state[name].shape != tensor.shape:
             found = _shape(state[name])
             raise PansightError(where=f"{source}: {name}", expected=f"shape {_shape(tensor)}", found=found)
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point():
+            kinds = [f"{one.dtype}".removeprefix("torch.") for one in (tensor, state[name])]
+            raise PansightError(where=f"{source}: {name}", expected=f"numbers like {kinds[0]}", found=kinds[1])
     unexpected = [name for name in state if name not in expected]
     if unexpected:
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
         raise PansightError(
             f"expected no tensor {unexpected[0]}{more}", where=source, hint="the model has none by that name"
         )
-    model.load_state_dict(state, strict=False)  # strict but for num_batches_tracked, as checked above
 
 
 def resnet_depth(

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from pansight.errors import shown
 from pansight.models import MODELS
 
 log = logging.getLogger("pansight")
@@ -96,4 +97,4 @@ def show_file(source: str, layout: str, name: str) -> None:
 @functools.cache
 def show(line: str) -> None:
     """Log a line once in a process, so that loading the same weights twice says it once."""
-    log.warning(line)
+    log.warning(shown(line, 1000))

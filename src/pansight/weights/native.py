@@ -7,6 +7,7 @@ two moves; between them the previous folder has the name ``.NAME.old``, where ``
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pansight.errors import PansightError
 from pansight.files import read_json, replacing_folder, standing_folder, write_json
-from pansight.models import build
+from pansight.models import entry
+from pansight.nn.backbones.hub import bounded_downloads
 from pansight.nn.input import Input, PixelStatistics
 from pansight.ops.resize import ResizeRule
-from pansight.types import LabelSpace
 from pansight.weights import huggingface
-from pansight.weights.keys import load_strictly
+from pansight.weights.fitting import build_to_fit, labels_of
 from pansight.weights.unpickle import read_tensors
 
 FORMAT_VERSION = 1
@@ -104,11 +106,16 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
     if config["format_version"] != FORMAT_VERSION:
         found = config["format_version"]
         raise PansightError(where=folder / CONFIG, expected=f"format_version {FORMAT_VERSION}", found=found)
-    name, options = str(config["model"]), dict(config["options"])
-    model: Any = build(name, LabelSpace.from_json(config["labels"]), **options)
-    load_strictly(model, read_tensors(folder / TENSORS), str(folder / TENSORS))
+    name, options = config["model"], config["options"]
+    if not isinstance(name, str) or not isinstance(options, dict):
+        found = f"{name!r:.80} and {options!r:.80}"
+        raise PansightError(where=folder / CONFIG, expected="the name of a model and a table of options", found=found)
+    entry(name)  # raises where there is no such model, before the tensors are read
+    labels = labels_of(config["labels"], f"{folder / CONFIG}")
+    state = read_tensors(folder / TENSORS)
+    model = build_to_fit(name, labels, options, state, f"{folder / TENSORS}", f"{folder / CONFIG}")
     _restore_input(model, config["input"], folder / CONFIG)
-    return model.eval(), name, options
+    return model, name, options
 
 
 def _restore_input(model: Any, saved: Any, path: Path) -> None:
@@ -116,16 +123,25 @@ def _restore_input(model: Any, saved: Any, path: Path) -> None:
     them.
     """
     try:
-        mean, scale = tuple(float(v) for v in saved["mean"]), [float(v) for v in saved["scale"]]
-        pixels = PixelStatistics(mean, tuple(1 / v for v in scale), bool(saved["bgr"]))
-        black_padding = bool(saved.get("black_padding", model.input.black_padding))
-        restored = Input(_saved_rule(dict(saved["resize"])), pixels, black_padding)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, PansightError) as error:
+        mean, scale = (_three_numbers(saved[key]) for key in ("mean", "scale"))
+        flags = saved["bgr"], saved.get("black_padding", model.input.black_padding)
+        if not all(isinstance(flag, bool) for flag in flags) or min(scale) <= 0:
+            raise ValueError(f"{flags}, scale {scale}")
+        pixels = PixelStatistics(mean, tuple(1 / v for v in scale), flags[0])
+        restored = Input(_saved_rule(dict(saved["resize"])), pixels, flags[1])
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, PansightError) as error:
         expected = "input with mean, scale, bgr and resize"
-        raise PansightError(where=path, expected=expected, found=f"{saved!r}") from error
+        raise PansightError(where=path, expected=expected, found=f"{saved!r:.300}") from error
     # the reciprocal of a reciprocal may differ in the last bit
     restored.scale.view(-1).copy_(restored.scale.new_tensor(scale))
     model.input = restored
+
+
+def _three_numbers(values: Any) -> tuple[float, ...]:
+    """Raises TypeError or ValueError for anything but three finite numbers."""
+    if len(values) != 3 or any(isinstance(v, bool | str) or not math.isfinite(v) for v in values):
+        raise ValueError("expected three numbers")
+    return tuple(float(v) for v in values)
 
 
 def _saved_rule(saved: dict[str, Any]) -> ResizeRule:
@@ -162,16 +178,22 @@ def download(hub_id: str) -> Path:
 
     Pickled tensors are fetched only where there are no others.
     """
+    answers = True
     try:
-        folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PATTERNS))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PICKLED))
-        return folder
+        with bounded_downloads() as answers:
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PATTERNS))
+            if not any(folder.glob("*.safetensors")):
+                folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=PICKLED))
+            return folder
     except Exception as error:  # the client raises its own types, its HTTP library's and ValueError
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = (f"{error}".strip().splitlines() or [type(error).__name__])[0][:160]
+        if not answers:
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
+            reason = f"{why}, and its cache on this machine has no such model"
         raise PansightError(
             "no such file or folder here, and the hub cannot be reached for it",
             where=hub_id,
             reason=reason,
+            hint=f"where there is a network: hf download {hub_id} --local-dir FOLDER; then give that folder",
             code="missing_file",
         ) from error

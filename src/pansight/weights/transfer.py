@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 from pansight.models.contract import ClassRows, Entry
 from pansight.types import LabelSpace
 
-SHOWN = 12
-"""Names in a line of the report."""
+SHOWN, LINE = 12, 1000
+"""Names in a line of the report, and letters: files name classes and tensors as they like."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TransferReport:
             lines += [f"  {title}: {name}" for name in names[:SHOWN]]
             if len(names) > SHOWN:
                 lines.append(f"  {title}: … and {len(names) - SHOWN} more")
-        return "\n".join(lines)
+        return "\n".join(shown(line, LINE) for line in lines)
 
 
 def transfer(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import PansightError, choice_error
+from pansight.nn.backbones.hub import bounded_downloads
 from pansight.nn.backbones.swin import DROP_PATH, Swin, SwinSize, from_timm, swin_size
 from pansight.nn.input import IMAGENET_RGB, PixelStatistics
 
@@ -181,7 +182,8 @@ def _require_timm_name(name: str) -> None:
 def _download(name: str, options: dict[str, Any]) -> nn.Module:
     """The timm model with the weights that timm records for it."""
     try:
-        return timm.create_model(name, pretrained=True, **options)
+        with bounded_downloads():
+            return timm.create_model(name, pretrained=True, **options)
     except Exception as error:
         # the hub client raises many types; the user needs one line and what to do about it
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__

@@ -44,7 +44,8 @@ SWINS: dict[str, SwinSize] = {
 }
 """timm's names. Any other size has a name that says it: see `swin_name`."""
 
-_SPELLED = re.compile(r"swin_c(\d+)_d(\d+(?:-\d+)*)_h(\d+(?:-\d+)*)_w(\d+)")
+_LIST = r"\d{1,3}(?:-\d{1,3}){0,7}"  # a name in a file cannot ask for millions of layers
+_SPELLED = re.compile(rf"swin_c(\d{{1,4}})_d({_LIST})_h({_LIST})_w(\d{{1,3}})")
 
 
 def swin_name(size: SwinSize) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pansight.ops.fast import use_plain
 from pansight.ops.fast.points import least_by_partition, pair_masks_by_map, products_at_points
 from pansight.ops.queries.matching import Matches, class_cost, hungarian, mask_cost
-from pansight.ops.queries.targets import SegmentTargets, bilinear_samples, padded_categories, sample_masks
+from pansight.ops.queries.targets import SegmentTargets, bilinear_samples, dense_masks, padded_categories, sample_masks
 from pansight.ops.regions.boxes import box_cxcywh_to_xyxy, generalized_iou
 
 
@@ -75,6 +75,15 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     probability, targets = logits.float().sigmoid(), targets.float()
     overlap = (probability * targets).sum(1)
     return 1 - (2 * overlap + 1) / (probability.sum(1) + targets.sum(1) + 1)
+
+
+def pixel_losses(
+    logits: Tensor, targets: SegmentTargets, index: Tensor, canvas: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """(focal loss, dice loss), each summed over M masks: logits (M, h, w) on the padded canvas, index int64 (M,)."""
+    logits = F.interpolate(logits.unsqueeze(1), canvas, mode="bilinear", align_corners=False).flatten(1)  # (M, H · W)
+    wanted = dense_masks(targets, canvas, index).flatten(1)
+    return sigmoid_focal_loss(logits, wanted).sum(), dice_loss(logits, wanted).sum()
 
 
 def binary_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pansight.errors import PansightError
 from pansight.files import read_json, safe_join
 from pansight.weights.huggingface.labels import label_space
 from pansight.weights.huggingface.processor import apply_processor
-from pansight.weights.keys import MISFITS
+from pansight.weights.keys import MISFITS, without_prefixes
 from pansight.weights.unpickle import read_tensors
 
 CONFIG = "config.json"
@@ -98,10 +98,10 @@ def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
         raise PansightError(where=index, expected="weight_map, from tensors to files", found="none")
     state: dict[str, Tensor] = {}
     for name in sorted({str(value) for value in places.values()}):
-        state |= read_tensors(safe_join(folder, name, index))
+        state |= read_tensors(safe_join(folder, name, index), is_part=True)
     missing = [key for key in places if key not in state]
     if missing:
         raise PansightError(
             where=index, expected=f"tensor {missing[0]} in {places[missing[0]]}", found="none by that name"
         )
-    return state
+    return without_prefixes(state, str(index))[0]

@@ -208,7 +208,7 @@ def backbone_config(name: str) -> dict[str, Any]:
     Raises PansightError for a backbone that transformers has no equal of.
     """
     stages: dict[str, Any] = {"out_features": STAGES, "out_indices": [1, 2, 3, 4]}
-    if size := swin_size(name):
+    if (size := swin_size(name)) and len(size.depths) == len(STAGES):
         window = {"window_size": size.window, "image_size": 384 if size.window == 12 else 224}
         sizes = {"embed_dim": size.channels, "depths": list(size.depths), "num_heads": list(size.heads)}
         return {"model_type": "swin"} | sizes | window | {"patch_size": 4, "drop_path_rate": 0.3} | stages

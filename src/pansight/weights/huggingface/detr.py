@@ -10,14 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pansight.errors import PansightError
-from pansight.models import build, builder_options
+from pansight.models import builder_options
+from pansight.nn.backbones.pyramid import FrozenBatchNorm
 from pansight.types import LabelSpace
+from pansight.weights.fitting import build_to_fit
 from pansight.weights.huggingface.backbones import backbone_name, from_hf
 from pansight.weights.huggingface.processor import settings_of
-from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
+from pansight.weights.keys import BACKBONE, Rule, join_rows, rename, split_rows
 
 MODEL_TYPES = ("detr",)
 
@@ -114,9 +116,7 @@ def load(
     known = builder_options(name)
     options = {ours: config[theirs] for theirs, ours in SETTINGS.items() if theirs in config and ours in known}
     options = {"backbone": _backbone(config, source)} | options
-    model: Any = build(name, labels, **options)
-    load_strictly(model, renamed(state, source), source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, renamed(state, source), source, f"{source}: config.json"), name, options
 
 
 def _backbone(config: dict[str, Any], source: str) -> str:
@@ -132,13 +132,10 @@ def _backbone(config: dict[str, Any], source: str) -> str:
 def export(model: Any, name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """→ (config.json without its classes, tensors, preprocessor_config.json).
 
-    Raises PansightError for a class head with hidden layers, or a backbone other than timm's of a stem and four stages.
+    Raises PansightError for what transformers has no equal of: see `check_backbone` and `_check_heads`.
     """
-    info: Any = getattr(model.backbone.features, "feature_info", None)
-    if (builder_options(name) | options).get("class_hidden"):
-        raise PansightError(where=name, expected="a class head of one layer, which transformers has", found="more")
-    if info is None or len(info.info) != 5:
-        raise PansightError(where=name, expected="a timm backbone of a stem and four stages", found="another kind")
+    _check_heads(model, name, options)
+    check_backbone(model, name)
     is_panoptic = model.mask_head is not None
     state = {key: tensor.clone() for key, tensor in model.state_dict().items() if "num_batches_tracked" not in key}
     tensors = rename(split_rows(state, *SPLIT), INVERSE, "", name)
@@ -146,6 +143,50 @@ def export(model: Any, name: str, options: dict[str, Any]) -> tuple[dict[str, An
         heads = ("mask_head.", "bbox_attention.")
         tensors = {k if k.startswith(heads) else f"detr.{k}": tensor for k, tensor in tensors.items()}
     return _config(model, is_panoptic), tensors, _processor(model, is_panoptic)
+
+
+def _check_heads(model: Any, name: str, options: dict[str, Any]) -> None:
+    """transformers has a class head of one layer, at least one layer on each side, and a mask head that norms its maps
+    in 8 groups, or as many as a narrower map has channels.
+    """
+    if (builder_options(name) | options).get("class_hidden"):
+        raise PansightError(where=name, expected="a class head of one layer, which transformers has", found="more")
+    if not len(model.transformer.encoder.layers) or not len(model.transformer.decoder.layers):
+        raise PansightError(where=name, expected="an encoder and a decoder of at least one layer", found="none")
+    if model.mask_head is None:
+        return
+    norms = [module for module in model.mask_head.modules() if isinstance(module, nn.GroupNorm)]
+    odd = next((norm for norm in norms if norm.num_groups != min(8, norm.num_channels)), None)
+    if odd is not None:
+        found = f"{odd.num_channels} in {odd.num_groups} groups: channels {model.mask_head.channels}"
+        raise PansightError(
+            where=name, expected="maps of the mask head in 8 groups, as transformers norms", found=found
+        )
+
+
+def check_backbone(model: Any, name: str) -> None:
+    """Raises PansightError for a backbone that transformers' DETR would build otherwise.
+
+    It takes maps 1 to 4 of timm's network of that name, makes every BatchNorm a plain frozen one with epsilon 1e-5
+    (activations that timm keeps inside go), and leaves what is no weight as it happens to be.
+    """
+    features = model.backbone.features
+    info = vars(features).get("feature_info")
+    if info is None or len(info.info) != 5 or tuple(info.out_indices) != (1, 2, 3, 4):
+        raise PansightError(where=name, expected="a timm backbone of a stem and four stages", found="another kind")
+    for module in features.modules():
+        is_frozen = isinstance(module, FrozenBatchNorm)
+        if is_frozen or isinstance(module, nn.BatchNorm2d):
+            is_plain = isinstance(module.act, nn.Identity) if is_frozen else type(module) is nn.BatchNorm2d
+            if not is_plain or module.eps != 1e-5:
+                expected = "a backbone of plain BatchNorm (epsilon 1e-5), which transformers puts in place of any other"
+                found = f"epsilon {module.eps:g}" if is_plain else "BatchNorm with an activation inside"
+                raise PansightError(where=name, expected=expected, found=found)
+    kept = set(features.state_dict())
+    lost = [key for key, _ in features.named_buffers() if key not in kept]
+    if lost:
+        expected = "a backbone of weights alone, which transformers loads"
+        raise PansightError(where=name, expected=expected, found=f"constants besides, such as {lost[0]}")
 
 
 SPLIT = rf"(transformer\..+attn\.)in_proj_{WB}", "qkv", r"\1{part}_proj.\2"
@@ -185,7 +226,7 @@ def _config(model: Any, is_panoptic: bool) -> dict[str, Any]:
         "decoder_layers": len(model.transformer.decoder.layers),
         "dropout": layer.dropout.p,
         "auxiliary_loss": False,  # transformers 5 normalises twice where it is on
-        "eos_coefficient": weights.no_object,
+        "eos_coefficient": float(weights.no_object),
     }
     for part in ("encoder", "decoder"):
         config[f"{part}_attention_heads"] = layer.self_attn.heads

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.layers import GluMlp
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
+from torch import Tensor, nn
 
 from pansight.errors import PansightError
-from pansight.models import build
 from pansight.types import LabelSpace
+from pansight.weights.fitting import build_to_fit
 from pansight.weights.huggingface.processor import settings_of
-from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
-from pansight.weights.official.eomt import BACKBONES, DINOV3_BLOCKS, PUBLISHED, construct, join_qkv
+from pansight.weights.keys import BACKBONE, Rule, join_rows, rename, split_rows
+from pansight.weights.official.eomt import BACKBONES, DINOV3_BLOCKS, PUBLISHED, join_qkv, published_name
 
 MODEL_TYPES = ("eomt", "eomt_dinov3")
 
@@ -104,9 +106,12 @@ def load(
     """
     rotary = config["model_type"] == "eomt_dinov3"
     full = DEFAULTS | dict(config)
-    model, name, options = _build(full, rotary, labels, source)
-    load_strictly(model, renamed(state, rotary, source), source)
-    return model.eval(), name, options
+    name, options = _described(full, rotary, source)
+    return (
+        build_to_fit(name, labels, options, renamed(state, rotary, source), source, f"{source}: config.json"),
+        name,
+        options,
+    )
 
 
 def renamed(state: Mapping[str, Tensor], rotary: bool, source: str) -> dict[str, Tensor]:
@@ -122,7 +127,8 @@ def renamed(state: Mapping[str, Tensor], rotary: bool, source: str) -> dict[str,
     return ours
 
 
-def _build(config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: str) -> tuple[Any, str, dict[str, Any]]:
+def _described(config: Mapping[str, Any], rotary: bool, source: str) -> tuple[str, dict[str, Any]]:
+    """(name, options) of the model that a config.json describes."""
     fixed: dict[str, Any] = {"hidden_act": "gelu"}
     if rotary:  # with gates transformers takes one activation for the ViT and the heads, which no weights have
         fixed |= {"key_bias": False, "proj_bias": True, "mlp_bias": True, "use_gated_mlp": False}
@@ -143,7 +149,7 @@ def _build(config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: 
         loss == {ours: DEFAULTS[theirs] for ours, theirs in LOSS.items()},
     )
     if (family, width, depth, blocks, size) in PUBLISHED and heads == width // 64 and all(standard):
-        return construct(family, width, depth, blocks, size, queries, labels, config["windows"])
+        return published_name(family, width, depth, blocks, size, queries, config["windows"])
     options: dict[str, Any] = {
         "backbone": BACKBONES[family, 1536 if config["use_swiglu_ffn"] and not rotary else 384],
         "size": size,
@@ -156,7 +162,7 @@ def _build(config: Mapping[str, Any], rotary: bool, labels: LabelSpace, source: 
         **loss,
     }
     options |= {"windows": True} if config["windows"] else {}
-    return build("eomt", labels, **options), "eomt", options
+    return "eomt", options
 
 
 def _published_vit(width: int, rotary: bool, config: Mapping[str, Any]) -> bool:
@@ -225,6 +231,7 @@ def export(
     """
     rotary: bool = model.backbone.rotary
     state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    _check_vit(model, name)
     config = _config_rotary(model, state) if rotary else _config_learned(model, state)
     vit, settings = model.backbone.features, model.settings
     size = vit.patch_embed.img_size[0]
@@ -233,14 +240,14 @@ def export(
         "num_hidden_layers": len(vit.blocks),
         "num_attention_heads": vit.blocks[0].attn.num_heads,
         "hidden_act": "gelu",
-        "layer_norm_eps": vit.norm.eps,
+        "layer_norm_eps": float(vit.norm.eps),
         "image_size": size,
         "patch_size": model.backbone.patch,
         "num_upscale_blocks": len(model.upscale),
         "num_blocks": len(model.annealing.starts),
         "num_queries": model.q.num_embeddings,
         "num_register_tokens": model.backbone.prefix - 1,
-        **{theirs: getattr(settings, ours) for ours, theirs in LOSS.items()},
+        **{theirs: _number(getattr(settings, ours), ours) for ours, theirs in LOSS.items()},
     }
     processor = settings_of(model.input) | {
         "image_processor_type": "EomtImageProcessor",
@@ -253,6 +260,44 @@ def export(
     else:
         processor["do_pad"] = False
     return config, _exported(model, state, rotary), processor
+
+
+def _number(value: float, ours: str) -> float:
+    """The type that transformers insists on: a whole number of points, and floating point for all others."""
+    return int(value) if ours == "points" else float(value)
+
+
+def _check_vit(model: Any, name: str) -> None:
+    """Raises PansightError where a ViT computes what its weights do not tell and transformers' ViT does not."""
+    vit = model.backbone.features
+    norms = [module for module in vit.modules() if "norm" in type(module).__name__.lower()]
+    is_packed = isinstance(vit.blocks[0].mlp, GluMlp)
+    wrong = {
+        "attention without extras, as in DINOv2 and DINOv3": not model.backbone.usual,
+        "one class token": vit.cls_token is None,
+        "norms over channels of one epsilon": any(
+            not isinstance(norm, nn.LayerNorm) or norm.eps != vit.norm.eps for norm in norms
+        ),
+        "the activation GELU": not is_packed and not all(_is_gelu(block.mlp.act) for block in vit.blocks),
+        "the gate SiLU before its values": is_packed
+        and any(not isinstance(block.mlp.act, nn.SiLU) or block.mlp.gate_last for block in vit.blocks),
+    }
+    expected = next((what for what, is_wrong in wrong.items() if is_wrong), None)
+    if expected is not None:
+        raise PansightError(where=name, expected=f"a ViT with {expected}, which transformers has", found="another")
+    shares = rounded(model.annealing.probs) if model.masked else model.annealing.probs * 0
+    if (shares.diff() < 0).any():  # transformers keeps a block's mask for all blocks after it
+        found = f"{shares.tolist()}"
+        raise PansightError(where=name, expected="blocks without masks before those with masks", found=found)
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    return type(activation).__name__ == "GELU" and vars(activation).get("approximate", "none") == "none"
+
+
+def rounded(probs: Tensor) -> Tensor:
+    """Masked attention of each block as it is at prediction: 1 or 0."""
+    return (probs > 0.5).to(probs)
 
 
 def _config_learned(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -283,7 +328,7 @@ def _config_rotary(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
     hidden = state[BACKBONE + "blocks.0.mlp.fc2.weight"].shape[1]
     fits = all(BACKBONE + key in state for key in ("blocks.0.gamma_1", "blocks.0.attn.qkv.weight", "cls_token"))
     fits = fits and state.get(BACKBONE + "blocks.0.mlp.fc1.bias", torch.empty(0)).shape[0] == hidden
-    if not fits or BACKBONE + "pos_embed" in state or not vit.rope.rotate_half:
+    if not fits or BACKBONE + "pos_embed" in state or not _is_dinov3(vit):
         raise PansightError(where="export", expected="a ViT as DINOv3's (…_patch16_dinov3_qkvb)", found="another")
     bias = BACKBONE + "blocks.0.attn.q_bias" in state
     return {
@@ -294,12 +339,28 @@ def _config_rotary(model: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "query_bias": bias,
         "key_bias": False,
         "value_bias": bias,
-        "rope_parameters": {"rope_type": "default", "rope_theta": vit.rope.temperature},
-        "pos_embed_shift": vit.rope.shift_coords,
-        "pos_embed_jitter": vit.rope.jitter_coords,
-        "pos_embed_rescale": vit.rope.rescale_coords,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(vit.rope.temperature)},
+        "pos_embed_shift": _float(vit.rope.shift_coords),
+        "pos_embed_jitter": _float(vit.rope.jitter_coords),
+        "pos_embed_rescale": _float(vit.rope.rescale_coords),
         "layerscale_value": 1e-5,
     }
+
+
+def _is_dinov3(vit: Any) -> bool:
+    """Whether positions are rotated as in DINOv3: patch centres from −1 to 1, a quarter of a head an axis."""
+    rope, head = vit.rope, vit.blocks[0].attn.qkv.weight.shape[1] // vit.blocks[0].attn.num_heads
+    return (
+        type(rope) is RotaryEmbeddingDinoV3
+        and (rope.rotate_half, rope.normalize_coords, rope.grid_indexing) == (True, "separate", "ij")
+        and (rope.grid_offset, rope.min_period, rope.max_period) == (0.0, None, None)
+        and head % 4 == 0
+        and len(torch.arange(0, 1, 4 / head)) == head // 4  # transformers' own count, which may be rounded up
+    )
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 BLOCK = re.escape(BACKBONE) + r"blocks\.(\d+)\."
@@ -347,4 +408,6 @@ def _exported(model: Any, state: Mapping[str, Tensor], rotary: bool) -> dict[str
     result["criterion.empty_weight"] = empty_weight
     if not model.masked:  # transformers uses masked attention wherever these are above 0
         result["attn_mask_probs"] = torch.zeros_like(result["attn_mask_probs"])
+    registers = torch.empty(1, 0, model.backbone.channels)
+    result.setdefault("embeddings.register_tokens", registers)
     return result

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json, write_text
 from pansight.models import MODELS
 from pansight.types import LabelSpace
 from pansight.weights.huggingface import CONFIG, PROCESSOR, SYSTEMS, TENSORS, is_foreign, system
+from pansight.weights.huggingface.eomt import rounded
 from pansight.weights.licences import Licence
 
 CARD = "README.md"
@@ -42,26 +44,58 @@ def label_entries(labels: LabelSpace) -> dict[str, Any]:
     }
 
 
-def write_folder(
-    folder: Path, model: Any, name: str, options: Mapping[str, Any], source: str, notes: str, licence: Licence | None
-) -> str:
-    """Write the files of a model into a folder that exists (see `replacing_folder`) → the class of transformers.
+class Prepared(NamedTuple):
+    """A model as the files of a folder of transformers, not written yet."""
 
-    notes: Markdown for the model card, such as figures and where the model comes from. Raises PansightError where
-    transformers has no such model, OSError where a file cannot be written.
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    processor: dict[str, Any]
+    labels: LabelSpace
+
+
+def prepare(model: Any, name: str, options: Mapping[str, Any], source: str) -> Prepared:
+    """source: where the model comes from, for messages.
+
+    Raises PansightError where transformers has no such model, or would not load it, or with other results.
     """
-    config, state, processor = exporter(name, source).export(model, name, options)
+    system_of_name = exporter(name, source)
+    try:
+        config, state, processor = system_of_name.export(model, name, options)
+    except PansightError as error:
+        raise error.at(source) from error
+    except (LookupError, AttributeError, TypeError) as error:
+        found = f"another ({type(error).__name__}: {error})"
+        raise PansightError(where=source, expected=f"a {name} that transformers has", found=found) from error
+    if "attn_mask_probs" in state:  # of EoMT; transformers would draw at random what is neither 0 nor 1
+        state["attn_mask_probs"] = rounded(state["attn_mask_probs"])
     config = {"dtype": "float32", **config, **label_entries(model.labels)}
     # clone: safetensors refuses tensors that share memory
     tensors = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in state.items()}
+    return Prepared(name, config, tensors, processor, model.labels)
+
+
+def write_folder(
+    folder: Path, model: Any, name: str, options: Mapping[str, Any], source: str, notes: str, licence: Licence | None
+) -> str:
+    """`prepare`, then `write_prepared`."""
+    return write_prepared(folder, prepare(model, name, options, source), notes, licence)
+
+
+def write_prepared(folder: Path, prepared: Prepared, notes: str, licence: Licence | None) -> str:
+    """Write the files of a model into a folder that exists (see `replacing_folder`) → the class of transformers.
+
+    notes: Markdown for the model card, such as figures and where the model comes from. Raises OSError where a file
+    cannot be written.
+    """
     try:
-        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+        save_file(prepared.tensors, folder / TENSORS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{TENSORS}: {error}") from error
-    write_json(folder / CONFIG, config)
-    write_json(folder / PROCESSOR, processor)
-    architecture = str(config["architectures"][0])
-    write_text(folder / CARD, model_card(name, architecture, model.labels, notes, licence))
+    write_json(folder / CONFIG, prepared.config)
+    write_json(folder / PROCESSOR, prepared.processor)
+    architecture = str(prepared.config["architectures"][0])
+    write_text(folder / CARD, model_card(prepared.name, architecture, prepared.labels, notes, licence))
     return architecture
 
 

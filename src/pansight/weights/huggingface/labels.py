@@ -64,7 +64,11 @@ def _names(config: dict[str, Any], source: str) -> list[str]:
     if table is None:
         count = config.get("num_labels", 2)  # transformers leaves out what is its default
         table = {str(i): f"LABEL_{i}" for i in range(count)} if isinstance(count, int) and count < MAX_CLASSES else None
-    if not isinstance(table, dict) or not table or not all(str(key).isdecimal() for key in table):
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(str(key).isdecimal() and len(str(key)) < 10 for key in table)
+    ):
         raise PansightError(where=source, expected="id2label, from 0, 1, 2 … to names", found=f"{table!r:.80}")
     named = {int(key): str(value).strip() for key, value in table.items()}
     if max(named) >= MAX_CLASSES:

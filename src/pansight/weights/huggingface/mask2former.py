@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.models import build, builder_options
+from pansight.models import builder_options
 from pansight.nn.backbones.swin import DROP_PATH
 from pansight.types import LabelSpace
+from pansight.weights.fitting import build_to_fit
 from pansight.weights.huggingface.backbones import backbone_config, backbone_name, from_hf, to_hf
 from pansight.weights.huggingface.processor import settings_of, size_divisor
-from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
+from pansight.weights.keys import BACKBONE, Rule, join_rows, rename, split_rows
 from pansight.weights.official.mask2former import PUBLISHED
 from pansight.weights.official.maskformer import backbone_of
 
@@ -135,9 +136,7 @@ def load(
         options = {} if queries == builder_options(name)["queries"] else {"queries": queries}
     else:
         name, options = "mask2former", {"backbone": backbone} | special
-    model: Any = build(name, labels, **options)
-    load_strictly(model, ours, source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, ours, source, f"{source}: config.json"), name, options
 
 
 NAMES = {ours: theirs for theirs, ours in EMBEDDINGS.items()}
@@ -177,8 +176,9 @@ def export(
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """→ (config.json without its classes, tensors, preprocessor_config.json).
 
-    Raises PansightError for a backbone that transformers has no equal of.
+    Raises PansightError for widths, sampling points or a backbone that transformers has no equal of.
     """
+    _check_sizes(model, name)
     state: dict[str, Tensor] = {key: tensor.detach() for key, tensor in model.state_dict().items()}
     own = {key: tensor for key, tensor in state.items() if key.startswith(BACKBONE)}
     rest = {key: tensor for key, tensor in state.items() if not key.startswith(BACKBONE)}
@@ -187,6 +187,25 @@ def export(
     no_object = torch.tensor([model.settings.no_object])
     tensors["criterion.empty_weight"] = torch.cat((torch.ones(len(model.labels)), no_object))
     return _config(model, network), tensors, _processor(model)
+
+
+def _check_sizes(model: Any, name: str) -> None:
+    """transformers norms maps in 32 groups, reads 4 places a level and head, and has at least one layer each side."""
+    encoder = model.pixel_decoder.transformer.encoder.layers
+    layers = model.predictor.transformer_ffn_layers
+    channels = model.predictor.query_feat.embedding_dim
+    if channels % 32:
+        raise PansightError(
+            where=name, expected="channels a multiple of 32, as transformers norms them", found=channels
+        )
+    if not len(encoder) or not len(layers):
+        raise PansightError(where=name, expected="an encoder and a decoder of at least one layer", found="none")
+    if (points := encoder[0].self_attn.points) != SAMPLING_POINTS:
+        expected = f"sampling_points {SAMPLING_POINTS}, which transformers has"
+        raise PansightError(where=name, expected=expected, found=points)
+
+
+SAMPLING_POINTS = 4
 
 
 def _config(model: Any, network: dict[str, Any]) -> dict[str, Any]:
@@ -207,12 +226,12 @@ def _config(model: Any, network: dict[str, Any]) -> dict[str, Any]:
         "num_attention_heads": decoder.transformer_self_attention_layers[0].self_attn.heads,
         "num_queries": decoder.query_feat.num_embeddings,
         "train_num_points": settings.points,
-        "oversample_ratio": settings.oversample,
-        "importance_sample_ratio": settings.importance,
-        "class_weight": settings.class_weight,
-        "mask_weight": settings.binary_weight,
-        "dice_weight": settings.dice_weight,
-        "no_object_weight": settings.no_object,
+        "oversample_ratio": float(settings.oversample),
+        "importance_sample_ratio": float(settings.importance),
+        "class_weight": float(settings.class_weight),
+        "mask_weight": float(settings.binary_weight),
+        "dice_weight": float(settings.dice_weight),
+        "no_object_weight": float(settings.no_object),
     } | EXPECTED
 
 

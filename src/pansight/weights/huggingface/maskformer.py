@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
-from pansight.models import build, builder_options
+from pansight.models import builder_options
 from pansight.types import LabelSpace
+from pansight.weights.fitting import build_to_fit
 from pansight.weights.huggingface.backbones import backbone_config, backbone_name, from_hf, to_hf
 from pansight.weights.huggingface.processor import settings_of, size_divisor
-from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, split_rows
+from pansight.weights.keys import BACKBONE, Rule, join_rows, rename, split_rows
 from pansight.weights.official.maskformer import PUBLISHED, backbone_of
 
 MODEL_TYPES = ("maskformer",)
@@ -137,9 +138,7 @@ def load(
         name = PUBLISHED[backbone]
     else:
         name, options = "maskformer", {"backbone": backbone} | options
-    model: Any = build(name, labels, **options)
-    load_strictly(model, ours, source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, ours, source, f"{source}: config.json"), name, options
 
 
 def _check(config: Mapping[str, Any], decoder: Mapping[str, Any], source: str) -> None:
@@ -161,8 +160,9 @@ def export(
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """→ (config.json without its classes, tensors, preprocessor_config.json).
 
-    Raises PansightError for the pixel decoder with an encoder, or a backbone, that transformers has no equal of.
+    Raises PansightError for the pixel decoder with an encoder, widths, or a backbone that transformers has no equal of.
     """
+    _check_sizes(model, name)
     state: dict[str, Tensor] = {key: tensor.detach() for key, tensor in model.state_dict().items()}
     if any(key.startswith("pixel_decoder.encoder.") for key in state):
         raise PansightError(where=name, expected="the pixel decoder 'fpn', which transformers has", found="'encoder'")
@@ -175,6 +175,20 @@ def export(
     no_object = model.settings.no_object
     tensors["criterion.empty_weight"] = torch.tensor([1.0] * len(model.labels) + [no_object])
     return _config(model, network), tensors, _processor(model)
+
+
+def _check_sizes(model: Any, name: str) -> None:
+    """transformers norms maps in 32 groups, has a layer at least, and projects the last map to another width only."""
+    channels, coarsest = model.predictor.query_embed.embedding_dim, model.backbone.channels[-1]
+    if channels % 32:
+        raise PansightError(
+            where=name, expected="channels a multiple of 32, as transformers norms them", found=channels
+        )
+    if channels == coarsest:
+        expected = f"other channels than the {coarsest} of the backbone's last map, which transformers does not project"
+        raise PansightError(where=name, expected=expected, found=channels)
+    if not len(model.predictor.decoder.layers):
+        raise PansightError(where=name, expected="a decoder of at least one layer", found="none")
 
 
 def _config(model: Any, network: dict[str, Any]) -> dict[str, Any]:
@@ -196,10 +210,10 @@ def _config(model: Any, network: dict[str, Any]) -> dict[str, Any]:
         },
         "fpn_feature_size": queries.embedding_dim,
         "mask_feature_size": queries.embedding_dim,
-        "cross_entropy_weight": settings.class_weight,
-        "mask_weight": settings.focal_weight,
-        "dice_weight": settings.dice_weight,
-        "no_object_weight": settings.no_object,
+        "cross_entropy_weight": float(settings.class_weight),
+        "mask_weight": float(settings.focal_weight),
+        "dice_weight": float(settings.dice_weight),
+        "no_object_weight": float(settings.no_object),
         "use_auxiliary_loss": False,  # transformers 5 cannot predict where it is on
     }
 

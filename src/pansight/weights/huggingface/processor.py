@@ -5,12 +5,13 @@ The rule is that of the image processors of transformers 5, which resize uint8 t
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import torch
 
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 from pansight.nn.input import IMAGENET_MEAN, IMAGENET_STD, Input, PixelStatistics
 from pansight.ops.resize import ResizeRule
 
@@ -73,7 +74,8 @@ def _pixels(processor: dict[str, Any]) -> PixelStatistics | None:
     mean, std = ([float(v) for v in (values if isinstance(values, list) else [values] * 3)] for values in (mean, std))
     if not processor.get("do_normalize", True):
         mean, std = [0.0] * 3, [1.0] * 3
-    if len(mean) != 3 or len(std) != 3 or not all(v > 0 for v in std):
+    numbers = [factor, *mean, *std]
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or factor <= 0 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"mean {mean}, deviation {std}")
     return PixelStatistics(tuple(v / factor for v in mean), tuple(v / factor for v in std))
 
@@ -91,6 +93,8 @@ def _rule(processor: dict[str, Any], model: Any, model_type: str) -> ResizeRule:
     size = _size(processor, model_type)
     if size is None:
         return rule
+    if not all(type(value) is int and value >= 1 for value in size.values()):
+        raise ValueError(f"size {size}")
     if set(size) == {"height", "width"}:
         rule = rule._replace(height=int(size["height"]), width=int(size["width"]), stretched=True)
     elif set(size) == {"max_height", "max_width"}:
@@ -101,8 +105,6 @@ def _rule(processor: dict[str, Any], model: Any, model_type: str) -> ResizeRule:
         rule = rule._replace(short=int(size["shortest_edge"]), long=int(size.get("longest_edge", limit)))
     else:
         raise ValueError(f"size {size}, not {SIZE_FORMS}")
-    if not all(value >= 1 for value in size.values()):
-        raise ValueError(f"size {size}")
     if model_type.startswith("eomt") and not is_split:
         rule = _padded(rule, model.backbone.patch, bool(processor.get("do_pad", False)))
     return rule
@@ -149,7 +151,7 @@ def _warn_of_the_rest(processor: dict[str, Any], rule: ResizeRule, model_type: s
     if unknown:
         found.append(f"{', '.join(unknown):.200}: not known, without effect here")
     if found:
-        warnings.warn(f"{source}: {'; '.join(found)}", UserWarning, stacklevel=2)
+        warnings.warn(f"{shown(source)}: {shown('; '.join(found))}", UserWarning, stacklevel=2)
 
 
 def size_divisor(rule: ResizeRule) -> int:

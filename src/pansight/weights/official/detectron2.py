@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pansight.data.categories.coco import coco_panoptic, coco_things
 from pansight.errors import PansightError
-from pansight.models import build
 from pansight.types import LabelSpace
+from pansight.weights.fitting import build_to_fit
 from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
 from pansight.weights.unpickle import read_tensors
 
@@ -131,9 +131,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
         kind = "mask_rcnn" if "roi_heads.mask_head.predictor.weight" in state else "faster_rcnn"
         labels = coco_things() if things == 80 else _unnamed(things, 0)
     name, options = f"{kind}_r{depth}_d2", {}
-    model: Any = build(name, labels, **options)
-    load_strictly(model, renamed(state, source), source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, renamed(state, source), source), name, options
 
 
 def load_backbone(path: str | Path, model: Any) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from pansight.data.categories.coco import coco_ids
-from pansight.models import build
 from pansight.types import LabelSpace
-from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
+from pansight.weights.fitting import build_to_fit
+from pansight.weights.keys import BACKBONE, Rule, rename, resnet_depth, rows
 
 WB = r"(?:weight|bias)"
 ATTENTION = rf"(?:in_proj_{WB}|out_proj\.{WB})"
@@ -59,6 +59,4 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     name, options = f"detr_{'panoptic_' if is_panoptic else ''}r{depth}{dc5}", dict[str, Any]()
     if (queries := rows(ours, "query_embed.weight", source)) != 100:
         options["queries"] = queries
-    model: Any = build(name, labels, **options)
-    load_strictly(model, ours, source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, ours, source), name, options

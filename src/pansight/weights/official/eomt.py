@@ -21,9 +21,9 @@ from torch import Tensor
 from pansight.data.categories import category_table
 from pansight.data.categories.coco import coco_panoptic, coco_things
 from pansight.errors import PansightError
-from pansight.models import build
 from pansight.types import LabelSpace
-from pansight.weights.keys import BACKBONE, Rule, join_rows, load_strictly, rename, rows
+from pansight.weights.fitting import build_to_fit
+from pansight.weights.keys import BACKBONE, Rule, join_rows, rename, rows
 from pansight.weights.unpickle import read_tensors
 
 PUBLISHED = {
@@ -117,18 +117,18 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     size = _size_of(ours, source)
     windows = SEMANTIC in Path(source).absolute().as_posix()
     labels = _labels_of(ours, source)
-    model, name, options = construct(family, width, depth, len(probs), size, queries, labels, windows)
+    name, options = published_name(family, width, depth, len(probs), size, queries, windows)
     if family == "dinov3":
         ours = _add_base(ours, BACKBONES[family, width], source)
-    load_strictly(model, ours, source)
+    model = build_to_fit(name, labels, options, ours, source)
     model.annealing.probs.zero_()
-    return model.eval(), name, options
+    return model, name, options
 
 
-def construct(
-    family: str, width: int, depth: int, blocks: int, size: int, queries: int, labels: LabelSpace, windows: bool
-) -> tuple[Any, str, dict[str, Any]]:
-    """(model, name, options) on a backbone of BACKBONES: by a published builder where there is one for this shape.
+def published_name(
+    family: str, width: int, depth: int, blocks: int, size: int, queries: int, windows: bool
+) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a model on a backbone of BACKBONES: a published builder where there is one for this shape.
 
     windows: a model of the semantic task, which predicts a photo in square windows.
     """
@@ -138,7 +138,7 @@ def construct(
         name = "eomt"
         options |= {"backbone": BACKBONES[family, width], "size": size, "blocks": blocks}
         options |= {"windows": True} if windows else {}
-    return build(name, labels, **options), name, options
+    return name, options
 
 
 def join_qkv(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pansight.models import build, builder_options
-from pansight.weights.keys import Rule, load_strictly, rename, rows
+from pansight.models import builder_options
+from pansight.weights.fitting import build_to_fit
+from pansight.weights.keys import Rule, rename, rows
 from pansight.weights.official.maskformer import BACKBONE_IGNORED, BACKBONE_RULES, backbone_of, labels_of_count
 
 WB = r"(?:weight|bias)"
@@ -91,9 +92,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
         options = {} if is_default else {"queries": options["queries"]}
     else:
         name, options = "mask2former", {"backbone": backbone} | special
-    model: Any = build(name, labels, **options)
-    load_strictly(model, ours, source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, ours, source), name, options
 
 
 def sizes_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pansight.data.categories import category_table
 from pansight.data.categories.coco import coco_panoptic, coco_things
-from pansight.models import build
 from pansight.nn.backbones.swin import SwinSize, swin_name
 from pansight.types import LabelSpace
-from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
+from pansight.weights.fitting import build_to_fit
+from pansight.weights.keys import BACKBONE, Rule, rename, resnet_depth, rows
 from pansight.weights.official.detectron2 import resnet_rules
 
 WB = r"(weight|bias)"
@@ -92,9 +92,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
         name, options = "maskformer", {"backbone": backbone} | options
         if len(labels) == 150:
             options["score_threshold"] = 0.7
-    model: Any = build(name, labels, **options)
-    load_strictly(model, ours, source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, ours, source), name, options
 
 
 def sizes_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from pansight.data.categories.coco import coco_91
-from pansight.models import build
 from pansight.types import LabelSpace
-from pansight.weights.keys import BACKBONE, Rule, load_strictly, rename, resnet_depth, rows
+from pansight.weights.fitting import build_to_fit
+from pansight.weights.keys import BACKBONE, Rule, rename, resnet_depth, rows
 
 PARTS = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
@@ -86,6 +86,4 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
         counters = {key for key in ours if key.endswith("num_batches_tracked")}
         options["bn_eps"] = 1e-5 if counters else 0.0
         ours = {key: tensor for key, tensor in ours.items() if key not in counters}
-    model: Any = build(name, labels, **options)
-    load_strictly(model, ours, source)
-    return model.eval(), name, options
+    return build_to_fit(name, labels, options, ours, source), name, options
