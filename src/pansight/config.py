@@ -112,10 +112,10 @@ class TrainConfig:
 
     steps: int = 0
     """Optimiser steps; 0: chosen from the number of images, or as many as `max_minutes` allow."""
-    epochs: float = 0.0
-    """In place of `steps`: how many times each training image is seen; 0: it goes by the steps."""
     batch_size: int = 0
     """Images a step, over all processes; 0: chosen from the image size and the machine."""
+    epochs: float = 0.0
+    """In place of `steps`: how many times each training image is seen; 0: it goes by the steps."""
     accumulate: int = 1
     """Parts that the batch of a process is computed in, to save memory. The result is the same, unless the model trains
     BatchNorm, which then normalises each part by the images of that part alone."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pansight import models
+from pansight.apps.cli import waiting_policy
 from pansight.config import Config, TrainConfig, override, read_config
 from pansight.data import open_dataset
 from pansight.data.loader import train_stream, whole_batch
@@ -270,6 +271,13 @@ def test_a_busy_machine_is_noticed_once():
         if line := machine.notice():
             said.append((second, line.partition(";")[0]))
     assert said == [(20, "other programs keep the processor busy: 50 % of its time this training waits for a core")]
+
+
+def test_threads_sleep_on_a_machine_that_is_busy_at_the_start():
+    passive = {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert [waiting_policy(load, 2, {}) for load in (0.0, 0.9, 1.0, 4.0)] == [{}, {}, passive, passive]
+    for given in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"):
+        assert waiting_policy(4.0, 2, {given: "1"}) == {}
 
 
 def test_the_demand_of_this_process_is_read():

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -308,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text, or a terminal that lacks a letter
         sys.stdout.reconfigure(errors="backslashreplace")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if "torch" not in sys.modules:  # which reads the variable when it is loaded
+        os.environ |= waiting_policy(_load(), os.cpu_count() or 1, os.environ)
     try:
         with _terminable():
             result = app(tokens, exit_on_error=False, print_error=False)
@@ -320,6 +322,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         return _complain(str(error) or "interrupted", SIGNALLED + number)
     return result if isinstance(result, int) else 0
+
+
+def waiting_policy(load: float, cores: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """What is added to the environment of a machine that is busy already: threads that wait for one another sleep.
+
+    By default they spin, which is a little quicker where each has a core of its own. Where other programs want the
+    cores too, spinning keeps them from the thread that is waited for, and a step of training can take many times as
+    long. Results are the same. load: threads that want to run, without those of this process. What the user says of
+    threads stands.
+    """
+    if load < 0.5 * cores or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"} & set(environment):
+        return {}
+    return {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _load() -> float:
+    """Of the last minute; 0 where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return 0.0
 
 
 @contextmanager
