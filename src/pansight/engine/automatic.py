@@ -284,7 +284,7 @@ def _schedule(config: Config, stats: Statistics) -> list[Choice]:
         reason = f"{train.epochs:g} times {stats.images} images, {train.batch_size} a step"
         choices.append(Choice("train.steps", steps, reason))
     elif by_the_clock(train):
-        choices.append(Choice("train.steps", 0, f"by the clock: as many as {train.max_minutes:g} minutes allow"))
+        choices.append(Choice("train.steps", 0, f"by the clock: as many as fit into {train.max_minutes:g} min"))
     elif not steps:
         # small sets are seen 60 times, large ones 12 times
         epochs = min(60, max(12, 60_000 / stats.images))
