@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pansight import models
-from pansight.apps.cli import waiting_policy
+from pansight.apps.cli import main, waiting_policy
 from pansight.config import Config, TrainConfig, override, read_config
 from pansight.data import open_dataset
 from pansight.data.loader import train_stream, whole_batch
@@ -178,6 +178,25 @@ def test_epochs_are_counted_in_steps(images, epochs, batch, steps):
 def test_a_batch_is_at_most_the_data():
     assert [whole_batch(size, 5, 1) for size in (0, 3, 5, 8)] == [0, 3, 5, 5]
     assert [whole_batch(8, 5, 2), whole_batch(8, 2, 4), whole_batch(8, 9, 3)] == [4, 4, 8]
+
+
+def test_epochs_take_the_place_of_the_steps_of_a_recipe(tmp_path, capsys):
+    """Five images at a batch of eight, which is cut; whichever of steps and epochs is given counts."""
+    words = ["train", "--model", "toy", "--data", "shapes", "--data.options.count", "5", "--train.trackers", ""]
+    words += ["--data.options.height", "32", "--data.options.width", "32", "--train.batch-size", "8"]
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert main([*words, "--train.epochs", "2", "--out", str(first)]) == 0
+    assert "train.batch_size = 5 instead of 8: there are 5 images to train on" in capsys.readouterr().out
+    made = read_config(first / "config.toml").train
+    assert (made.epochs, made.steps, made.batch_size) == (2.0, 2, 5)
+    recipe = ["train", "--recipe", str(first / "config.toml"), "--train.steps", "3", "--out", str(second)]
+    assert main(recipe) == 0
+    assert (read_config(second / "config.toml").train.epochs, rows(second)[-1]["step"]) == (0.0, 3)
+    for more in (["--train.epochs", "2", "--train.steps", "7"], ["--resume", "--train.epochs", "2"]):
+        capsys.readouterr()
+        assert main([*words, *more, "--out", str(second if "--resume" in more else tmp_path / "c")]) == 2
+        assert capsys.readouterr().err.startswith("pansight: train.epochs: expected ")
+    assert not (tmp_path / "c").exists()
 
 
 def test_batches_without_end(shapes):
