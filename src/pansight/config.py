@@ -2,7 +2,8 @@
 
 ``Config`` is what ``config.toml`` in a run folder holds. No model, layer or data set takes one: the engine and the
 command line read the numbers and pass them on. Values of 0, -1 or "auto" are chosen from the model, the data and the
-machine (``pansight.engine.automatic``), printed, and written out as the numbers that were used.
+machine (``pansight.engine.automatic``), printed, and written out as the numbers that were used. Only a run by the
+clock, whose time is given and whose steps are not, keeps 0 and -1 for numbers of steps: its end alone will tell them.
 """
 
 from __future__ import annotations
@@ -110,9 +111,11 @@ class TrainConfig:
     """The loop."""
 
     steps: int = 0
-    """Optimiser steps; 0: chosen from the number of images."""
+    """Optimiser steps; 0: chosen from the number of images, or as many as `max_minutes` allow."""
     batch_size: int = 0
     """Images a step, over all processes; 0: chosen from the image size and the machine."""
+    epochs: float = 0.0
+    """In place of `steps`: how many times each training image is seen; 0: it goes by the steps."""
     accumulate: int = 1
     """Parts that the batch of a process is computed in, to save memory. The result is the same, unless the model trains
     BatchNorm, which then normalises each part by the images of that part alone."""
@@ -137,7 +140,7 @@ class TrainConfig:
     schedule: str = "cosine"
     """cosine, poly, step or constant: the learning rate over the run."""
     warmup_steps: int = -1
-    """Steps over which the learning rate rises linearly to its peak; -1: chosen from the number of steps."""
+    """Steps over which the learning rate rises linearly to its peak; -1: a twentieth of the run, at most 500."""
     warmup_factor: float = 0.001
     """The share of the peak that warm-up starts from."""
     backbone_delay: tuple[int, ...] = ()
@@ -163,10 +166,14 @@ class TrainConfig:
     """Parameters whose names start so are not trained, e.g. backbone."""
     evaluate_every: int = -1
     """Steps between evaluations, which choose the best checkpoint; 0: at the end only; -1: a fifth of the run."""
+    evaluate_share: float = -1.0
+    """Evaluations before the end take at most this share of the time of training; what would take longer is put off.
+    0: they may take any time; -1: 0.2 where `evaluate_every` is left open, else 0."""
     checkpoint_every: int = 500
     """Steps between checkpoints to resume from; 0: at the end only."""
     max_minutes: float = 0.0
-    """Stop after this long; schedules then follow the clock where it is ahead of the steps. 0: no limit."""
+    """Train for this long, evaluations not counted; the whole schedule follows the clock where it is ahead of the
+    steps, and a warm-up ends with the first twentieth of the time or its share of `steps`. 0: no limit."""
     seed: int = 0
     """Of weights, order of images, augmentation and sampling."""
     log_every: int = 20
@@ -181,11 +188,14 @@ class TrainConfig:
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise choice_error(f"train.{name}", getattr(self, name), known)
-        for name in ("steps", "batch_size", "lr", "max_minutes", "checkpoint_every", "final_lr_factor", "seed"):
+        at_least_0 = "steps", "epochs", "batch_size", "lr", "max_minutes", "checkpoint_every", "final_lr_factor", "seed"
+        for name in at_least_0:
             _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
         for name in ("evaluate_every", "warmup_steps", "weight_decay", "clip_norm", "backbone_lr_factor"):
             value = getattr(self, name)
             _check(value == -1 or value >= 0, f"train.{name}", "-1, 0 or more", self)
+        share = self.evaluate_share == -1 or 0 <= self.evaluate_share <= 1
+        _check(share, "train.evaluate_share", "-1 or a share from 0 to 1", self)
         _check(self.layer_decay == -1 or 0 < self.layer_decay <= 1, "train.layer_decay", "-1 or a share up to 1", self)
         delay = not self.backbone_delay or (len(self.backbone_delay) == 2 and min(self.backbone_delay) >= 0)
         _check(delay, "train.backbone_delay", "two numbers of steps", self)

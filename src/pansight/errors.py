@@ -1,7 +1,8 @@
-"""The one error a user is meant to see: a line for people, and its parts for programs."""
+"""The one error a user is meant to see, a line for people and its parts for programs; and the interruption of a job."""
 
 from __future__ import annotations
 
+import signal
 import unicodedata
 from functools import partial
 from typing import Any, Literal, Self
@@ -113,3 +114,22 @@ def choice_error(kind: str, name: str, known: object) -> PansightError:
     """An unknown name, answered with the names that exist: ``choice_error("model", "yolo", MODELS)``."""
     names = ", ".join(sorted(str(k) for k in known))  # type: ignore[attr-defined]
     return PansightError(f"unknown {kind} {name!r}", hint=f"known: {names}", code="unknown_choice")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM has stopped a job; the text says what is kept and how to go on.
+
+    number: of the signal; the command line exits with 128 + number, as shells expect: 130 and 143. at_once: whether it
+    was the second one, after which nothing more is saved.
+    """
+
+    def __init__(self, message: str = "interrupted", number: int = signal.SIGINT, at_once: bool = False):
+        super().__init__(message)
+        self.number, self.at_once = int(number), at_once
+
+
+def interrupted(error: KeyboardInterrupt, message: str) -> Interrupted:
+    """The interruption `error`, Python's own or ours, with another text."""
+    if isinstance(error, Interrupted):
+        return Interrupted(message, error.number, error.at_once)
+    return Interrupted(message)

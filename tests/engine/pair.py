@@ -6,6 +6,8 @@ The first process writes what it found as JSON.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,12 +16,14 @@ import torch
 import toy
 from accelerate import Accelerator
 
-from pansight.config import TrainConfig
+from pansight.config import EvaluateConfig, TrainConfig
 from pansight.data import open_dataset
 from pansight.data.loader import train_stream
 from pansight.engine import distributed
+from pansight.engine.checkpoint import last_checkpoint, read_training_state
+from pansight.engine.evaluate import evaluate as measure
 from pansight.engine.train import gradients, train
-from pansight.errors import PansightError
+from pansight.errors import Interrupted, PansightError
 
 toy.register()
 machine = Accelerator(cpu=True)
@@ -64,6 +68,39 @@ try:
     distributed.synchronise_batch_norm(model, machine)
 except PansightError as error:
     found["sync_bn"] = str(error)
+
+# one process is told to stop at its third image of 20: both leave together, and the state is saved
+
+
+class Stopped(toy.Toy):
+    """Sends the process a SIGTERM while it predicts its third image."""
+
+    predicted = 0
+
+    def decode(self, outputs, sizes, min_area=1, panoptic=True):
+        self.predicted += 1
+        if self.predicted == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().decode(outputs, sizes, min_area, panoptic)
+
+
+many = open_dataset("shapes", count=40, height=32, width=32)
+stopped = (Stopped if rank == 1 else toy.Toy)(shapes.labels, 4, 0, "", True)
+run = folder / "stopped"
+try:
+    train(
+        stopped,
+        lambda first: stream(first),
+        config,
+        run,
+        machine,
+        lambda path: None,
+        lambda candidate: measure(stopped, many, EvaluateConfig(), machine, candidate),
+    )
+except Interrupted as error:
+    found["stopped"] = distributed.gather((str(error), error.number), machine)
+    found["due"] = read_training_state(last_checkpoint(run))["due"]
+    found["left"] = sorted(path.name for path in run.iterdir())
 
 if machine.is_main_process:
     (folder / "found.json").write_text(json.dumps(found))

@@ -94,6 +94,9 @@ def test_two_processes_share_statistics_and_failures(tmp_path):
         "counts fails": [True, True],
         "loss fails": [False, True],  # the loop tells the first one
         "sync_bn": "train.sync_bn: expected processes on cuda, xpu, hpu, found them on cpu",
+        "stopped": [["interrupted in the evaluation after step 1, which is saved; go on with --resume", 15]] * 2,
+        "due": True,
+        "left": ["checkpoints"],
     }
     assert done.stderr.count("the model trains BatchNorm, which sees the batch in 2 pieces") == 1
 

@@ -1,4 +1,4 @@
-"""The loop: exact resumption, memory, failures, precision, time."""
+"""The loop: exact resumption, memory, failures, precision."""
 
 from __future__ import annotations
 
@@ -122,6 +122,7 @@ def test_sigkill_and_resume_give_the_weights_of_an_unbroken_run(tmp_path):
     command += ["--data.options.height", "32", "--data.options.width", "32", "--train.steps", "9"]
     command += ["--train.batch-size", "4", "--train.checkpoint-every", "2", "--train.ema-decay", "0.9"]
     command += ["--train.trackers", "", "--data.workers", "0", "--augment.photometric", "0.5"]
+    command += ["--train.evaluate-every", "1"]  # without it, the clock would have a say in which weights are the best
     killed = subprocess.run(
         [sys.executable, toy.__file__, *command, "--out", str(tmp_path / "killed")],
         env={**os.environ, "TOY_KILL_AT": "6"},
@@ -258,17 +259,6 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path, shapes, monkeypatch):
     resumed, _ = run(tmp_path / "a", shapes, resume=True, checkpoint_every=0)
     whole, _ = run(tmp_path / "b", shapes)
     assert same(resumed, whole)
-
-
-def test_max_minutes_stops_and_anneals(tmp_path, shapes):
-    _, result = run(tmp_path, shapes, steps=100_000, max_minutes=0.7 / 60, log_every=1, checkpoint_every=0)
-    assert result.stopped_by == "time"
-    assert 0.7 <= result.seconds < 10
-    rates = [r["lr"] for r in rows(tmp_path)]
-    assert len(rates) == result.step < 100_000
-    assert rates[0] > 0.9 * STEPS.lr
-    assert rates[-1] < 0.2 * STEPS.lr  # the cosine followed the clock to its end
-    assert (tmp_path / "checkpoints" / "last" / "training.pt").exists()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

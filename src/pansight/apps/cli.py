@@ -6,8 +6,12 @@ Only `config` is imported here; what a command needs is loaded when it runs, so 
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +23,10 @@ from cyclopts import App, Parameter
 from pansight.apps import cli_data, cli_scores
 from pansight.apps.cli_scores import FileSettings
 from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
-from pansight.errors import PansightError
+from pansight.errors import Interrupted, PansightError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, SIGNALLED = 2, 128
+"""Exit codes; the number of the signal is added to the second, as in a shell."""
 LONGEST = 1200
 """Letters of a line of complaint."""
 
@@ -150,7 +155,7 @@ def train(
     overwrite
         Replace the run in the folder.
     max_minutes
-        Stop after so many minutes; the learning rate follows the clock.
+        Train for so many minutes, evaluations not counted; the whole schedule follows the clock.
     """
     from pansight.apps import commands
 
@@ -295,23 +300,69 @@ cli_data.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C.
+    """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C, 143 after
+    SIGTERM.
 
     A command may end with a code of its own: the integer it returns.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text, or a terminal that lacks a letter
         sys.stdout.reconfigure(errors="backslashreplace")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if "torch" not in sys.modules:  # which reads the variable when it is loaded
+        os.environ |= waiting_policy(_load(), os.cpu_count() or 1, os.environ)
     try:
-        result = app(tokens, exit_on_error=False, print_error=False)
+        with _terminable():
+            result = app(tokens, exit_on_error=False, print_error=False)
     except (PansightError, cyclopts.CycloptsError) as error:
         return _complain(str(error), BAD_INPUT)
     except OSError as error:  # a full disk, a missing right: the file system's own words
         name = f"{error.filename}: " if error.filename else ""
         return _complain(f"{name}{error.strerror or error}", BAD_INPUT)
     except KeyboardInterrupt as error:
-        return _complain(str(error) or "interrupted", INTERRUPTED)
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        return _complain(str(error) or "interrupted", SIGNALLED + number)
     return result if isinstance(result, int) else 0
+
+
+def waiting_policy(load: float, cores: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """What is added to the environment of a machine that is busy already: threads that wait for one another sleep.
+
+    By default they spin, which is a little quicker where each has a core of its own. Where other programs want the
+    cores too, spinning keeps them from the thread that is waited for, and a step of training can take many times as
+    long. Results are the same. load: threads that want to run, without those of this process. What the user says of
+    threads stands.
+    """
+    if load < 0.5 * cores or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"} & set(environment):
+        return {}
+    return {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _load() -> float:
+    """Of the last minute; 0 where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return 0.0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM ends a command as Ctrl-C does, so that files which are half-written are removed."""
+    process = os.getpid()
+
+    def terminate(number: int, frame: object) -> None:
+        if os.getpid() != process:  # a child that was forked with this handler
+            os._exit(SIGNALLED + number)
+        raise Interrupted(number=number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _complain(message: str, code: int) -> int:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from pansight.apps.pages.report import REPORT, write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
-from pansight.data.loader import train_stream
+from pansight.data.loader import train_stream, whole_batch
 from pansight.engine import distributed
 from pansight.engine.assemble import (
     describe,
@@ -36,12 +36,13 @@ from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
 from pansight.engine.infer import check_decode_options
 from pansight.engine.optim import freeze
-from pansight.engine.progress import clock
+from pansight.engine.progress import clock, stop_signal
 from pansight.engine.session import evaluation_row, merit
 from pansight.engine.train import Result
 from pansight.engine.train import train as run_loop
-from pansight.errors import PansightError, choice_error
+from pansight.errors import Interrupted, PansightError, choice_error, interrupted
 from pansight.files import read_json, write_json
+from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.summary import summary
 from pansight.models import MODELS, builder_options, entry
@@ -84,6 +85,7 @@ def train(
     short = {"model.name": model, "model.backbone": backbone, "model.weights": weights, "data.source": data}
     given = {k: v for k, v in (short | {"train.max_minutes": max_minutes}).items() if v is not None}
     given |= flatten(settings or {})
+    given = _steps_or_epochs(given, resume)
     folder = Path(out) if out else Path("runs") / (str(recipe).replace("/", "-") if recipe else str(model or "run"))
     if weights and not recipe and not resume and "model.name" not in given:
         given["model.name"] = AUTO
@@ -96,6 +98,17 @@ def train(
     if config.model.first_recipe and not config.model.weights:
         return _train_in_two_steps(config, given, folder, resume, overwrite)
     return _train(config, folder, resume, overwrite)
+
+
+def _steps_or_epochs(given: Mapping[str, Any], resume: bool) -> dict[str, Any]:
+    """The given settings, where one of steps and epochs is given with the other set to 0, which a recipe may have."""
+    steps, epochs = "train.steps" in given, "train.epochs" in given
+    if resume and epochs:
+        raise PansightError(
+            where="train.epochs", expected="the steps of a run that is resumed", found="epochs", hint="--train.steps N"
+        )
+    other = {} if steps == epochs else {"train.steps": 0} if epochs else {"train.epochs": 0}
+    return {**given, **other}
 
 
 def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: Mapping[str, Any] | None = None) -> Run:
@@ -115,13 +128,30 @@ def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: M
     accelerator.wait_for_everyone()
     try:
         result = _fit(prepared, folder, accelerator, resume)
-    except PansightError:
-        if accelerator.is_main_process and not any(folder.rglob("*.safetensors")):
+    except (PansightError, KeyboardInterrupt) as error:
+        empty = not any(folder.rglob("*.safetensors"))
+        if accelerator.is_main_process and empty:
             shutil.rmtree(folder, ignore_errors=True)  # no weights are in it yet
+        if isinstance(error, KeyboardInterrupt):
+            raise _with_the_way_on(error, empty) from None
         raise
     rate = f"{result.step} steps in {clock(result.seconds)}"
     say(f"trained    {rate}" + (", stopped by the clock" if result.stopped_by == "time" else ""))
-    return _finish(prepared, result, folder, accelerator, say)
+    try:
+        with stop_signal():
+            return _finish(prepared, result, folder, accelerator, say)
+    except KeyboardInterrupt as error:
+        text = "interrupted after the training, which is saved; --resume measures it and writes its report"
+        raise interrupted(error, text) from None
+
+
+def _with_the_way_on(error: KeyboardInterrupt, empty: bool) -> Interrupted:
+    """The interruption of a training that has or has not saved anything, told with what to do next."""
+    if empty:
+        return interrupted(error, "interrupted before anything was saved")
+    if isinstance(error, Interrupted) and not error.at_once:
+        return error
+    return interrupted(error, "stopped at once; go on from the last checkpoint with --resume")
 
 
 def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, resume: bool, overwrite: bool) -> Run:
@@ -145,7 +175,7 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
         say(f"step 1     {config.model.first_recipe}, in {inner}")
         try:
             _train(before, inner, resume, False)
-        except PansightError:
+        except (PansightError, KeyboardInterrupt):
             if accelerator.is_main_process and not any(folder.rglob("*.safetensors")):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -206,6 +236,11 @@ def _prepare(
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")
+    asked = config.train.batch_size
+    batch = asked if resume else whole_batch(asked, len(training), accelerator.num_processes)
+    if batch != asked:
+        say(f"cut        train.batch_size = {batch} instead of {asked}: there are {len(training)} images to train on")
+        config = override(config, {"train.batch_size": batch})
     source = load_model(config.model.weights) if config.model.weights and not resume else None
     if config.model.name == AUTO:
         if source is None:
@@ -258,18 +293,29 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
         folder,
         accelerator,
         partial(write_model, model=run.model, name=run.name, options=run.options),
-        lambda out: measure(run.model, run.validation, config.evaluate, accelerator, out, config.data.workers),
+        partial(_measure_in_training, run, accelerator),
         resume,
         entry(run.name).rates,
+        min(len(run.validation), config.evaluate.limit or len(run.validation)),
     )
+
+
+def _measure_in_training(run: _Prepared, accelerator: Accelerator, out: Path) -> dict[str, Any]:
+    """Without intervals, which can take as long as the images: the evaluation that stands at the end gets them."""
+    config = run.config
+    return measure(run.model, run.validation, config.evaluate, accelerator, out, config.data.workers, intervals=False)
 
 
 def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerator, say: Callable[..., None]) -> Run:
     """The evaluation that chose the best weights, or where none chose any, one of the last; and the report of it."""
-    config, chosen = run.config, run.config.train.evaluate_every > 0
+    config, chosen = run.config, run.config.train.evaluate_every != 0
     weights = folder / "checkpoints" / ("best" if chosen else "last")
     record = _evaluation_of_training(folder) if chosen else None
-    if record is None:
+    if record is not None:
+        record = with_intervals(record)
+        if accelerator.is_main_process:
+            write_json(folder / EVALUATION, record)
+    else:
         model = load_model(weights)[0].to(accelerator.device) if chosen else run.model
         record = measure(model, run.validation, config.evaluate, accelerator, folder, config.data.workers)
     if accelerator.is_main_process:

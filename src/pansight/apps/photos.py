@@ -19,8 +19,8 @@ from pansight.data.formats.results import ResultsWriter
 from pansight.data.images import IMAGE_SUFFIXES, read_image, write_png
 from pansight.engine.infer import check_decode_options
 from pansight.engine.predict import Predictor, load
-from pansight.engine.progress import ProgressBar
-from pansight.errors import PansightError
+from pansight.engine.progress import ProgressBar, stop_signal
+from pansight.errors import Interrupted, PansightError
 from pansight.files import replacing_folder
 from pansight.ops.maps.regions import class_regions, object_regions
 from pansight.types import Instances, LabelSpace, Prediction
@@ -53,7 +53,7 @@ def predict(
     decode, thresholds and its `task`. score: objects below it are not drawn by models that only give objects.
     Written: overlays/NAME.png, and what `data.formats.results` says: COCO panoptic, else semantic maps or objects.
     Raises PansightError where an image is missing or damaged, or `out` has predictions and `overwrite` is not set, and
-    for an option that the model does not know.
+    for an option that the model does not know; Interrupted after Ctrl-C or SIGTERM, when nothing is written.
     """
     out = Path(out)
     files = find_images(images)
@@ -64,6 +64,7 @@ def predict(
     check_decode_options(predictor.model, predictor.name, decode_options or {})
     rows: list[PhotoRow] = []
     with ExitStack() as stack:
+        stop = stack.enter_context(stop_signal("image"))
         bar = stack.enter_context(ProgressBar("predict"))
         overlays = stack.enter_context(replacing_folder(out / "overlays"))
         writer = stack.enter_context(ResultsWriter(out, predictor.labels, listing=True))
@@ -80,6 +81,9 @@ def predict(
             classes = ", ".join(f"{n} {label}" for label, n in counts.most_common())
             rows.append(PhotoRow(file.name, (photo.shape[0], photo.shape[1]), len(found), classes, seconds))
             bar.update(number / len(files), f"image {number}/{len(files)}")
+            if stop.is_set():
+                text = f"interrupted after image {number} of {len(files)}; nothing is written"
+                raise Interrupted(text, stop.number)
     return rows
 
 

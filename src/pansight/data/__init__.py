@@ -50,13 +50,18 @@ __all__ = [
 def open_shapes(
     source: str | Path = "shapes",
     split: str | None = None,
-    count: int = 1000,
+    count: int | None = None,
     height: int = 128,
     width: int = 128,
     seed: int = 0,
     background: str = "stuff",
 ) -> Shapes:
-    """Generated shapes; `source` is only the word that asks for them."""
+    """Generated shapes: 1000 images to train on and 200 to measure on, or `count` of each.
+
+    `source` is only the word that asks for them.
+    """
+    if count is None:
+        count = 1000 if split in (None, "train") else 200
     return Shapes(count, height, width, seed, split or "train", background)
 
 

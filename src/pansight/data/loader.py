@@ -7,6 +7,7 @@ any step without any state of the loader, and the ranks of a distributed run sha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -100,6 +101,17 @@ class TrainBatches:
         return collate(samples, self.divisor)
 
 
+def whole_batch(batch_size: int, images: int, world: int) -> int:
+    """`batch_size` cut to the number of training images, since a step that shows an image twice learns nothing more.
+
+    The result is a multiple of the `world` processes that share it out, at least one image for each. 0, which leaves
+    the size open, stays.
+    """
+    if batch_size <= images:
+        return batch_size
+    return min(batch_size, max(1, images // world) * world)
+
+
 def train_stream(
     dataset: Dataset,
     transform: Transform | None,
@@ -112,7 +124,7 @@ def train_stream(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of steps start_step … steps − 1.
+    """The batches of steps start_step … steps − 1; without end where `steps` is 0.
 
     batch_size: of all ranks together; rank r gets the r-th of `world` equal slices. Raises PansightError where that
     does not divide, for an empty data set, and for what the data set raises, with workers as without.
@@ -128,7 +140,7 @@ def train_stream(
             where="loader", expected=f"rank 0 … {world - 1} and seed ≥ 0", found=f"rank {rank}, seed {seed}"
         )
     batches = TrainBatches(dataset, transform, batch_size, divisor, seed, rank, world)
-    return map(pinned, run_workers(batches.__getitem__, range(start_step, steps), workers))
+    return map(pinned, run_workers(batches.__getitem__, range(start_step, steps or sys.maxsize), workers))
 
 
 class View(NamedTuple):

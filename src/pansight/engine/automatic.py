@@ -16,6 +16,7 @@ from huggingface_hub import constants as hub
 
 from pansight.config import Config, override
 from pansight.data import Dataset
+from pansight.engine.clock import EVALUATE_SHARE, EVALUATIONS, by_the_clock, steps_of_epochs
 from pansight.engine.distributed import resolve_precision
 from pansight.engine.optim import CHOSEN_BY_MODEL, settled
 from pansight.errors import PansightError
@@ -30,10 +31,6 @@ SAMPLED = 48
 """So many images, evenly spread, are looked at."""
 
 SMALL_VIT = "vit_tiny_patch16_224"
-
-STEPS_BY_THE_CLOCK = 1_000_000
-"""Upper end of the steps where the time is given and the steps are not."""
-
 
 FEW_IMAGES = 500
 """With fewer, some models learn at another rate."""
@@ -273,9 +270,12 @@ def _training_defaults(config: Config, stats: Statistics) -> list[Choice]:
 def _schedule(config: Config, stats: Statistics) -> list[Choice]:
     train, choices = config.train, list[Choice]()
     steps = train.steps
-    if not steps and train.max_minutes:
-        steps = STEPS_BY_THE_CLOCK
-        choices.append(Choice("train.steps", steps, f"as many as {train.max_minutes:g} minutes allow"))
+    if train.epochs:
+        steps = steps_of_epochs(train, stats.images)
+        reason = f"{train.epochs:g} times {stats.images} images, {train.batch_size} a step"
+        choices.append(Choice("train.steps", steps, reason))
+    elif by_the_clock(train):
+        choices.append(Choice("train.steps", 0, f"by the clock: as many as fit into {train.max_minutes:g} min"))
     elif not steps:
         # small sets are seen 60 times, large ones 12 times
         epochs = min(60, max(12, 60_000 / stats.images))
@@ -290,9 +290,12 @@ def _schedule(config: Config, stats: Statistics) -> list[Choice]:
             lr, reason = peak * math.sqrt(train.batch_size / 8), f"{peak:g} · √(batch / 8) for adamw"
         choices.append(Choice("train.lr", float(f"{lr:.2g}"), reason))
     if train.warmup_steps == -1:
-        choices.append(Choice("train.warmup_steps", min(500, steps // 20), "a twentieth of the steps, at most 500"))
+        warmup, reason = min(500, steps // 20), "a twentieth of the steps, at most 500"
+        choices.append(Choice("train.warmup_steps", *((warmup, reason) if steps else (-1, "a twentieth of the time"))))
     if train.evaluate_every == -1:
-        every = 0 if train.max_minutes else max(1, steps // 5)
-        reason = "at the end, since the time is limited" if train.max_minutes else "five times in all"
-        choices.append(Choice("train.evaluate_every", every, reason))
+        every, reason = max(1, steps // EVALUATIONS), "five times in all"
+        choices.append(Choice("train.evaluate_every", *((every, reason) if steps else (-1, "a fifth of the time"))))
+        if train.evaluate_share == -1:
+            reason = "of the time of training, for evaluations before the end; longer ones are put off"
+            choices.append(Choice("train.evaluate_share", EVALUATE_SHARE, reason))
     return choices

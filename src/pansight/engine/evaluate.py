@@ -6,7 +6,7 @@ import copy
 import heapq
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from pansight.data.images import write_png
 from pansight.data.loader import evaluation_loader
 from pansight.engine import distributed
 from pansight.engine.infer import Inference, predict_views, prepare, views_maker
-from pansight.engine.progress import ProgressBar
-from pansight.errors import PansightError
+from pansight.engine.progress import ProgressBar, Stop, stop_signal
+from pansight.errors import Interrupted, PansightError, interrupted
 from pansight.files import replacing_folder, write_json
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.metrics.bootstrap.records import with_intervals
@@ -46,6 +46,9 @@ PREDICTIONS = "predictions"
 DRAWN_SCORE = 0.5
 """Objects of a model without a panoptic map are drawn, and counted in the F1 of an image, from this score on."""
 
+TOGETHER = 4
+"""After so many images each, several processes ask one another whether one of them was told to stop."""
+
 
 def evaluate(
     model: Any,
@@ -55,13 +58,16 @@ def evaluate(
     out: Path | None = None,
     workers: int = 0,
     class_map: ClassMap | None = None,
+    intervals: bool = True,
 ) -> dict[str, Any]:
     """The record of evaluation.json, the same on every process; each of them measures its share of the images.
 
     model: on the accelerator's device, left in eval mode; its labels are those of `dataset` unless class_map is given.
     out: a folder for evaluation.json, for predictions/ (what `data.formats.results` writes), and for predictions/sheet
-    with the best and the worst images; each appears whole or not at all.
-    Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.
+    with the best and the worst images; each appears whole or not at all. intervals: whether the record of an evaluation
+    with a folder has those of `metrics.bootstrap`, which take seconds on a large data set.
+    Raises PansightError where the labels differ, an image is bad, or the folder cannot be written. After Ctrl-C or
+    SIGTERM the image at hand is finished, and Interrupted raised; nothing is written then.
     """
     if class_map is None and dataset.labels != model.labels:
         raise PansightError(
@@ -72,36 +78,82 @@ def evaluate(
     mine = range(rank, count, world)
     figures = _Figures(dataset.labels, config, config.sheet if out is not None else 0)
     start = time.monotonic()
-    with ExitStack() as stack:
-        writer = None
+    with stop_signal("image", accelerator.is_main_process) as stop:
+        with ExitStack() as stack:
+            writer = None
+            if out is not None:
+                part = out / PREDICTIONS if world == 1 else out / PREDICTIONS / f"part{rank}"
+                stack.enter_context(_leaving_no_empty_folder(part, out / PREDICTIONS, out))
+                writer = stack.enter_context(ResultsWriter(part, dataset.labels))
+            bar = stack.enter_context(ProgressBar("evaluate", accelerator.is_main_process))
+            number = heard = 0
+            for number, (prediction, sample) in enumerate(
+                predict_all(model, dataset, mine, config, accelerator.device, workers), 1
+            ):
+                if class_map is not None:
+                    prediction = map_prediction(prediction, class_map, dataset.labels)
+                    sample = map_truth(sample, class_map)
+                codes = figures.update(prediction, sample)
+                if writer is not None:
+                    writer.add(sample.image_id, dataset.file_name(mine[number - 1]), prediction, codes)
+                rate = number * world / (time.monotonic() - start)
+                bar.update(number / len(mine), f"image {number}/{len(mine)}, {rate:.1f} images/s")
+                heard = _heard(stop, accelerator, number if number <= count // world else 0)
+                if heard:
+                    break
+            heard = heard or max(distributed.largest([stop.number], accelerator))
+            if heard:
+                raise Interrupted(f"interrupted after image {number} of {len(mine)}; nothing is written", int(heard))
+            record = _interruptible_record(figures, accelerator, intervals and out is not None)
+        record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
+        record["images_per_second"] = count / record["seconds"]
         if out is not None:
-            part = out / PREDICTIONS if world == 1 else out / PREDICTIONS / f"part{rank}"
-            writer = stack.enter_context(ResultsWriter(part, dataset.labels))
-        bar = stack.enter_context(ProgressBar("evaluate", accelerator.is_main_process))
-        for number, (prediction, sample) in enumerate(
-            predict_all(model, dataset, mine, config, accelerator.device, workers), 1
-        ):
-            if class_map is not None:
-                prediction, sample = map_prediction(prediction, class_map, dataset.labels), map_truth(sample, class_map)
-            codes = figures.update(prediction, sample)
-            if writer is not None:
-                writer.add(sample.image_id, dataset.file_name(mine[number - 1]), prediction, codes)
-            rate = number * world / (time.monotonic() - start)
-            bar.update(number / len(mine), f"image {number}/{len(mine)}, {rate:.1f} images/s")
-    record = figures.record(accelerator, intervals=out is not None)
-    record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
-    record["images_per_second"] = count / record["seconds"]
-    if out is not None:
-        rows = [row for each in distributed.gather(figures.sheet.rows, accelerator) for row in each]
-        if accelerator.is_main_process:
-            if world > 1:
-                with ResultsWriter(out / PREDICTIONS, dataset.labels) as whole:
-                    whole.join([out / PREDICTIONS / f"part{each}" for each in range(world)])
-            if rows:
-                write_sheet(out / PREDICTIONS / "sheet", rows, config.sheet)
-            write_json(out / EVALUATION, record)
-        accelerator.wait_for_everyone()
+            _write(out, record, figures, accelerator)
     return record
+
+
+def _heard(stop: Stop, accelerator: Accelerator, number: int) -> int:
+    """The signal at which all processes stop after image `number` of each, 0 for none; number 0: not all have one."""
+    if accelerator.num_processes == 1:
+        return stop.number
+    if not number or number % TOGETHER:
+        return 0
+    return int(max(distributed.largest([stop.number], accelerator)))
+
+
+def _interruptible_record(figures: _Figures, accelerator: Accelerator, intervals: bool) -> dict[str, Any]:
+    """The record of all processes; no image is at hand any more, so a signal stops this at once."""
+    try:
+        with stop_signal():
+            return figures.record(accelerator, intervals)
+    except Interrupted as error:
+        raise interrupted(error, "interrupted after the last image; nothing is written") from None
+
+
+@contextmanager
+def _leaving_no_empty_folder(*folders: Path) -> Iterator[None]:
+    """Remove the folders of an evaluation, inner ones first, that ended before anything was in them."""
+    try:
+        yield
+    except BaseException:
+        for folder in folders:
+            with suppress(OSError):  # there is something in it, or it is gone
+                folder.rmdir()
+        raise
+
+
+def _write(out: Path, record: dict[str, Any], figures: _Figures, accelerator: Accelerator) -> None:
+    """What comes after the predictions of all processes: these joined, the sheet, and the record."""
+    rows = [row for each in distributed.gather(figures.sheet.rows, accelerator) for row in each]
+    if accelerator.is_main_process:
+        world = accelerator.num_processes
+        if world > 1:
+            with ResultsWriter(out / PREDICTIONS, figures.labels) as whole:
+                whole.join([out / PREDICTIONS / f"part{each}" for each in range(world)])
+        if rows:
+            write_sheet(out / PREDICTIONS / "sheet", rows, figures.sheet.size)
+        write_json(out / EVALUATION, record)
+    accelerator.wait_for_everyone()
 
 
 class _Figures:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pansight.config import TrainConfig
+from pansight.engine.clock import warmup_at
 from pansight.errors import PansightError
 from pansight.models.contract import RateGroups, TrainingDefaults
 from pansight.nn.statistics import running_statistics
@@ -23,9 +24,12 @@ CHOSEN_BY_MODEL = ("backbone_lr_factor", "layer_decay", "weight_decay", "clip_no
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """`config` with the values of a model without customs of its own for those that were left open."""
+    """`config` with the values of a model without customs of its own for those that were left open; without a choice of
+    its own, evaluations may take any time.
+    """
     common = TrainingDefaults()
-    return replace(config, **{n: getattr(common, n) for n in CHOSEN_BY_MODEL if getattr(config, n) == -1})
+    open_values = {n: getattr(common, n) for n in CHOSEN_BY_MODEL if getattr(config, n) == -1}
+    return replace(config, **open_values, evaluate_share=max(config.evaluate_share, 0.0))
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
@@ -121,7 +125,8 @@ def make_optimizer(
 
 
 def lr_factor(config: TrainConfig, step: int, progress: float, backbone: bool = False) -> float:
-    """The share of the peak learning rate at `step` (from 0). progress: the share of the run that is over, 0 … 1.
+    """The share of the peak learning rate at `step` (from 0). progress: the share of the run that is over, 0 … 1, by
+    steps or by the clock, whichever is ahead.
 
     Warm-up multiplies the schedule, as in detectron2: linear from `warmup_factor` to 1 over `warmup_steps`.
     backbone: the backbone's share, which differs where `backbone_delay` is given.
@@ -136,11 +141,11 @@ def lr_factor(config: TrainConfig, step: int, progress: float, backbone: bool = 
         factor = config.gamma ** sum(progress >= m for m in config.milestones)
     else:
         factor = 1.0
-    start, length = config.backbone_delay if backbone and config.backbone_delay else (0, config.warmup_steps)
-    if step < start:
+    at, start, length = warmup_at(config, step, progress, backbone)
+    if at < start:
         return 0.0
-    if step < start + length:
-        factor *= config.warmup_factor + (1 - config.warmup_factor) * (step - start) / length
+    if at < start + length:
+        factor *= config.warmup_factor + (1 - config.warmup_factor) * (at - start) / length
     return factor
 
 

@@ -1,14 +1,21 @@
-"""Progress on the terminal: a live bar for people, and single lines for log files."""
+"""What every long job has: progress on the terminal, and a clean end by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import MethodType, TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from pansight.errors import Interrupted
 
 
 def clock(seconds: float) -> str:
@@ -69,3 +76,71 @@ class ProgressBar:
             self._live.console.print(text, markup=False, highlight=False)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether Ctrl-C or SIGTERM asked a job to stop: `number` is that of the signal, 0 as long as there was none.
+
+    at_hand: what is finished before ("step", "image"); "": nothing, the signal raises Interrupted wherever the job is.
+    shown: whether the user is told that the signal was heard.
+    """
+
+    def __init__(self, at_hand: str, shown: bool):
+        self.at_hand, self.shown, self.number = at_hand, shown, 0
+        self._process = os.getpid()
+
+    def is_set(self) -> bool:
+        return self.number != 0
+
+    def hear(self, number: int, frame: object) -> None:
+        """The handler of the signals."""
+        if os.getpid() != self._process:  # a worker that was forked with the handler: it ends with its parent
+            return
+        if self.number:
+            raise Interrupted("stopped at once: what was not saved yet is lost", number, at_once=True)
+        if not self.at_hand:
+            raise Interrupted(number=number)
+        self.number = number
+        if self.shown:
+            _say_in_a_handler(f"stopping after the {self.at_hand} at hand; again to stop at once")
+
+
+def _say_in_a_handler(text: str) -> None:
+    """A line on stderr, on a terminal below the ^C; the handler may have interrupted the printing of another one."""
+    with suppress(OSError, ValueError):  # stderr may be closed
+        try:
+            print("\n" * sys.stderr.isatty() + text, file=sys.stderr, flush=True)
+        except RuntimeError:  # what Python says of two prints at once
+            os.write(2, f"{text}\n".encode())
+
+
+@contextmanager
+def stop_signal(at_hand: str = "", shown: bool = True) -> Iterator[Stop]:
+    """Inside, Ctrl-C and SIGTERM set a `Stop`, so that what is at hand can be finished; the second one stops at once.
+
+    Without `at_hand` the first one raises Interrupted at once. One inside another knows of a signal that the outer one
+    has heard, and tells it of its own. In a thread that is not the main one nothing is heard.
+    """
+    stop = Stop(at_hand, shown)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    outer = [handler.__self__ for handler in before.values() if isinstance(handler, MethodType)]
+    outer = [each for each in outer if isinstance(each, Stop)]
+    try:
+        for number in SIGNALS:
+            signal.signal(number, stop.hear)
+        stop.number = max((each.number for each in outer), default=0)
+        if stop.number and not at_hand:
+            raise Interrupted(number=stop.number)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: a handler that Python did not install and cannot put back
+                signal.signal(number, handler)
+        for each in outer:
+            each.number = each.number or stop.number

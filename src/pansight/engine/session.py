@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +23,11 @@ from pansight.engine.checkpoint import (
     read_training_state,
     write_training_state,
 )
+from pansight.engine.clock import BusyMachine, Stopwatch, evaluations_due, may_evaluate, progress_of
 from pansight.engine.evaluate import EVALUATION, PREDICTIONS
 from pansight.engine.optim import MovingAverage, averaged
-from pansight.engine.progress import ProgressBar
-from pansight.errors import PansightError
+from pansight.engine.progress import ProgressBar, clock
+from pansight.errors import Interrupted, PansightError, interrupted
 from pansight.files import replacing_folder, write_json
 from pansight.types import Batch
 
@@ -37,18 +35,17 @@ CANDIDATE = "candidate"
 """The folder, in that of a run, of an evaluation until it is known whether it is the best one."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the step was finished and saved; the text says how to go on."""
-
-
 @dataclass
 class RunState:
     """The state of a run, all of which is saved in a checkpoint."""
 
     step: int = 0  # optimiser steps done
-    seconds: float = 0.0  # on the clock, earlier sessions included
+    seconds: float = 0.0  # of training, earlier sessions included and evaluations left out
     parts: int = 1  # micro-batches that a process computes its batch in
     best: float | None = None  # the figure of checkpoints/best
+    due: bool = False  # an evaluation was put off, or interrupted
+    evaluations: float = 0.0  # seconds that all evaluations took together
+    evaluation: float = 0.0  # seconds that the last one took
     window: dict[str, float] = field(default_factory=dict)  # loss terms, summed since the last line of the log
     window_steps: int = 0
 
@@ -57,6 +54,8 @@ class Session:
     """Everything about a run but its steps. `state` is what the loop reads and writes.
 
     batch_norm: whether the model trains BatchNorm, for which parts of a batch are not what the whole is.
+    evaluation_images: how many `evaluate` measures, from which is guessed how long the first evaluation takes.
+    now: the clock, in seconds.
     """
 
     def __init__(
@@ -69,18 +68,28 @@ class Session:
         save: Callable[[Path], None],
         evaluate: Callable[[Path], dict[str, Any]] | None,
         batch_norm: bool,
+        evaluation_images: int = 0,
+        now: Callable[[], float] = time.monotonic,
     ):
+        if not (config.steps or config.max_minutes):
+            raise PansightError(where="train.steps", expected="steps, or train.max_minutes", found="neither")
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.optimizer, self.average = optimizer, average
         self._save, self._evaluate, self._batch_norm = save, evaluate, batch_norm
+        self._evaluation_images, self._now = evaluation_images, now
         self.state = RunState(parts=config.accumulate)
         self.log = RunLog(folder / LOG if accelerator.is_main_process else None)
         self.bar = ProgressBar("train", accelerator.is_main_process)
-        self._mark = (0, time.monotonic())  # (step, time) since which throughput is counted
+        self.watch = Stopwatch(now=now)
+        self._mark = (0, now())  # (step, time) since which throughput is counted
         self._rate = 0.0
+        self._had_due = 0  # evaluations of the schedule until now
+        self._machine = BusyMachine(now=now)
 
     def __enter__(self) -> Self:
-        self._mark = self.state.step, time.monotonic()
+        self._mark = self.state.step, self._now()
+        self.watch = Stopwatch(self.state.seconds, self._now)
+        self._had_due = evaluations_due(self.config, self.state.step, self.progress())
         self.bar.__enter__()
         self._say_batch_norm()
         return self
@@ -101,7 +110,7 @@ class Session:
     def resume(self) -> None:
         """Restore the state of checkpoints/last; the weights of the model have been loaded before."""
         saved = read_training_state(last_checkpoint(self.folder))
-        self.state = RunState(**{name: saved[name] for name in asdict(self.state)})
+        self.state = RunState(**{name: saved[name] for name in asdict(self.state) if name in saved})
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
@@ -114,25 +123,23 @@ class Session:
 
     def progress(self) -> float:
         """The share of the run that is done, by steps or by the clock, whichever is ahead; 1 or more at the end."""
-        by_steps, limit = self.state.step / self.config.steps, 60 * self.config.max_minutes
-        return max(by_steps, self.state.seconds / limit) if limit else by_steps
+        return progress_of(self.config, self.state.step, self.state.seconds)
 
-    def record(self, losses: dict[str, float], norm: float, progress: float) -> None:
+    def record(self, losses: dict[str, float], norm: float) -> None:
         """After a step: the bar, and every `log_every` steps a line of the log with the means since the last one.
 
         losses: the terms of the whole step, of all processes together.
         """
-        state, config = self.state, self.config
+        state, config, progress = self.state, self.config, self.progress()
         for name, value in (losses | {"gradient norm": norm}).items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.window_steps += 1
         first, since = self._mark
-        self._rate = (state.step - first) * config.batch_size / max(time.monotonic() - since, 1e-9)
-        loss = sum(losses.values())
-        text = f"step {state.step}/{config.steps}, loss {loss:.3f}, {self._rate:.1f} images/s"
-        share = max(state.step / config.steps, progress)
-        self.bar.update(share, text)
-        if state.step % config.log_every and state.step != config.steps:
+        self._rate = (state.step - first) * config.batch_size / max(self._now() - since, 1e-9)
+        self.bar.update(progress, f"{self._place()}, loss {sum(losses.values()):.3f}, {self._rate:.1f} images/s")
+        if busy := self._machine.notice():
+            self.bar.say(busy)
+        if state.step % config.log_every and progress < 1:
             return
         means = {n: v / state.window_steps for n, v in state.window.items()}
         norm = means.pop("gradient norm")
@@ -143,38 +150,93 @@ class Session:
         scalars = {f"train/{n}": row[n] for n in ("loss", "gradient_norm", "lr", "images_per_second")}
         self.accelerator.log(scalars | {f"train/{n}": v for n, v in means.items()}, step=state.step)
         state.window, state.window_steps = {}, 0
-        self._mark = state.step, time.monotonic()
+        self._mark = state.step, self._now()
 
-    def evaluate_and_save(self, stopping: bool) -> bool:
-        """After a step: whatever the settings have due now; returns whether the run is over."""
-        step, config, over = self.state.step, self.config, self.progress() >= 1
-        if config.evaluate_every > 0 and (over or step % config.evaluate_every == 0):
+    def _place(self) -> str:
+        """As "step 37/6000, 0:42 of 2:00", by what the run ends."""
+        state, config = self.state, self.config
+        steps = f"step {state.step}/{config.steps}" if config.steps else f"step {state.step}"
+        return f"{steps}, {clock(state.seconds)} of {clock(60 * config.max_minutes)}" if config.max_minutes else steps
+
+    def catch_up(self) -> bool:
+        """Before the first step: the evaluation that an earlier session left out. Returns whether the run is over."""
+        over = self.progress() >= 1
+        if self.state.due and (over or self._may_evaluate()):
             self.evaluate()
-        if over or stopping or (config.checkpoint_every and step % config.checkpoint_every == 0):
             self.save_last()
         return over
+
+    def evaluate_and_save(self, stopping: bool) -> bool:
+        """After a step: whatever the settings have due now; returns whether the run is over.
+
+        stopping: only save; an evaluation that is due is left to the session that goes on.
+        """
+        state, config, over = self.state, self.config, self.progress() >= 1
+        due = evaluations_due(config, state.step, self.progress())
+        falls_due = due > self._had_due or (over and config.evaluate_every != 0)
+        self._had_due, state.due = due, state.due or falls_due
+        if state.due and not stopping:
+            if over or self._may_evaluate():
+                self.evaluate()
+            elif falls_due:
+                self.bar.say(
+                    f"step {state.step}: the evaluation, of about {clock(self._expected())}, is put off: they take at "
+                    f"most {100 * config.evaluate_share:.0f} % of the time of training (train.evaluate_share)"
+                )
+        if over or stopping or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            self.save_last()
+        return over
+
+    def _may_evaluate(self) -> bool:
+        state = self.state
+        return may_evaluate(self.config.evaluate_share, state.seconds, state.evaluations, self._expected())
+
+    def _expected(self) -> float:
+        """Seconds that an evaluation takes: as the last one, else for each image as long as training on it."""
+        state = self.state
+        of_training = state.seconds / max(state.step * self.config.batch_size, 1)
+        return state.evaluation or self._evaluation_images * of_training
 
     def evaluate(self) -> None:
         """Measure the (averaged) weights. Where they are the best so far, they become checkpoints/best, and what the
         evaluation wrote becomes the run's own evaluation: nothing is measured twice.
+
+        Raises Interrupted after Ctrl-C or SIGTERM, when the state is saved, the evaluation being due.
         """
         if self._evaluate is None:
+            self.state.due = False
             return
+        start = self._now()
+        try:
+            with self.watch.paused(), averaged(self.average):
+                self._measure(self._evaluate)
+        except Interrupted as error:
+            if error.at_once:
+                raise
+            self._clear(self.folder / CANDIDATE)
+            self.state.due = True
+            self.save_last()
+            text = f"interrupted in the evaluation after step {self.state.step}, which is saved; go on with --resume"
+            raise interrupted(error, text) from None
+        (self.state.evaluation,) = distributed.largest([self._now() - start], self.accelerator)
+        self.state.evaluations += self.state.evaluation
+        self.state.due = False
+        self._mark = self.state.step, self._now()
+
+    def _measure(self, evaluate: Callable[[Path], dict[str, Any]]) -> None:
         candidate = self.folder / CANDIDATE
         self._clear(candidate)
-        with averaged(self.average):
-            record = self._evaluate(candidate)
-            name, figure = merit(record)
-            self.log.append(evaluation_row(self.state.step, record))
-            self.accelerator.log(scalars_of(record), step=self.state.step)
-            self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
-            if self.state.best is None or figure > self.state.best:
-                self.state.best = figure
-                self._write("best", self._save)
-                if self.accelerator.is_main_process:
-                    take_evaluation(candidate, self.folder, {"step": self.state.step, **record})
+        record = evaluate(candidate)
+        name, figure = merit(record)
+        self.log.append(evaluation_row(self.state.step, record))
+        self.accelerator.log(scalars_of(record), step=self.state.step)
+        self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
+        if self.state.best is None or figure > self.state.best:
+            self.state.best = figure
+            self._write("best", self._save)
+            if self.accelerator.is_main_process:
+                take_evaluation(candidate, self.folder, {"step": self.state.step, **record})
         self._clear(candidate)
-        self._mark = self.state.step, time.monotonic()
 
     def _clear(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
@@ -284,26 +346,3 @@ def scalars_of(record: dict[str, Any]) -> dict[str, float]:
     if "semantic" in record:
         scalars["evaluation/mIoU"] = record["semantic"]["miou"]
     return scalars
-
-
-@contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step can be finished; a second Ctrl-C stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: object) -> None:
-        event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    try:
-        for number in before:
-            signal.signal(number, stop)
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,8 +1,9 @@
 """The training loop.
 
 Randomness, order and augmentation of a step are pure functions of (seed, step, rank), so a run that is killed and
-resumed ends with exactly the weights of an unbroken one. With ``max_minutes`` this does not hold, since the learning
-rate then follows the clock, which differs from run to run.
+resumed ends with exactly the weights of an unbroken one. With ``max_minutes`` this does not hold, since the schedule
+then follows the clock, which differs from run to run; with ``evaluate_share`` the clock has a say in which weights are
+evaluated, and so in which are the best.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from pansight.engine.optim import (
     set_learning_rate,
     settled,
 )
-from pansight.engine.session import Interrupted, Session, stop_signal
+from pansight.engine.progress import Stop, stop_signal
+from pansight.engine.session import Session
+from pansight.errors import Interrupted
 from pansight.models.contract import Model, RateGroups
 from pansight.nn.statistics import restore_statistics, running_statistics, trains_batch_norm
 from pansight.types import Batch
@@ -36,7 +39,7 @@ from pansight.types import Batch
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: after `step` steps, by "steps" or by "time"; `seconds` on the clock, all sessions together."""
+    """How a run ended: after `step` steps, by "steps" or by "time"; `seconds` of training, all sessions together."""
 
     step: int
     stopped_by: str
@@ -53,37 +56,39 @@ def train(
     evaluate: Callable[[Path], dict[str, Any]] | None = None,
     resume: bool = False,
     rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
+    evaluation_images: int = 0,
+    now: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Train `model` until `config.steps` or `config.max_minutes` by its ``loss``; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
-    evaluate: measures, writes into a folder and gives the record; called every `config.evaluate_every` steps and at
-    the end. resume: the model has the weights of checkpoints/last; the rest is read from there. rates: of its entry.
-    Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C.
+    evaluate: measures `evaluation_images` images, writes into a folder and gives the record. resume: the model has the
+    weights of checkpoints/last; the rest is read from there. rates: of its entry. now: the clock, in seconds.
+    Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C or SIGTERM.
     """
     device, config = accelerator.device, settled(config)
     frozen = make_ready(model, config, accelerator)
     statistics = running_statistics(model)
     optimizer = accelerator.prepare(make_optimizer(model, config, rates))
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
-    session = Session(config, folder, accelerator, optimizer, average, save, evaluate, trains_batch_norm(model))
+    facts = trains_batch_norm(model), evaluation_images, now
+    session = Session(config, folder, accelerator, optimizer, average, save, evaluate, *facts)
     if resume:
         session.resume()
     precision = distributed.resolve_precision(config.precision, device)
-    state, clock_start = session.state, time.monotonic() - session.state.seconds
+    state, shown = session.state, accelerator.is_main_process
 
-    with session, stop_signal() as stop, distributed.repeatable(device, config.deterministic):
-        for batch in batches(state.step):
+    with session, stop_signal("step", shown) as stop, distributed.repeatable(device, config.deterministic):
+        for batch in () if session.catch_up() else batches(state.step):
             train_mode(model, frozen)
             batch = distributed.to_device(batch, device)
-            progress = session.progress()
-            follow(optimizer, model, config, state.step, progress)
+            follow(optimizer, model, config, state.step, session.progress())
             before = [tensor.clone() for tensor in statistics]  # a pass that is repeated must not leave a trace
             while True:  # more than once only where memory does not suffice
                 shares = gradients(model, batch, state.parts, (config.seed, state.step), precision, accelerator)
                 losses = shares or {}
                 bad = not all(map(math.isfinite, losses.values()))
-                signs = [shares is None, bad, stop.is_set(), time.monotonic() - clock_start]
+                signs = [shares is None, bad, stop.number, session.watch.seconds()]
                 failed, bad, stopping, state.seconds = distributed.largest(signs, accelerator)
                 if failed or bad:
                     restore_statistics(statistics, before)
@@ -104,14 +109,20 @@ def train(
             if average is not None:
                 average.update(state.step)
             state.step += 1
-            session.record(losses, norm, progress)
-            if session.evaluate_and_save(bool(stopping)):
+            session.record(losses, norm)
+            if session.evaluate_and_save(bool(stopping)) or stopping:
                 break
-            if stopping:
-                raise Interrupted(f"interrupted after step {state.step}, which is saved; go on with --resume")
+        raise_if_stopped(stop, state.step, accelerator)
     if average is not None:
         average.into_model()
-    return Result(state.step, "steps" if state.step >= config.steps else "time", state.seconds)
+    return Result(state.step, "steps" if 0 < config.steps <= state.step else "time", state.seconds)
+
+
+def raise_if_stopped(stop: Stop, step: int, accelerator: Accelerator) -> None:
+    """Raises Interrupted where a process was told to stop, be it while the end of the run was saved."""
+    (number,) = distributed.largest([stop.number], accelerator)
+    if number:
+        raise Interrupted(f"interrupted after step {step}, which is saved; go on with --resume", int(number))
 
 
 def make_ready(model: Any, config: TrainConfig, accelerator: Accelerator) -> list[nn.Module]:
