@@ -29,9 +29,21 @@ BUCKET = 1 << 24
 
 SYNC_BN_DEVICES = ("cuda", "xpu", "hpu")
 
-MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""By which torch's plain RuntimeErrors of the CPU's allocator and of CUDA's libraries are known: they have no type of
-their own. `is_out_of_memory` alone reads them."""
+MEMORY_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",  # what the C library says
+    "bad_alloc",  # C++
+    "bad allocation",  # C++ on Windows
+    "could not create a primitive",  # oneDNN, which gives no reason; a primitive that is not there at all says so
+    "could not create a memory",  # oneDNN
+    "could not allocate",
+    "failed to allocate",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN, cuFFT, cuSPARSE
+)
+"""By which plain RuntimeErrors of allocators and of libraries below torch are known, in whatever case: they have no
+type of their own. `is_out_of_memory` alone reads them."""
 
 
 def make_accelerator(precision: str = "fp32", folder: Path | None = None, trackers: Sequence[str] = ()) -> Accelerator:
@@ -218,7 +230,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Of the accelerator or of the CPU's allocator, whatever type that raises."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_MESSAGES)
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text.lower() in said for text in MEMORY_MESSAGES)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -90,6 +90,7 @@ class Session:
         self._mark = self.state.step, self._now()
         self.watch = Stopwatch(self.state.seconds, self._now)
         self._had_due = evaluations_due(self.config, self.state.step, self.progress())
+        self._clear(self.folder / CANDIDATE)  # of an evaluation that was killed
         self.bar.__enter__()
         self._say_batch_norm()
         return self
@@ -111,10 +112,15 @@ class Session:
         """Restore the state of checkpoints/last; the weights of the model have been loaded before."""
         saved = read_training_state(last_checkpoint(self.folder))
         self.state = RunState(**{name: saved[name] for name in asdict(self.state) if name in saved})
+        given = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
             raise PansightError("the optimiser does not fit the model", where=self.folder, reason=error) from error
+        for group, settings in zip(self.optimizer.param_groups, given, strict=True):
+            group.update(settings)  # rates and decay as the settings now say; the checkpoint has those of its own time
         if self.average is not None:
             self.average.restore(saved["raw"])
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
