@@ -150,7 +150,8 @@ def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: M
         write_json(folder / "run.json", facts | ({"first": first} if first else {}))
     accelerator.wait_for_everyone()
     try:
-        result = _fit(prepared, folder, accelerator, resume)
+        with distributed.tracking(folder):
+            result = _fit(prepared, folder, accelerator, resume)
     except (PansightError, KeyboardInterrupt) as error:
         empty = not any(folder.rglob("*.safetensors"))
         if accelerator.is_main_process and empty:
@@ -298,7 +299,10 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
     config = run.config
     transform, divisor = make_transform(config.augment, run.model.input.resize)
     scalars = {k: v for k, v in flatten(config.to_dict()).items() if isinstance(v, int | float | str)}
-    accelerator.init_trackers("tensorboard", config=scalars)
+    try:
+        accelerator.init_trackers("tensorboard", config=scalars)
+    except OSError as error:
+        raise distributed.tracker_failure(folder, error) from error
     return run_loop(
         run.model,
         lambda first: train_stream(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -211,6 +212,34 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             torch.distributed.broadcast(tensor.data, 0)
+
+
+@contextmanager
+def tracking(folder: Path) -> Iterator[None]:
+    """Errors of the disk in a tracker's writing threads, and in calls of it, as one PansightError that names `folder`.
+
+    TensorBoard writes from a thread of its own, whose traceback Python would print beside the line of the command.
+    """
+    caught: list[OSError] = []
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if isinstance(arguments.exc_value, OSError):
+            caught.append(arguments.exc_value)
+        else:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if caught:  # in the last lines: no call of the tracker came after them
+        raise tracker_failure(folder, caught[0])
+
+
+def tracker_failure(folder: Path, error: OSError) -> PansightError:
+    return PansightError("the trackers cannot write", where=folder, reason=error.strerror or error, code="cannot_write")
 
 
 def unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:

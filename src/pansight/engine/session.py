@@ -154,9 +154,16 @@ class Session:
         row |= {"images_per_second": self._rate, "time": state.seconds}
         self.log.append(row)
         scalars = {f"train/{n}": row[n] for n in ("loss", "gradient_norm", "lr", "images_per_second")}
-        self.accelerator.log(scalars | {f"train/{n}": v for n, v in means.items()}, step=state.step)
+        self._track(scalars | {f"train/{n}": v for n, v in means.items()})
         state.window, state.window_steps = {}, 0
         self._mark = state.step, self._now()
+
+    def _track(self, scalars: dict[str, float]) -> None:
+        """A row for the trackers. Raises PansightError where they cannot write."""
+        try:
+            self.accelerator.log(scalars, step=self.state.step)
+        except OSError as error:
+            raise distributed.tracker_failure(self.folder, error) from error
 
     def _place(self) -> str:
         """As "step 37/6000, 0:42 of 2:00", by what the run ends."""
@@ -235,7 +242,7 @@ class Session:
         record = evaluate(candidate)
         name, figure = merit(record)
         self.log.append(evaluation_row(self.state.step, record))
-        self.accelerator.log(scalars_of(record), step=self.state.step)
+        self._track(scalars_of(record))
         self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
         if self.state.best is None or figure > self.state.best:
             self.state.best = figure
