@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pansight.errors import PansightError
 from pansight.files import (
     Publication,
+    clear_leftovers,
     decode_json,
     read_json,
     read_text,
@@ -186,15 +188,41 @@ def test_where_nothing_was_made_nothing_goes(tmp_path):
     assert content(tmp_path) == {"one/a": "1"}
 
 
-def test_what_a_killed_process_of_this_number_left_is_no_obstacle(tmp_path):
-    """In a container every run has the same few process numbers."""
-    left = tmp_path / f".last.{os.getpid()}.tmp"
-    left.mkdir()
+def left_by_a_killed_process(folder, name: str, changed: float):
+    """What a Publication of `name` leaves half written, last changed at the given time."""
+    publication = Publication(folder / name)
+    (left,) = publication.temporaries
+    left.mkdir(parents=True)
     (left / "half").write_text("x")
+    for path in (left / "half", left):
+        os.utime(path, (changed, changed))
+    return left
+
+
+def test_temporary_names_never_recur(tmp_path):
+    """In a container every run has the same few process numbers."""
+    names = {name for _ in range(20) for name in Publication(tmp_path / "last").temporaries}
+    assert len(names) == 20
+
+
+def test_what_a_killed_process_left_is_no_obstacle_and_goes_after_a_day(tmp_path):
+    now = time.time()
+    old, young = left_by_a_killed_process(tmp_path, "last", 0.0), left_by_a_killed_process(tmp_path, "last", now)
+    other = left_by_a_killed_process(tmp_path, "lasting", 0.0)
     with replacing_folder(tmp_path / "last") as temporary:
         (temporary / "whole").write_text("y")
-    assert content(tmp_path) == {"last/whole": "y"}
-    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+    assert (tmp_path / "last" / "whole").read_text() == "y"
+    assert not old.exists()
+    assert young.exists()  # somebody may be writing it
+    assert other.exists()  # of another place
+
+
+def test_leftovers_are_cleared_at_every_depth(tmp_path):
+    left = [left_by_a_killed_process(tmp_path / place, "last", time.time()) for place in ("run", "run/checkpoints")]
+    (tmp_path / "run" / "mine.tmp").write_text("x")
+    clear_leftovers(tmp_path / "run")
+    assert not any(path.exists() for path in left)
+    assert (tmp_path / "run" / "mine.tmp").exists()
 
 
 def test_a_link_to_a_folder_is_replaced_and_its_target_left_alone(tmp_path):

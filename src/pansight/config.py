@@ -20,7 +20,7 @@ import tomli_w
 from pansight.errors import PansightError, choice_error
 from pansight.files import write_text
 
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "poly", "step", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MIOU = ("cityscapes", "detectron2", "semseg")
@@ -123,7 +123,7 @@ class TrainConfig:
     """Trained BatchNorm normalises by the images of all processes, not by those of each; on accelerators only. Parts
     of a process (`accumulate`) are still normalised one by one, and a process that runs out of memory ends the run."""
     optimizer: str = "adamw"
-    """adamw or sgd (with momentum)."""
+    """adamw, adam (whose decay is part of the gradient: none unless `weight_decay` is given) or sgd (with momentum)."""
     lr: float = 0.0
     """Peak learning rate; 0: chosen from the optimiser and the batch size."""
     backbone_lr_factor: float = -1.0
@@ -294,11 +294,16 @@ def recipes() -> dict[str, Path]:
 
 def read_recipe(name: str | Path) -> Config:
     """A shipped recipe by its name, or a TOML file by its path. Raises PansightError listing what is shipped."""
+    return read_config(recipe_path(name))
+
+
+def recipe_path(name: str | Path) -> Path:
+    """The file of a recipe. Raises PansightError listing what is shipped."""
     shipped = recipes()
     if str(name) in shipped:
-        return read_config(shipped[str(name)])
+        return shipped[str(name)]
     if Path(name).suffix == ".toml" or Path(name).is_file():
-        return read_config(name)
+        return Path(name)
     raise choice_error("recipe", str(name), shipped)
 
 

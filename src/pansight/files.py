@@ -8,8 +8,10 @@ import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -61,20 +63,24 @@ class Publication:
     in one move that cannot be taken back and therefore comes last: of several places one may be that of a file.
     Errors are PansightErrors that name the first place.
 
-    A process that is killed leaves at most its temporary names, which a later one of the same number clears away, and,
-    between the two moves that a folder takes, the old folder as ``.NAME.old``, where `standing_folder` finds it.
+    A process that is killed leaves at most its temporary names, and, between the two moves that a folder takes, the old
+    folder as ``.NAME.old``, where `standing_folder` finds it. The temporary names never recur, so what is left stands
+    in nobody's way; it is cleared away after a day (`FORGOTTEN`), in a run folder as soon as the run goes on.
     """
 
     def __init__(self, *places: str | Path):
         self.places = [Path(place) for place in places]
-        self.temporaries = [place.with_name(f".{place.name}.{os.getpid()}.tmp") for place in self.places]
+        mark = secrets.token_hex(4)  # not the number of the process: numbers recur, in containers at every start
+        self.temporaries = [place.with_name(f".{place.name}.{mark}.tmp") for place in self.places]
 
     def begin(self) -> None:
-        """Make the folders that the places lie in, and clear away what a killed process left at the temporary names."""
-        self.discard()
+        """Make the folders that the places lie in, and clear away what killed processes left long ago."""
         try:
             for place in self.places:
                 place.parent.mkdir(parents=True, exist_ok=True)
+                for left in leftovers(place.parent, place.name):
+                    if _last_change(left) < time.time() - FORGOTTEN:
+                        _remove(left)
         except OSError as error:
             raise self.failure(error) from error
 
@@ -111,6 +117,37 @@ class Publication:
         return PansightError(
             "cannot be written", where=self.places[0], reason=error.strerror or error, code="cannot_write"
         )
+
+
+FORGOTTEN = 24 * 3600
+"""Seconds after which a temporary file is nobody's any more: a process that is alive would have written to it."""
+
+_MARK = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{1,8}\.tmp")
+
+
+def leftovers(folder: Path, name: str = "") -> list[Path]:
+    """Temporary files and folders of a Publication in `folder`: of that place, or of all."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    found = [(path, _MARK.fullmatch(path.name)) for path in entries]
+    return [path for path, match in found if match is not None and match["name"] == (name or match["name"])]
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove all temporary files below `folder`. For a folder that nobody else writes to meanwhile."""
+    for place, _, _ in os.walk(folder):
+        for left in leftovers(Path(place)):
+            _remove(left)
+
+
+def _last_change(path: Path) -> float:
+    """When something in a file or folder was last written, in seconds since 1970."""
+    times = [path.lstat().st_mtime]
+    for place, _, files in os.walk(path):
+        times += [(Path(place) / name).lstat().st_mtime for name in files]
+    return max(times)
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +32,18 @@ from pansight.engine.assemble import (
     same_architecture,
 )
 from pansight.engine.automatic import choose
-from pansight.engine.checkpoint import CONFIG, LOG, RunLog, check_folder, last_checkpoint, start_folder
+from pansight.engine.checkpoint import (
+    CONFIG,
+    LOG,
+    RunLog,
+    check_folder,
+    empty_folder,
+    last_checkpoint,
+    read_training_state,
+    start_folder,
+)
+from pansight.engine.checkpoint.changes import asked_for, changes, heading_with
+from pansight.engine.checkpoint.lock import holding
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
 from pansight.engine.infer import check_decode_options
@@ -89,15 +101,18 @@ def train(
     folder = Path(out) if out else Path("runs") / (str(recipe).replace("/", "-") if recipe else str(model or "run"))
     if weights and not recipe and not resume and "model.name" not in given:
         given["model.name"] = AUTO
-    if resume:
-        if not (folder / FIRST / CONFIG).is_file():
-            last_checkpoint(folder)
-        config = override(read_config(folder / CONFIG), given)
-    else:
-        config = override(read_recipe(recipe) if recipe else Config(), given)
-    if config.model.first_recipe and not config.model.weights:
-        return _train_in_two_steps(config, given, folder, resume, overwrite)
-    return _train(config, folder, resume, overwrite)
+    main = int(os.environ.get("RANK", "0")) == 0  # as torchrun and accelerate launch number the processes
+    with holding(folder) if main else nullcontext():
+        if resume:
+            given = asked_for(given, recipe)
+            if not (folder / FIRST / CONFIG).is_file():
+                last_checkpoint(folder)
+            config = override(read_config(folder / CONFIG), given)
+        else:
+            config = override(read_recipe(recipe) if recipe else Config(), given)
+        if config.model.first_recipe and not config.model.weights:
+            return _train_in_two_steps(config, given, folder, resume, overwrite)
+        return _train(config, folder, resume, overwrite)
 
 
 def _steps_or_epochs(given: Mapping[str, Any], resume: bool) -> dict[str, Any]:
@@ -117,21 +132,30 @@ def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: M
     if first is None or resume:
         check_folder(folder, resume, overwrite)
     say = print if accelerator.is_main_process else _silent
+    config = _absolute(config)
+    heading = _heading()
+    if resume:
+        changed = changes(read_config(folder / CONFIG), config)
+        step = read_training_state(last_checkpoint(folder))["step"]
+        for change in changed:
+            say(f"changed    {change}, from step {step} on")
+        heading = heading_with((folder / CONFIG).read_text(encoding="utf-8"), heading, step, changed)
     start = override(config, {"model.weights": folder / FIRST}) if first else config
     prepared = _prepare(start, folder, accelerator, resume, say)
     if accelerator.is_main_process:
         # the weights of a first step are no setting: whoever repeats the run trains them again
         used = override(prepared.config, {"model.weights": ""}) if first else prepared.config
-        start_folder(folder, used, _heading(), resume or first is not None)
+        start_folder(folder, used, heading, resume or first is not None)
         facts = {"hardware": _hardware(accelerator), "started": time.strftime("%Y-%m-%d %H:%M")}
         write_json(folder / "run.json", facts | ({"first": first} if first else {}))
     accelerator.wait_for_everyone()
     try:
-        result = _fit(prepared, folder, accelerator, resume)
+        with distributed.tracking(folder):
+            result = _fit(prepared, folder, accelerator, resume)
     except (PansightError, KeyboardInterrupt) as error:
         empty = not any(folder.rglob("*.safetensors"))
         if accelerator.is_main_process and empty:
-            shutil.rmtree(folder, ignore_errors=True)  # no weights are in it yet
+            empty_folder(folder)  # no weights are in it yet
         if isinstance(error, KeyboardInterrupt):
             raise _with_the_way_on(error, empty) from None
         raise
@@ -173,11 +197,12 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
         before = override(read_config(inner / CONFIG), _for_first(given, read_config(inner / CONFIG).model.name))
     if not (inner / REPORT).is_file():  # the last file that a run writes
         say(f"step 1     {config.model.first_recipe}, in {inner}")
+        begun = resume and (inner / "checkpoints" / "last").is_dir()  # it may have been killed before that
         try:
-            _train(before, inner, resume, False)
+            _train(before, inner, begun, resume)
         except (PansightError, KeyboardInterrupt):
             if accelerator.is_main_process and not any(folder.rglob("*.safetensors")):
-                shutil.rmtree(folder, ignore_errors=True)
+                empty_folder(folder)
             raise
     figure, value = merit(read_json(inner / EVALUATION))
     say(f"step 2     {config.model.name}, from {figure} {100 * value:.1f}")
@@ -274,7 +299,10 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
     config = run.config
     transform, divisor = make_transform(config.augment, run.model.input.resize)
     scalars = {k: v for k, v in flatten(config.to_dict()).items() if isinstance(v, int | float | str)}
-    accelerator.init_trackers("tensorboard", config=scalars)
+    try:
+        accelerator.init_trackers("tensorboard", config=scalars)
+    except OSError as error:
+        raise distributed.tracker_failure(folder, error) from error
     return run_loop(
         run.model,
         lambda first: train_stream(

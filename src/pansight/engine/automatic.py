@@ -252,10 +252,13 @@ def _training_defaults(config: Config, stats: Statistics) -> list[Choice]:
     pretrained = default if config.model.pretrained == "auto" else config.model.pretrained
     from_scratch = not config.model.weights and pretrained == "none"
     choices: list[Choice] = []
-    if usual.lr and not train.lr and train.optimizer == "adamw":
+    if usual.lr and not train.lr and train.optimizer != "sgd":
         few = stats.images < FEW_IMAGES and usual.lr_of_few_images > 0
         with_few = f"{reason} with fewer than {FEW_IMAGES} images"
         choices.append(Choice("train.lr", *((usual.lr_of_few_images, with_few) if few else (usual.lr, reason))))
+    if train.optimizer == "adam" and train.weight_decay == -1:
+        choices.append(Choice("train.weight_decay", 0.0, "adam scales it with the gradient: none unless given"))
+        train = replace(train, weight_decay=0.0)
     for name in CHOSEN_BY_MODEL:
         if getattr(train, name) != -1 or getattr(usual, name) == getattr(TrainingDefaults(), name):
             continue
@@ -287,7 +290,7 @@ def _schedule(config: Config, stats: Statistics) -> list[Choice]:
             lr, reason = 0.02 * train.batch_size / 16, f"0.02 for batch 16, here {train.batch_size}"
         else:
             peak = 2e-4 if config.model.weights else 5e-4
-            lr, reason = peak * math.sqrt(train.batch_size / 8), f"{peak:g} · √(batch / 8) for adamw"
+            lr, reason = peak * math.sqrt(train.batch_size / 8), f"{peak:g} · √(batch / 8) for {train.optimizer}"
         choices.append(Choice("train.lr", float(f"{lr:.2g}"), reason))
     if train.warmup_steps == -1:
         warmup, reason = min(500, steps // 20), "a twentieth of the steps, at most 500"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -29,9 +30,21 @@ BUCKET = 1 << 24
 
 SYNC_BN_DEVICES = ("cuda", "xpu", "hpu")
 
-MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""By which torch's plain RuntimeErrors of the CPU's allocator and of CUDA's libraries are known: they have no type of
-their own. `is_out_of_memory` alone reads them."""
+MEMORY_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",  # what the C library says
+    "bad_alloc",  # C++
+    "bad allocation",  # C++ on Windows
+    "could not create a primitive",  # oneDNN, which gives no reason; a primitive that is not there at all says so
+    "could not create a memory",  # oneDNN
+    "could not allocate",
+    "failed to allocate",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN, cuFFT, cuSPARSE
+)
+"""By which plain RuntimeErrors of allocators and of libraries below torch are known, in whatever case: they have no
+type of their own. `is_out_of_memory` alone reads them."""
 
 
 def make_accelerator(precision: str = "fp32", folder: Path | None = None, trackers: Sequence[str] = ()) -> Accelerator:
@@ -201,6 +214,34 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
             torch.distributed.broadcast(tensor.data, 0)
 
 
+@contextmanager
+def tracking(folder: Path) -> Iterator[None]:
+    """Errors of the disk in a tracker's writing threads, and in calls of it, as one PansightError that names `folder`.
+
+    TensorBoard writes from a thread of its own, whose traceback Python would print beside the line of the command.
+    """
+    caught: list[OSError] = []
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if isinstance(arguments.exc_value, OSError):
+            caught.append(arguments.exc_value)
+        else:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if caught:  # in the last lines: no call of the tracker came after them
+        raise tracker_failure(folder, caught[0])
+
+
+def tracker_failure(folder: Path, error: OSError) -> PansightError:
+    return PansightError("the trackers cannot write", where=folder, reason=error.strerror or error, code="cannot_write")
+
+
 def unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
     """What `compute` gives, or None, with the accelerator's memory cleared, where memory runs out."""
     try:
@@ -218,7 +259,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Of the accelerator or of the CPU's allocator, whatever type that raises."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_MESSAGES)
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text.lower() in said for text in MEMORY_MESSAGES)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

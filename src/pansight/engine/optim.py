@@ -114,13 +114,15 @@ def make_optimizer(
     config: TrainConfig,
     rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD over `parameter_groups`; each group keeps its peak learning rate as "peak_lr"."""
+    """AdamW, Adam or SGD over `parameter_groups`; each group keeps its peak learning rate as "peak_lr"."""
     groups = parameter_groups(model, config, rates)
     for group in groups:
         group["peak_lr"] = group["lr"]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass over the weights; not on every device
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, fused=fused)
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
 
 

@@ -90,6 +90,7 @@ class Session:
         self._mark = self.state.step, self._now()
         self.watch = Stopwatch(self.state.seconds, self._now)
         self._had_due = evaluations_due(self.config, self.state.step, self.progress())
+        self._clear(self.folder / CANDIDATE)  # of an evaluation that was killed
         self.bar.__enter__()
         self._say_batch_norm()
         return self
@@ -111,10 +112,15 @@ class Session:
         """Restore the state of checkpoints/last; the weights of the model have been loaded before."""
         saved = read_training_state(last_checkpoint(self.folder))
         self.state = RunState(**{name: saved[name] for name in asdict(self.state) if name in saved})
+        given = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
             raise PansightError("the optimiser does not fit the model", where=self.folder, reason=error) from error
+        for group, settings in zip(self.optimizer.param_groups, given, strict=True):
+            group.update(settings)  # rates and decay as the settings now say; the checkpoint has those of its own time
         if self.average is not None:
             self.average.restore(saved["raw"])
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
@@ -148,9 +154,16 @@ class Session:
         row |= {"images_per_second": self._rate, "time": state.seconds}
         self.log.append(row)
         scalars = {f"train/{n}": row[n] for n in ("loss", "gradient_norm", "lr", "images_per_second")}
-        self.accelerator.log(scalars | {f"train/{n}": v for n, v in means.items()}, step=state.step)
+        self._track(scalars | {f"train/{n}": v for n, v in means.items()})
         state.window, state.window_steps = {}, 0
         self._mark = state.step, self._now()
+
+    def _track(self, scalars: dict[str, float]) -> None:
+        """A row for the trackers. Raises PansightError where they cannot write."""
+        try:
+            self.accelerator.log(scalars, step=self.state.step)
+        except OSError as error:
+            raise distributed.tracker_failure(self.folder, error) from error
 
     def _place(self) -> str:
         """As "step 37/6000, 0:42 of 2:00", by what the run ends."""
@@ -229,7 +242,7 @@ class Session:
         record = evaluate(candidate)
         name, figure = merit(record)
         self.log.append(evaluation_row(self.state.step, record))
-        self.accelerator.log(scalars_of(record), step=self.state.step)
+        self._track(scalars_of(record))
         self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
         if self.state.best is None or figure > self.state.best:
             self.state.best = figure

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pansight.config import Config
+from pansight.engine.checkpoint.lock import LOCK
 from pansight.errors import PansightError
 from pansight.files import standing_folder, write_text
 
@@ -93,7 +94,7 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """
     if resume:
         last_checkpoint(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         if not overwrite:
             raise PansightError(where=folder, expected="no run yet", found="one", hint="add --resume or --overwrite")
         if not (folder / CONFIG).is_file():
@@ -106,8 +107,17 @@ def start_folder(folder: Path, config: Config, heading: str, resume: bool) -> No
     """The folder with its config.toml; what stood there is removed unless it is resumed (see `check_folder`)."""
     try:
         if folder.is_dir() and not resume:
-            shutil.rmtree(folder)
+            empty_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PansightError("cannot be made", where=folder, reason=error.strerror or error) from error
     config.save(folder / CONFIG, heading)
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove what is in a run folder, but for the lock that is held on it. Raises OSError where something stays."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
