@@ -1,0 +1,65 @@
+"""Choose the steps, the learning rate and what else belongs to the loop."""
+
+from __future__ import annotations
+
+import math
+
+from pansight.config import Config
+from pansight.engine.automatic.statistics import FEW_IMAGES, Choice, Statistics
+from pansight.engine.optim import CHOSEN_BY_MODEL
+from pansight.models import builder_options, entry
+from pansight.models.contract import TrainingDefaults
+
+STEPS_BY_THE_CLOCK = 1_000_000
+"""Upper end of the steps where the time is given and the steps are not."""
+
+
+def training_defaults(config: Config, stats: Statistics) -> list[Choice]:
+    """How the system is usually trained, where it differs from what is common and as far as it is open."""
+    train, model = config.train, entry(config.model.name)
+    usual, reason = model.training, f"as usual for {model.architecture}"
+    default = builder_options(config.model.name).get("pretrained", "none")
+    pretrained = default if config.model.pretrained == "auto" else config.model.pretrained
+    from_scratch = not config.model.weights and pretrained == "none"
+    choices: list[Choice] = []
+    if usual.lr and not train.lr and train.optimizer == "adamw":
+        few = stats.images < FEW_IMAGES and usual.lr_of_few_images > 0
+        with_few = f"{reason} with fewer than {FEW_IMAGES} images"
+        choices.append(Choice("train.lr", *((usual.lr_of_few_images, with_few) if few else (usual.lr, reason))))
+    for name in CHOSEN_BY_MODEL:
+        if getattr(train, name) != -1 or getattr(usual, name) == getattr(TrainingDefaults(), name):
+            continue
+        if from_scratch and name in ("backbone_lr_factor", "layer_decay"):
+            scratch = "the backbone starts from nothing and learns as fast as the rest"
+            choices.append(Choice(f"train.{name}", 1.0, scratch))
+        else:
+            choices.append(Choice(f"train.{name}", getattr(usual, name), reason))
+    return choices
+
+
+def _schedule(config: Config, stats: Statistics) -> list[Choice]:
+    train, choices = config.train, list[Choice]()
+    steps = train.steps
+    if not steps and train.max_minutes:
+        steps = STEPS_BY_THE_CLOCK
+        choices.append(Choice("train.steps", steps, f"as many as {train.max_minutes:g} minutes allow"))
+    elif not steps:
+        # small sets are seen 60 times, large ones 12 times
+        epochs = min(60, max(12, 60_000 / stats.images))
+        steps = int(min(max(stats.images * epochs / train.batch_size, 1000), 90_000))
+        seen = steps * train.batch_size / stats.images
+        choices.append(Choice("train.steps", steps, f"each of {stats.images} images about {seen:.0f} times"))
+    if not train.lr and (train.optimizer == "sgd" or not entry(config.model.name).training.lr):
+        if train.optimizer == "sgd":
+            lr, reason = 0.02 * train.batch_size / 16, f"0.02 for batch 16, here {train.batch_size}"
+        else:
+            peak = 2e-4 if config.model.weights else 5e-4
+            lr, reason = peak * math.sqrt(train.batch_size / 8), f"{peak:g} · √(batch / 8) for adamw"
+        choices.append(Choice("train.lr", float(f"{lr:.2g}"), reason))
+    if train.warmup_steps == -1:
+        choices.append(Choice("train.warmup_steps", min(500, steps // 20), "a twentieth of the steps, at most 500"))
+    if train.evaluate_every == -1:
+        every = 0 if train.max_minutes else max(1, steps // 5)
+        reason = "at the end, since the time is limited" if train.max_minutes else "five times in all"
+        choices.append(Choice("train.evaluate_every", every, reason))
+    return choices
