@@ -64,7 +64,7 @@ class TrainingDefaults:
     lr: float = 0.0
     """Peak rate of AdamW; 0: it goes by the size of the batch."""
     lr_of_few_images: float = 0.0
-    """The same for a small data set (``engine.automatic.FEW_IMAGES``); 0: no difference."""
+    """The same for a small data set (``engine.automatic.statistics.FEW_IMAGES``); 0: no difference."""
     backbone_lr_factor: float = 1.0
     layer_decay: float = 1.0
     weight_decay: float = 1e-4
