@@ -112,6 +112,11 @@ def test_a_network_for_a_square_never_gets_a_larger_one():
     assert tuple(batch.images.shape[2:]) == (64, 64)
 
 
+def test_a_crop_that_no_image_fills_is_refused():
+    with pytest.raises(PansightError, match=r"augment\.crop: expected at most 4096 pixels, found 20000 for images of"):
+        choose(Blocks(64, 64), augment__crop=20000)
+
+
 def test_weights_bring_the_rule_that_crop_and_batch_go_by():
     given = {"model__name": "mask_rcnn", "model__weights": "some/file"}
     config = choose(Blocks(480, 640), rule=ResizeRule(800, 1333), **given)

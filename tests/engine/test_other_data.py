@@ -103,6 +103,15 @@ def test_a_recipe_drops_what_belongs_to_its_own_source(tmp_path, capsys):
         assert config.model.options["channels"] == 32
 
 
+def test_a_refused_training_leaves_the_run_that_stands_there(tmp_path, capsys):
+    data, out = write(tmp_path / "data"), tmp_path / "run"
+    command = ["train", "--model", "detr", "--data", str(data), "--out", str(out), *QUICK]
+    assert main(command) == 0
+    for freeze in ("spine", "backbone,input_proj,transformer,query_embed,class_embed,bbox_embed"):
+        assert main([*command, "--overwrite", "--train.freeze", *freeze.split(",")]) == 2
+        assert (out / "report.html").is_file()
+
+
 def test_options_that_are_given_are_never_dropped(tmp_path, capsys):
     data = write(tmp_path / "data")
     command = ["train", "--recipe", "shapes/mask_rcnn", "--data", str(data), "--out", str(tmp_path / "run")]

@@ -38,7 +38,7 @@ from pansight.engine.checkpoint import CONFIG, LOG, RunLog, check_folder, last_c
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
 from pansight.engine.infer import check_decode_options
-from pansight.engine.optim import freeze
+from pansight.engine.optim import freeze, parameter_groups
 from pansight.engine.progress import clock
 from pansight.engine.session import evaluation_row, merit
 from pansight.engine.train import Result
@@ -216,8 +216,7 @@ def _check_second_step(config: Config, folder: Path, accelerator: Accelerator) -
     """Find mistakes in the second step's settings before the first step spends its time."""
     if "pretrained" in builder_options(config.model.name):
         config = override(config, {"model.pretrained": "none"})  # nothing is downloaded for this check
-    prepared = _prepare(config, folder, accelerator, False, _silent)
-    freeze(prepared.model, config.train.freeze)
+    _prepare(config, folder, accelerator, False, _silent)
 
 
 class _Prepared(NamedTuple):
@@ -257,6 +256,8 @@ def _prepare(
     for line in lines:
         say(f"weights    {line}")
     check_decode_options(model, name, config.evaluate.decode)
+    freeze(model, config.train.freeze)
+    parameter_groups(model, config.train, entry(name).rates)  # raises where nothing is left to train
     return _Prepared(config, training, validation, model, name, options)
 
 

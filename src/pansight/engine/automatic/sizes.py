@@ -14,6 +14,7 @@ import torch
 from pansight.config import AugmentConfig, Config
 from pansight.engine.assemble import model_options, square_of
 from pansight.engine.automatic.statistics import Choice, Statistics
+from pansight.errors import PansightError
 from pansight.models import build, builder_options, entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -23,6 +24,9 @@ JITTER = (0.7, 1.4)
 
 MULTIPLE = 32
 """Crops and squares are multiples of it, as the strides of all networks divide it."""
+
+LARGEST_CROP = 4096
+"""Pixels of the side of a crop for images of any size."""
 
 
 def longest_side(device: torch.device) -> int:
@@ -64,10 +68,14 @@ def rule_of(config: Config, labels: LabelSpace, of_weights: ResizeRule | None) -
 
 
 def choose_crop(config: Config, stats: Statistics, rule: ResizeRule, device: torch.device) -> list[Choice]:
-    """The crop and the random scale of training, as far as they are open."""
+    """The crop and the random scale of training, as far as they are open.
+
+    Raises PansightError for a crop that is far larger than the images.
+    """
     augment, choices = config.augment, list[Choice]()
-    target = rule.target(round(stats.short), round(stats.long))
-    shape, cap = f"images of about {target[0]}×{target[1]} by the model's rule", longest_side(device)
+    size, cap = (round(stats.short), round(stats.long)), longest_side(device)
+    target = rule.target(*size)
+    shape = f"images of about {target[0]}×{target[1]}" + (" by the model's rule" if target != size else "")
     whole = stats.equal_sizes and max(target) <= cap and stats.long <= 1.5 * cap
     if augment.crop == -1 and augment.short_sides:
         choices.append(Choice("augment.crop", 0, "whole images, whose short side is drawn from augment.short_sides"))
@@ -79,7 +87,10 @@ def choose_crop(config: Config, stats: Statistics, rule: ResizeRule, device: tor
         choices.append(Choice("augment.crop", crop, f"{shape}, at most {max(cap, rule.divisor)} on {device.type}"))
         if tuple(augment.scale) == (1.0, 1.0) and not augment.fit:
             choices.append(Choice("augment.scale", list(JITTER), "objects come in many sizes"))
-    square = square_of(rule)
+    square, most = square_of(rule), max(LARGEST_CROP, 2 * max(target))
+    if not square and augment.crop > most:  # every image would be padded to it
+        found = f"{augment.crop} for {shape}"
+        raise PansightError(where="augment.crop", expected=f"at most {most} pixels", found=found)
     if 0 < square < augment.crop:
         taken = f"as given, but the network takes squares of {square}: no more is cut"
         choices.append(Choice("augment.crop", augment.crop, taken))
