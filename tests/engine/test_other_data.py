@@ -124,6 +124,9 @@ def test_settings_of_the_same_format_hold(tmp_path):
     data = write(tmp_path / "data")
     kept, lines = for_other_data(recipe, {"data.source": str(data)}, "mine.toml")
     assert (kept.data.options, lines) == ({"images": "photos"}, [])
+    here = override(Config(), {"data": {"source": str(data), "options": {"images": "photos"}}})
+    for source in (f"{data}/../data", str(write(tmp_path / "more"))):  # the same folder, and another of its format
+        assert for_other_data(here, {"data.source": source}, "mine.toml")[0].data.options == {"images": "photos"}
     nuclei, lines = for_other_data(read_recipe("nuclei/mask_rcnn"), {"data.source": str(data)}, "nuclei/mask_rcnn")
     assert nuclei.data.options == {}
     assert "data.options dropped" in lines[0]

@@ -264,7 +264,11 @@ def _prepare(
 def _absolute(config: Config) -> Config:
     """Paths that hold wherever the run is resumed from."""
     paths = {"data.source": config.data.source, "data.validation_source": config.data.validation_source}
-    paths |= {"model.weights": config.model.weights, "model.first_recipe": config.model.first_recipe}
+    paths |= {
+        "data.test_source": config.data.test_source,
+        "model.weights": config.model.weights,
+        "model.first_recipe": config.model.first_recipe,
+    }
     return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pansight.config import AugmentConfig, Config, DataConfig
 from pansight.data import DATASETS, detect_format
+from pansight.errors import PansightError
 
 OF_THE_SOURCE = ("format", "split", "options", "validation_source", "validation_split", "validation_options")
 """The settings of ``[data]`` that say how one source is read; the test part is another two."""
@@ -29,7 +31,7 @@ def for_other_data(config: Config, given: Mapping[str, Any], name: str) -> tuple
     Raises PansightError where the format of the data cannot be found out.
     """
     source = str(given.get("data.source", config.data.source))
-    if source in ("", config.data.source):
+    if not source or _same_place(source, config.data.source):
         return config, []
     wanted = given.get("data.format", "auto")
     wanted = detect_format(source, given.get("data.split")) if wanted == "auto" else str(wanted)
@@ -49,10 +51,17 @@ def for_other_data(config: Config, given: Mapping[str, Any], name: str) -> tuple
 
 
 def _format_of(data: DataConfig) -> str:
-    """The format of a recipe's own source; "" where it names neither."""
-    if data.format != "auto":
-        return data.format
-    return GENERATED if data.source == GENERATED else ""
+    """The format of a recipe's own source; "" where it names neither, or a source that is not here."""
+    if data.format != "auto" or not data.source:
+        return "" if data.format == "auto" else data.format
+    try:
+        return detect_format(data.source, data.split or None)
+    except PansightError:
+        return ""
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or (bool(other) and Path(one).exists() and Path(one).resolve() == Path(other).resolve())
 
 
 def _read_as(data: DataConfig, own: str, wanted: str) -> DataConfig:

@@ -153,8 +153,8 @@ def choose_batch(config: Config, stats: Statistics, rule: ResizeRule, device: to
     """Images a step, by the pixels that the network sees of each."""
     if config.train.batch_size:
         return []
-    crop = config.augment.crop
-    height, width = (crop, crop) if crop > 0 else rule.target(round(stats.short), round(stats.long))
+    side = square_of(rule) or config.augment.crop
+    height, width = (side, side) if side > 0 else rule.target(round(stats.short), round(stats.long))
     pixels = height * width
     budget, least, most = (8 * 192 * 192, 2, 8) if device.type == "cpu" else (16 * 800 * 1088, 4, 16)
     size = int(min(max(budget // max(pixels, 1), least), most, max(stats.images, 1)))
