@@ -65,6 +65,13 @@ class DataConfig:
     """The part to validate on; empty: val, or a part split off the training images where there is none."""
     validation_options: dict[str, Any] = field(default_factory=dict)
     """Options of the validation reader, over those of `options`."""
+    test_source: str = ""
+    """Where the test images are, which nothing is trained or chosen on; empty: the same source."""
+    test_split: str = ""
+    """The part to test on, by `evaluate --part test`; empty: test."""
+    limit: float = 0.0
+    """For a trial: only so many images of each part, evenly spread, from 1 on a number (200), below it a share (0.1);
+    0: all."""
     validation_fraction: float = 0.1
     """The share of images that is split off for validation where the source has no such part."""
     workers: int = -1
@@ -73,6 +80,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(0 < self.validation_fraction < 1, "data.validation_fraction", "a value between 0 and 1", self)
         _check(self.workers >= -1, "data.workers", "-1, 0 or more", self)
+        counts = 0 <= self.limit < 1 or self.limit == int(self.limit) > 0
+        _check(counts, "data.limit", "0, a share below 1, or a number of images", self)
 
 
 @dataclass(frozen=True)
@@ -80,13 +89,13 @@ class AugmentConfig:
     """What happens to a training image, in this order."""
 
     scale: tuple[float, ...] = (1.0, 1.0)
-    """Resize by a random factor between these two: of the file's size with `crop`, else of the model's."""
+    """Resize by a random factor between these two, of the size that the model's rule gives; with `fit`, of the crop."""
     crop: int = -1
     """Cut or pad to a square of so many pixels; 0: whole images by the model's rule; -1: chosen from the data."""
     fit: bool = False
-    """With `crop`: fit the image into it before scaling (large-scale jitter) instead of scaling the file's own size."""
+    """With `crop`: fit the image into it before scaling (large-scale jitter) instead of following the model's rule."""
     short_sides: tuple[int, ...] = ()
-    """Without `crop`: draw the short side from these instead of the model's own."""
+    """Draw the short side from these instead of the model's own; not with `fit`."""
     hflip: float = 0.5
     """Probability of a left-right flip."""
     vflip: float = 0.0

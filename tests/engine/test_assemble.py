@@ -18,6 +18,7 @@ from pansight.data import Shapes
 from pansight.data.loader import collate
 from pansight.engine import automatic
 from pansight.engine.assemble import make_model, make_transform, open_data, relabel
+from pansight.engine.automatic import backbone
 from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
@@ -82,7 +83,7 @@ def test_images_of_many_sizes_are_cropped_and_large_ones_shrunk():
     assert (config.augment.crop, config.augment.fit, config.model.options["short"]) == (256, False, 0)
     assert config.train.batch_size <= 8
     config, _ = chosen(none, Squares([(1500, 2000), (1500, 2001)], side=80))
-    assert (config.augment.crop, config.augment.fit) == (512, True)
+    assert (config.augment.crop, config.augment.fit, config.augment.scale) == (512, False, (0.7, 1.4))
     assert (config.model.options["short"], config.model.options["long"]) == (384, 512)
     assert config.model.options["anchor_sizes"][0] == 16  # 80 pixels, shrunk to 20
 
@@ -97,9 +98,8 @@ def test_explicit_values_stand():
     given |= {"model": {"pretrained": "none", "options": {"short": 100, "anchor_sizes": [1, 2, 3, 4, 5]}}}
     given |= {"augment": {"crop": 64}, "train.precision": "fp32", "data.workers": 0, "evaluate.precision": "fp32"}
     config, found = chosen(override(Config(), given), Squares([(64, 64)] * 4))
-    assert set(found) == {"model.backbone", "model.options.min_stuff_area"} or set(found) == {
-        "model.options.min_stuff_area"
-    }
+    network = {f"model.options.{option}" for option in models.entry("panoptic_fpn").small}
+    assert set(found) - {"model.backbone"} == {"model.options.min_stuff_area", *network}
     assert override(config, given) == config
 
 
@@ -149,9 +149,9 @@ def test_a_plain_vit_has_a_square_and_no_packaged_weights(monkeypatch):
     def offline(name, pretrained):
         raise PansightError("no route", where=f"backbone {name}", code="offline_weights")
 
-    monkeypatch.setattr(automatic, "vit_backbone", offline)
+    monkeypatch.setattr(backbone, "vit_backbone", offline)
     config, choices = automatic.choose(override(Config(), {"model.name": "eomt"}), Squares([(50, 90)] * 4), CPU)
-    assert (config.model.backbone, config.model.pretrained) == (automatic.SMALL_VIT, "none")
+    assert (config.model.backbone, config.model.pretrained) == (backbone.SMALL_VIT, "none")
     assert config.model.options["size"] == 96
     assert any("a ViT from scratch needs far more images" in choice.reason for choice in choices)
     config, _ = chosen(override(Config(), {"model.name": "eomt"}), Squares([(50, 90), (60, 61)]))
@@ -171,11 +171,11 @@ def test_batch_is_a_multiple_of_the_processes():
 
 def test_without_a_network_the_backbone_starts_from_nothing(monkeypatch):
     def offline(name, pretrained):
-        assert automatic.hub.HF_HUB_OFFLINE  # or the client would retry for a minute
+        assert backbone.hub.HF_HUB_OFFLINE  # or the client would retry for a minute
         raise PansightError("no route", where=f"backbone {name}", code="offline_weights")
 
-    monkeypatch.setattr(automatic, "timm_backbone", offline)
-    monkeypatch.setattr(automatic, "_hub_has_an_address", lambda: False)
+    monkeypatch.setattr(backbone, "timm_backbone", offline)
+    monkeypatch.setattr(backbone, "_hub_has_an_address", lambda: False)
     config, _ = chosen(override(Config(), {"model.backbone": "resnet18"}), Squares([(64, 64)]))
     assert config.model.pretrained == "none"
     assert config.model.options["frozen_bn"] is False
@@ -186,7 +186,7 @@ def test_only_a_lack_of_weights_makes_the_backbone_start_from_nothing(monkeypatc
         # the same words, another kind of error
         raise PansightError("timm's weights cannot be downloaded", where=f"backbone {name}")
 
-    monkeypatch.setattr(automatic, "timm_backbone", refused)
+    monkeypatch.setattr(backbone, "timm_backbone", refused)
     with pytest.raises(PansightError, match="backbone resnet18"):
         chosen(override(Config(), {"model.backbone": "resnet18"}), Squares([(64, 64)]))
 

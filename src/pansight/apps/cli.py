@@ -171,7 +171,7 @@ def evaluate(
     /,
     *,
     data: str | None = None,
-    split: str | None = None,
+    split: Annotated[str | None, Parameter(name=["--split", "--part"])] = None,
     out: Path | None = None,
     overwrite: bool = False,
     files: Annotated[FileSettings | None, Parameter(name="*", group="Files")] = None,
@@ -186,7 +186,7 @@ def evaluate(
     data
         Images with their truth. [default: the validation images of the run]
     split
-        The part of the data. [default: val where there is one]
+        The part of the data: train, val or test. [default: val where there is one]
     out
         Where evaluation.json and predictions go. [default: the run, or evaluations/NAME]
     overwrite

@@ -6,7 +6,7 @@ import inspect
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,10 +28,13 @@ from pansight.engine.assemble import (
     make_transform,
     open_data,
     open_evaluation_data,
+    open_part,
     relabel,
     same_architecture,
 )
 from pansight.engine.automatic import choose
+from pansight.engine.automatic.checks import check_together
+from pansight.engine.automatic.recipes import for_other_data
 from pansight.engine.checkpoint import (
     CONFIG,
     LOG,
@@ -47,7 +50,7 @@ from pansight.engine.checkpoint.lock import holding
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
 from pansight.engine.infer import check_decode_options
-from pansight.engine.optim import freeze
+from pansight.engine.optim import freeze, parameter_groups
 from pansight.engine.progress import clock, stop_signal
 from pansight.engine.session import evaluation_row, merit
 from pansight.engine.train import Result
@@ -103,16 +106,19 @@ def train(
         given["model.name"] = AUTO
     main = int(os.environ.get("RANK", "0")) == 0  # as torchrun and accelerate launch number the processes
     with holding(folder) if main else nullcontext():
+        notes: list[str] = []
         if resume:
             given = asked_for(given, recipe)
             if not (folder / FIRST / CONFIG).is_file():
                 last_checkpoint(folder)
-            config = override(read_config(folder / CONFIG), given)
+            config = read_config(folder / CONFIG)
         else:
-            config = override(read_recipe(recipe) if recipe else Config(), given)
+            config, notes = for_other_data(read_recipe(recipe), given, str(recipe)) if recipe else (Config(), [])
+        config = override(config, given)
+        check_together(config)
         if config.model.first_recipe and not config.model.weights:
-            return _train_in_two_steps(config, given, folder, resume, overwrite)
-        return _train(config, folder, resume, overwrite)
+            return _train_in_two_steps(config, given, folder, resume, overwrite, notes)
+        return _train(config, folder, resume, overwrite, notes=notes)
 
 
 def _steps_or_epochs(given: Mapping[str, Any], resume: bool) -> dict[str, Any]:
@@ -126,12 +132,22 @@ def _steps_or_epochs(given: Mapping[str, Any], resume: bool) -> dict[str, Any]:
     return {**given, **other}
 
 
-def _train(config: Config, folder: Path, resume: bool, overwrite: bool, first: Mapping[str, Any] | None = None) -> Run:
-    """first: what run.json is to say of the run in FOLDER/first, whose weights this one starts from."""
+def _train(
+    config: Config,
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    first: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> Run:
+    """first: what run.json is to say of the run in FOLDER/first, whose weights this one starts from. notes: on what was
+    left out of the recipe."""
     accelerator = distributed.make_accelerator(config.train.precision, folder, config.train.trackers)
     if first is None or resume:
         check_folder(folder, resume, overwrite)
     say = print if accelerator.is_main_process else _silent
+    for note in notes:
+        say(f"recipe     {note}")
     config = _absolute(config)
     heading = _heading()
     if resume:
@@ -178,7 +194,14 @@ def _with_the_way_on(error: KeyboardInterrupt, empty: bool) -> Interrupted:
     return interrupted(error, "stopped at once; go on from the last checkpoint with --resume")
 
 
-def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, resume: bool, overwrite: bool) -> Run:
+def _train_in_two_steps(
+    config: Config,
+    given: Mapping[str, Any],
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    notes: Sequence[str] = (),
+) -> Run:
     """The run of ``model.first_recipe`` in FOLDER/first, then `config` from its best weights; what is done is kept.
 
     given: the settings over the recipe, which hold for both steps.
@@ -186,6 +209,8 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
     inner = folder / FIRST
     accelerator = distributed.make_accelerator(config.train.precision, folder)
     say = print if accelerator.is_main_process else _silent
+    for note in notes:
+        say(f"recipe     {note}")
     if not resume:
         check_folder(folder, False, overwrite)
         before = _first_step(config, given)
@@ -213,7 +238,8 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
 def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
     """The settings of the first of two steps: its recipe on the data of the second. Raises PansightError."""
     recipe = config.model.first_recipe
-    first = read_recipe(recipe)
+    of_second = {"data.source": config.data.source, "data.format": config.data.format}
+    first, _ = for_other_data(read_recipe(recipe), of_second, recipe)
     if first.model.first_recipe:
         raise PansightError(where="model.first_recipe", expected="a recipe of one step", found=f"{recipe} with two")
     if not same_architecture(config.model.name, first.model.name):
@@ -222,7 +248,12 @@ def _first_step(config: Config, given: Mapping[str, Any]) -> Config:
             expected=f"a recipe for weights of {config.model.name}",
             found=f"{recipe} of {first.model.name}",
         )
-    return override(replace(first, data=config.data), _for_first(given, first.model.name))
+    option = entry(first.model.name).stuff
+    if option and option not in first.model.options:  # the second step needs what the first knows of stuff
+        first = override(first, {f"model.options.{option}": True})
+    first = override(replace(first, data=config.data), _for_first(given, first.model.name))
+    check_together(first)
+    return first
 
 
 def _for_first(given: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -240,8 +271,7 @@ def _check_second_step(config: Config, folder: Path, accelerator: Accelerator) -
     """Find mistakes in the second step's settings before the first step spends its time."""
     if "pretrained" in builder_options(config.model.name):
         config = override(config, {"model.pretrained": "none"})  # nothing is downloaded for this check
-    prepared = _prepare(config, folder, accelerator, False, _silent)
-    freeze(prepared.model, config.train.freeze)
+    _prepare(config, folder, accelerator, False, _silent)
 
 
 class _Prepared(NamedTuple):
@@ -272,7 +302,8 @@ def _prepare(
             raise PansightError(where="model.name", expected="a model", found=f"{AUTO} without model.weights")
         config = override(config, {"model.name": source[1]})
     if not resume:
-        config, choices = choose(config, training, accelerator.device, accelerator.num_processes)
+        rule = source[0].input.resize if source else None
+        config, choices = choose(config, training, accelerator.device, accelerator.num_processes, rule)
         for choice in choices:
             say(f"chosen     {choice.key} = {choice.value} ({choice.reason})")
     torch.manual_seed(config.train.seed)
@@ -281,17 +312,23 @@ def _prepare(
         where = str(config.data.source)
         training, validation = (relabel(d, model.labels, where) for d in (training, validation))
         return _Prepared(config, training, validation, model, name, options)
-    model, name, options, lines = make_model(config.model, training.labels, source)
+    model, name, options, lines = make_model(config.model, training.labels, source, config.train.freeze)
     for line in lines:
         say(f"weights    {line}")
     check_decode_options(model, name, config.evaluate.decode)
+    freeze(model, config.train.freeze)
+    parameter_groups(model, config.train, entry(name).rates)  # raises where nothing is left to train
     return _Prepared(config, training, validation, model, name, options)
 
 
 def _absolute(config: Config) -> Config:
     """Paths that hold wherever the run is resumed from."""
     paths = {"data.source": config.data.source, "data.validation_source": config.data.validation_source}
-    paths |= {"model.weights": config.model.weights, "model.first_recipe": config.model.first_recipe}
+    paths |= {
+        "data.test_source": config.data.test_source,
+        "model.weights": config.model.weights,
+        "model.first_recipe": config.model.first_recipe,
+    }
     return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
 
 
@@ -404,9 +441,7 @@ def evaluate(
         for line in mapping.notes(model.labels, dataset.labels):
             print(line)
     elif own:
-        training, validation, _ = open_data(config.data)
-        chosen = training if split == "train" else validation
-        dataset = relabel(chosen, model.labels, str(config.data.source))
+        dataset = relabel(open_part(config.data, split or "val"), model.labels, str(config.data.source))
     else:
         dataset = open_evaluation_data(config.data, model.labels)
     accelerator = distributed.make_accelerator()

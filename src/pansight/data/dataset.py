@@ -89,6 +89,19 @@ def split_dataset(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tup
     return Subset(dataset, sorted(order[count:].tolist())), Subset(dataset, sorted(order[:count].tolist()))
 
 
+def limited(dataset: Dataset, limit: float) -> Dataset:
+    """The images of a trial, evenly spread over the data set: `limit` of them, or that share where it is below 1.
+
+    0, or as many as there are, leave the data set as it is; a share leaves at least one image. Files that lie in the
+    order of classes or of scenes are all represented.
+    """
+    count = round(limit * len(dataset)) if limit < 1 else int(limit)
+    if limit == 0 or count >= len(dataset):
+        return dataset
+    count = max(count, 1)
+    return Subset(dataset, [(2 * n + 1) * len(dataset) // (2 * count) for n in range(count)])
+
+
 def image_tensor(image: NDArray[Any]) -> Tensor:
     """(H, W, 3) → a (3, H, W) view of the same memory, so that OpenCV can take it back without a copy."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)

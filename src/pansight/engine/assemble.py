@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from math import lcm
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pansight.config import AugmentConfig, DataConfig, ModelConfig
-from pansight.data import DATASETS, Dataset, find_splits, open_dataset, reading_notes, split_dataset
+from pansight.data import DATASETS, SPLITS, Dataset, find_splits, open_dataset, reading_notes, split_dataset
+from pansight.data.dataset import limited
 from pansight.data.transforms import (
     Compose,
     ElasticDeformation,
@@ -25,8 +27,9 @@ from pansight.data.transforms import (
     VerticalFlip,
     resize_sample,
 )
-from pansight.errors import PansightError, shown
+from pansight.errors import PansightError, choice_error, shown
 from pansight.models import build, builder_options, entry
+from pansight.models.contract import Entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
@@ -86,8 +89,8 @@ def _some(names: tuple[str, ...]) -> str:
 def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
     """(training images, validation images, one line on where the latter come from).
 
-    Without a validation part, a fixed random `validation_fraction` of the training images is split off.
-    Raises PansightError where there is no source, no such part, or no image.
+    Without a validation part, a fixed random `validation_fraction` of the training images is split off. A test part is
+    never among either. Raises PansightError where there is no source, no such part, or no image.
     """
     if not config.source:
         raise PansightError(
@@ -99,19 +102,58 @@ def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
     parts = find_splits(config.source, config.format)
     split = config.split or ("train" if "train" in parts else None)
     training = open_dataset(config.source, config.format, split, config.options)
+    if split is None and "test" in parts and _same_images(training, _part(config, "test", config.options)):
+        raise PansightError(
+            where=config.source, expected="images to train on", found="a test part alone", hint="--data.split test"
+        )
     options = {**config.options, **config.validation_options}
-    if config.validation_source or config.validation_split or ("val" in parts and split != "val"):
+    own = "val" in parts and split != "val"
+    if own and split is None and not config.validation_split:
+        own = not _same_images(training, _part(config, "val", options))  # the validation part is all there is
+    training = limited(training, config.limit)
+    if config.validation_source or config.validation_split or own:
         source = config.validation_source or config.source
         part = config.validation_split or None
         if part is None and "val" in find_splits(source, config.format):
             part = "val"
-        validation = open_dataset(source, config.format, part, options)
+        validation = limited(open_dataset(source, config.format, part, options), config.limit)
         note = f"{len(validation)} images of {source}" + (f", part {part}" if part else "")
     else:
         training, validation = split_dataset(training, config.validation_fraction)
         note = f"{len(validation)} images split off {config.source}, which has no validation part"
     told = dict.fromkeys(line for data in (training, validation) for line in reading_notes(data))
     return training, relabel(validation, training.labels, "validation data"), "; ".join([note, *told])
+
+
+def _part(config: DataConfig, part: str, options: dict[str, Any]) -> Dataset:
+    return open_dataset(config.source, config.format, part, options)
+
+
+def _same_images(one: Dataset, other: Dataset) -> bool:
+    """Whether two parts are the same images under two names, as far as ids and file names tell."""
+    if len(one) != len(other):
+        return False
+    return all((one.image_id(n), one.file_name(n)) == (other.image_id(n), other.file_name(n)) for n in range(len(one)))
+
+
+def open_part(config: DataConfig, part: str) -> Dataset:
+    """The images of a run's own data: "train" and "val" as `open_data` gives them, or "test".
+
+    Raises PansightError for another part, and where there are no test images.
+    """
+    if part not in SPLITS:
+        raise choice_error("part of the data", part, SPLITS)
+    if part != "test":
+        training, validation, _ = open_data(config)
+        return training if part == "train" else validation
+    source = config.test_source or config.source
+    parts = find_splits(source, config.format)
+    split = config.test_split or ("test" if "test" in parts else None)
+    if split is None and not config.test_source:
+        raise PansightError(
+            where=source, expected="a test part", found=", ".join(parts) or "none", hint="--data.test-source DIR"
+        )
+    return limited(open_dataset(source, config.format, split, config.options), config.limit)
 
 
 def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Dataset:
@@ -121,46 +163,45 @@ def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Datas
     """
     parts = find_splits(config.source, config.format)
     split = config.split or ("val" if "val" in parts else None)
-    dataset = open_dataset(config.source, config.format, split, config.options)
+    dataset = limited(open_dataset(config.source, config.format, split, config.options), config.limit)
     return dataset if labels is None else relabel(dataset, labels, str(config.source))
 
 
 class RandomScale:
-    """The whole sample times a factor from [low, high], log-uniform: halving is as likely as doubling.
+    """The size that `rule` gives times a factor from [low, high], log-uniform: halving is as likely as doubling.
 
-    filter: the model's, see `resize_sample`.
+    The sample is resized once. The filter is that of the rule.
     """
 
-    def __init__(self, low: float, high: float, filter: str = "pillow"):
-        self.low, self.high, self.filter = low, high, filter
+    def __init__(self, rule: ResizeRule, low: float, high: float):
+        self.rule, self.low, self.high = rule, low, high
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         factor = float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
-        height, width = sample.truth.size
-        return resize_sample(sample, max(1, round(height * factor)), max(1, round(width * factor)), self.filter)
+        height, width = self.rule.target(*sample.truth.size)
+        return resize_sample(sample, max(1, round(height * factor)), max(1, round(width * factor)), self.rule.filter)
 
 
 def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, int]:
     """(the augmentation of a training sample, the divisor that its batches are padded to).
 
-    rule: the model's own, for whole images. With a crop every batch has the crop's size.
+    rule: the model's own, which predictions follow, too: objects are learnt at the size at which they are measured,
+    times the random scale. With a crop every batch has the crop's size, rounded up to what the model takes.
     """
     jitter = tuple(config.scale) != (1.0, 1.0)
+    crop = min(config.crop, square_of(rule) or config.crop)
     low, high = config.scale
     steps: list[Transform] = []
-    if config.crop > 0:
-        if config.fit:
-            steps.append(ScaleJitter(config.crop, low, high, rule.filter))
-        elif jitter:
-            steps.append(RandomScale(low, high, rule.filter))
-        steps.append(FixedSizeCrop(config.crop))
-    else:
-        if config.short_sides:
-            steps.append(ResizeShortestEdge(config.short_sides, rule.long or max(config.short_sides) * 2, rule))
-        else:
-            steps.append(Resize(rule))
+    if crop > 0 and config.fit:
+        steps.append(ScaleJitter(crop, low, high, rule.filter))
+    elif config.short_sides:
+        steps.append(ResizeShortestEdge(config.short_sides, rule.long or max(config.short_sides) * 2, rule))
         if jitter:
-            steps.append(RandomScale(low, high, rule.filter))
+            steps.append(RandomScale(ResizeRule(0, 0, filter=rule.filter), low, high))
+    else:
+        steps.append(RandomScale(rule, low, high) if jitter else Resize(rule))
+    if crop > 0:
+        steps.append(FixedSizeCrop(crop))
     if config.hflip:
         steps.append(HorizontalFlip(config.hflip))
     if config.vflip:
@@ -172,7 +213,12 @@ def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, 
     if config.photometric:
         steps.append(PhotometricDistortion(p=config.photometric))
     # images smaller than the crop are padded to it by the loader, as invalid pixels
-    return Compose(steps), lcm(rule.divisor, config.crop) if config.crop > 0 else rule.divisor
+    return Compose(steps), max(1, ceil(crop / rule.divisor)) * rule.divisor
+
+
+def square_of(rule: ResizeRule) -> int:
+    """The side of the square that is all a network takes, whatever is cut out of an image; 0 where it takes any."""
+    return rule.divisor if rule.short == rule.long == rule.divisor else 0
 
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
@@ -185,18 +231,22 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def make_model(
-    config: ModelConfig, labels: LabelSpace, source: tuple[Any, str, dict[str, Any]] | None = None
+    config: ModelConfig,
+    labels: LabelSpace,
+    source: tuple[Any, str, dict[str, Any]] | None = None,
+    freeze: Sequence[str] = (),
 ) -> tuple[Any, str, dict[str, Any], list[str]]:
     """(model, its name, the builder's options, lines on what was taken from ``config.weights``).
 
-    source: what `load_model` gives of the weights, where they are loaded already.
+    source: what `load_model` gives of the weights, where they are loaded already. freeze: of the settings of training;
+    a line names the classes that a frozen head was never taught.
     With weights, the network is theirs unless the settings say otherwise, and classes are kept by name. They may come
     from another builder of the same architecture: DETR's weights start DETR-panoptic.
     Raises PansightError for weights of another architecture.
     """
     name, options = config.name, model_options(config)
     if not config.weights:
-        return build(name, labels, **options), name, options, []
+        return build(name, labels, **options), name, options, _never_taught(entry(name), labels, labels.names, freeze)
     loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
         raise PansightError(where=config.weights, expected=f"weights of {name}", found=f"{found} (--model {found})")
@@ -210,7 +260,24 @@ def make_model(
     model.input = loaded.input
     if {"short", "long"} & set(config.options):
         model.input.resize = own
-    return model, name, options, str(report).splitlines()
+    missing = set(report.classes_new)
+    if entry(found).stuff and not saved.get(entry(found).stuff, False):
+        missing |= {category.name for category in loaded.labels.stuff}
+    return model, name, options, str(report).splitlines() + _never_taught(entry(name), labels, missing, freeze)
+
+
+def _never_taught(model: Entry, labels: LabelSpace, missing: Collection[str], freeze: Sequence[str]) -> list[str]:
+    """A warning for every frozen head that has one of the classes `missing`, which nothing has taught it so far."""
+    lines: list[str] = []
+    for head, rows in model.class_rows.items():
+        classes = set(rows(labels)) & set(missing)
+        names = tuple(name for name in labels.names if name in classes)
+        if names and any(f"{head}.".startswith(f"{prefix}.") for prefix in freeze):
+            lines.append(
+                f"warning: {head} is frozen and was never taught {_some(names)}, which will not be found; "
+                "leave it out of train.freeze, or start from weights that know these classes"
+            )
+    return lines
 
 
 def same_architecture(name: str, other: str) -> bool:

@@ -65,7 +65,7 @@ class TrainingDefaults:
     lr: float = 0.0
     """Peak rate of AdamW; 0: it goes by the size of the batch."""
     lr_of_few_images: float = 0.0
-    """The same for a small data set (``engine.automatic.FEW_IMAGES``); 0: no difference."""
+    """The same for a small data set (``engine.automatic.statistics.FEW_IMAGES``); 0: no difference."""
     backbone_lr_factor: float = 1.0
     layer_decay: float = 1.0
     weight_decay: float = 1e-4
@@ -155,6 +155,11 @@ class Entry:
     adapts: tuple[Adaptable, ...] = ()
     """Options that are chosen from the data and the machine where the user gives none (``engine.automatic``); `short`
     stands for short and long, `size` for the side of a fixed square."""
+    stuff: str = ""
+    """The option that must be true for the model to learn stuff; "": it learns all of its classes."""
+    small: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Options that make the network small enough to train on a CPU, or on few small images, in minutes. They are chosen
+    there where the user gives none; the size of the image is none of them."""
     training: TrainingDefaults = TrainingDefaults()
     rates: RateGroups = RateGroups()
     class_rows: Mapping[str, ClassRows] = field(default_factory=dict[str, ClassRows])
@@ -174,4 +179,4 @@ class Entry:
 
     def published(self, build: Callable[..., Model], general: str, *adapts: Adaptable) -> Entry:
         """The entry of a network that was published with weights: this one, whose name is `general`, of fixed sizes."""
-        return replace(self, build=build, variant_of=general, backbone="", adapts=adapts, tiny={})
+        return replace(self, build=build, variant_of=general, backbone="", adapts=adapts, small={}, tiny={})

@@ -482,9 +482,11 @@ BOXES = Entry(
     class_rows={"class_embed": every_class_and_no_object},
     queries=("query_embed.weight",),
     licence="apache-2.0",
+    stuff="stuff",
+    small={"channels": 128, "hidden": 256, "encoder_layers": 2, "decoder_layers": 3},
     tiny=TINY,
 )
-PANOPTIC = replace(BOXES, build=detr_panoptic, produces=("panoptic", "semantic", "instances"), tasks=TASKS)
+PANOPTIC = replace(BOXES, build=detr_panoptic, produces=("panoptic", "semantic", "instances"), tasks=TASKS, stuff="")
 ENTRIES: dict[str, Entry] = {
     "detr": BOXES,
     "detr_r50": BOXES.published(detr_r50, "detr", "pretrained", "queries"),

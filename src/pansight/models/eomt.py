@@ -410,6 +410,8 @@ TINY_VIT: dict[str, Any] = {"depth": 3, "embed_dim": 32, "num_heads": 4}
 TINY: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "vit_options": TINY_VIT, "size": 64, "square": False}
 TINY |= {"queries": 12, "blocks": 2, "points": 128}
 
+SMALL: dict[str, Any] = {"points": 2048}
+
 GENERAL = Entry(
     eomt,
     architecture="eomt",
@@ -424,6 +426,7 @@ GENERAL = Entry(
     queries=("q.weight",),
     positions=("backbone.features.pos_embed",),
     licence="mit",
+    small=SMALL,
     tiny=TINY,
 )
 DINOV3 = replace(GENERAL, licence="dinov3")

@@ -147,6 +147,8 @@ def faster_rcnn_r101_d2(labels: LabelSpace) -> FasterRCNN:
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}
 TINY |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40, "roi_samples": 32, "detections": 20}
 
+SMALL: dict[str, Any] = {"fpn_channels": 96, "proposals": 200, "roi_samples": 64, "box_features": 256}
+
 GENERAL = Entry(
     faster_rcnn,
     architecture="faster_rcnn",
@@ -159,6 +161,7 @@ GENERAL = Entry(
         "rcnn.box_predictor.cls_score": things_and_background,
         "rcnn.box_predictor.bbox_pred": boxes_of(things),
     },
+    small=SMALL,
     tiny=TINY,
 )
 OF_DETECTRON2 = replace(GENERAL, options=RCNN_OPTIONS_D2, licence="cc-by-sa-3.0")

@@ -322,6 +322,9 @@ OPTIONS: dict[str, Option] = {
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
 TINY |= {"hidden": 32, "layers": 3, "encoder_layers": 1, "encoder_hidden": 32, "loss_points": 128}
 
+SMALL: dict[str, Any] = {"channels": 64, "heads": 4, "layers": 3, "hidden": 256, "encoder_layers": 2}
+SMALL |= {"encoder_hidden": 256, "loss_points": 2048}
+
 GENERAL = Entry(
     mask2former,
     architecture="mask2former",
@@ -336,6 +339,7 @@ GENERAL = Entry(
     class_rows={"predictor.class_embed": every_class_and_no_object},
     queries=("predictor.query_embed.weight", "predictor.query_feat.weight"),
     licence="cc-by-nc-4.0",
+    small=SMALL,
     tiny=TINY,
 )
 ENTRIES: dict[str, Entry] = {

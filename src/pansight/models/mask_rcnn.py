@@ -196,6 +196,9 @@ TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_cha
 TINY |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40, "roi_samples": 32, "detections": 20}
 TINY |= {"mask_convs": 1, "mask_channels": 8}
 
+SMALL: dict[str, Any] = {"fpn_channels": 96, "proposals": 200, "roi_samples": 64, "box_features": 256}
+SMALL |= {"mask_convs": 2, "mask_channels": 96}
+
 GENERAL = Entry(
     mask_rcnn,
     architecture="mask_rcnn",
@@ -209,6 +212,7 @@ GENERAL = Entry(
         "rcnn.box_predictor.bbox_pred": boxes_of(things),
         "rcnn.mask_head.predictor": things,
     },
+    small=SMALL,
     tiny=TINY,
 )
 OF_DETECTRON2 = replace(GENERAL, options=RCNN_OPTIONS_D2, licence="cc-by-sa-3.0")

@@ -329,6 +329,8 @@ OPTIONS: dict[str, Option] = {
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "queries": 12, "channels": 64, "heads": 4}
 TINY |= {"hidden": 32, "layers": 2, "encoder_layers": 1}
 
+SMALL: dict[str, Any] = {"channels": 64, "heads": 4, "layers": 3, "hidden": 256, "encoder_layers": 2}
+
 GENERAL = Entry(
     maskformer,
     architecture="maskformer",
@@ -343,6 +345,7 @@ GENERAL = Entry(
     class_rows={"predictor.class_embed": every_class_and_no_object},
     queries=("predictor.query_embed.weight",),
     licence="cc-by-nc-4.0",
+    small=SMALL,
     tiny=TINY,
 )
 ENTRIES: dict[str, Entry] = {

@@ -219,6 +219,9 @@ TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_cha
 TINY |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40, "roi_samples": 32, "detections": 20}
 TINY |= {"mask_convs": 1, "mask_channels": 8, "semantic_width": 16}
 
+SMALL: dict[str, Any] = {"fpn_channels": 96, "proposals": 100, "roi_samples": 32, "box_features": 256}
+SMALL |= {"mask_convs": 2, "mask_channels": 96, "semantic_width": 64}
+
 GENERAL = Entry(
     panoptic_fpn,
     architecture="panoptic_fpn",
@@ -233,6 +236,7 @@ GENERAL = Entry(
         "rcnn.mask_head.predictor": things,
         "semantic_head.predictor": background_and_stuff,
     },
+    small=SMALL,
     tiny=TINY,
 )
 OF_DETECTRON2 = replace(GENERAL, options=RCNN_OPTIONS_D2, licence="cc-by-sa-3.0")

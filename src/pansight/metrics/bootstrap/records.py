@@ -34,7 +34,7 @@ def with_intervals(record: Mapping[str, Any], resamples: int = 1000, seed: int =
         index, _ = _classes(part)
         found: dict[str, Any] = {}
         for kind in ("box", "mask"):
-            if kind in part:
+            if kind in part and index:  # data without things has no figure to resample
                 counts = detection_counts(part["counts"], kind, index)
                 figures = DetectionFigures(counts, len(index), len(part["image_ids"]))
                 found[kind] = _intervals(part, figures, resamples, seed)

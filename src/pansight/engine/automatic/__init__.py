@@ -1,0 +1,66 @@
+"""Choose the settings that a user leaves open from the data and the machine, and say the reason for each choice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from pansight.config import Config, override
+from pansight.data import Dataset
+from pansight.engine.automatic.backbone import choose_backbone
+from pansight.engine.automatic.network import choose_network, choose_stuff
+from pansight.engine.automatic.schedule import _schedule, training_defaults
+from pansight.engine.automatic.sizes import choose_batch, choose_counts, choose_crop, choose_rule, rule_of
+from pansight.engine.automatic.statistics import Choice, Statistics, statistics
+from pansight.engine.distributed import resolve_precision
+from pansight.engine.optim import settled
+from pansight.models import entry
+from pansight.ops.resize import ResizeRule
+
+__all__ = ["Choice", "Statistics", "choose", "statistics"]
+
+
+def choose(
+    config: Config, dataset: Dataset, device: torch.device, world: int = 1, of_weights: ResizeRule | None = None
+) -> tuple[Config, list[Choice]]:
+    """`config` with every open value filled in, and what was chosen, in the order of the settings.
+
+    dataset: the training images. of_weights: the resizing rule of ``config.model.weights``, where these are given.
+    Explicit values are never changed. Raises PansightError for a model or an option that does not exist.
+    """
+    stats = statistics(dataset)
+    choices: list[Choice] = []
+
+    def take(found: Iterable[Choice]) -> None:
+        nonlocal config
+        for choice in found:
+            config = override(config, {choice.key: choice.value})
+            choices.append(choice)
+
+    entry(config.model.name)  # raises where there is no such model
+    if not config.model.weights:  # those bring their backbone
+        take(choose_backbone(config, device))
+    take(choose_network(config, stats, device))
+    take(choose_stuff(config, dataset.labels))
+    take(choose_rule(config, stats, device))
+    rule = rule_of(config, dataset.labels, of_weights)
+    take(choose_crop(config, stats, rule, device))
+    take(choose_counts(config, stats, rule))
+    take(choose_batch(config, stats, rule, device, world))
+    take([*training_defaults(config, stats), *_schedule(config, stats)])
+    config = replace(config, train=settled(config.train))
+    if config.train.precision == "auto":
+        precision = resolve_precision("auto", device)
+        computes = "computes" if precision == "bf16" else "does not"
+        take([Choice("train.precision", precision, f"{device.type} {computes} in bf16")])
+    if config.evaluate.precision == "auto":
+        config = replace(config, evaluate=replace(config.evaluate, precision=config.train.precision))
+    if config.data.workers < 0:
+        cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+        # on the CPU training itself fills the cores
+        count = 0 if device.type == "cpu" else max(1, min(12, cores // world - 1))
+        take([Choice("data.workers", count, f"{cores} cores, {world} processes, training on {device.type}")])
+    return config, choices
