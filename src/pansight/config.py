@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomli_w
 
 from pansight.errors import PansightError, choice_error
-from pansight.files import write_text
+from pansight.files import listed, write_text
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "poly", "step", "constant")
@@ -343,11 +343,7 @@ def _field(section: Any, name: str, key: str) -> Any:
 def _convert(value: Any, kind: Any, key: str) -> Any:
     """`value` as the type `kind` (int, float, bool, str or tuple of one of them)."""
     if get_origin(kind) is tuple:
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",")] if value.strip() else []
-        if not isinstance(value, list | tuple):
-            raise PansightError(where=key, expected="a list", found=f"{value!r}")
-        return tuple(_convert(v, get_args(kind)[0], key) for v in value)
+        return tuple(_convert(v, get_args(kind)[0], key) for v in listed(value))
     error = PansightError(where=key, expected=_KINDS[kind], found=f"{value!r}")
     if kind is str:
         if not isinstance(value, str | Path):
@@ -381,7 +377,7 @@ def _guess(value: Any) -> Any:
         return value
     try:
         return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or a number of thousands of digits
         return value
 
 

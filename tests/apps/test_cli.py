@@ -295,7 +295,7 @@ def test_predict_by_task_and_threshold(data, tmp_path, capsys):
     assert set(np.unique(maps)) <= {c.source_id for c in labels}
     assert "expected no predictions yet" in complaint([*words, str(tmp_path / "c")], capsys)
     line = complaint([*words, str(tmp_path / "d"), "--task", "depth"], capsys)
-    assert "unknown task 'depth'; known: all, instance, panoptic, semantic" in line
+    assert "unknown task of eomt: 'depth'; known: all, instance, panoptic, semantic" in line
     line = complaint([*words, str(tmp_path / "d"), "--threshold", "60"], capsys)
     assert "score_threshold of eomt: expected 0 … 1, found 60.0" in line
 

@@ -6,6 +6,7 @@ Only `config` is imported here; what a command needs is loaded when it runs, so 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from pansight.apps.cli_scores import FileSettings
 from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pansight.errors import PansightError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
 LONGEST = 1200
 """Letters of a line of complaint."""
 
@@ -295,23 +296,46 @@ cli_data.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C.
+    """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C,
+    141 where the reader of a pipe has gone.
 
     A command may end with a code of its own: the integer it returns.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text, or a terminal that lacks a letter
         sys.stdout.reconfigure(errors="backslashreplace")
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    tokens = _joined(list(sys.argv[1:] if arguments is None else arguments))
     try:
         result = app(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except (PansightError, cyclopts.CycloptsError) as error:
         return _complain(str(error), BAD_INPUT)
+    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return READER_GONE
     except OSError as error:  # a full disk, a missing right: the file system's own words
         name = f"{error.filename}: " if error.filename else ""
         return _complain(f"{name}{error.strerror or error}", BAD_INPUT)
     except KeyboardInterrupt as error:
         return _complain(str(error) or "interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def _joined(tokens: list[str]) -> list[str]:
+    """``train … --model.options.class-hidden 128 64`` with the values of the option as one list, ``128,64``.
+
+    The parser gives an option of free name one value. Other commands have arguments without a flag, which may follow.
+    """
+    joined: list[str] = []
+    is_option = False
+    for token in tokens:
+        is_flag = token.startswith("--")
+        if is_option and not is_flag and not joined[-1].startswith("--"):
+            joined[-1] += f",{token}"
+            continue
+        if is_flag:
+            is_option = tokens[0] == "train" and ("options." in token or ".decode." in token) and "=" not in token
+        joined.append(token)
+    return joined
 
 
 def _complain(message: str, code: int) -> int:

@@ -22,6 +22,7 @@ from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream
 from pansight.engine import distributed
 from pansight.engine.assemble import (
+    check_model,
     describe,
     make_model,
     make_transform,
@@ -135,6 +136,7 @@ def _train_in_two_steps(config: Config, given: Mapping[str, Any], folder: Path, 
     if not resume:
         check_folder(folder, False, overwrite)
         before = _first_step(config, given)
+        check_model(before.model, before.evaluate.decode)
         _check_second_step(config, folder, accelerator)
         if accelerator.is_main_process:
             start_folder(folder, _absolute(config), _heading(), False)
@@ -203,6 +205,7 @@ def _prepare(
 ) -> _Prepared:
     """Prepare a training; whatever can fail before the first step fails here, before anything is written."""
     config = _absolute(config)
+    check_model(config.model, config.evaluate.decode)
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")

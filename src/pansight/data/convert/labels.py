@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pansight.data.convert.source import Source, SourceCategory
 from pansight.errors import PansightError, choice_error
+from pansight.files import listed
 from pansight.types import Category, LabelSpace, palette_color
 
 Ask = Callable[[Sequence[str]], Iterable[str]]
@@ -105,8 +106,7 @@ def _new_fill(joined: Joined) -> set[str]:
 
 
 def _named(things: Sequence[str], names: Sequence[str], besides: set[str] | None = None) -> set[str]:
-    words = [word.strip() for text in things for word in ([text] if text in names else text.split(","))]
-    words = [word for word in words if word]
+    words = [word for text in things for word in listed(text, names)]
     if len(words) == 1 and words[0] in ("all", "none") and words[0] not in names:
         return set(names) - (besides or set()) if words[0] == "all" else set()
     for word in words:
