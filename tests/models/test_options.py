@@ -113,7 +113,7 @@ def test_bad_values_are_refused_in_a_line(name: str) -> None:
         (
             "mask_rcnn",
             {"roi_op": "aling"},
-            "unknown roi_op of model mask_rcnn: 'aling'; known: align, pool; did you mean 'align'",
+            "unknown roi_op of model mask_rcnn: 'aling'; known: .*did you mean 'align'",
         ),
         ("detr", {"stuf": True}, "unknown option of model detr: 'stuf'"),
     ],
@@ -146,9 +146,9 @@ def test_thresholds_are_shares(name: str) -> None:
 
 
 def test_a_task_is_one_of_the_model() -> None:
-    with pytest.raises(PansightError, match="unknown task of detr: 'panoptic'; known: all, instance$"):
+    with pytest.raises(PansightError, match=r"unknown task of detr: 'panoptic'; known: all, instance$"):
         check_decode("detr", {"task": "panoptic"})
-    with pytest.raises(PansightError, match="decode option of mask_rcnn 'score'; .*did you mean 'score_threshold'"):
+    with pytest.raises(PansightError, match=r"decode option of mask_rcnn 'score'; .*did you mean 'score_threshold'"):
         check_decode("mask_rcnn", {"score": 0.5})
 
 
