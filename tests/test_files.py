@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pansight.errors import PansightError
-from pansight.files import Publication, read_json, replacing, replacing_folder, write_json, write_text
+from pansight.files import Publication, listed, read_json, replacing, replacing_folder, write_json, write_text
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4))
@@ -139,3 +139,10 @@ def test_a_link_to_a_folder_is_replaced_and_its_target_left_alone(tmp_path):
     published({tmp_path / "link": "2"})
     assert content(tmp_path) == {"link/a": "2", "mine/a": "1"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "mine"]
+
+
+@pytest.mark.parametrize("spelling", ["a,b", "[a, b]", '["a", "b"]', " a , b,", ["a", "b"], ["a,b"], ("a", "b")])
+def test_a_list_has_one_syntax(spelling: object) -> None:
+    assert listed(spelling) == ["a", "b"]
+    assert listed("wall, brick", ["wall, brick"]) == ["wall, brick"]
+    assert (listed(""), listed("[]"), listed(3)) == ([], [], [3])

@@ -174,7 +174,8 @@ class TrainConfig:
     trackers: tuple[str, ...] = ("auto",)
     """tensorboard, wandb, mlflow … as Accelerate names them; auto: tensorboard where installed."""
     deterministic: bool = False
-    """Repeat bit for bit on an accelerator too, more slowly; on the CPU a run always does."""
+    """Repeat bit for bit on an accelerator too, more slowly. On one CPU, with as many threads, runs repeat but for the
+    last digits of float32: torch's convolutions of maps of few pixels may round their gradients in another order."""
 
     def __post_init__(self) -> None:
         choices = ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("decay", DECAYS)

@@ -264,17 +264,22 @@ def export(weights: str, /, *, out: Path, to: str = "hf", overwrite: bool = Fals
 
 
 @app.command(help_epilogue="Example: pansight models panoptic_fpn")
-def models(name: str | None = None, /):
-    """List the models, or the options of one.
+def models(name: str | None = None, /, *, json: bool = False):
+    """List the models, or what the options of one mean.
 
     Parameters
     ----------
     name
         A model.
+    json
+        Print the same as JSON.
     """
-    from pansight.apps import commands
+    from pansight.apps import listing
 
-    print(commands.models(name))
+    if json:
+        print(listing.as_json(name))
+    else:
+        print(listing.list_models() if name is None else listing.describe_model(name))
 
 
 @app.command(help_epilogue="Example: pansight datasets coco_panoptic")

@@ -56,7 +56,7 @@ def builder_options(name: str) -> dict[str, Any]:
 def decode_options(name: str) -> dict[str, Option]:
     """What may be given to the decode of model `name`: thresholds, and its tasks. Raises PansightError."""
     chosen = entry(name)
-    model = get_type_hints(chosen.build)["return"]
+    model: type[Model] = get_type_hints(chosen.build)["return"]
     known = [key for key in inspect.signature(model.decode).parameters if key in DECODE_OPTIONS]
     options = {key: DECODE_OPTIONS[key] for key in known}
     return options | ({"task": replace(options["task"], choices=chosen.tasks)} if "task" in options else {})
