@@ -49,7 +49,7 @@ def test_overrides_merge_options_and_leave_the_original():
         ({"train.steps": -1}, r"train.steps: expected 0 or more, found -1"),
         ({"train.channels_last": "maybe"}, r"train.channels_last: expected true or false, found 'maybe'"),
         ({"train.schedule": "linear"}, r"unknown train.schedule 'linear'; known: constant, cosine, poly, step"),
-        ({"train.freeze": 3}, r"train.freeze: expected a list, found 3"),
+        ({"train.freeze": 3}, r"train.freeze: expected a text, found 3"),
         ({"train.milestones": [0.9, 0.5]}, r"train.milestones: expected rising shares"),
         ({"train.steps.more": 1}, r"train.steps.more: unknown key; train.steps is a single value"),
         ({"augment.scale": [2, 1]}, r"augment.scale: expected two positive factors"),

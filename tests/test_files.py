@@ -17,6 +17,7 @@ from pansight.files import (
     Publication,
     clear_leftovers,
     decode_json,
+    listed,
     read_json,
     read_text,
     replacing,
@@ -231,3 +232,10 @@ def test_a_link_to_a_folder_is_replaced_and_its_target_left_alone(tmp_path):
     published({tmp_path / "link": "2"})
     assert content(tmp_path) == {"link/a": "2", "mine/a": "1"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "mine"]
+
+
+@pytest.mark.parametrize("spelling", ["a,b", "[a, b]", '["a", "b"]', " a , b,", ["a", "b"], ["a,b"], ("a", "b")])
+def test_a_list_has_one_syntax(spelling: object) -> None:
+    assert listed(spelling) == ["a", "b"]
+    assert listed("wall, brick", ["wall, brick"]) == ["wall, brick"]
+    assert (listed(""), listed("[]"), listed(3)) == ([], [], [3])

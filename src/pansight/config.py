@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tomli_w
 
 from pansight.errors import PansightError, choice_error
-from pansight.files import write_text
+from pansight.files import listed, write_text
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "poly", "step", "constant")
@@ -190,7 +190,8 @@ class TrainConfig:
     trackers: tuple[str, ...] = ("auto",)
     """tensorboard, wandb, mlflow … as Accelerate names them; auto: tensorboard where installed."""
     deterministic: bool = False
-    """Repeat bit for bit on an accelerator too, more slowly; on the CPU a run always does."""
+    """Repeat bit for bit on an accelerator too, more slowly. On one CPU, with as many threads, runs repeat but for the
+    last digits of float32: torch's convolutions of maps of few pixels may round their gradients in another order."""
 
     def __post_init__(self) -> None:
         choices = ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("decay", DECAYS)
@@ -367,11 +368,7 @@ def _field(section: Any, name: str, key: str) -> Any:
 def _convert(value: Any, kind: Any, key: str) -> Any:
     """`value` as the type `kind` (int, float, bool, str or tuple of one of them)."""
     if get_origin(kind) is tuple:
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",")] if value.strip() else []
-        if not isinstance(value, list | tuple):
-            raise PansightError(where=key, expected="a list", found=f"{value!r}")
-        return tuple(_convert(v, get_args(kind)[0], key) for v in value)
+        return tuple(_convert(v, get_args(kind)[0], key) for v in listed(value))
     error = PansightError(where=key, expected=_KINDS[kind], found=f"{value!r}")
     if kind is str:
         if not isinstance(value, str | Path):
@@ -405,7 +402,7 @@ def _guess(value: Any) -> Any:
         return value
     try:
         return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or a number of thousands of digits
         return value
 
 

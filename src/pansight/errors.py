@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import unicodedata
 from functools import partial
@@ -111,9 +112,12 @@ class PansightError(Exception):
 
 
 def choice_error(kind: str, name: str, known: object) -> PansightError:
-    """An unknown name, answered with the names that exist: ``choice_error("model", "yolo", MODELS)``."""
-    names = ", ".join(sorted(str(k) for k in known))  # type: ignore[attr-defined]
-    return PansightError(f"unknown {kind} {name!r}", hint=f"known: {names}", code="unknown_choice")
+    """An unknown name, answered with the nearest and all that exist: ``choice_error("model", "yolo", MODELS)``."""
+    names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
+    close = [word for word in names if word.startswith(name)] if len(name) > 2 else []
+    close = difflib.get_close_matches(name[:100], names, 1, 0.7) or close
+    hint = f"known: {', '.join(names)}" + (f"; did you mean {close[0]!r}?" if close else "")
+    return PansightError(f"unknown {kind} {name!r}", hint=hint, code="unknown_choice")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -12,7 +12,8 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, TypeVar
@@ -383,3 +384,26 @@ def safe_join(folder: Path, name: object, source: str | Path) -> Path:
     if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
         raise PansightError(where=source, expected="a file name inside the data folder", found=f"{name!r}")
     return folder / name
+
+
+# --- lists, as people write them -------------------------------------------------------------------------------------
+
+
+def listed(value: Any, known: Collection[str] = ()) -> list[Any]:
+    """The parts of a list in any of its spellings: ``a,b``, ``[a, b]``, ``["a", "b"]``, several of these, one value.
+
+    Every setting, flag and option that is a list is read by this function. A text of `known` names is one part,
+    whatever stands in it. Blanks around the parts are dropped, and so are empty parts; numbers of a text stay texts.
+    """
+    if isinstance(value, list | tuple):
+        return [part for one in value for part in listed(one, known)]
+    if not isinstance(value, str):
+        return [value]
+    text = value.strip()
+    if text in known:
+        return [text]
+    if text.startswith("[") and text.endswith("]"):
+        with suppress(ValueError):
+            return [part for part in tomllib.loads(f"list = {text}")["list"] if part != ""]
+        text = text[1:-1]
+    return [part for part in (one.strip().strip("\"'") for one in text.split(",")) if part]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from contract import LABELS, SMALL
 
 from pansight.errors import PansightError
-from pansight.models import MODELS, build, builder_options, check_options
+from pansight.models import MODELS, build, builder_options, check_decode, check_options, decode_options
 from pansight.models.options import Option
 
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
+SPELLINGS: list[Any] = ["128,64", "[128, 64]", " 128 ,64", ["128", "64"], ["128,64"], (128, 64), [128, 64]]
 FOREIGN: list[Any] = [
     "abc",
     "",
@@ -46,6 +48,8 @@ def _is_good(option: Option, value: Any) -> bool:
         return value in option.choices
     if option.kind == "table":
         return isinstance(value, dict)
+    if option.is_list and isinstance(value, str):  # a list in its other spelling
+        value = {"1": [1], "": []}.get(value, value)
     numbers = value if option.is_list and isinstance(value, list) else [value]
     if not option.is_list and isinstance(value, list):
         return False
@@ -106,7 +110,11 @@ def test_bad_values_are_refused_in_a_line(name: str) -> None:
         ("mask_rcnn", {"backbone": "resnot18"}, "backbone of model mask_rcnn: unknown backbone 'resnot18'.*resnet18"),
         ("eomt", {"backbone": "vit_smal_patch16_224"}, "unknown backbone.*vit_small_patch16_224"),
         ("mask_rcnn_r50_d2", {"backbone": "resnet18"}, "unknown backbone of model mask_rcnn_r50_d2: 'resnet18'"),
-        ("mask_rcnn", {"roi_op": "aling"}, "unknown roi_op of model mask_rcnn: 'aling'; known: align, pool"),
+        (
+            "mask_rcnn",
+            {"roi_op": "aling"},
+            "unknown roi_op of model mask_rcnn: 'aling'; known: .*did you mean 'align'",
+        ),
         ("detr", {"stuf": True}, "unknown option of model detr: 'stuf'"),
     ],
 )
@@ -115,8 +123,33 @@ def test_options_that_cannot_be_together_or_meant(name: str, options: dict[str, 
         build(name, LABELS, **options)
 
 
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_list_has_one_syntax(spelling: Any) -> None:
+    settled = check_options("detr", {"class_hidden": spelling})["class_hidden"]
+    assert list(settled) == [128, 64]
+
+
 def test_a_single_number_is_a_list_of_one() -> None:
     assert check_options("detr", {"class_hidden": 128}) == {"class_hidden": [128]}
+
+
+@EVERY_MODEL
+def test_thresholds_are_shares(name: str) -> None:
+    """Every argument of decode has a line of its own, which it is checked by."""
+    model = get_type_hints(MODELS[name].build)["return"]
+    assert list(decode_options(name)) == list(inspect.signature(model.decode).parameters)[3:]
+    for key, option in decode_options(name).items():
+        for value in bad_values(option):
+            with pytest.raises(PansightError) as caught:
+                check_decode(name, {key: value})
+            assert key in str(caught.value)
+
+
+def test_a_task_is_one_of_the_model() -> None:
+    with pytest.raises(PansightError, match=r"unknown task of detr: 'panoptic'; known: all, instance$"):
+        check_decode("detr", {"task": "panoptic"})
+    with pytest.raises(PansightError, match=r"decode option of mask_rcnn 'score'; .*did you mean 'score_threshold'"):
+        check_decode("mask_rcnn", {"score": 0.5})
 
 
 def test_weights_may_bring_the_other_options() -> None:

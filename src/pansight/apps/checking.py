@@ -15,7 +15,7 @@ from pansight.data.check.split import Split, split
 from pansight.data.check.statistics import Statistics
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError
-from pansight.files import write_json
+from pansight.files import listed, write_json
 
 KINDS = {
     "panoptic": "COCO panoptic",
@@ -58,7 +58,7 @@ def check_command(
         if out is None:
             return 1 if report.findings.number("error") else 0
         with _bar("fix") as progress:
-            names = None if things is None else [n.strip() for n in things.split(",") if n.strip() not in ("", "none")]
+            names = None if things is None else [n for n in listed(things) if n != "none"]
             repaired = fix(report, out, names, link and folder == data, overwrite, progress)
     print(describe_repairs(repaired, limit))
     return 0

@@ -25,8 +25,8 @@ from pansight.apps.cli_scores import FileSettings
 from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from pansight.errors import Interrupted, PansightError
 
-BAD_INPUT, SIGNALLED = 2, 128
-"""Exit codes; the number of the signal is added to the second, as in a shell."""
+BAD_INPUT, READER_GONE, SIGNALLED = 2, 141, 128
+"""Exit codes; the number of the signal is added to the last, as in a shell."""
 LONGEST = 1200
 """Letters of a line of complaint."""
 
@@ -268,17 +268,22 @@ def export(weights: str, /, *, out: Path, to: str = "hf", overwrite: bool = Fals
 
 
 @app.command(help_epilogue="Example: pansight models panoptic_fpn")
-def models(name: str | None = None, /):
-    """List the models, or the options of one.
+def models(name: str | None = None, /, *, json: bool = False):
+    """List the models, or what the options of one mean.
 
     Parameters
     ----------
     name
         A model.
+    json
+        Print the same as JSON.
     """
-    from pansight.apps import commands
+    from pansight.apps import listing
 
-    print(commands.models(name))
+    if json:
+        print(listing.as_json(name))
+    else:
+        print(listing.list_models() if name is None else listing.describe_model(name))
 
 
 @app.command(help_epilogue="Example: pansight datasets coco_panoptic")
@@ -301,20 +306,24 @@ cli_data.register(app)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C, 143 after
-    SIGTERM.
+    SIGTERM, 141 where the reader of a pipe has gone.
 
     A command may end with a code of its own: the integer it returns.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text, or a terminal that lacks a letter
         sys.stdout.reconfigure(errors="backslashreplace")
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    tokens = _joined(list(sys.argv[1:] if arguments is None else arguments))
     if "torch" not in sys.modules:  # which reads the variable when it is loaded
         os.environ |= waiting_policy(_load(), os.cpu_count() or 1, os.environ)
     try:
         with _terminable():
             result = app(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except (PansightError, cyclopts.CycloptsError) as error:
         return _complain(str(error), BAD_INPUT)
+    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return READER_GONE
     except OSError as error:  # a full disk, a missing right: the file system's own words
         name = f"{error.filename}: " if error.filename else ""
         return _complain(f"{name}{error.strerror or error}", BAD_INPUT)
@@ -363,6 +372,24 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _joined(tokens: list[str]) -> list[str]:
+    """``train … --model.options.class-hidden 128 64`` with the values of the option as one list, ``128,64``.
+
+    The parser gives an option of free name one value. Other commands have arguments without a flag, which may follow.
+    """
+    joined: list[str] = []
+    is_option = False
+    for token in tokens:
+        is_flag = token.startswith("--")
+        if is_option and not is_flag and not joined[-1].startswith("--"):
+            joined[-1] += f",{token}"
+            continue
+        if is_flag:
+            is_option = tokens[0] == "train" and ("options." in token or ".decode." in token) and "=" not in token
+        joined.append(token)
+    return joined
 
 
 def _complain(message: str, code: int) -> int:

@@ -6,7 +6,7 @@ import inspect
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
+from pansight.apps.listing import describe_model, first_line, list_models, table
 from pansight.apps.pages.report import REPORT, write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream, whole_batch
 from pansight.engine import distributed
 from pansight.engine.assemble import (
+    check_model,
     describe,
     make_model,
     make_transform,
@@ -60,9 +62,8 @@ from pansight.files import read_json, write_json
 from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.summary import summary
-from pansight.models import MODELS, builder_options, entry
+from pansight.models import builder_options, entry
 from pansight.weights import load_model
-from pansight.weights.licences import of_published
 from pansight.weights.native import write_model
 
 AUTO = "auto"
@@ -214,6 +215,7 @@ def _train_in_two_steps(
     if not resume:
         check_folder(folder, False, overwrite)
         before = _first_step(config, given)
+        check_model(before.model, before.evaluate.decode)
         _check_second_step(config, folder, accelerator)
         if accelerator.is_main_process:
             start_folder(folder, _absolute(config), _heading(), False)
@@ -288,6 +290,7 @@ def _prepare(
 ) -> _Prepared:
     """Prepare a training; whatever can fail before the first step fails here, before anything is written."""
     config = _absolute(config)
+    check_model(config.model, config.evaluate.decode)
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")
@@ -480,35 +483,19 @@ def demo(
 
 
 def models(name: str | None = None) -> str:
-    """A line for each model; or what one gives, whose weights there are, and its options. PansightError: unknown."""
-    if name is None:
-        return _table((key, _first_line(each.build)) for key, each in MODELS.items())
-    facts = [("gives", ", ".join(entry(name).produces))]
-    facts += [("tasks", ", ".join(entry(name).tasks))] if entry(name).tasks else []
-    facts += [("weights", f"published under {of_published(name)}")] if entry(name).licence else []
-    options = [(f"--model.options.{key}", f"default {value!r}") for key, value in builder_options(name).items()]
-    return f"{name}: {_first_line(entry(name).build)}\n{_table(facts)}\n{_table(options)}"
+    """A line for each model, by system; or what one gives, and its options explained. PansightError: unknown."""
+    return list_models() if name is None else describe_model(name)
 
 
 def datasets(name: str | None = None) -> str:
     """A line for each data format, or the options of one. Raises PansightError for an unknown one."""
     if name is None:
-        return _table((key, _first_line(opener)) for key, opener in DATASETS.items())
+        return table((key, first_line(opener)) for key, opener in DATASETS.items())
     if name not in DATASETS:
         raise choice_error("data set", name, DATASETS)
     parameters = list(inspect.signature(DATASETS[name]).parameters.values())[2:]  # source and split come first
     options = [(f"--data.options.{p.name}", f"default {p.default!r}") for p in parameters]
-    return f"{name}: {_first_line(DATASETS[name])}\n{_table(options)}"
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    rows = list(rows)
-    width = max((len(key) for key, _ in rows), default=0)
-    return "\n".join(f"{key:{width}}  {text}" for key, text in rows)
-
-
-def _first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+    return f"{name}: {first_line(DATASETS[name])}\n{table(options)}"
 
 
 def _heading() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -28,7 +28,7 @@ from pansight.data.transforms import (
     resize_sample,
 )
 from pansight.errors import PansightError, choice_error, shown
-from pansight.models import build, builder_options, entry
+from pansight.models import build, builder_options, check_decode, check_options, entry
 from pansight.models.contract import Entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
@@ -222,12 +222,23 @@ def square_of(rule: ResizeRule) -> int:
 
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
-    """What the builder is called with, besides the labels."""
+    """What the builder is called with, besides the labels. Raises PansightError for an option that cannot be."""
     options = dict(config.options)
     for name in ("backbone", "pretrained"):
         if getattr(config, name) != "auto":
             options[name] = getattr(config, name)
-    return options
+    return check_options(config.name, options, complete=False)
+
+
+def check_model(config: ModelConfig, decode: Mapping[str, Any]) -> None:
+    """Raises PansightError for an option of the model or of its decode that cannot be, before anything is read.
+
+    Options that the weights bring, and the model that they bring where it is left to them, are not known yet.
+    """
+    if config.name == "auto":
+        return
+    check_options(config.name, model_options(config), complete=not config.weights)
+    check_decode(config.name, decode)
 
 
 def make_model(
@@ -258,7 +269,7 @@ def make_model(
     report = transfer(model, loaded.state_dict(), loaded.labels, labels, entry(name), entry(found))
     own = model.input.resize
     model.input = loaded.input
-    if {"short", "long"} & set(config.options):
+    if any(key in config.options for key, option in entry(name).options.items() if option.resizes):
         model.input.resize = own
     missing = set(report.classes_new)
     if entry(found).stuff and not saved.get(entry(found).stuff, False):

@@ -25,6 +25,7 @@ from pansight.data.loader import View, Views, pad_images
 from pansight.data.transforms import resize_image
 from pansight.engine import distributed
 from pansight.errors import PansightError, choice_error
+from pansight.models.options import DECODE_OPTIONS
 from pansight.ops.resize import ResizeRule
 from pansight.types import Prediction
 
@@ -144,10 +145,10 @@ def known_decode_options(model: Any) -> list[str]:
 
 
 def check_decode_options(model: Any, name: str, decode_options: Mapping[str, Any]) -> None:
-    """Raises PansightError for one that the model's decode does not know, listing those it knows, or past 0 … 1."""
+    """Raises PansightError for one that the model's decode does not know, listing those it knows, or out of range."""
     known = known_decode_options(model)
     for option, value in decode_options.items():
         if option not in known:
             raise choice_error(f"decode option of {name}", option, known)
-        if option.endswith("_threshold") and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise PansightError(where=f"{option} of {name}", expected="0 … 1", found=f"{value!r}")
+        if option in DECODE_OPTIONS:
+            DECODE_OPTIONS[option].settled(value, f"{option} of {name}")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_type_hints
 
 from pansight.errors import PansightError, choice_error
 from pansight.models import detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
 from pansight.models.contract import Entry, Model
-from pansight.models.options import check_together
+from pansight.models.options import DECODE_OPTIONS, Option, check_together
 from pansight.types import LabelSpace
 
 MODELS: dict[str, Entry] = {
@@ -50,6 +51,24 @@ def builder_options(name: str) -> dict[str, Any]:
     """Option → default value of a builder. Raises PansightError for an unknown model."""
     parameters = list(inspect.signature(entry(name).build).parameters.values())[1:]  # labels come first
     return {p.name: p.default for p in parameters}
+
+
+def decode_options(name: str) -> dict[str, Option]:
+    """What may be given to the decode of model `name`: thresholds, and its tasks. Raises PansightError."""
+    chosen = entry(name)
+    model: type[Model] = get_type_hints(chosen.build)["return"]
+    known = [key for key in inspect.signature(model.decode).parameters if key in DECODE_OPTIONS]
+    options = {key: DECODE_OPTIONS[key] for key in known}
+    return options | ({"task": replace(options["task"], choices=chosen.tasks)} if "task" in options else {})
+
+
+def check_decode(name: str, given: Mapping[str, Any]) -> None:
+    """Raises PansightError for an option that the decode of model `name` does not have, or a value out of range."""
+    known = decode_options(name)
+    for option, value in given.items():
+        if option not in known:
+            raise choice_error(f"decode option of {name}", f"{option:.80}", known)
+        known[option].settled(value, f"{option} of {name}")
 
 
 def check_options(name: str, options: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:

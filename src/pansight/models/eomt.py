@@ -27,7 +27,17 @@ from torch import Tensor, nn
 
 from pansight.errors import PansightError
 from pansight.models.contract import Entry, RateGroups, TrainingDefaults, every_class_and_no_object
-from pansight.models.options import QUERY_OPTIONS, VIT_OPTIONS, Option, flag, loss_weight, number, share, whole
+from pansight.models.options import (
+    QUERY_OPTIONS,
+    VIT_OPTIONS,
+    Option,
+    flag,
+    loss_weight,
+    number,
+    resizing,
+    share,
+    whole,
+)
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
@@ -390,10 +400,10 @@ def eomt_dinov3_large_1280(labels: LabelSpace, queries: int = 200, pretrained: s
 OPTIONS: dict[str, Option] = {
     **VIT_OPTIONS,
     **QUERY_OPTIONS,
-    "size": whole("side of the square that photos are scaled to, in pixels", 1, 2**14, "patch"),
-    "patch": whole("side of a patch, in pixels", 1, 1024),
-    "square": flag("photos are scaled and padded to the square; else they keep their size"),
-    "windows": flag("photos are predicted in squares along their long side (semantic segmentation)"),
+    "size": resizing(whole("side of the square that photos are scaled to, in pixels", 1, 2**14, "patch")),
+    "patch": resizing(whole("side of a patch, in pixels", 1, 1024)),
+    "square": resizing(flag("photos are scaled and padded to the square; else they keep their size")),
+    "windows": resizing(flag("photos are predicted in squares along their long side (semantic segmentation)")),
     "blocks": whole("last blocks of the ViT, which carry the queries", 1, 200),
     "upscales": whole("blocks that double the patch grid; left out: masks at stride 4", 1, 10, optional=True),
     "masked": flag("training uses masked attention, which is annealed"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pansight.errors import choice_error
 from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
-from pansight.models.options import TRANSFORMER_OPTIONS, Option, choice, whole
+from pansight.models.options import TRANSFORMER_OPTIONS, Option, choice, resizing, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
@@ -322,7 +322,7 @@ def maskformer_swin_large(labels: LabelSpace, pretrained: str = "none", queries:
 
 OPTIONS: dict[str, Option] = {
     **TRANSFORMER_OPTIONS,
-    "divisor": whole("photos are padded to multiples of so many pixels", 1, 1024),
+    "divisor": resizing(whole("photos are padded to multiples of so many pixels", 1, 1024)),
     "pixel_decoder": choice("a feature pyramid, or one below which a transformer encodes the image", *PIXEL_DECODERS),
 }
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 from pansight.errors import PansightError, choice_error
+from pansight.files import listed
 from pansight.nn.backbones.names import check_backbone_name, check_vit_name
 
 Kind = Literal["whole number", "number", "true or false", "text", "table", "whole numbers", "numbers"]
@@ -38,6 +40,8 @@ class Option:
     """How many values a list must have."""
     increasing: bool = False
     """Each value of a list must be larger than the one before."""
+    resizes: bool = False
+    """It decides which size photos are resized to."""
     further: Callable[[Any], object] | None = None
     """Raises PansightError for a value of the right kind that cannot be meant."""
 
@@ -58,14 +62,14 @@ class Option:
         return text + (", increasing" if self.increasing else "")
 
     def settled(self, value: Any, where: str) -> Any:
-        """The value that the builder takes: `value`, or of a list's single number a list of one.
+        """The value that the builder takes: `value`, or the numbers of a list in any spelling.
 
         Raises PansightError, headed by `where`, for a value of another kind or out of range.
         """
         if value is None and self.optional:
             return None
-        if self.is_list and isinstance(value, int | float) and not isinstance(value, bool):
-            value = [value]
+        if self.is_list and _is_spelled(value):
+            value = [_number_of(part) for part in listed(value)]
         if not self._fits(value):
             if self.choices and isinstance(value, str):
                 raise choice_error(f"{where}:", f"{value:.80}", self.choices)
@@ -101,6 +105,21 @@ class Option:
         return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
+def _is_spelled(value: Any) -> bool:
+    """Whether a list is written as a text, as several texts, or as its only number."""
+    if isinstance(value, list | tuple):
+        return any(isinstance(one, str) for one in value)
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _number_of(part: Any) -> Any:
+    """A part of a list that was written as a text; itself where it is no number."""
+    for kind in (int, float) if isinstance(part, str) else ():
+        with suppress(ValueError):
+            return kind(part)
+    return part
+
+
 def in_short(value: Any) -> str:
     """A value for a message, whatever its size."""
     try:
@@ -133,6 +152,11 @@ def loss_weight(what: str) -> Option:
     return number(f"weight of {what} in the loss", 0, 10_000)
 
 
+def resizing(option: Option) -> Option:
+    """The same option, which decides the size of photos."""
+    return replace(option, resizes=True)
+
+
 def drop_rate(meaning: str, optional: bool = False) -> Option:
     return number(meaning, 0, 0.99, optional)
 
@@ -140,8 +164,8 @@ def drop_rate(meaning: str, optional: bool = False) -> Option:
 Options = Mapping[str, Option]
 
 SIZE_OPTIONS: Options = {
-    "short": whole("short side that photos are resized to, in pixels; 0 keeps their size", 0, 2**14),
-    "long": whole("limit of the long side, in pixels, which goes before `short`", 0, 2**15),
+    "short": resizing(whole("short side that photos are resized to, in pixels; 0 keeps their size", 0, 2**14)),
+    "long": resizing(whole("limit of the long side, in pixels, which goes before `short`", 0, 2**15)),
 }
 PYRAMID_OPTIONS: Options = {
     "backbone": Option("any timm network with feature maps of several sizes", "text", further=check_backbone_name),

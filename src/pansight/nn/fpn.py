@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.norms import BatchNorm2d
+
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, norm: str | None) -> nn.Module:
     """A "same" convolution with a bias; with norm="bn": without one, followed by BatchNorm."""
     if norm is None:
         return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out_channels)
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False), BatchNorm2d(out_channels)
     )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pansight.data.convert.source import Source, SourceCategory
 from pansight.errors import PansightError, choice_error
+from pansight.files import listed
 from pansight.types import Category, LabelSpace, palette_color
 
 RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
@@ -132,8 +133,7 @@ def _new_fill(joined: Joined) -> set[str]:
 def _named(chosen: Sequence[str], categories: Sequence[SourceCategory], besides: set[str] | None = None) -> set[str]:
     """The names of the classes that are meant, by name, by number or by a range of numbers; "all" but for `besides`."""
     names = [category.name for category in categories]
-    words = [word.strip() for text in chosen for word in ([text] if text in names else text.split(","))]
-    words = [word for word in words if word]
+    words = [word for text in chosen for word in listed(text, names)]
     if len(words) == 1 and words[0] in ("all", "none") and words[0] not in names:
         return set(names) - (besides or set()) if words[0] == "all" else set()
     found: set[str] = set()

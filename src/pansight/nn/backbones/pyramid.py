@@ -64,7 +64,33 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """pixels float (B, 3, H, W), normalised."""
-        maps = self.features(pixels)
+        if self.training and self._gives_batch_norm_one_value(pixels):
+            return self._maps_of_one_place(pixels)
+        return self._maps(pixels)
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        """In float32 where the last map is one column wide or one row high: the bfloat16 convolutions of torch's CPU
+        library (3×3, stride 2) read memory there that nobody wrote, so that their results differ from call to call."""
+        in_half = pixels.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if in_half and min(pixels.shape[2:]) <= max(self.strides):
+            with torch.autocast("cpu", enabled=False):
+                return self._channels_first(self.features(pixels.float()))
+        return self._channels_first(self.features(pixels))
+
+    def _gives_batch_norm_one_value(self, pixels: Tensor) -> bool:
+        """Whether the last map of a single image is one place, of which BatchNorm cannot take the variance."""
+        is_one_place = len(pixels) == 1 and max(pixels.shape[2:]) <= max(self.strides)
+        return is_one_place and any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.features.modules())
+
+    def _maps_of_one_place(self, pixels: Tensor) -> list[Tensor]:
+        """The image is surrounded by the mean (zero after normalisation), and its own part cut out of the maps."""
+        height, width = pixels.shape[2:]
+        side = 2 * max(self.strides)
+        maps = self._maps(F.pad(pixels, (0, side - width, 0, side - height)))
+        cut = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+        return [m[:, :, :rows, :columns] for m, (rows, columns) in zip(maps, cut, strict=True)]
+
+    def _channels_first(self, maps: Sequence[Tensor]) -> list[Tensor]:
         # some timm families (Swin) return (B, H, W, C)
         return [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, self.channels, strict=True)]
 

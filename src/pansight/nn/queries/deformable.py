@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.nn.linear import FastLinear
+from pansight.nn.norms import GroupNorm
 from pansight.ops.attention.deformable import deform_attention
 from pansight.ops.attention.positions import sine_positions
 from pansight.ops.fast import use_plain
@@ -126,7 +127,7 @@ class ConvGroupNorm(nn.Conv2d):
 
     def __init__(self, in_channels: int, channels: int, kernel: int):
         super().__init__(in_channels, channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(math.gcd(32, channels), channels)
+        self.norm = GroupNorm(math.gcd(32, channels), channels)
         nn.init.kaiming_uniform_(self.weight, a=1)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class DeformPixelDecoder(nn.Module):
         finest, *coarser = in_channels
         groups = math.gcd(32, channels)
         self.input_proj = nn.ModuleList(  # coarse to fine: the first is of stride 32
-            nn.Sequential(nn.Conv2d(c, channels, 1), nn.GroupNorm(groups, channels)) for c in reversed(coarser)
+            nn.Sequential(nn.Conv2d(c, channels, 1), GroupNorm(groups, channels)) for c in reversed(coarser)
         )
         self.transformer = LevelEncoder(layers, channels, heads, hidden, len(coarser), points)
         self.adapter_1 = ConvGroupNorm(finest, channels, 1)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.norms import GroupNorm
 from pansight.ops.fast import use_plain
 from pansight.ops.fast.convolutions import upsample_conv
 
@@ -37,8 +38,8 @@ class AttentionMap(nn.Module):
         return logits.flatten(1).softmax(1).view(-1, self.heads, *valid.shape)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(gcd(8, channels), channels)
+def _norm(channels: int) -> GroupNorm:
+    return GroupNorm(gcd(8, channels), channels)
 
 
 ATTENTION_GAIN, ADAPTER_GAIN = 1000.0, 0.1

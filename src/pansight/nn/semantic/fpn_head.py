@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.norms import GroupNorm
+
 
 class ConvNormUp(nn.Module):
     """3×3 convolution (no bias), GroupNorm, ReLU, then bilinear ×2 where `up`."""
@@ -15,7 +17,7 @@ class ConvNormUp(nn.Module):
     def __init__(self, in_channels: int, channels: int, groups: int, up: bool):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = GroupNorm(groups, channels)
         self.up = up
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 

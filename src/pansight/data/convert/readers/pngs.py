@@ -28,6 +28,7 @@ from pansight.data.dataset import part_folders
 from pansight.data.formats.instance_png import LAYOUTS
 from pansight.data.images import read_bytes, read_header, read_index_png, read_rgb_ids
 from pansight.errors import PansightError, choice_error
+from pansight.files import listed
 from pansight.ops.idmap import IdArray, boxes_xyxy, present_ids, relabel
 
 Pair = tuple[str, Path, Path]
@@ -205,7 +206,7 @@ def open_semantic_png(
     root = Path(source)
     images, masks, notes = _folders(root, split, image_folder, mask_folder, CLASS_FOLDERS)
     pairs, unpaired = _pairs(images, masks)
-    ignored = [ignore] if isinstance(ignore, int) else ignore.split(",") if isinstance(ignore, str) else list(ignore)
+    ignored = listed(ignore)
     table, told = _class_table(root, masks, pairs, classes, {int(v) for v in ignored if str(v).isdecimal()})
     by_name = {c.name: c.value for c in table}
     for name in ignored:
@@ -213,7 +214,8 @@ def open_semantic_png(
             raise choice_error("class", str(name), by_name)
     values = frozenset(int(v) if str(v).isdecimal() else by_name[str(v)] for v in ignored)
     if things is not None:
-        table = [c._replace(is_thing=c.name in things) for c in table]
+        named = listed(things, by_name)
+        table = [c._replace(is_thing=c.name in named) for c in table]
     if any(c.is_thing for c in table):
         told += (
             f"things are connected components of their class ({connectivity}-connected): "
@@ -246,7 +248,7 @@ def _class_table(
             raise PansightError(
                 where="classes", expected="a file or names with commas between them", found=f"{classes!r}"
             )
-        return (classes_of_names(classes.split(",")), ()) if file is None else (read_classes(file), ())
+        return (classes_of_names(listed(classes)), ()) if file is None else (read_classes(file), ())
     file = find_class_table((masks, masks.parent, root))
     if file is not None:
         return read_classes(file), (f"names of the classes are those of {file.relative_to(root)}",)

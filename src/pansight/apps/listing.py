@@ -1,0 +1,98 @@
+"""What ``pansight models`` and ``pansight models NAME`` print, from the tables that the options are checked by."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pansight.apps.published import MILLIONS, SCORES
+from pansight.models import MODELS, builder_options, decode_options, entry
+from pansight.models.options import Option
+from pansight.weights.licences import of_published
+
+LEGEND = "Parameters are for COCO's classes, scores those published for COCO val2017. pansight models NAME says more."
+
+
+def facts_of(name: str) -> dict[str, Any]:
+    """What is known of a model, as plain values: for ``--json``. Raises PansightError for an unknown name."""
+    chosen, licence = entry(name), of_published(name)
+    return {
+        "name": name,
+        "system": chosen.architecture,
+        "summary": first_line(chosen.build),
+        "produces": list(chosen.produces),
+        "tasks": list(chosen.tasks),
+        "parameters_in_millions": MILLIONS.get(name),
+        "published_score": SCORES.get(name),
+        "licence_of_published_weights": None if licence is None else str(licence),
+        "options": _facts(chosen.options, builder_options(name)),
+        "decode_options": _facts(decode_options(name), {}),
+    }
+
+
+def list_models() -> str:
+    """All models, by system."""
+    lines: list[str] = []
+    for system in dict.fromkeys(each.architecture for each in MODELS.values()):
+        rows = [facts_of(name) for name, each in MODELS.items() if each.architecture == system]
+        lines += ["", system] if lines else [system]
+        lines += table((f"  {row['name']}", _in_a_line(row)) for row in rows).splitlines()
+    return "\n".join(
+        [*lines, "", "PQ and AP are those published for COCO val2017; pansight models NAME explains the options."]
+    )
+
+
+def describe_model(name: str) -> str:
+    """What a model gives, whose weights there are, and each of its options. Raises PansightError: unknown."""
+    told = facts_of(name)
+    facts = [("gives", ", ".join(told["produces"]))]
+    facts += [("tasks", ", ".join(told["tasks"]))] if told["tasks"] else []
+    facts += [("parameters", f"{told['parameters_in_millions']:g} M")] if name in MILLIONS else []
+    facts += [("score", f"{SCORES[name]} on COCO val2017, as published")] if name in SCORES else []
+    licence = told["licence_of_published_weights"]
+    facts += [("weights", f"published under {licence}")] if licence else []
+    given = [
+        (f"--model.options.{key}", _explained(entry(name).options.get(key), f"default {value!r}"))
+        for key, value in builder_options(name).items()
+    ]
+    decode = [(f"--evaluate.decode.{key}", _explained(option, "")) for key, option in decode_options(name).items()]
+    return "\n".join([f"{name}: {told['summary']}", table(facts), table([*given, *decode])])
+
+
+def as_json(name: str | None) -> str:
+    """The facts of one model, or of all."""
+    return json.dumps(facts_of(name) if name else [facts_of(each) for each in MODELS], indent=2, ensure_ascii=False)
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Two columns."""
+    rows = list(rows)
+    width = max((len(key) for key, _ in rows), default=0)
+    return "\n".join(f"{key:{width}}  {text}" for key, text in rows)
+
+
+def first_line(thing: Any) -> str:
+    """Of a docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _in_a_line(row: Mapping[str, Any]) -> str:
+    millions, score = row["parameters_in_millions"], row["published_score"]
+    parts = ["" if millions is None else f"{millions:7.1f} M", f"{'+'.join(row['produces']):27}", score or ""]
+    return "  ".join([*parts, row["licence_of_published_weights"] or ""]).rstrip()
+
+
+def _explained(option: Option | None, default: str) -> str:
+    if option is None:
+        return default
+    left_out = " or none" if option.optional else ""
+    parts = [option.meaning, option.expected() + left_out, default]
+    return "; ".join(part for part in parts if part)
+
+
+def _facts(declared: Mapping[str, Option], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    keys = [key for key in (defaults or declared) if key in declared]
+    told = {key: {"meaning": declared[key].meaning, "values": declared[key].expected()} for key in keys}
+    return {key: facts | ({"default": defaults[key]} if key in defaults else {}) for key, facts in told.items()}
