@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,8 @@ class FileSettings:
     table: Path | None = None
     """Write a row for each segment to this Parquet file."""
     report: Path | None = None
-    """Write a page with truth, prediction and errors of every image."""
+    """Write the page to this file: files with truth, prediction and errors of every image, models with the best and
+    the worst."""
     images: Path | None = None
     """Folder of the photos, for the report."""
     map: str | None = None
@@ -106,11 +107,12 @@ def compare(
     return int(bool(result["failures"]))
 
 
-def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
-    """What ``pansight evaluate`` does without a model."""
+def evaluate_files(settings: FileSettings, overwrite: bool, out: Path | None = None) -> None:
+    """What ``pansight evaluate`` does without a model. out: a folder for evaluation.json and report.html."""
     from pansight.apps import scoring
     from pansight.metrics.files.score import Figures
 
+    settings = _in_folder(settings, out)
     outputs = scoring.Outputs(
         settings.json, settings.table, settings.report, settings.images, settings.partial, overwrite
     )
@@ -145,6 +147,18 @@ def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
         settings.strict_compat,
         settings.threads,
     )
+
+
+def _in_folder(settings: FileSettings, out: Path | None) -> FileSettings:
+    """Figures and page go into the folder `out`, unless they have a place of their own or it is not given."""
+    if out is None:
+        return settings
+    if out.is_file():
+        raise PansightError(
+            where="--out", expected="a folder", found=f"the file {out}", hint="--json FILE, --report FILE"
+        )
+    report = settings.report or (out / "report.html" if settings.errors else None)
+    return replace(settings, json=settings.json or out / "evaluation.json", report=report)
 
 
 def _refuse_for_merge(settings: FileSettings) -> None:

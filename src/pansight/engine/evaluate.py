@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -55,12 +55,13 @@ def evaluate(
     out: Path | None = None,
     workers: int = 0,
     class_map: ClassMap | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of evaluation.json, the same on every process; each of them measures its share of the images.
 
     model: on the accelerator's device, left in eval mode; its labels are those of `dataset` unless class_map is given.
     out: a folder for evaluation.json, for predictions/ (what `data.formats.results` writes), and for predictions/sheet
-    with the best and the worst images; each appears whole or not at all.
+    with the best and the worst images; each appears whole or not at all. about: further keys of the record.
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written.
     """
     if class_map is None and dataset.labels != model.labels:
@@ -91,6 +92,7 @@ def evaluate(
     record = figures.record(accelerator, intervals=out is not None)
     record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
     record["images_per_second"] = count / record["seconds"]
+    record |= about or {}
     if out is not None:
         rows = [row for each in distributed.gather(figures.sheet.rows, accelerator) for row in each]
         if accelerator.is_main_process:
@@ -159,7 +161,25 @@ def predict_all(
     make = views_maker(model, settings)
     for views, samples in evaluation_loader(dataset, make, config.batch_size, workers, indices):
         sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-        yield from zip(predict_views(model, views, sizes, settings), samples, strict=True)
+        found = predict_views(model, views, sizes, settings)
+        yield from zip([_surer_than(each, config.least_score) for each in found], samples, strict=True)
+
+
+def _surer_than(prediction: Prediction, score: float) -> Prediction:
+    """A prediction without the objects under `score`."""
+    found = prediction.instances
+    if found is None or not score:
+        return prediction
+    keep = found.scores >= score
+    masks, crowd = found.masks, found.is_crowd
+    kept = Instances(
+        found.boxes_xyxy[keep],
+        found.labels[keep],
+        found.scores[keep],
+        None if masks is None else masks[keep],
+        None if crowd is None else crowd[keep],
+    )
+    return replace(prediction, instances=kept)
 
 
 def _shown(
