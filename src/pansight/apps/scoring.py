@@ -6,10 +6,12 @@ Neither torch nor a model is loaded; memory does not grow with the number of ima
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +93,7 @@ def evaluate_files(
             pairs, figures or Figures(), indices, threads or _cores(), outputs.report is not None, each, progress
         )
         record = _record(scores, time.monotonic() - start)
+        record["about"] = _about(gt, pred, class_map, scores.figures, shard, strict_compat)
         finish(record)
     if outputs.partial is not None:
         rules = {"strict_compat": strict_compat, "class_map": None if mapping is None else mapping.prediction.tolist()}
@@ -214,6 +217,27 @@ def _record(scores: Scores, seconds: float | None) -> dict[str, Any]:
         record["seconds"] = seconds
         record["images_per_second"] = len(record["image_ids"]) / max(seconds, 1e-9)
     return record
+
+
+def _about(
+    gt: str | Path,
+    pred: str | Path,
+    class_map: str | Path | None,
+    figures: Figures,
+    shard: tuple[int, int],
+    strict_compat: bool,
+) -> dict[str, Any]:
+    """What was measured and how, for the record and the page."""
+    part = "" if shard == (1, 1) else f"shard {shard[0]}/{shard[1]}"
+    settings = {"miou": figures.convention, "max_detections": figures.max_detections, "strict_compat": strict_compat}
+    return {
+        "data": str(gt),
+        "part": part,
+        "predictions": str(pred),
+        "map": None if class_map is None else str(class_map),
+        "settings": settings,
+        "versions": {"pansight": version("pansight"), "python": platform.python_version()},
+    }
 
 
 def _tell(record: dict[str, Any], outputs: Outputs, say: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.pages.figures import environment, error_style, figures_of, script_json
+from pansight.apps.pages.figures import environment, error_style, figures_of, measured_facts, script_json
 from pansight.errors import PansightError
 from pansight.files import Publication
 from pansight.metrics.panoptic.errors import ERRORS, SegmentErrors
@@ -134,6 +134,7 @@ class ViewerWriter:
             folder="" if inside else self.folder.name,
             viewer={"data": data, "contents": contents, "figure": "PQ"},
             version=version("pansight"),
+            facts=measured_facts({"images": count, **record.get("about", {})}),
             **figures_of(record, self.labels),
         )
         try:
