@@ -98,6 +98,7 @@ def evaluate_files(
     if outputs.partial is not None:
         rules = {"strict_compat": strict_compat, "class_map": None if mapping is None else mapping.prediction.tolist()}
         content = {"kind": PARTIAL, "shard": list(shard), "images": len(truth), "rules": rules, **scores.state_dict()}
+        content["about"] = record["about"]
         write_json(outputs.partial, content)
     _tell(record, outputs, say)
     return record
@@ -113,6 +114,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
     seen: dict[int, str | Path] = {}
     whole: Scores | None = None
     first: tuple[Any, ...] = ()
+    about: dict[str, Any] = {}
     for path in parts:
         content = read_json(path)
         if not isinstance(content, dict) or content.get("kind") != PARTIAL:
@@ -123,6 +125,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
             scores.load_state_dict(content)
             part, count = map(int, content["shard"])
             images, rules = int(content["images"]), content["rules"]
+            about = {**content.get("about", {}), "part": ""}  # all parts together are the whole
         if not 1 <= part <= count <= max(1, images):
             raise PansightError(where=path, expected=f"a shard of {images} images", found=f"{part}/{count}")
         first = first or (count, images, rules, path)
@@ -144,7 +147,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
     if missing is not None:
         raise PansightError(where="merge", expected=f"all {first[0]} shards", found=f"none for {missing}")
     with _whole("merge"):
-        record = _record(whole, None)
+        record = _record(whole, None) | {"about": about}
         if len(set(record["image_ids"])) != len(record["image_ids"]):
             raise PansightError(
                 where="merge", expected="each image in one shard", found="one in several: shards of other files"
