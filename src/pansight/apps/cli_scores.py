@@ -71,8 +71,11 @@ def compare(
     fail_below: float | None = None,
     fail_worse: bool = False,
     overwrite: bool = False,
+    gt: Path | None = None,
+    gt_dir: Path | None = None,
+    map: str | None = None,
 ) -> int:
-    """Compare evaluations with the first: intervals, p-values, classes, images; as a table and a page.
+    """Compare evaluations, with the first and each with each: intervals, p-values, classes, images; table and page.
 
     By PQ where all have it, else by AP of masks or boxes, else by mIoU.
 
@@ -81,7 +84,8 @@ def compare(
     Parameters
     ----------
     evaluations
-        Files evaluation.json, or folders with one: the baseline first, the one in question last.
+        Files evaluation.json, or folders with one: the baseline first, the one in question last. With --gt also
+        predictions as COCO panoptic JSON.
     out
         The page (HTML).
     json
@@ -98,11 +102,18 @@ def compare(
         Exit with 1 where the last evaluation is worse than the first with p < 0.05.
     overwrite
         Replace the files that stand there.
+    gt
+        JSON of the truth that predictions are scored against.
+    gt_dir
+        Folder or ZIP of its PNGs. [default: the folder of the JSON's name]
+    map
+        Compare the classes that all have: the word names, or a TOML file with lines "their class" = "class of the
+        first".
     """
     from pansight.apps.pages import comparison
 
     result = comparison.compare(
-        evaluations, out, names, resamples, seed, fail_below, fail_worse, json=json, overwrite=overwrite
+        evaluations, out, names, resamples, seed, fail_below, fail_worse, json, overwrite, gt, gt_dir, map
     )
     return int(bool(result["failures"]))
 

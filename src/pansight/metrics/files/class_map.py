@@ -57,7 +57,7 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
     Raises PansightError where the file is unreadable, a name is unknown, a stuff class goes to a thing, or nothing
     meets at all. A thing may go to stuff: its segments then become one.
     """
-    listed = {} if str(source) == BY_NAME else _read(Path(source))
+    listed = {} if str(source) == BY_NAME else read_names(Path(source))
     targets, known = truth.by_name(), prediction.by_name()
     for name, target in listed.items():
         if name not in known:
@@ -87,7 +87,8 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
     return ClassMap(index, np.where(reached, np.arange(len(truth)), UNMAPPED), joined)
 
 
-def _read(path: Path) -> dict[str, str]:
+def read_names(path: Path) -> dict[str, str]:
+    """The lines of a TOML file, name → name. Raises PansightError for anything else."""
     try:
         content = tomllib.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError as error:
