@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 
 from pansight.apps.cli import main
 from pansight.apps.pages.comparison import compare
+from pansight.apps.pages.comparison.pictures import side_by_side
 from pansight.config import EvaluateConfig
 from pansight.data import Shapes
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
@@ -113,6 +115,27 @@ def test_several_are_compared_as_equals(measured, tmp_path, capsys):
     assert [values[n] for n in result["ranking"]] == sorted(values.values(), reverse=True)
     assert "from best to worst" in capsys.readouterr().out
     assert "Every pair" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("others", [["boxes", "masks", "panoptic"], ["semantic", "plain"]])
+def test_the_same_images_stand_side_by_side(measured, others, tmp_path):
+    folders = [measured / name for name in others]
+    before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    result = compare(folders, tmp_path / "page.html", resamples=100)
+    rows = side_by_side(result, [folder / "evaluation.json" for folder in folders])
+    assert 2 <= len(rows) <= 8
+    for row in rows:
+        assert [name for name, _, _ in row["pictures"]] == ["truth", *others]
+        assert all(picture.startswith("data:image/jpeg;base64,") for _, _, picture in row["pictures"])
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<img") == len(rows) * (1 + len(others))
+    assert before == {path: path.read_bytes() for path in before}
+    for folder in folders:
+        shutil.copytree(folder, tmp_path / folder.name)
+        shutil.rmtree(tmp_path / folder.name / "predictions")
+    alone = [tmp_path / folder.name for folder in folders]
+    compare(alone, tmp_path / "plain.html", resamples=100)  # without pictures there are figures all the same
+    assert "<img" not in (tmp_path / "plain.html").read_text()
 
 
 def test_predictions_are_compared_as_files(measured, tmp_path):

@@ -196,3 +196,37 @@ def test_objects_under_the_threshold_do_not_count(whole, tmp_path):
         assert main(["evaluate", str(whole[1]), "--out", str(out), "--threshold", str(least)]) == 0
         found = read_json(out / "evaluation.json")["instances"]["counts"]["found"]
         assert bool(found["score"]) == (least == 0)
+
+
+def test_charts_are_files(whole, tmp_path, capsys):
+    folder = tmp_path / "charts"
+    words = ["evaluate", whole[1], "--out", tmp_path / "x", "--charts", folder]
+    assert main(list(map(str, words))) == 0
+    names = {path.name for path in folder.iterdir()}
+    assert {"classes.svg", "classes.png"} <= names
+    assert {Path(name).stem for name in names if name.endswith("svg")} == {
+        Path(name).stem for name in names if name.endswith("png")
+    }
+    assert (folder / "classes.svg").read_text().startswith("<?xml")
+    assert (folder / "classes.png").read_bytes().startswith(b"\x89PNG")
+    assert "expected a folder without charts" in complaint(capsys, *words[:3], tmp_path / "y", *words[4:])
+    both = [str(tmp_path / "x"), str(whole[1])]
+    compared = [*both, "--out", str(tmp_path / "c.html"), "--resamples", "100", "--charts", str(tmp_path / "of both")]
+    assert main(["compare", *compared]) == 0
+    assert (tmp_path / "of both" / "all_pq.svg").is_file()
+
+
+def test_files_get_a_folder_with_figures_and_page(whole, tmp_path, capsys):
+    data = whole[0]
+    truth = next((data / "annotations").glob("panoptic_*.json"))
+    folder = next(path for path in (data / "annotations", data) for path in path.glob("panoptic_*") if path.is_dir())
+    words = ["evaluate", "--gt", truth, "--gt-dir", folder, "--pred", truth, "--pred-dir", folder]
+    words += ["--map", "names", "--out", tmp_path / "out", "--charts", tmp_path / "charts"]
+    assert main(list(map(str, words))) == 0
+    record, page = read_json(tmp_path / "out" / "evaluation.json"), (tmp_path / "out" / "report.html").read_text()
+    assert record["All"]["pq"] == 1.0
+    assert record["about"]["map"] == "names"
+    assert str(truth) in page
+    assert "Classes mapped by" in page
+    assert (tmp_path / "charts" / "classes.png").is_file()
+    assert "add --overwrite" in complaint(capsys, *words)

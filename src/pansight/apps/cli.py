@@ -198,12 +198,12 @@ def evaluate(
         cli_scores.evaluate_files(files or FileSettings(), overwrite, out)
         return
     files = files or FileSettings()
-    if files != FileSettings(map=files.map, miou=files.miou, report=files.report):
+    if files != FileSettings(map=files.map, miou=files.miou, report=files.report, charts=files.charts):
         raise PansightError(where="evaluate", expected=f"a model ({weights}) or files (--gt, --pred)", found="both")
     from pansight.apps import measuring
 
     values = dict(_given) | ({} if files.miou is None else {"evaluate.miou": files.miou})
-    measuring.evaluate(weights, data, out, split, overwrite, values, files.map, threshold, files.report)
+    measuring.evaluate(weights, data, out, split, overwrite, values, files.map, threshold, files.report, files.charts)
 
 
 @app.command(help_epilogue="Example: pansight predict runs/demo photos/ --out found")

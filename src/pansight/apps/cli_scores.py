@@ -30,6 +30,8 @@ class FileSettings:
     report: Path | None = None
     """Write the page to this file: files with truth, prediction and errors of every image, models with the best and
     the worst."""
+    charts: Path | None = None
+    """Write the charts of the page into this folder, each as SVG and PNG."""
     images: Path | None = None
     """Folder of the photos, for the report."""
     map: str | None = None
@@ -74,6 +76,7 @@ def compare(
     gt: Path | None = None,
     gt_dir: Path | None = None,
     map: str | None = None,
+    charts: Path | None = None,
 ) -> int:
     """Compare evaluations, with the first and each with each: intervals, p-values, classes, images; table and page.
 
@@ -109,11 +112,13 @@ def compare(
     map
         Compare the classes that all have: the word names, or a TOML file with lines "their class" = "class of the
         first".
+    charts
+        Write the scores with their intervals into this folder, each as SVG and PNG.
     """
     from pansight.apps.pages import comparison
 
     result = comparison.compare(
-        evaluations, out, names, resamples, seed, fail_below, fail_worse, json, overwrite, gt, gt_dir, map
+        evaluations, out, names, resamples, seed, fail_below, fail_worse, json, overwrite, gt, gt_dir, map, charts
     )
     return int(bool(result["failures"]))
 
@@ -125,7 +130,7 @@ def evaluate_files(settings: FileSettings, overwrite: bool, out: Path | None = N
 
     settings = _in_folder(settings, out)
     outputs = scoring.Outputs(
-        settings.json, settings.table, settings.report, settings.images, settings.partial, overwrite
+        settings.json, settings.table, settings.report, settings.images, settings.partial, overwrite, settings.charts
     )
     if settings.merge:
         _refuse_for_merge(settings)

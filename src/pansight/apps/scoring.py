@@ -40,6 +40,7 @@ class Outputs(NamedTuple):
     images: Path | None = None  # folder of the photos, for the report
     partial: Path | None = None  # to be joined with others
     overwrite: bool = False
+    charts: Path | None = None  # folder of SVG and PNG
 
     def refuse_existing(self, inputs: Sequence[str | Path]) -> None:
         """Raises PansightError where a file would be replaced unasked, and where an output is an input or another."""
@@ -52,6 +53,10 @@ class Outputs(NamedTuple):
             if path.exists() and not self.overwrite:
                 raise PansightError(where=path, expected="no such file yet", found="one", hint="add --overwrite")
             taken.add(os.path.realpath(path))
+        if self.charts is not None:
+            from pansight.apps.pages.charts import check_folder
+
+            check_folder(self.charts, self.overwrite)
 
 
 def evaluate_files(
@@ -253,7 +258,7 @@ def _tell(record: dict[str, Any], outputs: Outputs, say: Callable[[str], None]) 
             "they were recounted (--strict-compat trusts the JSON; pansight check lists them)",
             file=sys.stderr,
         )
-    for name in ("json", "table", "report", "partial"):
+    for name in ("json", "table", "report", "partial", "charts"):
         path = getattr(outputs, name)
         if path is not None:
             say(f"{name:10s} {path}")
@@ -300,6 +305,10 @@ def _outputs(
         def finish(record: dict[str, Any]) -> None:
             if viewer is not None:
                 viewer.finish(record)
+            if outputs.charts is not None:
+                from pansight.apps.pages.charts import report_charts, write_charts
+
+                write_charts(outputs.charts, report_charts(record, labels, []))
 
         yield (None if viewer is None and table is None else each), finish
 

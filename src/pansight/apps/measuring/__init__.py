@@ -18,7 +18,8 @@ import torch
 from pansight.apps.measuring.parts import Part, open_part
 from pansight.apps.measuring.thresholds import check_threshold, lost_to_threshold, with_threshold
 from pansight.apps.measuring.trained import count_trained_on
-from pansight.apps.pages.report import read_run, render, write_report
+from pansight.apps.pages.charts import check_folder, report_charts, write_charts
+from pansight.apps.pages.report import curves, read_run, render, write_report
 from pansight.config import Config, EvaluateConfig, flatten, override, read_config
 from pansight.data.dataset import part_names
 from pansight.engine import distributed
@@ -48,6 +49,7 @@ def evaluate(
     class_map: str | Path | None = None,
     threshold: float | None = None,
     report: str | Path | None = None,
+    charts: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure a run, a saved model or an official checkpoint; returns the record of evaluation.json.
 
@@ -58,11 +60,13 @@ def evaluate(
     class_map: the word names, or a TOML file, where the data has other classes than the model: figures are those of the
     data's classes; what has no counterpart on either side is void, and printed.
     threshold: the least score, 0 … 1, of segments, or of objects where a model gives boxes alone. report: another file
-    for the page.
+    for the page. charts: a folder for its charts as SVG and PNG.
     Raises PansightError for bad input, or where `out` holds an evaluation already (of the run itself: with other
     settings than these) and `overwrite` is not set.
     """
     check_threshold(threshold)
+    if charts is not None:
+        check_folder(Path(charts), overwrite)
     run = _config_of(weights)
     if run is None and data is None:
         raise PansightError(where=weights, expected="a run with its data", found="weights alone", hint="add --data DIR")
@@ -95,7 +99,7 @@ def evaluate(
         if lost:
             about["note"] = lost
             write_json(folder / EVALUATION, record)
-        _tell(record, folder, len(dataset), report)
+        _tell(record, folder, len(dataset), report, charts)
     accelerator.wait_for_everyone()
     return record
 
@@ -174,8 +178,10 @@ def _trained_on(weights: Path, part: Part, count: int) -> dict[str, Any]:
     return {} if found is None else {"trained_on": found}
 
 
-def _tell(record: dict[str, Any], folder: Path, count: int, report: str | Path | None) -> None:
-    """Print the figures, and write the page beside them and where it was asked for."""
+def _tell(
+    record: dict[str, Any], folder: Path, count: int, report: str | Path | None, charts: str | Path | None
+) -> None:
+    """Print the figures, and write the page beside them and where it was asked for, and its charts."""
     about = record["about"]
     print(summary(record))
     if "note" in about:
@@ -184,7 +190,12 @@ def _tell(record: dict[str, Any], folder: Path, count: int, report: str | Path |
     if report is not None:
         page = Path(report)
         write_text(page, render(read_run(folder)))
+    if charts is not None:
+        run = read_run(folder)
+        write_charts(Path(charts), report_charts(run.evaluation, run.labels, curves(run.log)))
     what = f"{about['data']}, {about['part']}"
     print(f"{min(count, about['settings']['limit'] or count)} images of {what} in {clock(record['seconds'])}")
     print(f"figures    {folder / EVALUATION}")
     print(f"report     {page}")
+    if charts is not None:
+        print(f"charts     {charts}")

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pansight.apps.pages.charts import check_folder, comparison_charts, write_charts
 from pansight.apps.pages.comparison.evaluations import align, other_figures, read_evaluations, shared
 from pansight.apps.pages.comparison.measures import Counts, Measure, class_sums, figures_of, image_scores
 from pansight.apps.pages.comparison.pairs import all_pairs, ranking
+from pansight.apps.pages.comparison.pictures import side_by_side
 from pansight.apps.pages.comparison.show import ALPHA, p_text, page, signed, table
 from pansight.apps.pages.comparison.sources import EVALUATION, Truth, find_files, names_of, read_records
 from pansight.errors import PansightError
@@ -37,13 +39,15 @@ def compare(
     gt: str | Path | None = None,
     gt_dir: str | Path | None = None,
     class_map: str | Path | None = None,
+    charts: str | Path | None = None,
 ) -> dict[str, Any]:
     """Compare evaluations with the first of them; prints a table and returns everything as a JSON-able dict.
 
     evaluations: evaluation.json files, or folders with one; with gt (and gt_dir, its PNGs) prediction files in COCO
     panoptic as well. class_map: the word names, or a TOML file, where their classes differ (see `evaluations.shared`).
     They are compared by PQ where all have it, else by AP of
-    masks or boxes, else by mIoU: the measure. out: an HTML page; json: the returned dict as a file. names: one for each
+    masks or boxes, else by mIoU: the measure. out: an HTML page; json: the returned dict as a file.
+    charts: a folder of the scores as SVG and PNG. names: one for each
     evaluation, by default its folder or file name. fail_below: the least main figure (All) of the last evaluation, a
     fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails stands under `failures`.
 
@@ -55,13 +59,13 @@ def compare(
     verdict, notes, failures. None stands for a figure that does not exist.
     Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
     """
-    _check_arguments(evaluations, names, resamples, seed, fail_below)
-    if fail_worse and len(evaluations) < 2:
-        raise PansightError(where="--fail-worse", expected="a second evaluation", found="one alone")
+    _check_arguments(evaluations, names, resamples, seed, fail_below, fail_worse)
     if out and json and Path(out).resolve() == Path(json).resolve():
         raise PansightError(where="--json", expected="another file than the page", found=f"{json} for both")
     truth = Truth(Path(gt), None if gt_dir is None else Path(gt_dir)) if gt else None
     files = find_files(evaluations, truth)
+    if charts:
+        check_folder(Path(charts), overwrite)
     for target in (out, json):
         _check_target(target, files, overwrite)
     given = list(names) if names else names_of(files)
@@ -93,22 +97,42 @@ def compare(
     result["verdict"] = [_verdict(result, k) for k in range(1, len(read))]
     result["failures"] = _failures(result, fail_below, fail_worse)
     print(table(result))
-    if out:
-        write_text(out, page(result))
-        print(f"page: {out}")
-    if json:
-        write_json(json, result)
-        print(f"figures: {json}")
+    _write(result, files, out, json, charts)
     for failure in result["failures"]:
         print(f"FAILED: {failure}")
     return result
 
 
+def _write(
+    result: dict[str, Any],
+    files: Sequence[Path],
+    out: str | Path | None,
+    json: str | Path | None,
+    charts: str | Path | None,
+) -> None:
+    if out:
+        write_text(out, page(result, side_by_side(result, files)))
+        print(f"page: {out}")
+    if json:
+        write_json(json, result)
+        print(f"figures: {json}")
+    if charts:
+        write_charts(Path(charts), comparison_charts(result))
+        print(f"charts: {charts}")
+
+
 def _check_arguments(
-    evaluations: Sequence[str | Path], names: Sequence[str] | None, resamples: int, seed: int, fail_below: float | None
+    evaluations: Sequence[str | Path],
+    names: Sequence[str] | None,
+    resamples: int,
+    seed: int,
+    fail_below: float | None,
+    fail_worse: bool,
 ) -> None:
     if not evaluations:
         raise PansightError(where="compare", expected=f"at least one {EVALUATION} or a folder with it", found="none")
+    if fail_worse and len(evaluations) < 2:
+        raise PansightError(where="--fail-worse", expected="a second evaluation", found="one alone")
     if names and len(names) != len(evaluations):
         raise PansightError(where="--names", expected=f"{len(evaluations)}, one for each evaluation", found=len(names))
     if names and len(set(names)) < len(names):

@@ -146,8 +146,8 @@ def _stars(p: float | None) -> str:
     return "" if p is None else p_text(p).removeprefix("p ").removeprefix("= ") + (" *" if p < ALPHA else "")
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The comparison as one HTML file that needs no other."""
+def page(result: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The comparison as one HTML file that needs no other. pictures: of `pictures.side_by_side`."""
     evaluations = result["evaluations"]
     names = [evaluation["name"] for evaluation in evaluations]
     comparisons: list[dict[str, Any]] = []
@@ -173,6 +173,7 @@ def page(result: Mapping[str, Any]) -> str:
         title=" against ".join(reversed(names)) if len(names) == 2 else " · ".join(names),
         scores=_strips(result, range(len(evaluations)), None),
         comparisons=comparisons,
+        pictures=pictures,
         alpha=ALPHA,
         version=version("pansight"),
     )
