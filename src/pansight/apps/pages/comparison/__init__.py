@@ -60,14 +60,9 @@ def compare(
     Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
     """
     _check_arguments(evaluations, names, resamples, seed, fail_below, fail_worse)
-    if out and json and Path(out).resolve() == Path(json).resolve():
-        raise PansightError(where="--json", expected="another file than the page", found=f"{json} for both")
     truth = Truth(Path(gt), None if gt_dir is None else Path(gt_dir)) if gt else None
     files = find_files(evaluations, truth)
-    if charts:
-        check_folder(Path(charts), overwrite)
-    for target in (out, json):
-        _check_target(target, files, overwrite)
+    _check_targets(out, json, charts, files, overwrite)
     given = list(names) if names else names_of(files)
     measure, read = read_evaluations(files, read_records(files, truth), given)
     read, unshared = shared(read, class_map)
@@ -144,6 +139,22 @@ def _check_arguments(
     if fail_below is not None and not 0 <= fail_below <= 1:
         hint = f"; {fail_below:g} % is {fail_below / 100:g}" if 1 < fail_below <= 100 else ""
         raise PansightError(where="--fail-below", expected="a fraction 0 … 1", found=f"{fail_below:g}{hint}")
+
+
+def _check_targets(
+    out: str | Path | None,
+    json: str | Path | None,
+    charts: str | Path | None,
+    files: Sequence[Path],
+    overwrite: bool,
+) -> None:
+    """Raises PansightError where something stands in a place, or two results would go to one."""
+    if out and json and Path(out).resolve() == Path(json).resolve():
+        raise PansightError(where="--json", expected="another file than the page", found=f"{json} for both")
+    if charts:
+        check_folder(Path(charts), overwrite)
+    for target in (out, json):
+        _check_target(target, files, overwrite)
 
 
 def _check_target(target: str | Path | None, sources: Sequence[Path], overwrite: bool) -> None:

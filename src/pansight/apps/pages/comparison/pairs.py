@@ -23,7 +23,7 @@ def all_pairs(
     for i, k in combinations(range(len(names)), 2):
         both = [figures[i], figures[k]]
         found = bootstrap(both, images, resamples, seed, confidence)
-        p = paired_test(*both, images, resamples, seed)
+        p = paired_test(figures[i], figures[k], images, resamples, seed)
         values = {"value": found.difference, "low": found.difference_low, "high": found.difference_high}
         row = {key: float(table[1, 0, 0]) for key, table in values.items()} | {"p": float(p[0, 0])}
         rows.append({"first": names[i], "second": names[k], **row})
