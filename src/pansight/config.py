@@ -230,6 +230,8 @@ class EvaluateConfig:
     decode: dict[str, Any] = field(default_factory=dict)
     """Options of the model's decode, thresholds and its task, as `--evaluate.decode.NAME VALUE`; left out: the model's
     own."""
+    least_score: float = 0.0
+    """Objects under this score do not count."""
     flip: bool = False
     """Look at the mirrored photo too, and average the class scores; for semantic maps."""
     scales: tuple[float, ...] = (1.0,)
@@ -249,6 +251,7 @@ class EvaluateConfig:
         if self.miou not in MIOU:
             raise choice_error("evaluate.miou", self.miou, MIOU)
         _check(bool(self.scales) and all(s > 0 for s in self.scales), "evaluate.scales", "positive factors", self)
+        _check(0 <= self.least_score <= 1, "evaluate.least_score", "0 … 1", self)
         for name in ("batch_size", "max_detections"):
             _check(getattr(self, name) >= 1, f"evaluate.{name}", "1 or more", self)
         for name in ("limit", "sheet"):

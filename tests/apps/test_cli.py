@@ -91,6 +91,7 @@ def test_train_leaves_a_whole_run(trained, clean):
         "predictions",
         "report.html",
         "run.json",
+        "training_images.json",
     }
     config = read_config(trained / "config.toml")
     assert config.data.source == str(clean.resolve())

@@ -179,7 +179,7 @@ def test_an_error_leaves_no_output(capsys):
         (["evaluate", "--gt", "gt.json"], "found --gt only"),
         (["evaluate", "--pred", "pred.json"], "found --pred only"),
         (["evaluate", "runs/x", "--gt", "gt.json", "--pred", "pred.json"], "expected a model (runs/x) or files"),
-        ([*BASE, "--out", "results"], "expected a run or model for --out, found none"),
+        ([*BASE, "--out", "gt.json"], "--out: expected a folder, found the file gt.json"),
         ([*BASE, "--data", "photos"], "expected a run or model for --data, found none"),
         ([*BASE, "--evaluate.max-detections", "5"], "expected a run or model for --evaluate.max_detections"),
         ([*BASE, "--gt-dir", "none"], "none: expected a folder or file, found none"),

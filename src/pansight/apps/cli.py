@@ -174,6 +174,7 @@ def evaluate(
     split: Annotated[str | None, Parameter(name=["--split", "--part"])] = None,
     out: Path | None = None,
     overwrite: bool = False,
+    threshold: float | None = None,
     files: Annotated[FileSettings | None, Parameter(name="*", group="Files")] = None,
     settings: EvaluateSettings = None,
 ):
@@ -188,24 +189,26 @@ def evaluate(
     split
         The part of the data: train, val or test. [default: val where there is one]
     out
-        Where evaluation.json and predictions go. [default: the run, or evaluations/NAME]
+        Where evaluation.json, predictions and report.html go. [default: the run, or evaluations/NAME]
     overwrite
         Replace the results that stand there.
+    threshold
+        How sure the model must be of a segment or object, 0 … 1; left out: the model's own.
     """
     if weights is None:
-        options = {"--data": data, "--split": split, "--out": out}
+        options = {"--data": data, "--split": split, "--threshold": threshold}
         given = [name for name, value in options.items() if value is not None] + [f"--{key}" for key in _given]
         if given:
             raise PansightError(where="evaluate", expected=f"a run or model for {given[0]}", found="none")
-        cli_scores.evaluate_files(files or FileSettings(), overwrite)
+        cli_scores.evaluate_files(files or FileSettings(), overwrite, out)
         return
-    class_map, miou = (None, None) if files is None else (files.map, files.miou)
-    if files is not None and files != FileSettings(map=class_map, miou=miou):
+    files = files or FileSettings()
+    if files != FileSettings(map=files.map, miou=files.miou, report=files.report, charts=files.charts):
         raise PansightError(where="evaluate", expected=f"a model ({weights}) or files (--gt, --pred)", found="both")
-    from pansight.apps import commands
+    from pansight.apps import measuring
 
-    values = dict(_given) | ({} if miou is None else {"evaluate.miou": miou})
-    commands.evaluate(weights, data, out, split, overwrite, values, class_map)
+    values = dict(_given) | ({} if files.miou is None else {"evaluate.miou": files.miou})
+    measuring.evaluate(weights, data, out, split, overwrite, values, files.map, threshold, files.report, files.charts)
 
 
 @app.command(help_epilogue="Example: pansight predict runs/demo photos/ --out found")

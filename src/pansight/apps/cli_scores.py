@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,10 @@ class FileSettings:
     table: Path | None = None
     """Write a row for each segment to this Parquet file."""
     report: Path | None = None
-    """Write a page with truth, prediction and errors of every image."""
+    """Write the page to this file: files with truth, prediction and errors of every image, models with the best and
+    the worst."""
+    charts: Path | None = None
+    """Write the charts of the page into this folder, each as SVG and PNG."""
     images: Path | None = None
     """Folder of the photos, for the report."""
     map: str | None = None
@@ -70,8 +73,12 @@ def compare(
     fail_below: float | None = None,
     fail_worse: bool = False,
     overwrite: bool = False,
+    gt: Path | None = None,
+    gt_dir: Path | None = None,
+    map: str | None = None,
+    charts: Path | None = None,
 ) -> int:
-    """Compare evaluations with the first: intervals, p-values, classes, images; as a table and a page.
+    """Compare evaluations, with the first and each with each: intervals, p-values, classes, images; table and page.
 
     By PQ where all have it, else by AP of masks or boxes, else by mIoU.
 
@@ -80,7 +87,8 @@ def compare(
     Parameters
     ----------
     evaluations
-        Files evaluation.json, or folders with one: the baseline first, the one in question last.
+        Files evaluation.json, or folders with one: the baseline first, the one in question last. With --gt also
+        predictions as COCO panoptic JSON.
     out
         The page (HTML).
     json
@@ -97,22 +105,32 @@ def compare(
         Exit with 1 where the last evaluation is worse than the first with p < 0.05.
     overwrite
         Replace the files that stand there.
+    gt
+        JSON of the truth that predictions are scored against.
+    gt_dir
+        Folder or ZIP of its PNGs. [default: the folder of the JSON's name]
+    map
+        Compare the classes that all have: the word names, or a TOML file with lines "their class" = "class of the
+        first".
+    charts
+        Write the scores with their intervals into this folder, each as SVG and PNG.
     """
     from pansight.apps.pages import comparison
 
     result = comparison.compare(
-        evaluations, out, names, resamples, seed, fail_below, fail_worse, json=json, overwrite=overwrite
+        evaluations, out, names, resamples, seed, fail_below, fail_worse, json, overwrite, gt, gt_dir, map, charts
     )
     return int(bool(result["failures"]))
 
 
-def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
-    """What ``pansight evaluate`` does without a model."""
+def evaluate_files(settings: FileSettings, overwrite: bool, out: Path | None = None) -> None:
+    """What ``pansight evaluate`` does without a model. out: a folder for evaluation.json and report.html."""
     from pansight.apps import scoring
     from pansight.metrics.files.score import Figures
 
+    settings = _in_folder(settings, out)
     outputs = scoring.Outputs(
-        settings.json, settings.table, settings.report, settings.images, settings.partial, overwrite
+        settings.json, settings.table, settings.report, settings.images, settings.partial, overwrite, settings.charts
     )
     if settings.merge:
         _refuse_for_merge(settings)
@@ -145,6 +163,18 @@ def evaluate_files(settings: FileSettings, overwrite: bool) -> None:
         settings.strict_compat,
         settings.threads,
     )
+
+
+def _in_folder(settings: FileSettings, out: Path | None) -> FileSettings:
+    """Figures and page go into the folder `out`, unless they have a place of their own or it is not given."""
+    if out is None:
+        return settings
+    if out.is_file():
+        raise PansightError(
+            where="--out", expected="a folder", found=f"the file {out}", hint="--json FILE, --report FILE"
+        )
+    report = settings.report or (out / "report.html" if settings.errors else None)
+    return replace(settings, json=settings.json or out / "evaluation.json", report=report)
 
 
 def _refuse_for_merge(settings: FileSettings) -> None:

@@ -18,6 +18,8 @@ import torch
 from accelerate import Accelerator
 
 from pansight.apps.listing import describe_model, first_line, list_models, table
+from pansight.apps.measuring import evaluate
+from pansight.apps.measuring.trained import TRAINING_IMAGES, write_training_images
 from pansight.apps.pages.report import REPORT, write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
@@ -29,8 +31,6 @@ from pansight.engine.assemble import (
     make_model,
     make_transform,
     open_data,
-    open_evaluation_data,
-    open_part,
     relabel,
     same_architecture,
 )
@@ -60,11 +60,12 @@ from pansight.engine.train import train as run_loop
 from pansight.errors import Interrupted, PansightError, choice_error, interrupted
 from pansight.files import read_json, write_json
 from pansight.metrics.bootstrap.records import with_intervals
-from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.summary import summary
 from pansight.models import builder_options, entry
 from pansight.weights import load_model
 from pansight.weights.native import write_model
+
+__all__ = ["Run", "datasets", "demo", "evaluate", "models", "train"]
 
 AUTO = "auto"
 """The name of a model that is that of its weights."""
@@ -165,6 +166,8 @@ def _train(
         start_folder(folder, used, heading, resume or first is not None)
         facts = {"hardware": _hardware(accelerator), "started": time.strftime("%Y-%m-%d %H:%M")}
         write_json(folder / "run.json", facts | ({"first": first} if first else {}))
+        if not (resume and (folder / TRAINING_IMAGES).is_file()):
+            write_training_images(folder, prepared.training)
     accelerator.wait_for_everyone()
     try:
         with distributed.tracking(folder):
@@ -401,64 +404,6 @@ def _evaluation_of_training(folder: Path) -> dict[str, Any] | None:
     """evaluation.json as training left it; None where there is none, or one that `pansight evaluate` wrote since."""
     record = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
     return record if "step" in record else None
-
-
-def evaluate(
-    weights: str | Path,
-    data: str | Path | None = None,
-    out: str | Path | None = None,
-    split: str | None = None,
-    overwrite: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    class_map: str | Path | None = None,
-) -> dict[str, Any]:
-    """Measure a run, a saved model or an official checkpoint; returns the record of evaluation.json.
-
-    data: images with their truth; by default the validation images of the run. split: the part of them.
-    out: where evaluation.json and predictions/ go; by default the run itself for its own validation images, else
-    evaluations/NAME. settings: as for `train`; the sections data and evaluate count.
-    class_map: the word names, or a TOML file, where the data has other classes than the model: figures are those of the
-    data's classes; what has no counterpart on either side is void, and printed.
-    Raises PansightError for bad input, or where `out` holds an evaluation already and `overwrite` is not set.
-    """
-    config = _config_of(weights)
-    own = data is None
-    if config is None and own:
-        raise PansightError(where=weights, expected="a run with its data", found="weights alone", hint="add --data DIR")
-    config = config or Config()
-    if data is not None:  # the settings of the training data say nothing about other data
-        config = override(Config(evaluate=config.evaluate, model=config.model), {"data.source": data})
-    config = override(config, flatten(settings or {}) | ({"data.split": split} if split and not own else {}))
-    default = Path(weights) if own else Path("evaluations") / f"{Path(weights).stem}-{Path(config.data.source).stem}"
-    folder = Path(out) if out else default
-    if out and (folder / EVALUATION).exists() and not overwrite:
-        raise PansightError(
-            where=folder / EVALUATION, expected="no evaluation yet", found="one", hint="add --overwrite"
-        )
-    model, name, _ = load_model(weights)
-    check_decode_options(model, name, config.evaluate.decode)
-    mapping = None
-    if class_map is not None:
-        dataset = open_evaluation_data(config.data, None)
-        mapping = read_class_map(class_map, model.labels, dataset.labels)
-        for line in mapping.notes(model.labels, dataset.labels):
-            print(line)
-    elif own:
-        dataset = relabel(open_part(config.data, split or "val"), model.labels, str(config.data.source))
-    else:
-        dataset = open_evaluation_data(config.data, model.labels)
-    accelerator = distributed.make_accelerator()
-    model.to(accelerator.device)
-    record = measure(model, dataset, config.evaluate, accelerator, folder, max(config.data.workers, 0), mapping)
-    if accelerator.is_main_process:
-        print(summary(record))
-        print(f"{len(dataset)} images in {clock(record['seconds'])}; {folder / EVALUATION}")
-    return record
-
-
-def _config_of(weights: str | Path) -> Config | None:
-    path = Path(weights) / CONFIG
-    return read_config(path) if path.is_file() else None
 
 
 def demo(

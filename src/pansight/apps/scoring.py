@@ -6,10 +6,12 @@ Neither torch nor a model is loaded; memory does not grow with the number of ima
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ class Outputs(NamedTuple):
     images: Path | None = None  # folder of the photos, for the report
     partial: Path | None = None  # to be joined with others
     overwrite: bool = False
+    charts: Path | None = None  # folder of SVG and PNG
 
     def refuse_existing(self, inputs: Sequence[str | Path]) -> None:
         """Raises PansightError where a file would be replaced unasked, and where an output is an input or another."""
@@ -50,6 +53,10 @@ class Outputs(NamedTuple):
             if path.exists() and not self.overwrite:
                 raise PansightError(where=path, expected="no such file yet", found="one", hint="add --overwrite")
             taken.add(os.path.realpath(path))
+        if self.charts is not None:
+            from pansight.apps.pages.charts import check_folder
+
+            check_folder(self.charts, self.overwrite)
 
 
 def evaluate_files(
@@ -91,10 +98,12 @@ def evaluate_files(
             pairs, figures or Figures(), indices, threads or _cores(), outputs.report is not None, each, progress
         )
         record = _record(scores, time.monotonic() - start)
+        record["about"] = _about(gt, pred, class_map, scores.figures, shard, strict_compat)
         finish(record)
     if outputs.partial is not None:
         rules = {"strict_compat": strict_compat, "class_map": None if mapping is None else mapping.prediction.tolist()}
         content = {"kind": PARTIAL, "shard": list(shard), "images": len(truth), "rules": rules, **scores.state_dict()}
+        content["about"] = record["about"]
         write_json(outputs.partial, content)
     _tell(record, outputs, say)
     return record
@@ -110,6 +119,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
     seen: dict[int, str | Path] = {}
     whole: Scores | None = None
     first: tuple[Any, ...] = ()
+    about: dict[str, Any] = {}
     for path in parts:
         content = read_json(path)
         if not isinstance(content, dict) or content.get("kind") != PARTIAL:
@@ -120,6 +130,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
             scores.load_state_dict(content)
             part, count = map(int, content["shard"])
             images, rules = int(content["images"]), content["rules"]
+            about = {**content.get("about", {}), "part": ""}  # all parts together are the whole
         if not 1 <= part <= count <= max(1, images):
             raise PansightError(where=path, expected=f"a shard of {images} images", found=f"{part}/{count}")
         first = first or (count, images, rules, path)
@@ -141,7 +152,7 @@ def merge_files(parts: Sequence[str | Path], outputs: Outputs, say: Callable[[st
     if missing is not None:
         raise PansightError(where="merge", expected=f"all {first[0]} shards", found=f"none for {missing}")
     with _whole("merge"):
-        record = _record(whole, None)
+        record = _record(whole, None) | {"about": about}
         if len(set(record["image_ids"])) != len(record["image_ids"]):
             raise PansightError(
                 where="merge", expected="each image in one shard", found="one in several: shards of other files"
@@ -216,6 +227,27 @@ def _record(scores: Scores, seconds: float | None) -> dict[str, Any]:
     return record
 
 
+def _about(
+    gt: str | Path,
+    pred: str | Path,
+    class_map: str | Path | None,
+    figures: Figures,
+    shard: tuple[int, int],
+    strict_compat: bool,
+) -> dict[str, Any]:
+    """What was measured and how, for the record and the page."""
+    part = "" if shard == (1, 1) else f"shard {shard[0]}/{shard[1]}"
+    settings = {"miou": figures.convention, "max_detections": figures.max_detections, "strict_compat": strict_compat}
+    return {
+        "data": str(gt),
+        "part": part,
+        "predictions": str(pred),
+        "map": None if class_map is None else str(class_map),
+        "settings": settings,
+        "versions": {"pansight": version("pansight"), "python": platform.python_version()},
+    }
+
+
 def _tell(record: dict[str, Any], outputs: Outputs, say: Callable[[str], None]) -> None:
     if outputs.json is not None:
         write_json(outputs.json, record)
@@ -226,7 +258,7 @@ def _tell(record: dict[str, Any], outputs: Outputs, say: Callable[[str], None]) 
             "they were recounted (--strict-compat trusts the JSON; pansight check lists them)",
             file=sys.stderr,
         )
-    for name in ("json", "table", "report", "partial"):
+    for name in ("json", "table", "report", "partial", "charts"):
         path = getattr(outputs, name)
         if path is not None:
             say(f"{name:10s} {path}")
@@ -273,6 +305,10 @@ def _outputs(
         def finish(record: dict[str, Any]) -> None:
             if viewer is not None:
                 viewer.finish(record)
+            if outputs.charts is not None:
+                from pansight.apps.pages.charts import report_charts, write_charts
+
+                write_charts(outputs.charts, report_charts(record, labels, []))
 
         yield (None if viewer is None and table is None else each), finish
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -59,13 +59,15 @@ def evaluate(
     workers: int = 0,
     class_map: ClassMap | None = None,
     intervals: bool = True,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of evaluation.json, the same on every process; each of them measures its share of the images.
 
     model: on the accelerator's device, left in eval mode; its labels are those of `dataset` unless class_map is given.
     out: a folder for evaluation.json, for predictions/ (what `data.formats.results` writes), and for predictions/sheet
     with the best and the worst images; each appears whole or not at all. intervals: whether the record of an evaluation
-    with a folder has those of `metrics.bootstrap`, which take seconds on a large data set.
+    with a folder has those of `metrics.bootstrap`, which take seconds on a large data set. about: further keys of the
+    record.
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written. After Ctrl-C or
     SIGTERM the image at hand is finished, and Interrupted raised; nothing is written then.
     """
@@ -107,6 +109,7 @@ def evaluate(
             record = _interruptible_record(figures, accelerator, intervals and out is not None)
         record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
         record["images_per_second"] = count / record["seconds"]
+        record |= about or {}
         if out is not None:
             _write(out, record, figures, accelerator)
     return record
@@ -211,7 +214,25 @@ def predict_all(
     make = views_maker(model, settings)
     for views, samples in evaluation_loader(dataset, make, config.batch_size, workers, indices):
         sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-        yield from zip(predict_views(model, views, sizes, settings), samples, strict=True)
+        found = predict_views(model, views, sizes, settings)
+        yield from zip([_surer_than(each, config.least_score) for each in found], samples, strict=True)
+
+
+def _surer_than(prediction: Prediction, score: float) -> Prediction:
+    """A prediction without the objects under `score`."""
+    found = prediction.instances
+    if found is None or not score:
+        return prediction
+    keep = found.scores >= score
+    masks, crowd = found.masks, found.is_crowd
+    kept = Instances(
+        found.boxes_xyxy[keep],
+        found.labels[keep],
+        found.scores[keep],
+        None if masks is None else masks[keep],
+        None if crowd is None else crowd[keep],
+    )
+    return replace(prediction, instances=kept)
 
 
 def _shown(

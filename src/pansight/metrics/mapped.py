@@ -23,7 +23,7 @@ def map_prediction(prediction: Prediction, class_map: ClassMap, labels: LabelSpa
     panoptic, semantic, instances = prediction.panoptic, prediction.semantic, prediction.instances
     stuff = np.array([not c.is_thing for c in labels], bool)
     if panoptic is not None:
-        panoptic = _map_segments(panoptic, class_map.prediction, stuff)
+        panoptic = _map_segments(panoptic, class_map.prediction, class_map.joined)
     if semantic is not None:
         target = torch.from_numpy(class_map.prediction)
         known = torch.where(target == UNMAPPED, IGNORE, target)
@@ -46,9 +46,9 @@ def map_truth(sample: Sample, class_map: ClassMap) -> Sample:
 
 
 def _map_segments(
-    segmentation: PanopticSegmentation, index: IntArray, stuff: np.ndarray | None
+    segmentation: PanopticSegmentation, index: IntArray, joined: np.ndarray | None
 ) -> PanopticSegmentation:
-    table, changed = map_table(SegmentTable.of(segmentation.segments), index, stuff)
+    table, changed = map_table(SegmentTable.of(segmentation.segments), index, joined)
     ids = segmentation.ids.cpu().numpy()
     if changed:
         ids = relabel(ids, {number: number for number in present_ids(ids).tolist()} | changed)

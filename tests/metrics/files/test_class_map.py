@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from panoptic_tree import CATEGORIES, Drawn, drawn, random_images, write_side
 
+from pansight.data.images import write_png
 from pansight.errors import PansightError
+from pansight.files import write_json
 from pansight.metrics.files.class_map import map_overlaps, map_table, read_class_map
 from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import UNMAPPED, PanopticFile
 from pansight.metrics.files.score import Figures, score
 from pansight.metrics.panoptic.matching import SegmentTable
+from pansight.ops.idmap import ids_to_rgb
 from pansight.ops.maps.overlap import Overlaps
 from pansight.types import LabelSpace
 
@@ -98,6 +101,33 @@ def test_tables_and_overlaps():
     overlaps = Overlaps(*(np.array(c, np.int64) for c in ((0, 1, 1, 1, 2), (5, 6, 7, 8, 9), (1, 2, 3, 4, 5))))
     found = map_overlaps(overlaps, {2: 1}, to)
     assert [c.tolist() for c in found] == [[0, 1, 1], [5, 0, 6], [1, 4, 10]]
+
+
+@pytest.mark.parametrize("truth_order", [slice(None), slice(None, None, -1)])
+def test_equal_classes_by_name_change_no_figure(tmp_path, truth_order):
+    """Stuff that was predicted in pieces stays in pieces, as it is scored without a map."""
+    rng = np.random.default_rng(4)
+    labels = LabelSpace.from_names(["car"], ["road", "sky"])
+    rows = [{"id": c.source_id, "name": c.name, "isthing": int(c.is_thing)} for c in labels]
+    folders = {}
+    for side, categories in (("gt", rows[truth_order]), ("pred", rows)):
+        annotations, folders[side] = [], tmp_path / side
+        folders[side].mkdir()
+        for image in range(4):
+            ids = np.kron(rng.integers(0, 7, (4, 5)), np.ones((3, 3), int)).astype(np.int32)
+            write_png(folders[side] / f"{image}.png", ids_to_rgb(ids))
+            numbers = [n for n in np.unique(ids).tolist() if n]
+            segments = [{"id": n, "category_id": rows[n % 3]["id"], "score": 1 - n / 10} for n in numbers]
+            annotations.append({"image_id": image, "file_name": f"{image}.png", "segments_info": segments})
+        write_json(tmp_path / f"{side}.json", {"annotations": annotations, "categories": categories})
+    truth = PanopticFile(tmp_path / "gt.json")
+    plain = PanopticPairs(truth, folders["gt"], PanopticFile(tmp_path / "pred.json", truth.labels), folders["pred"])
+    prediction = PanopticFile(tmp_path / "pred.json")
+    by_name = read_class_map("names", prediction.labels, truth.labels)
+    mapped_pairs = PanopticPairs(truth, folders["gt"], prediction, folders["pred"], by_name)
+    records = [score(pairs, Figures(boundary=True)).record() for pairs in (plain, mapped_pairs)]
+    assert records[0] == records[1]
+    assert records[0]["All"]["n"] == 3
 
 
 # --- beside copies that were mapped by hand --------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_a_missing_prediction_is_told_before_anything_is_read(tmp_path):
 
 
 def test_maps_on_demand_in_the_ids_of_the_tables(tmp_path):
-    """With a class map they hold what was scored: joined stuff, void where a class has no counterpart."""
+    """With a class map they hold what was scored: void where a class has no counterpart."""
     prediction = drawn([[5, 6, 6], [5, 9, 8]], {5: 17, 6: 187, 9: 187, 8: 193})
     pairs = pairs_of(tmp_path, [CAT_AND_SKY], [prediction])
     pair = read(pairs, maps=True)
@@ -74,7 +74,7 @@ def test_maps_on_demand_in_the_ids_of_the_tables(tmp_path):
         {"id": 187, "name": "sky", "isthing": 0}, {"id": 193, "name": "meadow", "isthing": 0}])  # fmt: skip
     pair = read(opened(tmp_path / "gt.json", pred, names=True), maps=True)
     assert pair.prediction_ids is not None
-    assert pair.prediction_ids.tolist() == [[5, 6, 6], [5, 6, 0]]
+    assert pair.prediction_ids.tolist() == [[5, 6, 6], [5, 9, 0]]
     assert pair.match.prediction.ids.tolist() == [5, 6]
     assert pair.match.prediction_area.tolist() == [2, 3]
 

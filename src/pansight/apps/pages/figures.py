@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from pansight.metrics.files.summary import ap_by_size
 from pansight.types import LabelSpace, palette_color
 
 ERROR_STYLES: dict[str, tuple[str, str, tuple[int, int, int]]] = {
@@ -63,6 +64,37 @@ def figures_of(evaluation: Mapping[str, Any], labels: LabelSpace | None) -> dict
     }
 
 
+def measured_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was measured and how, for the facts of a page: only settings that are not the usual ones are named.
+
+    about: what stands under that key of a record: data, part, map, settings, versions …
+    """
+    settings = dict(about.get("settings", {}))
+    decode = settings.pop("decode", {})
+    usual = {"miou": "cityscapes", "precision": "auto", "max_detections": 100, "scales": [1.0], "channels_last": True}
+    usual |= {
+        "flip": False,
+        "limit": 0,
+        "least_score": 0.0,
+        "batch_size": 1,
+        "strict_compat": False,
+        "sheet": settings.get("sheet"),
+    }
+    other = {key: value for key, value in settings.items() if usual.get(key, value) != value}
+    count, trained = about.get("images"), about.get("trained_on")
+    pairs = {
+        "Measured data": ", part ".join(str(about[key]) for key in ("data", "part") if about.get(key)),
+        "Predictions": about.get("predictions"),
+        "Classes mapped by": about.get("map"),
+        "Images trained on": "" if trained is None else f"{trained} of {count}" if count else trained,
+        "Decoding": ", ".join(f"{key} {value}" for key, value in decode.items()),
+        "Other settings": ", ".join(f"{key} {value}" for key, value in other.items()),
+        "Measured with": ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()),
+        "Note": about.get("note"),
+    }
+    return [(key, str(value)) for key, value in pairs.items() if value not in (None, "")]
+
+
 def percent(fraction: object) -> str:
     """0.8734 → "87.3"; anything but a finite number → "–"."""
     return f"{100 * fraction:.1f}" if isinstance(fraction, int | float) and math.isfinite(fraction) else "–"
@@ -81,6 +113,7 @@ def score_cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         figures = instances.get(kind)
         if figures:
             detail = f"AP50 {percent(figures.get('ap50'))} · AP75 {percent(figures.get('ap75'))}"
+            detail += "".join(f" · {size} {percent(ap)}" for size, ap in ap_by_size(figures).items())
             interval = instances.get("intervals", {}).get(kind, {}).get("All", {}).get("ap")
             card = {"title": f"{kind.capitalize()} AP", "value": figures.get("ap"), "detail": detail}
             cards.append(card | {"interval": interval})

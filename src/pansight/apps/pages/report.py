@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pansight.apps.pages.draw import sheet
-from pansight.apps.pages.figures import environment, figures_of, number, script_json
+from pansight.apps.pages.figures import environment, figures_of, measured_facts, number, script_json
 from pansight.apps.pages.viewer import ViewerImage, encode, viewer_data
 from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
@@ -144,7 +144,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     rate = evaluation.get("images_per_second")
     measured = f"{number(_images_of(evaluation))} images" if _images_of(evaluation) else ""
     pairs = {
-        "Model": model.get("name"),
+        "Model": model.get("name") or evaluation.get("about", {}).get("model"),
+        "Weights": None if model else evaluation.get("about", {}).get("weights"),
         "Backbone": model.get("backbone"),
         "Started from": model.get("weights") or _first_step(run.facts.get("first")) or model.get("pretrained"),
         "Data": data.get("source"),
@@ -160,7 +161,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Hardware": run.facts.get("hardware"),
         "Date": run.facts.get("started") or run.date,
     }
-    return [(k, str(v)) for k, v in pairs.items() if v not in (None, "", 0)]
+    shown = [(k, str(v)) for k, v in pairs.items() if v not in (None, "", 0)]
+    return shown + measured_facts({"images": _images_of(evaluation), **evaluation.get("about", {})})
 
 
 def _images_of(evaluation: Mapping[str, Any]) -> int:
@@ -304,7 +306,9 @@ def _segmentation(png: Path, rows: Iterable[Mapping[str, Any]], labels: LabelSpa
 
 
 def _title(run: Run) -> str:
-    model, source = run.config.get("model", {}).get("name"), run.config.get("data", {}).get("source")
+    about = run.evaluation.get("about", {})
+    model = run.config.get("model", {}).get("name") or about.get("model")
+    source = about.get("data") or run.config.get("data", {}).get("source")
     return " on ".join(str(part) for part in (model, Path(source).name if source else None) if part) or run.name
 
 

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.pages.figures import environment, error_style, figures_of, script_json
+from pansight.apps.pages.figures import environment, error_style, figures_of, measured_facts, script_json
 from pansight.errors import PansightError
 from pansight.files import Publication
 from pansight.metrics.panoptic.errors import ERRORS, SegmentErrors
@@ -134,6 +134,7 @@ class ViewerWriter:
             folder="" if inside else self.folder.name,
             viewer={"data": data, "contents": contents, "figure": "PQ"},
             version=version("pansight"),
+            facts=measured_facts({"images": count, **record.get("about", {})}),
             **figures_of(record, self.labels),
         )
         try:
@@ -218,7 +219,7 @@ def image_content(image: ViewerImage) -> dict[str, Any]:
     )
     return {
         "size": size,
-        "photo": None if image.photo is None else _data_url(image.photo, size),
+        "photo": None if image.photo is None else data_url(image.photo, size),
         "truth": _side(image.truth_ids, size, *truth),
         "prediction": _side(image.prediction_ids, size, *prediction),
     }
@@ -260,7 +261,7 @@ def label_map(ids: IdArray, numbers: list[int], size: tuple[int, int]) -> dict[s
     return {"bits": bits, "map": base64.b64encode(zlib.compress(coded.tobytes(), 2)).decode("ascii")}
 
 
-def _data_url(photo: NDArray[np.uint8], size: tuple[int, int]) -> str:
+def data_url(photo: NDArray[np.uint8], size: tuple[int, int]) -> str:
     """uint8 (H, W, 3) RGB → a JPEG of (h, w) as a data URL."""
     small = photo if photo.shape[:2] == size else cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA)
     ok, code = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])

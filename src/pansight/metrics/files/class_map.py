@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_plain
@@ -20,6 +21,8 @@ from pansight.metrics.files.panoptic_json import UNMAPPED
 from pansight.metrics.panoptic.matching import SegmentTable
 from pansight.ops.maps.overlap import IntArray, Overlaps
 from pansight.types import VOID, LabelSpace
+
+BoolArray = NDArray[np.bool_]
 
 BY_NAME = "names"
 """Given instead of a TOML file: classes correspond by equal names only."""
@@ -30,6 +33,7 @@ class ClassMap(NamedTuple):
 
     prediction: IntArray  # int64 (predicted classes,) → index into the truth's label space
     truth: IntArray  # int64 (truth classes,): itself, or UNMAPPED where no predicted class goes to it
+    joined: BoolArray | None = None  # bool (truth classes,): stuff that several predicted classes, or a thing, go to
 
     def unmapped(self, prediction: LabelSpace, truth: LabelSpace) -> tuple[list[str], list[str]]:
         """Names of the predicted and of the true classes that count as void."""
@@ -53,7 +57,7 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
     Raises PansightError where the file is unreadable, a name is unknown, a stuff class goes to a thing, or nothing
     meets at all. A thing may go to stuff: its segments then become one.
     """
-    listed = {} if str(source) == BY_NAME else _read(Path(source))
+    listed = {} if str(source) == BY_NAME else read_names(Path(source))
     targets, known = truth.by_name(), prediction.by_name()
     for name, target in listed.items():
         if name not in known:
@@ -73,14 +77,18 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
                 hint=f"map it to void: {category.name!r} = ''",
             )
         index[category.id] = target.id
-    reached = np.isin(np.arange(len(truth)), index)
+    sources = np.bincount(index[index != UNMAPPED], minlength=len(truth))  # predicted classes of each true class
+    reached = sources > 0
     if not reached.any():
         names = ", ".join(prediction.names[:5])
         raise PansightError(where=f"class map {source}", expected="classes of the truth", found=f"none among {names} …")
-    return ClassMap(index, np.where(reached, np.arange(len(truth)), UNMAPPED))
+    from_things = np.isin(np.arange(len(truth)), [index[c.id] for c in prediction if c.is_thing])
+    joined = np.array([not c.is_thing for c in truth], bool) & ((sources > 1) | from_things)
+    return ClassMap(index, np.where(reached, np.arange(len(truth)), UNMAPPED), joined)
 
 
-def _read(path: Path) -> dict[str, str]:
+def read_names(path: Path) -> dict[str, str]:
+    """The lines of a TOML file, name → name. Raises PansightError for anything else."""
     try:
         content = tomllib.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError as error:
@@ -100,20 +108,21 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def map_table(
-    table: SegmentTable, index: IntArray, stuff: np.ndarray | None = None
+    table: SegmentTable, index: IntArray, joined: BoolArray | None = None
 ) -> tuple[SegmentTable, dict[int, int]]:
     """A table in the other label space, and the segment ids that change: to VOID, or to the segment they join.
 
-    index: int64 (K,), category → category or UNMAPPED. stuff: bool (K',), classes whose segments join into one, the
-    first; its score is the highest.
+    index: int64 (K,), category → category or UNMAPPED. joined: bool (K',), classes whose segments become one, the
+    first; its score is the highest. Stuff that a single class of stuff goes to is left as it was predicted, so that a
+    map of equal classes changes no figure.
     """
     categories = index[table.categories]
     changed = dict.fromkeys(table.ids[categories == UNMAPPED].tolist(), VOID)
     keep = categories != UNMAPPED
     scores = table.scores.copy()
-    if stuff is not None:
+    if joined is not None:
         first: dict[int, int] = {}
-        for row in np.flatnonzero(keep & stuff[categories]).tolist():
+        for row in np.flatnonzero(keep & joined[categories]).tolist():
             leader = first.setdefault(int(categories[row]), row)
             if leader != row:
                 keep[row] = False

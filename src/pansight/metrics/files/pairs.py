@@ -56,7 +56,6 @@ class PanopticPairs:
         self.truth, self.prediction, self.class_map, self.strict = truth, prediction, class_map, strict
         self.truth_folder, self.prediction_folder = Path(truth_folder), Path(prediction_folder)
         self._partners = [prediction.index(image_id) for image_id in truth.image_ids]
-        self._stuff = np.array([not c.is_thing for c in truth.labels], bool)
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -94,7 +93,7 @@ class PanopticPairs:
         assert self.class_map is not None
         stale = _stale_areas(truth, stated, overlaps)
         truth, gone = map_table(truth, self.class_map.truth)
-        prediction, joined = map_table(prediction, self.class_map.prediction, self._stuff)
+        prediction, joined = map_table(prediction, self.class_map.prediction, self.class_map.joined)
         return match_tables(truth, prediction, map_overlaps(overlaps, gone, joined)), stale, (gone, joined)
 
 

@@ -23,6 +23,11 @@ def summary(record: dict[str, Any]) -> str:
             shown = [f"{k.upper()} {100 * figures[k]:.1f}" for k in ("ap", "ap50", "ap75") if figures[k] is not None]
             interval = record["instances"].get("intervals", {}).get(kind, {}).get("All", {}).get("ap")
             lines.append(f"{kind:10s}| {'  '.join(shown)}{_range(interval)}")
+            sizes = ap_by_size(figures)
+            if sizes:
+                lines.append(
+                    f"{'':10s}| AP of {', '.join(f'{name} {_percent(ap)}' for name, ap in sizes.items())} objects"
+                )
     if "boundary" in record:
         row, iou = record["boundary"]["All"], record["boundary"]["boundary_iou"]
         figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
@@ -36,6 +41,12 @@ def summary(record: dict[str, Any]) -> str:
         lines.append(f"{'mIoU':10s}| {100 * semantic['miou']:5.1f}  ({semantic['convention']}){_range(interval)}")
     lines += _errors(record.get("errors", {}))
     return "\n".join(lines)
+
+
+def ap_by_size(figures: dict[str, Any]) -> dict[str, float]:
+    """AP of small, medium and large objects, COCO's 32² and 96² pixels apart; sizes that do not occur are left out."""
+    sizes = ("small", "medium", "large")
+    return {size: figures[f"ap_{size}"] for size in sizes if figures.get(f"ap_{size}") is not None}
 
 
 def _errors(errors: dict[str, dict[str, Any]]) -> list[str]:

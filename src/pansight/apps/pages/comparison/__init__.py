@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.pages.comparison.evaluations import align, other_figures, read_evaluations
+from pansight.apps.pages.charts import check_folder, comparison_charts, write_charts
+from pansight.apps.pages.comparison.evaluations import align, other_figures, read_evaluations, shared
 from pansight.apps.pages.comparison.measures import Counts, Measure, class_sums, figures_of, image_scores
+from pansight.apps.pages.comparison.pairs import all_pairs, ranking
+from pansight.apps.pages.comparison.pictures import side_by_side
 from pansight.apps.pages.comparison.show import ALPHA, p_text, page, signed, table
+from pansight.apps.pages.comparison.sources import EVALUATION, Truth, find_files, names_of, read_records
 from pansight.errors import PansightError
 from pansight.files import write_json, write_text
 from pansight.metrics.bootstrap import Bootstrap, adjust, bootstrap, paired_test
-
-EVALUATION = "evaluation.json"
 
 
 def compare(
@@ -34,32 +36,38 @@ def compare(
     fail_worse: bool = False,
     json: str | Path | None = None,
     overwrite: bool = False,
+    gt: str | Path | None = None,
+    gt_dir: str | Path | None = None,
+    class_map: str | Path | None = None,
+    charts: str | Path | None = None,
 ) -> dict[str, Any]:
     """Compare evaluations with the first of them; prints a table and returns everything as a JSON-able dict.
 
-    evaluations: evaluation.json files, or folders with one. They are compared by PQ where all have it, else by AP of
-    masks or boxes, else by mIoU: the measure. out: an HTML page; json: the returned dict as a file. names: one for each
+    evaluations: evaluation.json files, or folders with one; with gt (and gt_dir, its PNGs) prediction files in COCO
+    panoptic as well. class_map: the word names, or a TOML file, where their classes differ (see `evaluations.shared`).
+    They are compared by PQ where all have it, else by AP of
+    masks or boxes, else by mIoU: the measure. out: an HTML page; json: the returned dict as a file.
+    charts: a folder of the scores as SVG and PNG. names: one for each
     evaluation, by default its folder or file name. fail_below: the least main figure (All) of the last evaluation, a
     fraction; fail_worse: the last must not be worse than the first with p < 0.05. What fails stands under `failures`.
 
     Returned keys: measure → name, key of the main figure, groups, scores; evaluations → name, file and All, Things,
     Stuff, per_class (by name) → pq, sq, rq (or iou, accuracy, or ap, ap50, ap75) → value, low, high and, but for the
-    first evaluation, difference → value, low, high, p (of a class's main figure also p_adjusted); others, figures
+    first evaluation, difference → value, low, high, p (of a class's main figure also p_adjusted); pairs, of three or
+    more every difference of two; ranking, names from best to worst; others, figures
     without interval by name; per_image, the images by falling difference; images, classes, resamples, seed, confidence,
     verdict, notes, failures. None stands for a figure that does not exist.
     Raises PansightError for files that cannot be read or compared, or that stand where `out` or `json` should go.
     """
-    _check_arguments(evaluations, names, resamples, seed, fail_below)
-    if fail_worse and len(evaluations) < 2:
-        raise PansightError(where="--fail-worse", expected="a second evaluation", found="one alone")
-    if out and json and Path(out).resolve() == Path(json).resolve():
-        raise PansightError(where="--json", expected="another file than the page", found=f"{json} for both")
-    files = [_file_of(Path(e)) for e in evaluations]
-    for target in (out, json):
-        _check_target(target, files, overwrite)
-    given = list(names) if names else _names(files)
-    measure, read = read_evaluations(files, given)
+    _check_arguments(evaluations, names, resamples, seed, fail_below, fail_worse)
+    truth = Truth(Path(gt), None if gt_dir is None else Path(gt_dir)) if gt else None
+    files = find_files(evaluations, truth)
+    _check_targets(out, json, charts, files, overwrite)
+    given = list(names) if names else names_of(files)
+    measure, read = read_evaluations(files, read_records(files, truth), given)
+    read, unshared = shared(read, class_map)
     image_ids, counts, notes = align(read)
+    notes = [*unshared, *notes]
     things = np.array(list(read[0].classes.values()), bool)
     figures = [figures_of(c, things, len(image_ids), e.convention) for c, e in zip(counts, read)]
     intervals = bootstrap(figures, len(image_ids), resamples, seed, 1 - ALPHA)
@@ -79,25 +87,47 @@ def compare(
         "confidence": 1 - ALPHA,
         "notes": notes,
     }
+    result["pairs"] = all_pairs(figures, given, len(image_ids), resamples, seed, 1 - ALPHA) if len(read) > 2 else []
+    result["ranking"] = ranking(result["evaluations"], measure.key)
     result["verdict"] = [_verdict(result, k) for k in range(1, len(read))]
     result["failures"] = _failures(result, fail_below, fail_worse)
     print(table(result))
-    if out:
-        write_text(out, page(result))
-        print(f"page: {out}")
-    if json:
-        write_json(json, result)
-        print(f"figures: {json}")
+    _write(result, files, out, json, charts)
     for failure in result["failures"]:
         print(f"FAILED: {failure}")
     return result
 
 
+def _write(
+    result: dict[str, Any],
+    files: Sequence[Path],
+    out: str | Path | None,
+    json: str | Path | None,
+    charts: str | Path | None,
+) -> None:
+    if out:
+        write_text(out, page(result, side_by_side(result, files)))
+        print(f"page: {out}")
+    if json:
+        write_json(json, result)
+        print(f"figures: {json}")
+    if charts:
+        write_charts(Path(charts), comparison_charts(result))
+        print(f"charts: {charts}")
+
+
 def _check_arguments(
-    evaluations: Sequence[str | Path], names: Sequence[str] | None, resamples: int, seed: int, fail_below: float | None
+    evaluations: Sequence[str | Path],
+    names: Sequence[str] | None,
+    resamples: int,
+    seed: int,
+    fail_below: float | None,
+    fail_worse: bool,
 ) -> None:
     if not evaluations:
         raise PansightError(where="compare", expected=f"at least one {EVALUATION} or a folder with it", found="none")
+    if fail_worse and len(evaluations) < 2:
+        raise PansightError(where="--fail-worse", expected="a second evaluation", found="one alone")
     if names and len(names) != len(evaluations):
         raise PansightError(where="--names", expected=f"{len(evaluations)}, one for each evaluation", found=len(names))
     if names and len(set(names)) < len(names):
@@ -111,18 +141,20 @@ def _check_arguments(
         raise PansightError(where="--fail-below", expected="a fraction 0 … 1", found=f"{fail_below:g}{hint}")
 
 
-def _file_of(path: Path) -> Path:
-    if not path.exists():
-        raise PansightError(
-            "no such file", where=path, hint=f"expected {EVALUATION} or a folder with it", code="missing_file"
-        )
-    if not path.is_dir():
-        return path
-    if not (path / EVALUATION).is_file():
-        raise PansightError(
-            where=path, expected=f"{EVALUATION} in the folder", found="none", hint="pansight evaluate writes it"
-        )
-    return path / EVALUATION
+def _check_targets(
+    out: str | Path | None,
+    json: str | Path | None,
+    charts: str | Path | None,
+    files: Sequence[Path],
+    overwrite: bool,
+) -> None:
+    """Raises PansightError where something stands in a place, or two results would go to one."""
+    if out and json and Path(out).resolve() == Path(json).resolve():
+        raise PansightError(where="--json", expected="another file than the page", found=f"{json} for both")
+    if charts:
+        check_folder(Path(charts), overwrite)
+    for target in (out, json):
+        _check_target(target, files, overwrite)
 
 
 def _check_target(target: str | Path | None, sources: Sequence[Path], overwrite: bool) -> None:
@@ -134,16 +166,6 @@ def _check_target(target: str | Path | None, sources: Sequence[Path], overwrite:
         raise PansightError(
             where=target, expected="no file yet", found="one", hint="add --overwrite or choose another name"
         )
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    """The shortest end of each path that tells them apart; a file given twice is numbered."""
-    parts = [f.resolve().parts[1:-1] if f.name == EVALUATION else (*f.resolve().parts[1:-1], f.stem) for f in files]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-length:]) or EVALUATION for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{'/'.join(p[-1:])} ({k})" for k, p in enumerate(parts, 1)]
 
 
 def _scored(

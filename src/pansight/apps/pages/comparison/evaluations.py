@@ -15,11 +15,11 @@ import numpy as np
 
 from pansight.apps.pages.comparison.counts import read_counts
 from pansight.apps.pages.comparison.measures import Counts, Measure, common_measure, figures_of, truth_cells
-from pansight.errors import PansightError
-from pansight.files import read_json
+from pansight.errors import PansightError, choice_error
 from pansight.metrics.bootstrap.detections import DetectionCounts
 from pansight.metrics.bootstrap.pixels import PixelCounts
 from pansight.metrics.bootstrap.segments import ImageCounts
+from pansight.metrics.files.class_map import BY_NAME, read_names
 from pansight.metrics.semantic_iou import CONVENTIONS
 
 
@@ -35,9 +35,10 @@ class Evaluation(NamedTuple):
     convention: str  # of mIoU
 
 
-def read_evaluations(files: Sequence[Path], names: Sequence[str]) -> tuple[Measure, list[Evaluation]]:
-    """Read and check files evaluation.json. Raises PansightError, naming the file, for anything that does not fit."""
-    records = [_read_record(file) for file in files]
+def read_evaluations(
+    files: Sequence[Path], records: Sequence[dict[str, Any]], names: Sequence[str]
+) -> tuple[Measure, list[Evaluation]]:
+    """Check the records of files. Raises PansightError, naming the file, for anything that does not fit."""
     measure = common_measure(records, files)
     read = [_read(file, name, record, measure) for file, name, record in zip(files, names, records)]
     rules = ("convention",) if measure.part == "semantic" else ("max_detections",) if measure.part else ()
@@ -52,13 +53,6 @@ def read_evaluations(files: Sequence[Path], names: Sequence[str]) -> tuple[Measu
                     found=str(found)[:40],
                 )
     return (measure._replace(name=f"mIoU ({read[0].convention})") if measure.part == "semantic" else measure), read
-
-
-def _read_record(file: Path) -> dict[str, Any]:
-    record = read_json(file)
-    if not isinstance(record, dict):
-        raise PansightError(where=file, expected="a JSON object", found=type(record).__name__)
-    return record
 
 
 def _read(file: Path, name: str, record: dict[str, Any], measure: Measure) -> Evaluation:
@@ -166,6 +160,66 @@ def _check_sums(file: Path, per_class: Mapping[str, Any], counts: ImageCounts) -
                 )
 
 
+def shared(evaluations: Sequence[Evaluation], class_map: str | Path | None) -> tuple[list[Evaluation], list[str]]:
+    """The evaluations on the classes that all have, in the names of the first, and what is left out, as notes.
+
+    class_map: None leaves them as they are; the word names takes classes of equal names; a TOML file renames classes
+    of the others before: "their class" = "class of the first".
+    Raises PansightError where two classes would get one name (their segments were counted apart), where a name is
+    unknown, and where nothing is shared.
+    """
+    if class_map is None:
+        return list(evaluations), []
+    listed = {} if str(class_map) == BY_NAME else read_names(Path(class_map))
+    first, known = evaluations[0], {name for e in evaluations[1:] for name in e.classes}
+    for name, target in listed.items():
+        if name not in known:
+            raise choice_error(f"class of the others in {class_map}", name, known)
+        if target and target not in first.classes:
+            raise choice_error(f"class of {first.file} in {class_map}", target, first.classes)
+    renamed = [first, *(_renamed(e, listed, class_map) for e in evaluations[1:])]
+    common = [n for n in first.classes if all(n in e.classes for e in renamed)]
+    if not common:
+        raise PansightError(where="--map", expected="classes that all evaluations have", found="none")
+    notes = [
+        f"Only the {len(common)} classes that all have are compared; left out of {e.name}: {', '.join(lost)}."
+        for e in renamed
+        if (lost := [n for n in e.classes if n not in common])
+    ]
+    return [_of_classes(e, common) for e in renamed], notes
+
+
+def _renamed(evaluation: Evaluation, listed: Mapping[str, str], class_map: str | Path) -> Evaluation:
+    names = [listed.get(name, name) for name in evaluation.classes]
+    twice = next((n for n, count in Counter(names).items() if n and count > 1), None)
+    if twice is not None:
+        raise PansightError(
+            where=f"class map {class_map}",
+            expected="one class for each of the first evaluation",
+            found=f"several of {evaluation.file} for {twice!r}",
+            hint="evaluate with --map, which counts their segments together",
+        )
+    kinds = evaluation.classes.values()
+    return evaluation._replace(classes={n or f"({k})": kind for k, (n, kind) in enumerate(zip(names, kinds))})
+
+
+def _of_classes(evaluation: Evaluation, names: Sequence[str]) -> Evaluation:
+    """The evaluation with some of its classes, in the order of `names`."""
+    place = np.array([names.index(n) if n in names else -1 for n in evaluation.classes], np.int64)
+    counts = evaluation.counts
+    moved = counts._replace(category=place[counts.category])
+    if isinstance(moved, DetectionCounts):
+        truth_category = place[moved.truth_category]
+        moved = moved._replace(truth_category=truth_category)
+        found, there = moved.category >= 0, truth_category >= 0
+        kept = {key: getattr(moved, key)[found] for key in ("image", "category", "score", "code")}
+        kept |= {key: getattr(moved, key)[there] for key in ("truth_image", "truth_category", "truth")}
+        moved = moved._replace(**kept)
+    else:
+        moved = moved.where(np.flatnonzero(moved.category >= 0))
+    return evaluation._replace(classes={n: evaluation.classes[n] for n in names}, counts=moved)
+
+
 def align(evaluations: Sequence[Evaluation]) -> tuple[list[str | int], list[Counts], list[str]]:
     """The images that all hold, the counts on them in the order and classes of the first, and what to be told.
 
@@ -178,7 +232,12 @@ def align(evaluations: Sequence[Evaluation]) -> tuple[list[str | int], list[Coun
             alone = [n for n in one.classes if n not in two.classes]
             if alone:
                 shown = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
-                raise PansightError(where=two.file, expected=f"the classes of {one.file}", found=f"none named {shown}")
+                raise PansightError(
+                    where=two.file,
+                    expected=f"the classes of {one.file}",
+                    found=f"none named {shown}",
+                    hint="--map names compares those that all have",
+                )
         for name in names:
             if first.classes[name] != other.classes[name]:
                 raise PansightError(

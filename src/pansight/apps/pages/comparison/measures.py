@@ -82,7 +82,10 @@ def common_measure(records: Sequence[dict[str, Any]], files: Sequence[Path]) -> 
     first = next(measure for measure in MEASURES if measure.part_of(records[0]))
     lacking = next(file for file, record in zip(files, records) if not first.part_of(record))
     raise PansightError(
-        where=lacking, expected=f"{first.name} as in {files[0]}", found="none, and no other figure of all"
+        where=lacking,
+        expected=f"{first.name} as in {files[0]}",
+        found="none, and no other figure of all",
+        hint="a model of queries gives objects too: evaluate it with --evaluate.decode.task all",
     )
 
 

@@ -35,6 +35,7 @@ def table(result: Mapping[str, Any]) -> str:
                 changes = [f["difference"] for f in figures]
                 lines.append(_row("    difference", [_interval(c, signed) for c in changes]))
                 lines.append(_row("    p", [_stars(c["p"]) for c in changes]))
+    lines += _pair_lines(result)
     if result["others"]:
         pairs = (f"{name} {' -> '.join(map(_percent, values))}" for name, values in result["others"].items())
         lines += ["", f"without interval: {'; '.join(pairs)}"]
@@ -43,6 +44,19 @@ def table(result: Mapping[str, Any]) -> str:
     if len(evaluations) > 1:
         lines += ["", "* p < 0.05; of classes, with their number allowed for (Benjamini-Hochberg)"]
     return "\n".join([*lines, *result["verdict"]])
+
+
+def _pair_lines(result: Mapping[str, Any]) -> list[str]:
+    """Three or more evaluations as equals: their order, and the difference of each pair."""
+    if not result["pairs"]:
+        return []
+    lines = ["", f"Every pair, {result['measure']['name']} of all classes; from best to worst: "]
+    lines[-1] += ", ".join(result["ranking"])
+    for row in result["pairs"]:
+        pair = f"  {_short(row['second'], 22)} - {_short(row['first'], 22)}"
+        p = "" if row["p"] is None else p_text(row["p"]) + (" *" if row["p_adjusted"] < ALPHA else "")
+        lines.append(f"{pair:50}{_interval(row, signed):26}{p}".rstrip())
+    return lines
 
 
 def _class_lines(result: Mapping[str, Any], k: int, most: int = 5) -> list[str]:
@@ -132,8 +146,8 @@ def _stars(p: float | None) -> str:
     return "" if p is None else p_text(p).removeprefix("p ").removeprefix("= ") + (" *" if p < ALPHA else "")
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The comparison as one HTML file that needs no other."""
+def page(result: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The comparison as one HTML file that needs no other. pictures: of `pictures.side_by_side`."""
     evaluations = result["evaluations"]
     names = [evaluation["name"] for evaluation in evaluations]
     comparisons: list[dict[str, Any]] = []
@@ -159,6 +173,7 @@ def page(result: Mapping[str, Any]) -> str:
         title=" against ".join(reversed(names)) if len(names) == 2 else " · ".join(names),
         scores=_strips(result, range(len(evaluations)), None),
         comparisons=comparisons,
+        pictures=pictures,
         alpha=ALPHA,
         version=version("pansight"),
     )

@@ -26,6 +26,7 @@ function paintSide(canvas, image, side, row) {
   put(canvas, image, (pixels) => {
     for (let i = 0; i < pixels.length; i++) pixels[i] = (edges[i] ? line : fill)[map[i]];
   });
+  if (data.figure === "F1") boxes(canvas, image, side); // a model of objects: boxes with their scores
   ring(canvas, image, side, row);
 }
 
@@ -70,6 +71,26 @@ function put(canvas, image, paint) {
   const picture = context.createImageData(image.width, image.height);
   paint(new Uint32Array(picture.data.buffer));
   context.putImageData(picture, 0, 0);
+}
+
+// The box of each object that is shown, with its class and, where it was predicted, its score.
+function boxes(canvas, image, side) {
+  const context = canvas.getContext("2d");
+  const size = Math.max(9, image.width / 45);
+  Object.assign(context, { font: `600 ${size}px system-ui, sans-serif`, textBaseline: "bottom", lineJoin: "round" });
+  image[side].rows.forEach((segment, k) => {
+    if (!chosen(segment)) return;
+    const [x, y, width, height] = segment.slice(BOX, BOX + 4).map((v) => v * image.scale);
+    const color = `rgb(${image.colors[side][k].join(" ")})`;
+    Object.assign(context, { lineWidth: Math.max(1.5, image.width / 320), strokeStyle: color });
+    context.strokeRect(x, y, width, height);
+    const score = side === "prediction" ? ` ${segment[SCORE].toFixed(2)}` : "";
+    const words = data.classes[segment[CLASS]].name + score;
+    const left = Math.max(0, Math.min(x, image.width - context.measureText(words).width - 2)), bottom = Math.max(y, size + 2);
+    Object.assign(context, { lineWidth: size / 4, strokeStyle: "#000000c0", fillStyle: "#ffffff" });
+    context.strokeText(words, left + 2, bottom);
+    context.fillText(words, left + 2, bottom);
+  });
 }
 
 function ring(canvas, image, side, row) { // around a segment too small to be seen, or that vanished in the small map
