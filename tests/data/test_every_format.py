@@ -146,16 +146,11 @@ def test_little_to_learn(tmp_path, crowds, classes, codes):
     assert {code for code in ("no-objects", "only-crowds", "one-class", "no-stuff") if counts[code]} == codes
 
 
-def test_stuff_without_a_pixel(blobs, tmp_path):
-    pansight.convert(blobs, tmp_path / "data", fill="ground", images="copy")
-    for file in (tmp_path / "data" / "annotations").glob("*.json"):
-        content = json.loads(file.read_text())
-        content["categories"].append({"id": 99, "name": "sky", "isthing": 0})
-        file.write_text(json.dumps(content))
-    assert not pansight.check(tmp_path / "data").findings.counts["no-stuff"]  # there is ground
-    pansight.convert(blobs, tmp_path / "bare")
-    for file in (tmp_path / "bare" / "annotations").glob("*.json"):
-        content = json.loads(file.read_text())
-        content["categories"].append({"id": 99, "name": "sky", "isthing": 0})
-        file.write_text(json.dumps(content))
-    assert pansight.check(tmp_path / "bare").findings.counts["no-stuff"] == 1
+@pytest.mark.parametrize("fill", [None, "ground"])
+def test_stuff_without_a_pixel(outlines, tmp_path, fill):
+    pansight.convert(outlines, tmp_path / "data", things=["cell"], fill=fill)
+    file = tmp_path / "data" / "annotations" / "panoptic_train.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 99, "name": "sky", "isthing": 0})
+    file.write_text(json.dumps(content))
+    assert pansight.check(tmp_path / "data").findings.counts["no-stuff"] == (fill is None)
