@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pansight.apps.photos import predict
     from pansight.apps.scoring import evaluate_files
     from pansight.data.check import check
+    from pansight.data.check.split import split
     from pansight.data.convert import convert
     from pansight.engine.predict import Predictor, load
     from pansight.errors import PansightError
@@ -52,11 +53,13 @@ __all__ = [
     "export",
     "load",
     "predict",
+    "split",
     "train",
 ]
 
 _HOME = {
     "check": "data.check",
+    "split": "data.check.split",
     "convert": "data.convert",
     "compare": "apps.pages.comparison",
     "evaluate_files": "apps.scoring",

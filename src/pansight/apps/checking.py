@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from pansight.archives import unpacked
 from pansight.data.check import QUERIES, RULES, Checked, Report, check
 from pansight.data.check.defects import BY_HAND, Severity, one_line
 from pansight.data.check.fix import REPAIRS, Repaired, fix
+from pansight.data.check.foreign import Readable, as_coco
 from pansight.data.check.output import require_new
 from pansight.data.check.split import Split, split
 from pansight.data.check.statistics import Statistics
@@ -31,6 +32,13 @@ def _bar(label: str, words: str = "image") -> Iterator[Callable[[int, int], None
         yield lambda done, total: bar.update(done / max(1, total), f"{words} {done}/{total}")
 
 
+@contextmanager
+def _readable(data: Path, things: Sequence[str] | None = None, guess: bool = False) -> Iterator[Readable]:
+    """`as_coco` with a bar while it converts."""
+    with ProgressBar("read") as bar, as_coco(data, things, guess, bar.update) as readable:
+        yield readable
+
+
 def check_command(
     data: Path,
     out: Path | None,
@@ -48,9 +56,9 @@ def check_command(
     elif things is not None:
         raise PansightError(where="--things", expected="--fix OUT beside it", found="none: only a copy is changed")
     keep = None if json is not None or out is not None or limit < 1 else limit
-    with unpacked(data) as folder:
+    with _readable(data, guess=True) as (folder, notes):
         with _bar("check") as progress:
-            report = check(folder, images, panoptic, keep, progress)
+            report = replace(check(folder, images, panoptic, keep, progress), notes=notes)
         print(describe(report, str(data), limit))
         if json is not None:
             write_json(json, report.to_json())
@@ -59,7 +67,7 @@ def check_command(
             return 1 if report.findings.number("error") else 0
         with _bar("fix") as progress:
             names = None if things is None else [n for n in listed(things) if n != "none"]
-            repaired = fix(report, out, names, link and folder == data, overwrite, progress)
+            repaired = fix(report, out, names, link and data.is_dir(), overwrite, progress)
     print(describe_repairs(repaired, limit))
     return 0
 
@@ -73,11 +81,15 @@ def split_command(
     out: Path | None,
     link: bool,
     overwrite: bool,
+    test: float,
+    things: tuple[str, ...] | None,
 ) -> None:
     """Print the table of classes and where the parts are."""
     target = out if out is not None else _beside(data)
-    with unpacked(data) as folder, _bar("split") as progress:
-        result = split(folder, target, val, seed, group, part, link and folder == data, overwrite, progress)
+    with _readable(data, things) as (folder, notes), _bar("split") as progress:
+        is_linked = link and data.is_dir()  # files of an unpacked ZIP are gone in a moment
+        result = split(folder, target, val, seed, group, part, is_linked, overwrite, progress, test)
+    result = result._replace(notes=notes)
     print(describe_split(result))
 
 
@@ -98,6 +110,7 @@ def describe(report: Report, name: str, limit: int = 20) -> str:
     lines = [f"{name}: {kind}, {_count(report.images, 'image')}"]
     for file in report.skipped:
         lines.append(f"not checked: {file} (another kind of annotations; give the file itself to check it)")
+    lines += [f"note: {one_line(note, 400)}" for note in report.notes]
     for checked in report.parts:
         lines += ["", *_describe_part(checked)]
     lines += ["", *_class_table(report.parts, limit)] if report.parts else []
@@ -249,22 +262,26 @@ def describe_repairs(repaired: Repaired, limit: int = 20) -> str:
 
 
 def describe_split(result: Split) -> str:
-    """A line for each class: images and segments on both sides, and the share that is in val."""
-    train, val = result.images
-    total = train + val
+    """A line for each class: images and segments on all sides, and the share that is in val."""
+    total = sum(result.images)
     groups = f" in {result.groups:,} groups" if result.groups < total else ""
-    lines = [f"{result.folder}: {total:,} images{groups}: {train:,} train, {val:,} val ({_percent(val, total)})", ""]
+    train, *held = zip(result.sides, result.images)
+    parts = ", ".join(f"{number:,} {side} ({_percent(number, total)})" for side, number in held)
+    lines = [f"{result.folder}: {total:,} images{groups}: {train[1]:,} train, {parts}"]
+    lines += [*(f"note: {one_line(note, 400)}" for note in result.notes), ""]
+    more = 8 * (len(held) - 1)
     width = max([5, *(len(one_line(row.name, 30)) for row in result.classes)])
-    lines.append(f"{'':{width}}  {'images':^24}  {'segments':^16}".rstrip())
-    lines.append(f"{'class':{width}}  {'train':>7} {'val':>7} {'in val':>8}  {'train':>8} {'val':>7}")
+    lines.append(f"{'':{width}}  {'images':^{24 + more}}  {'segments':^{16 + more}}".rstrip())
+    names = "".join(f" {side:>7}" for side in result.sides[1:])
+    lines.append(f"{'class':{width}}  {'train':>7}{names} {'in val':>8}  {'train':>8}{names}")
     for row in result.classes:
         share = _percent(row.images[1], sum(row.images))
         lines.append(
-            f"{one_line(row.name, 30):{width}}  {row.images[0]:7,} {row.images[1]:7,} {share:>8}"
-            f"  {row.segments[0]:8,} {row.segments[1]:7,}"
+            f"{one_line(row.name, 30):{width}}  {' '.join(f'{n:7,}' for n in row.images)} {share:>8}"
+            f"  {row.segments[0]:8,} {' '.join(f'{n:7,}' for n in row.segments[1:])}"
         )
-    absent = [[one_line(r.name, 30) for r in result.classes if not r.images[side]] for side in (0, 1)]
-    for side, names in zip(("train", "val"), absent):
+    absent = [[one_line(r.name, 30) for r in result.classes if not r.images[side]] for side in range(len(result.sides))]
+    for side, names in zip(result.sides, absent):
         if names:
             lines.append(
                 f"not in {side}: {', '.join(names[:10])}{f' and {len(names) - 10} more' if len(names) > 10 else ''}"

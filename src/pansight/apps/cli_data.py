@@ -116,7 +116,8 @@ def check(
     Parameters
     ----------
     data
-        A COCO panoptic folder, its JSON file or a ZIP of it; COCO instances and the detection format are checked, too.
+        A COCO panoptic folder, its JSON file or a ZIP of it; COCO instances, the detection format, and everything else
+        that convert reads.
     fix
         Write a repaired copy to this new folder; the original is never touched. What was done is in its repairs.json.
     things
@@ -144,21 +145,26 @@ def split(
     /,
     *,
     val: float = 0.2,
+    test: float = 0.0,
     seed: int = 0,
     group: str | None = None,
     part: str | None = None,
     out: Path | None = None,
     link: bool = False,
     overwrite: bool = False,
+    things: Annotated[tuple[str, ...] | None, Parameter(negative=())] = None,
 ):
-    """Split a data set into train and val: each class with its share, images of the same bytes on one side.
+    """Split a data set into train, val and, if wanted, test: each class with its share, equal files together.
 
     Parameters
     ----------
     data
-        A COCO panoptic or COCO instances folder, its JSON file or a ZIP of it.
+        A COCO panoptic or COCO instances folder, its JSON file or a ZIP of it; anything else that convert reads becomes
+        COCO panoptic.
     val
         The share of the images for validation.
+    test
+        The share of the images for a test part. [default: no such part]
     seed
         The same seed gives the same split.
     group
@@ -172,7 +178,9 @@ def split(
         Hard links instead of copies.
     overwrite
         Replace a split that stands there.
+    things
+        All classes that are things: A,B,C, or all, or none; for data that is not COCO and does not say.
     """
     from pansight.apps import checking
 
-    checking.split_command(data, val, seed, group, part, out, link, overwrite)
+    checking.split_command(data, val, seed, group, part, out, link, overwrite, test, things)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pansight.config import Config, DataConfig, override
 from pansight.data import Dataset, detect_format, find_splits, open_dataset
 from pansight.data.dataset import part_names
+from pansight.engine import assemble
 from pansight.engine.assemble import open_data, open_evaluation_data
 from pansight.errors import PansightError
 
@@ -46,9 +47,11 @@ def _own_part(config: DataConfig, split: str | None, named: bool) -> Part:
     """named: the source was named by the user, so that images of another validation source are not meant."""
     wanted = part_names(split)[0] if split else "val"
     elsewhere = named and config.validation_source not in ("", config.source)
+    if wanted == "test" and not elsewhere:
+        return Part(assemble.open_part(config, "test"), config.test_source or config.source, "test")
     if wanted not in ("train", "val") or elsewhere:
         part = split or ("val" if "val" in find_splits(config.source, config.format) else None)
-        dataset = open_dataset(config.source, config.format, part, **config.options)
+        dataset = open_dataset(config.source, config.format, part, config.options)
         return Part(dataset, config.source, part or "all")
     training, validation, _ = open_data(config)
     if wanted == "train":

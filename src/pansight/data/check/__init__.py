@@ -1,4 +1,4 @@
-"""Find every defect of a COCO panoptic data set at once, describe what it holds, and write a repaired copy.
+"""Find every defect of a data set at once, describe what it holds, and write a repaired copy.
 
 report = check("coco", progress=print)
 report.findings.defects, report.parts[0].statistics
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pansight.data.check.defects import RULES, Defect, Findings, defect, one_line
 from pansight.data.check.examine import Examined, examine
+from pansight.data.check.foreign import as_coco
+from pansight.data.check.learnable import unlearnable
 from pansight.data.check.masks import examine_masks
 from pansight.data.check.reader import Class, Part, Record, find_files, read_part, show_path, split_of
 from pansight.data.check.statistics import QUERIES, Statistics
@@ -48,12 +50,14 @@ class Checked:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything that `check` found. skipped: files of another kind beside those that were checked."""
+    """Everything that `check` found. skipped: files of another kind beside those that were checked. notes: how data
+    that is not COCO was read."""
 
     root: Path
     parts: tuple[Checked, ...]
     findings: Findings
     skipped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -67,7 +71,13 @@ class Report:
             for c in self.parts
         }
         rows = [found._asdict() for found in self.findings.defects]
-        return {"errors": self.findings.number("error"), "counts": counts, "defects": rows, "parts": parts}
+        return {
+            "errors": self.findings.number("error"),
+            "counts": counts,
+            "defects": rows,
+            "parts": parts,
+            "notes": list(self.notes),
+        }
 
 
 def check(
@@ -80,11 +90,20 @@ def check(
 ) -> Report:
     """Read all of a data set and note all that is wrong with it.
 
-    source: a folder or an annotation file: COCO panoptic, COCO instances or COCO's detection format. Of a folder all
-    parts are checked, and the leaks between them. images, panoptic: the folders of a single file, where they are not
-    to be looked for. keep: how many defects of each code are kept; the counts are always complete.
+    source: a folder or an annotation file: COCO panoptic, COCO instances or COCO's detection format; any other format
+    that `convert` reads is converted into a temporary folder and checked there, so `fix` cannot follow. Of a folder
+    all parts are checked, and the leaks between them. images, panoptic: the folders of a single file, where they are
+    not to be looked for. keep: how many defects of each code are kept; the counts are always complete.
     Raises PansightError where nothing is found or nothing can be read.
     """
+    with as_coco(source, guess=True) as (folder, notes):
+        return replace(_check(folder, images, panoptic, keep, progress, threads), notes=notes)
+
+
+def _check(
+    source: Path, images: Path | None, panoptic: Path | None, keep: int | None, progress: Progress | None, threads: int
+) -> Report:
+    """`check` of COCO annotations."""
     root, parts, findings, skipped = open_parts(source, images, panoptic, keep)
     total, done = sum(len(part.records) for part in parts), 0
     results: list[Checked] = []
@@ -105,6 +124,8 @@ def check(
                 progress(done, total)
     _check_twins(results, places, findings)
     _compare_categories(parts, findings)
+    for checked in results:
+        findings.add(unlearnable(checked.part, checked.statistics))
     return Report(root, tuple(results), findings, tuple(skipped))
 
 

@@ -69,6 +69,11 @@ RULES: dict[str, Rule] = {
     "box": Rule("error", "a box that is not the pixels'", "measured again"),
     "crowd-flag": Rule("error", "iscrowd that is neither 0 nor 1", "0 unless clearly true"),
     "stuff-split": Rule("error", "a stuff class in several segments of one image", "merged into the first"),
+    # what a model can learn
+    "no-objects": Rule("warning", "a part in which no object is left to learn: all are crowds", ""),
+    "only-crowds": Rule("warning", "a class of which every object is a crowd, which no model learns", ""),
+    "one-class": Rule("note", "only one of several classes has segments", ""),
+    "no-stuff": Rule("note", "stuff classes, and no pixel of stuff", ""),
     # run lengths and polygons
     "object-area": Rule("warning", "an object's area that is far from its pixels", "pansight convert counts again"),
     "object-box": Rule("warning", "an object's box that is far from its pixels", "pansight convert measures again"),

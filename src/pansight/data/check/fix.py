@@ -51,6 +51,10 @@ def fix(
     them becomes stuff. link: hard links instead of copies of the images. Raises PansightError where something is wrong
     that only a person can settle, where nothing is left, and as `new_folder` does.
     """
+    if not report.root.exists():  # it was converted into a temporary folder
+        raise PansightError(
+            where=out, expected="COCO annotations to repair", found="another format", hint="see pansight convert"
+        )
     classes = _settle(report, things)
     parts = [checked for checked in report.parts if len(checked.part.records) > len(checked.lost)]
     inputs = {f for c in parts for f in (c.part.images, c.part.panoptic) if f is not None and f != report.root}

@@ -1,4 +1,4 @@
-"""Split a data set into train and val: stratified by class, groups stay together, files are copied unchanged."""
+"""Split a data set into train, val and test: stratified by class, groups stay together, files are copied unchanged."""
 
 from __future__ import annotations
 
@@ -12,32 +12,39 @@ import numpy as np
 
 from pansight.data.check import Progress, open_parts
 from pansight.data.check.examine import read_record
+from pansight.data.check.foreign import as_coco
 from pansight.data.check.output import new_folder, place_file, require_new, write_annotations
 from pansight.data.check.reader import Part, file_in, is_file, whole
 from pansight.data.check.stratify import stratify
 from pansight.errors import PansightError
 from pansight.files import read_plain, write_json
 
-SIDES = ("train", "val")
+SIDES = ("train", "val", "test")
 RECORD = "split.json"
 """How the folder was made."""
 
 
 class ClassSplit(NamedTuple):
-    """A class on both sides: (train, val)."""
+    """A class on all sides: (train, val), or (train, val, test)."""
 
     name: str
-    images: tuple[int, int]
-    segments: tuple[int, int]
+    images: tuple[int, ...]
+    segments: tuple[int, ...]
 
 
 class Split(NamedTuple):
-    """What was written. images: (train, val). groups: units that stayed together; images where nothing was grouped."""
+    """What was written. images: (train, val), or (train, val, test). groups: units that stayed together; images where
+    nothing was grouped. notes: how data that is not COCO was read."""
 
     folder: Path
-    images: tuple[int, int]
+    images: tuple[int, ...]
     groups: int
     classes: tuple[ClassSplit, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return SIDES[: len(self.images)]
 
 
 class _Item(NamedTuple):
@@ -59,26 +66,45 @@ def split(
     link: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    test: float = 0.0,
+    things: Sequence[str] | None = None,
 ) -> Split:
-    """Write ``out/annotations/panoptic_{train,val}.json`` with PNGs and images; COCO instances likewise.
+    """Write ``out/annotations/panoptic_{train,val,test}.json`` with PNGs and images; COCO instances likewise.
 
-    val: share of the images. group: what images that must stay together have in common: see `group_key`; images of the
-    same bytes stay together in any case. part: which part to split, where the source has several. link: hard links
+    source: COCO panoptic or instances, or any format that `convert` reads, which becomes COCO panoptic. val, test:
+    shares of the images; without `test` there are two parts. things: the classes that are things, for a source that is
+    not COCO and does not say so. group: what images that must stay together have in common: see `group_key`; images of
+    the same bytes stay together in any case. part: which part to split, where the source has several. link: hard links
     instead of copies. The same seed gives the same split. Raises PansightError where the annotations have errors (see
     `check`), a file is missing, or there is nothing to split.
     """
+    if test != 0 and not (0 < test < 1 and 0 < val < 1 and val + test < 1):
+        found = f"{val} and {test}"
+        raise PansightError(where="split", expected="shares for val and test above 0 and below 1 together", found=found)
     require_new(Path(out), RECORD, overwrite)
-    chosen = _choose(source, part)
+    with as_coco(source, things) as (folder, notes):
+        chosen = _choose(folder, part)
+        return _split(chosen, Path(out), val, test, seed, group, link, overwrite, progress)._replace(notes=notes)
+
+
+def _split(
+    chosen: Part,
+    out: Path,
+    val: float,
+    test: float,
+    seed: int,
+    group: str | None,
+    link: bool,
+    overwrite: bool,
+    progress: Progress | None,
+) -> Split:
     items = list(_items(chosen))
     names = [chosen.records[item.position].row["file_name"] for item in items]
     units = _units(items, [group_key(name, group) for name in names] if group else [])
-    images = [len(unit) for unit in units]
-    classes = [_class_images(items, unit) for unit in units]
-    in_val = stratify(images, classes, val, seed)
-    sides = [sorted(n for unit, is_val in zip(units, in_val) if is_val == side for n in unit) for side in (False, True)]
+    sides = _sides(items, units, val, test, seed)
     inputs = {f for f in (chosen.images, chosen.panoptic) if f is not None and f != chosen.root}
     done = 0
-    with new_folder(Path(out), RECORD, tuple(inputs), overwrite) as folder:
+    with new_folder(out, RECORD, tuple(inputs), overwrite) as folder:
         for name, side in zip(SIDES, sides):
             for n in side:
                 _copy(chosen, items[n], folder, name, link)
@@ -86,9 +112,20 @@ def split(
                 if progress is not None:
                     progress(done, len(items))
             _write(chosen, [items[n] for n in side], folder, name)
-        record = {"val": val, "seed": seed, "group": group, "images": dict(zip(SIDES, map(len, sides)))}
+        record = {"val": val, "test": test, "seed": seed, "group": group, "images": dict(zip(SIDES, map(len, sides)))}
         write_json(folder / RECORD, record)
-    return Split(Path(out), (len(sides[0]), len(sides[1])), len(units), _table(chosen, items, sides))
+    return Split(out, tuple(map(len, sides)), len(units), _table(chosen, items, sides))
+
+
+def _sides(items: list[_Item], units: list[list[int]], val: float, test: float, seed: int) -> list[list[int]]:
+    """The indices of the items of train, val and, where `test` is not 0, test: test is set aside first."""
+    sides = list[list[int]]()
+    for share in (test, val / (1 - test)) if test else (val,):
+        classes = [_class_images(items, unit) for unit in units]
+        chosen = stratify([len(unit) for unit in units], classes, share, seed)
+        sides.append(sorted(n for unit, is_in in zip(units, chosen) if is_in for n in unit))
+        units = [unit for unit, is_in in zip(units, chosen) if not is_in]
+    return [sorted(n for unit in units for n in unit), *reversed(sides)]
 
 
 def group_key(name: str, group: str) -> str:
@@ -214,5 +251,5 @@ def _table(part: Part, items: list[_Item], sides: list[list[int]]) -> tuple[Clas
         counts = [np.array([items[n].counts.get(number, 0) for n in side], np.int64) for side in sides]
         images, segments = [int((c > 0).sum()) for c in counts], [int(c.sum()) for c in counts]
         if sum(segments):
-            rows.append(ClassSplit(row.name, (images[0], images[1]), (segments[0], segments[1])))
+            rows.append(ClassSplit(row.name, tuple(images), tuple(segments)))
     return tuple(sorted(rows, key=lambda row: -sum(row.images)))

@@ -22,11 +22,12 @@ SMALL, MEDIUM = 32**2, 96**2
 
 @dataclass
 class ClassCount:
-    """Of one class: images it occurs in, segments, pixels."""
+    """Of one class: images it occurs in, segments, pixels, and how many of the segments are crowds."""
 
     images: int = 0
     segments: int = 0
     pixels: int = 0
+    crowds: int = 0
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Statistics:
             count = self.counts[category]
             count.segments += 1
             count.pixels += pixels
+            count.crowds += is_crowd
             count.images += category not in seen
             seen.add(category)
             self.crowds += is_crowd
