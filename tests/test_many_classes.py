@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pansight.apps.pages.draw import overlay
+from pansight.drawing.segments import overlay
 from pansight.data.loader import collate
 from pansight.metrics import SemanticIoU
 from pansight.metrics.files.class_map import ClassMap
