@@ -92,7 +92,9 @@ def clock(place: Path, minutes: float) -> Iterator[Row]:
 
 def small(place: Path, minutes: float) -> Iterator[Row]:
     """The default model on few small images."""
-    row = train(place, "--model", "panoptic_fpn", "--data", "small", "--max-minutes", f"{minutes:g}", "--out", "small_run")
+    row = train(
+        place, "--model", "panoptic_fpn", "--data", "small", "--max-minutes", f"{minutes:g}", "--out", "small_run"
+    )
     speed = max(row["images_per_second"] for row in log(place / "small_run", "train"))
     yield row | {"figure": figure(place / "small_run"), "name": "PQ"}
     yield {
@@ -112,7 +114,7 @@ def two_steps(place: Path, minutes: float) -> Iterator[Row]:
 
 
 def cityscapes(place: Path, minutes: float) -> Iterator[Row]:
-    """The layout of Cityscapes with settings that students take: one rate for all, a long side of 400, hidden layers."""
+    """The layout of Cityscapes as students train on it: one rate for all, a long side of 400, hidden layers."""
     words = ["--model", "detr_panoptic", "--data", "city", "--max-minutes", f"{minutes / 2:g}", "--out", "city_run"]
     words += ["--train.lr", "1e-4", "--train.backbone-lr-factor", "1", "--train.weight-decay", "1e-4"]
     words += ["--train.clip-norm", "0.1", "--train.batch-size", "4", "--model.options.long", "400"]
@@ -144,6 +146,13 @@ def use(place: Path, minutes: float) -> Iterator[Row]:
     yield pansight(place, "train", "--data", "small", "--model", "maskfromer", code=2)
 
 
+def line(row: Row) -> str:
+    """For people: the command, its seconds and figure; where it went wrong, what was said or expected."""
+    value = f"{row['name']} {row['figure']:.3g}" if "figure" in row else ""
+    failed = "" if row["ok"] else f"  FAILED: {row.get('said', row.get('expected'))}"
+    return f"{row['command']}  {row.get('seconds', '')}  {value}{failed}"
+
+
 STEPS: dict[str, Callable[[Path, float], Iterator[Row]]] = {
     step.__name__: step for step in (look, clock, small, two_steps, cityscapes, backbones, use)
 }
@@ -166,10 +175,7 @@ def main() -> None:
             rows = []
             for number, row in enumerate(STEPS[name](place, args.minutes)):
                 rows.append({"step": name, "number": number, **row})
-                value = f"{row['name']} {row['figure']:.3g}" if "figure" in row else ""
-                print(f"{'' if row['ok'] else 'FAILED '}{row['command']}  {row.get('seconds', '')}  {value}", flush=True)
-                if not row["ok"]:
-                    print(f"       {row.get('said', row.get('expected'))}", flush=True)
+                print(line(row), flush=True)
             if not args.dry:
                 merge_rows("first_hour", {"minutes": args.minutes}, rows, ("step", "number"))
 

@@ -97,10 +97,8 @@ def _city(folder: Path) -> None:
             coded = np.stack([map_ % 256, map_ // 256 % 256, map_ // 65536], -1).astype(np.uint8)
             Image.fromarray(coded).save(folder / f"gtFine/cityscapes_panoptic_{part}/{name}_gtFine_panoptic.png")
             images.append({"id": name, "file_name": f"{name}_gtFine_leftImg8bit.png", "height": 128, "width": 256})
-            segments = [
-                {"id": int(i), "category_id": int(i if i < 1000 else i // 1000), "iscrowd": 0, "area": 1, "bbox": [0] * 4}
-                for i in np.unique(map_)
-            ]
+            segments = [{"id": int(i), "category_id": int(i if i < 1000 else i // 1000)} for i in np.unique(map_)]
+            segments = [row | {"iscrowd": 0, "area": 1, "bbox": [0, 0, 1, 1]} for row in segments]
             annotations.append(
                 {"image_id": name, "file_name": f"{name}_gtFine_panoptic.png", "segments_info": segments}
             )

@@ -16,6 +16,7 @@ import pansight
 from pansight import models
 from pansight.apps.cli import main
 from pansight.apps.photos.finding import find_photos, left_out_line
+from pansight.data.images import read_image
 from pansight.errors import PansightError
 from pansight.models import build
 from pansight.types import LabelSpace
@@ -106,11 +107,10 @@ def test_a_wrong_path_gets_a_suggestion(photos):
         find_photos([photos / "a.jpeg"])
     with pytest.raises(PansightError, match=r"did you mean .*b\.png"):
         find_photos([photos / "b.pmg"])
+    (photos / "lonely").mkdir()
+    (photos / "lonely" / "notes").write_text("x")
     with pytest.raises(PansightError, match=r"at least one image .*, found none \(1 without a suffix\)"):
-        lonely = photos / "lonely"
-        lonely.mkdir()
-        (lonely / "notes").write_text("x")
-        find_photos([lonely])
+        find_photos([photos / "lonely"])
 
 
 def test_a_bad_photo_is_told_and_the_others_are_predicted(predictor, photos, tmp_path, capsys):
@@ -178,9 +178,9 @@ def test_a_prediction_draws_itself(saved, photos, tmp_path):
     prediction = pansight.load(saved / "mask_rcnn").predict(photos / "a.jpg")
     picture = prediction.overlay(tmp_path / "overlay.png", background=True)
     assert picture.size == (32, 24)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "overlay.png")), np.asarray(picture))
+    assert np.array_equal(read_image(tmp_path / "overlay.png"), np.asarray(picture))
     prediction.overlay(tmp_path / "overlay.jpg")
-    assert Image.open(tmp_path / "overlay.jpg").format == "JPEG"
+    assert (tmp_path / "overlay.jpg").read_bytes().startswith(b"\xff\xd8")
     with pytest.raises(PansightError, match=r"overlay\.gif: expected a name of a PNG, JPEG"):
         prediction.overlay(tmp_path / "overlay.gif")
     assert prediction.photo.shape == (24, 32, 3)

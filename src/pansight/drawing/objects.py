@@ -1,4 +1,4 @@
-"""Objects over their photo: masks where there are any, boxes, and names with scores on plates of the object's colour."""
+"""Objects over their photo: masks where there are any, boxes, names and scores on plates of the object's colour."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def draw_objects(
 ) -> Tensor:
     """Masks, boxes, names and scores over uint8 (3, H, W); objects under `score` are left out.
 
-    Of overlapping masks the smaller is in front. Each object has one colour for mask, box and plate. A plate lies inside
-    the picture, at a corner of its box where no plate of a surer object lies; where all corners are taken, or plates
-    cover a fifth of the picture already, the name is left out and the box stays.
+    Of overlapping masks the smaller is in front. Each object has one colour for mask, box and plate. A plate lies
+    inside the picture, at a corner of its box where no plate of a surer object lies; where all corners are taken, or
+    plates cover a fifth of the picture already, the name is left out and the box stays.
     Raises PansightError where image and masks differ in size.
     """
     size = (image.shape[1], image.shape[2])
@@ -110,7 +110,7 @@ def _with_plates(picture: Picture, boxes: list[Box], texts: list[str], colors: l
 
 
 def _free_place(box: Box, plate: tuple[int, int], size: tuple[int, int], placed: list[Box]) -> Box | None:
-    """Where a plate (w, h) lies: on the top edge of the box, inside it, or at its lower edge; None where all is taken."""
+    """Where a plate (w, h) lies: above the box, inside it, or below it; None where all of that is taken."""
     (x1, y1, x2, y2), (w, h), (height, width) = box, plate, size
     for x, y in ((x1, y1 - h), (x1, y1), (x2 - w, y1 - h), (x2 - w, y1), (x1, y2), (x1, y2 - h), (x2 - w, y2)):
         x, y = min(max(x, 0), max(width - w, 0)), min(max(y, 0), max(height - h, 0))

@@ -82,7 +82,8 @@ def test_the_input_is_not_changed() -> None:
 
 
 def test_surer_than_sorts_and_keeps_pairs_together() -> None:
-    found = surer_than(objects([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 3.0, 3.0]], [0.2, 0.9, 0.5]), 0.4)
+    boxes = [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 3.0, 3.0]]
+    found = surer_than(objects(boxes, [0.2, 0.9, 0.5]), 0.4)
     assert found.boxes_xyxy[:, 2].tolist() == [2.0, 3.0]
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])
 
@@ -97,7 +98,7 @@ def test_background_stays_unpainted_unless_asked_for() -> None:
     image = torch.full((3, 100, 200), 90, dtype=torch.uint8)
     picture = overlay(image, panoptic(), LABELS)
     assert torch.equal(picture[:, :45], image[:, :45])
-    assert (picture[:, 60:, :90] != 90).any(dim=0).all()
+    assert (picture[:, 60:, :90] != 90).any(dim=0).float().mean() > 0.9  # the name may have pixels of that grey
     assert (overlay(image, panoptic(), LABELS, background=True)[:, :45] != 90).any(dim=0).float().mean() > 0.9
 
 
