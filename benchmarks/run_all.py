@@ -17,6 +17,7 @@ SCRIPTS = (
     "nuclei.py",
     "accuracy.py",
     "detr_steps.py",
+    "first_hour.py",
 )
 
 for script in SCRIPTS:

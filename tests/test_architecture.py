@@ -25,8 +25,9 @@ ALLOWED = {
     "metrics": BASE | {"ops"},
     "weights": SPINE | {"data"},
     "config": BASE,
-    "engine": SPINE | {"data", "metrics", "weights", "config"},
-    "apps": SPINE | {"data", "metrics", "weights", "config", "engine"},
+    "drawing": BASE | {"ops"},
+    "engine": SPINE | {"data", "metrics", "weights", "config", "drawing"},
+    "apps": SPINE | {"data", "metrics", "weights", "config", "drawing", "engine"},
 }
 """What a part may import besides itself."""
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pansight.apps.pages.draw import overlay
 from pansight.data.loader import collate
+from pansight.drawing.segments import overlay
 from pansight.metrics import SemanticIoU
 from pansight.metrics.files.class_map import ClassMap
 from pansight.metrics.files.panoptic_json import UNMAPPED

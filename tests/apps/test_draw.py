@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pansight.apps.pages import draw
-from pansight.apps.pages.draw import ERROR_COLORS, error_codes, error_map, overlay, panels, segment_colors, sheet
+from pansight.apps.pages.draw import ERROR_COLORS, error_codes, error_map, panels, sheet
+from pansight.drawing.segments import overlay, segment_colors
 from pansight.errors import PansightError
 from pansight.types import Category, LabelSpace, PanopticSegmentation, Segment
 

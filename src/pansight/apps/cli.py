@@ -211,42 +211,60 @@ def evaluate(
     measuring.evaluate(weights, data, out, split, overwrite, values, files.map, threshold, files.report, files.charts)
 
 
-@app.command(help_epilogue="Example: pansight predict runs/demo photos/ --out found")
+@app.command(
+    help_epilogue="Examples: pansight predict runs/demo photos/ --out found; "
+    "pansight predict runs/mask_rcnn photos/ --task instance --threshold 0.7"
+)
 def predict(
     weights: str,
     /,
     *images: Path,
     out: Path = Path("predictions"),
     overwrite: bool = False,
+    recursive: bool = True,
     task: str | None = None,
     threshold: float | None = None,
-    score: float = 0.5,
-):
-    """Predict photos: overlays, COCO panoptic PNG and JSON, and a table.
+    score: float | None = None,
+    opacity: float = 0.5,
+    names: bool = True,
+    background: bool = False,
+) -> int:
+    """Predict photos: overlays, COCO panoptic PNG and JSON, and a table. Ends with code 1 where a photo is unreadable.
 
     Parameters
     ----------
     weights
         A run folder, a saved model, a hub id or a checkpoint file.
     images
-        Image files, and folders of them.
+        Image files, folders with their sub-folders, and patterns.
     out
         Where the results go.
     overwrite
         Replace predictions that stand there.
+    recursive
+        Look into sub-folders.
     task
         panoptic, instance or semantic, where the model can do several; left out: its own.
     threshold
-        How sure the model must be of a segment, 0 … 1; left out: the model's own.
+        How sure the model must be of a segment or object, 0 … 1; left out: the model's own.
     score
-        Do not draw objects under this score (models without a panoptic map).
+        Objects under this score are kept in the files, but not drawn. [default: the threshold, else 0.5]
+    opacity
+        Of the paint over segments and masks, 0 … 1.
+    names
+        Write class names and scores into the overlays.
+    background
+        Paint stuff of the name background, too.
     """
     from pansight.apps import photos
 
     given = {"task": task, "score_threshold": threshold}
     options = {name: value for name, value in given.items() if value is not None}
-    print(photos.photo_table(photos.predict(weights, images, out, overwrite, options, score)))
+    drawing = photos.Drawing(score, opacity, names, background)
+    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive)
+    print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
+    return 1 if results.failed else 0
 
 
 @app.command(help_epilogue="Example: pansight export runs/scenes --to hf --out my-model")

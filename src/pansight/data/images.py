@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from pansight.data.kinds import an_animation, several_frames, what_else
 from pansight.errors import PansightError
 from pansight.files import read_plain, replacing
 from pansight.ops.idmap import IdArray
@@ -77,7 +78,7 @@ def read_header(data: bytes, name: str | Path) -> Header:
         if data[:2] == b"\xff\xd8":
             header = _jpeg_header(data)
         elif data[:8] == PNG_SIGNATURE:
-            header = _png_header(data)
+            header = _png_header(data, name)
         else:
             header = _other_header(data, name)
     except (struct.error, IndexError, ValueError) as error:  # of a JPEG also: no marker is left
@@ -114,13 +115,15 @@ def _jpeg_header(data: bytes) -> Header:
         position += 2 + length
 
 
-def _png_header(data: bytes) -> Header:
+def _png_header(data: bytes, name: str | Path) -> Header:
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
     orientation, position = 1, 8
     while position + 8 <= len(data):  # chunks before the pixels: eXIf may be among them
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"IDAT":
             break
+        if kind == b"acTL" and (frames := struct.unpack_from(">I", data, position + 8)[0]) > 1:
+            raise PansightError(where=name, expected="one still image", found=an_animation("PNG", frames))
         if kind == b"eXIf":
             orientation = _exif_orientation(data[position + 8 : position + 8 + length])
         position += 12 + length
@@ -146,12 +149,18 @@ def _exif_orientation(tiff: bytes) -> int:
 def _other_header(data: bytes, name: str | Path) -> Header:
     try:
         with open_pillow(data) as image:
+            frames = several_frames(image)
+            if frames:
+                raise PansightError(where=name, expected="one still image", found=frames)
             if isinstance(image, TiffImagePlugin.TiffImageFile):  # as stored: PIL has turned its width and height
                 tags = image.tag_v2
                 return Header("other", int(tags[257]), int(tags[256]), 1, 0, bits=_tiff_bits(tags))
             return Header("other", image.height, image.width, int(image.getexif().get(0x0112, 1)), 0)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        found = f"{len(data)} bytes of another kind" if isinstance(error, UnidentifiedImageError) else str(error)
+        known = what_else(data)
+        found = str(error)
+        if isinstance(error, UnidentifiedImageError) or known:
+            found = known or f"{len(data)} bytes of another kind"
         raise PansightError(where=name, expected="an image", found=found) from error
 
 
@@ -301,6 +310,22 @@ def write_png(path: str | Path, image: NDArray[np.uint8] | NDArray[np.uint16], l
         # a copy where a side is 1: NumPy calls it contiguous whatever its strides, the encoder does not
         whole = image.copy() if 1 in image.shape else np.ascontiguousarray(image)
         temporary.write_bytes(imagecodecs.png_encode(whole, level=level))
+
+
+def write_picture(path: str | Path, picture: NDArray[np.uint8]) -> None:
+    """RGB uint8 (H, W, 3) as the kind of file that the suffix says, a PNG where there is none; whole or not at all.
+
+    Raises PansightError for a suffix of another kind, and where the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() in ("", ".png"):
+        write_png(path, picture)
+        return
+    if path.suffix.lower() not in (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"):
+        raise PansightError(where=path, expected="a name of a PNG, JPEG, WebP, BMP or TIFF", found=path.suffix)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        Image.fromarray(picture).save(file, format=kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
 
 
 def _one_line(error: BaseException) -> str:

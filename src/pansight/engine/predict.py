@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pansight.data.dataset import image_tensor
-from pansight.data.images import read_image
+from pansight.data.dataset import image_array, image_tensor
+from pansight.data.images import read_image, write_picture
+from pansight.drawing.prediction import draw_prediction
 from pansight.engine import distributed
 from pansight.engine.infer import Inference, check_decode_options, infer, prepare
 from pansight.errors import PansightError
@@ -25,11 +26,51 @@ Photo = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 """A path, uint8 RGB as array (H, W, 3) or tensor (3, H, W), or a PIL image."""
 
 
+@dataclass(frozen=True, eq=False)
+class PhotoPrediction(Prediction):
+    """A prediction that knows its photo, uint8 RGB (H, W, 3), and the names of its classes."""
+
+    photo: NDArray[np.uint8] = field(kw_only=True)
+    labels: LabelSpace = field(kw_only=True)
+
+    def overlay(
+        self,
+        path: str | Path | None = None,
+        *,
+        score: float = 0.5,
+        opacity: float = 0.5,
+        names: bool = True,
+        background: bool = False,
+    ) -> Image.Image:
+        """What was found, painted over the photo; written to `path` as well, where one is given.
+
+        score: objects below it are left out, where there is no panoptic map. opacity: of the paint, 0..1. names: class
+        names and scores. background: paint stuff of the name background, too.
+        Raises PansightError where the file cannot be written.
+        """
+        picture = image_array(
+            draw_prediction(
+                image_tensor(self.photo),
+                self,
+                self.labels,
+                score=score,
+                opacity=opacity,
+                names=names,
+                background=background,
+            )
+        )
+        if path is not None:
+            write_picture(path, picture)
+        return Image.fromarray(picture)
+
+
 class Predictor:
     """A model with all that turns a photo into its input; `load` makes one.
 
     >>> predictor = pansight.load("runs/demo")
-    >>> predictor.predict("photo.jpg").panoptic
+    >>> prediction = predictor.predict("photo.jpg")
+    >>> prediction.panoptic.segments
+    >>> prediction.overlay("overlay.png")
     """
 
     def __init__(
@@ -53,16 +94,20 @@ class Predictor:
     def labels(self) -> LabelSpace:
         return self.model.labels
 
-    def predict(self, image: Photo, **decode_options: Any) -> Prediction:
+    def predict(self, image: Photo, **decode_options: Any) -> PhotoPrediction:
         """The prediction at the size of the image, on the CPU. decode_options: thresholds and task of the decode."""
         return self.predict_batch([image], **decode_options)[0]
 
-    def predict_batch(self, images: Sequence[Photo], **decode_options: Any) -> list[Prediction]:
+    def predict_batch(self, images: Sequence[Photo], **decode_options: Any) -> list[PhotoPrediction]:
         """As `predict`, in one pass; images of different sizes are padded to the largest."""
         check_decode_options(self.model, self.name, decode_options)
-        photos = [image_tensor(read_photo(image)) for image in images]
+        photos = [read_photo(image) for image in images]
         settings = replace(self._settings, batch_size=max(1, len(photos)), decode_options=decode_options)
-        return list(infer(self.model, photos, settings))
+        found = infer(self.model, map(image_tensor, photos), settings)
+        return [
+            PhotoPrediction(each.panoptic, each.semantic, each.instances, photo=photo, labels=self.labels)
+            for each, photo in zip(found, photos, strict=True)
+        ]
 
     def save(self, folder: str | Path) -> None:
         """As a folder that `load` reads: config.json and model.safetensors."""

@@ -37,8 +37,9 @@ PANOPTIC, SEMANTIC, INSTANCES = "predictions", "semantic", "instances"
 class ResultsWriter:
     """Writes predictions into `folder` as they come; each kind appears whole at the end, or not at all.
 
-    What stood there is replaced, kinds included that this time there are none of. listing: instances.json names the
-    images too, for ids that are nowhere else: {"images": …, "annotations": …} instead of the bare list of results.
+    What stood there is replaced, kinds included that this time there are none of. listing: instances.json names images
+    and classes too, as an annotation file of COCO does, for ids that are nowhere else: {"images": …, "annotations": …,
+    "categories": …} instead of the bare list of results.
     """
 
     def __init__(self, folder: str | Path, labels: LabelSpace, listing: bool = False):
@@ -50,9 +51,16 @@ class ResultsWriter:
         return self
 
     def add(
-        self, image_id: str | int, file_name: str, prediction: Prediction, codes: Sequence[str] | None = None
+        self,
+        image_id: str | int,
+        file_name: str,
+        prediction: Prediction,
+        codes: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        """One image, by the name of its file. codes: `mask_codes` of the instances, where they are known already."""
+        """One image, by the name of its file. codes: `mask_codes` of the instances, where they are known already.
+        size: (H, W), for the listing of a model that gives boxes alone.
+        """
         if prediction.panoptic is not None:
             self._writer(PANOPTIC, self._panoptic).add(image_id, file_name, prediction.panoptic)
             return
@@ -60,7 +68,7 @@ class ResultsWriter:
             self._writer(SEMANTIC, self._semantic).add(image_id, file_name, prediction.semantic)
         if prediction.instances is not None:
             rows = coco_results(image_id, prediction.instances, self.labels, codes)
-            self._writer(INSTANCES, self._objects).add(image_id, file_name, rows)
+            self._writer(INSTANCES, self._objects).add(image_id, file_name, rows, size)
 
     def join(self, parts: Sequence[Path]) -> None:
         """Add what other writers wrote into the folders `parts`, which are removed."""
@@ -100,7 +108,7 @@ class ResultsWriter:
         return SemanticWriter(self.folder, self.labels)
 
     def _objects(self) -> _ObjectsWriter:
-        return _ObjectsWriter(self.folder / f"{INSTANCES}.json", self.listing)
+        return _ObjectsWriter(self.folder / f"{INSTANCES}.json", self.labels if self.listing else None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -152,10 +160,13 @@ class SemanticWriter:
 
 
 class _ObjectsWriter:
-    """instances.json, written line by line: the masks of a large data set would not fit into memory."""
+    """instances.json, written line by line: the masks of a large data set would not fit into memory.
 
-    def __init__(self, path: Path, listing: bool):
-        self.path, self.listing = path, listing
+    labels: of the classes to be named, together with the images; None: the bare list of results.
+    """
+
+    def __init__(self, path: Path, labels: LabelSpace | None):
+        self.path, self.labels = path, labels
         self._stack = ExitStack()
         self._images: list[dict[str, Any]] = []
         self._first = True
@@ -163,11 +174,14 @@ class _ObjectsWriter:
     def __enter__(self) -> _ObjectsWriter:
         temporary = self._stack.enter_context(replacing(self.path))
         self._file = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
-        self._file.write('{"annotations": [' if self.listing else "[")
+        self._file.write("[" if self.labels is None else '{"annotations": [')
         return self
 
-    def add(self, image_id: str | int, file_name: str, rows: list[dict[str, Any]]) -> None:
-        self._images.append({"id": image_id, "file_name": file_name})
+    def add(
+        self, image_id: str | int, file_name: str, rows: list[dict[str, Any]], size: tuple[int, int] | None
+    ) -> None:
+        sides = {} if size is None else {"height": size[0], "width": size[1]}
+        self._images.append({"id": image_id, "file_name": file_name, **sides})
         self.add_rows(rows)
 
     def add_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -178,8 +192,11 @@ class _ObjectsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._file.write(f'\n], "images": {json.dumps(self._images)}}}\n' if self.listing else "\n]\n")
+        if kind is None and self.labels is None:
+            self._file.write("\n]\n")
+        elif kind is None and self.labels is not None:
+            rest = {"images": self._images, "categories": self.labels.to_json()}
+            self._file.write(f"\n], {json.dumps(rest)[1:]}\n")
         self._stack.__exit__(kind, error, trace)
 
 

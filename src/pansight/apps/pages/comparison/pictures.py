@@ -14,10 +14,10 @@ import torch
 from hotcoco import mask as rle
 from torch import Tensor
 
-from pansight.apps.pages.draw import overlay
 from pansight.apps.pages.viewer import data_url
 from pansight.data.formats.results import INSTANCES, PANOPTIC, SEMANTIC
 from pansight.data.images import read_image, read_index_png, read_rgb_ids
+from pansight.drawing.segments import overlay
 from pansight.errors import PansightError
 from pansight.files import read_json, safe_join
 from pansight.ops.maps.regions import class_regions, object_regions
