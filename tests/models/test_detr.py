@@ -146,5 +146,5 @@ def test_dilated_last_stage() -> None:
 
 
 def test_channels_must_fit() -> None:
-    with pytest.raises(PansightError, match=r"channels: expected a multiple of 16 and of heads \(4\), found 40"):
+    with pytest.raises(PansightError, match="channels of model detr_panoptic: expected a multiple of 16, found 40"):
         tiny(channels=40)

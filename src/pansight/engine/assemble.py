@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -268,7 +269,7 @@ def make_model(
     model: Any = build(name, labels, **options)
     report = transfer(model, loaded.state_dict(), loaded.labels, labels, entry(name), entry(found))
     own = model.input.resize
-    model.input = loaded.input
+    model.input = copy.deepcopy(loaded.input)
     if any(key in config.options for key, option in entry(name).options.items() if option.resizes):
         model.input.resize = own
     missing = set(report.classes_new)

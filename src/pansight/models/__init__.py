@@ -56,7 +56,9 @@ def builder_options(name: str) -> dict[str, Any]:
 def decode_options(name: str) -> dict[str, Option]:
     """What may be given to the decode of model `name`: thresholds, and its tasks. Raises PansightError."""
     chosen = entry(name)
-    model: type[Model] = get_type_hints(chosen.build)["return"]
+    model: type[Model] | None = get_type_hints(chosen.build).get("return")
+    if model is None:  # a builder that does not say what it returns
+        return {}
     known = [key for key in inspect.signature(model.decode).parameters if key in DECODE_OPTIONS]
     options = {key: DECODE_OPTIONS[key] for key in known}
     return options | ({"task": replace(options["task"], choices=chosen.tasks)} if "task" in options else {})
@@ -65,6 +67,8 @@ def decode_options(name: str) -> dict[str, Option]:
 def check_decode(name: str, given: Mapping[str, Any]) -> None:
     """Raises PansightError for an option that the decode of model `name` does not have, or a value out of range."""
     known = decode_options(name)
+    if not known and "return" not in get_type_hints(entry(name).build):
+        return  # only the model itself can tell
     for option, value in given.items():
         if option not in known:
             raise choice_error(f"decode option of {name}", f"{option:.80}", known)
