@@ -145,7 +145,9 @@ def test_a_run_is_measured_on_data_of_other_classes(trained, data, tmp_path, cap
     names["square"]["name"], names["triangle"]["name"] = "shape", "tree"
     path.write_text(json.dumps(content))
     words = ["evaluate", str(trained), "--data", str(data), "--out", str(tmp_path / "x")]
-    assert "'shape'" in complaint(words, capsys)  # a class that the model does not know
+    line = complaint(words, capsys)
+    assert "'shape'" in line  # a class that the model does not know
+    assert "--map names" in line
     (tmp_path / "map.toml").write_text('square = "shape"\ncircle = "shape"\n')
     assert main([*words, "--map", str(tmp_path / "map.toml")]) == 0
     said = capsys.readouterr().out.splitlines()

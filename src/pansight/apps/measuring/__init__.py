@@ -21,6 +21,7 @@ from pansight.apps.measuring.trained import count_trained_on
 from pansight.apps.pages.charts import check_folder, report_charts, write_charts
 from pansight.apps.pages.report import curves, read_run, render, write_report
 from pansight.config import Config, EvaluateConfig, flatten, override, read_config
+from pansight.data import Dataset
 from pansight.data.dataset import part_names
 from pansight.engine import distributed
 from pansight.engine.assemble import relabel
@@ -88,7 +89,7 @@ def evaluate(
         for line in mapping.notes(model.labels, dataset.labels):
             print(line)
     else:
-        dataset = relabel(dataset, model.labels, part.source)
+        dataset = _in_classes_of(model, part)
     about |= _trained_on(Path(weights), part, min(len(dataset), used.limit or len(dataset)))
     accelerator = distributed.make_accelerator()
     model.to(accelerator.device)
@@ -102,6 +103,15 @@ def evaluate(
         _tell(record, folder, len(dataset), report, charts)
     accelerator.wait_for_everyone()
     return record
+
+
+def _in_classes_of(model: Any, part: Part) -> Dataset:
+    """The images in the classes of the model. Raises PansightError, with a way out, for classes that it lacks."""
+    try:
+        return relabel(part.dataset, model.labels, part.source)
+    except PansightError as error:
+        hint = "--map names, or --map FILE, measures the classes that both have"
+        raise PansightError(where=error.where, expected=error.expected, found=error.found, hint=hint) from error
 
 
 def _config_of(weights: str | Path) -> Config | None:
