@@ -10,7 +10,7 @@ from pathlib import Path
 from pansight.data.check import QUERIES, RULES, Checked, Report, check
 from pansight.data.check.defects import BY_HAND, Severity, one_line
 from pansight.data.check.fix import REPAIRS, Repaired, fix
-from pansight.data.check.foreign import Readable, as_coco
+from pansight.data.check.foreign import NEEDS_CONVERSION, Readable, as_coco
 from pansight.data.check.output import require_new
 from pansight.data.check.split import Split, split
 from pansight.data.check.statistics import Statistics
@@ -56,15 +56,15 @@ def check_command(
     elif things is not None:
         raise PansightError(where="--things", expected="--fix OUT beside it", found="none: only a copy is changed")
     keep = None if json is not None or out is not None or limit < 1 else limit
-    with _readable(data, guess=True) as (folder, notes):
+    with _readable(data, guess=True) as (folder, notes, left_out):
         with _bar("check") as progress:
-            report = replace(check(folder, images, panoptic, keep, progress), notes=notes)
+            report = replace(check(folder, images, panoptic, keep, progress), notes=notes, left_out=left_out)
         print(describe(report, str(data), limit))
         if json is not None:
             write_json(json, report.to_json())
             print(f"written: {json}")
         if out is None:
-            return 1 if report.findings.number("error") else 0
+            return 1 if report.findings.number("error") or left_out else 0
         with _bar("fix") as progress:
             names = None if things is None else [n for n in listed(things) if n != "none"]
             repaired = fix(report, out, names, link and data.is_dir(), overwrite, progress)
@@ -86,10 +86,10 @@ def split_command(
 ) -> None:
     """Print the table of classes and where the parts are."""
     target = out if out is not None else _beside(data)
-    with _readable(data, things) as (folder, notes), _bar("split") as progress:
+    with _readable(data, things) as (folder, notes, left_out), _bar("split") as progress:
         is_linked = link and data.is_dir()  # files of an unpacked ZIP are gone in a moment
         result = split(folder, target, val, seed, group, part, is_linked, overwrite, progress, test)
-    result = result._replace(notes=notes)
+    result = result._replace(notes=(*notes, *(f"left out: {line}" for line in left_out)))
     print(describe_split(result))
 
 
@@ -107,10 +107,13 @@ def _beside(data: Path) -> Path:
 def describe(report: Report, name: str, limit: int = 20) -> str:
     """Statistics, then every defect under its code (at most `limit` of each, 0: all), then the verdict."""
     kind = KINDS[report.parts[0].part.kind] if report.parts else "no annotations that can be read"
-    lines = [f"{name}: {kind}, {_count(report.images, 'image')}"]
+    kind = "" if report.notes else f"{kind}, "
+    lines = [f"{name}: {kind}{_count(report.images, 'image')}"]
     for file in report.skipped:
         lines.append(f"not checked: {file} (another kind of annotations; give the file itself to check it)")
     lines += [f"note: {one_line(note, 400)}" for note in report.notes]
+    shown = report.left_out if limit < 1 else report.left_out[:limit]
+    lines += [f"left out: {one_line(line, 400)}" for line in shown]
     for checked in report.parts:
         lines += ["", *_describe_part(checked)]
     lines += ["", *_class_table(report.parts, limit)] if report.parts else []
@@ -237,6 +240,12 @@ def _verdict(report: Report, name: str) -> str:
     text = f"{counts or 'nothing'} found in {_count(report.images, 'image')}"
     if report.parts and report.parts[0].part.kind != "panoptic":
         return f"{text}\nfor panoptic training and figures convert it first: pansight convert {name} --to OUT"
+    if report.left_out:
+        text += f"; {len(report.left_out):,} left out, since they cannot be read"
+    if NEEDS_CONVERSION in report.notes:
+        return f"{text}\nfor training convert it: pansight convert {name} --to OUT"
+    if report.left_out and not numbers["error"]:
+        return text
     if not numbers["error"]:
         return f"{text}: ready to use"
     by_hand = [code for code in report.findings.blocking if code != "isthing"]

@@ -51,13 +51,14 @@ class Checked:
 @dataclass(frozen=True, eq=False)
 class Report:
     """Everything that `check` found. skipped: files of another kind beside those that were checked. notes: how data
-    that is not COCO was read."""
+    that is not COCO was read. left_out: a line for each file or image of it that cannot be read."""
 
     root: Path
     parts: tuple[Checked, ...]
     findings: Findings
     skipped: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -77,6 +78,7 @@ class Report:
             "defects": rows,
             "parts": parts,
             "notes": list(self.notes),
+            "left_out": list(self.left_out),
         }
 
 
@@ -96,8 +98,9 @@ def check(
     not to be looked for. keep: how many defects of each code are kept; the counts are always complete.
     Raises PansightError where nothing is found or nothing can be read.
     """
-    with as_coco(source, guess=True) as (folder, notes):
-        return replace(_check(folder, images, panoptic, keep, progress, threads), notes=notes)
+    with as_coco(source, guess=True) as (folder, notes, left_out):
+        report = _check(folder, images, panoptic, keep, progress, threads)
+        return replace(report, notes=notes, left_out=left_out)
 
 
 def _check(

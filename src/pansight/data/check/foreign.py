@@ -16,12 +16,16 @@ from pansight.data.convert import convert, detect
 from pansight.data.convert.summary import Summary
 from pansight.errors import PansightError
 
+NEEDS_CONVERSION = "training needs it converted: pansight convert"
+
 
 class Readable(NamedTuple):
-    """COCO annotations. notes: what must be known of a conversion; empty where there was none."""
+    """COCO annotations. notes: what must be known of a conversion; empty where there was none. left_out: a line for
+    each file or image that the conversion could not use."""
 
     source: Path
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -45,7 +49,7 @@ def as_coco(
                 raise PansightError(
                     where=source, expected="--things for data that is not COCO only", found="COCO annotations"
                 )
-            yield Readable(root, ())
+            yield Readable(root)
             return
         with tempfile.TemporaryDirectory(prefix="pansight-", ignore_cleanup_errors=True) as temporary:
             guessed: list[str] = []
@@ -58,8 +62,9 @@ def as_coco(
             images = "symlink" if os.name == "posix" else "copy"
             ask = all_of if guess else None
             summary = convert(root, folder, format, things=things, images=images, ask=ask, progress=progress)
+            left_out = tuple(map(str, summary.to_json().get("skipped", ())))
             try:
-                yield Readable(folder, _notes(summary, list(dict.fromkeys(guessed))))
+                yield Readable(folder, _notes(summary, list(dict.fromkeys(guessed))), left_out)
             except PansightError as error:
                 raise error.renamed(folder, Path(source)) from error
 
@@ -90,5 +95,5 @@ def _notes(summary: Summary, guessed: Sequence[str]) -> tuple[str, ...]:
     if summary.vanished:
         lines.append(f"segments without a pixel, or covered by others: {len(summary.vanished):,}")
     if summary.format not in DATASETS:
-        lines.append("training needs it converted: pansight convert")
+        lines.append(NEEDS_CONVERSION)
     return (*lines, *summary.notes)

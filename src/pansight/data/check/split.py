@@ -82,9 +82,10 @@ def split(
         found = f"{val} and {test}"
         raise PansightError(where="split", expected="shares for val and test above 0 and below 1 together", found=found)
     require_new(Path(out), RECORD, overwrite)
-    with as_coco(source, things) as (folder, notes):
+    with as_coco(source, things) as (folder, notes, left_out):
         chosen = _choose(folder, part)
-        return _split(chosen, Path(out), val, test, seed, group, link, overwrite, progress)._replace(notes=notes)
+        result = _split(chosen, Path(out), val, test, seed, group, link, overwrite, progress)
+    return result._replace(notes=(*notes, *(f"left out: {line}" for line in left_out)))
 
 
 def _split(
