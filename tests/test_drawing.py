@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pansight.drawing.objects import draw_objects, surer_than
+from pansight.drawing.objects import draw_objects
 from pansight.drawing.prediction import draw_prediction
 from pansight.drawing.segments import overlay
 from pansight.errors import PansightError
+from pansight.ops.maps.regions import surer_than
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Prediction, Segment
 
 LABELS = LabelSpace.from_names(["cell", "dog"], ["background", "sky"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pansight.drawing.pixels import Color, Picture, font, picture_of, tensor_of
 from pansight.drawing.segments import overlay, segment_colors
+from pansight.ops.maps.regions import surer_than
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
 
 MOST_PLATES = 0.2
@@ -54,19 +55,6 @@ def draw_objects(
         ]
         picture = _with_plates(picture, boxes, texts, [colors[segment.id] for segment in segments])
     return tensor_of(picture)
-
-
-def surer_than(instances: Instances, score: float) -> Instances:
-    """The objects of at least this score, the surest first."""
-    order = torch.argsort(instances.scores, descending=True, stable=True)
-    kept = order[instances.scores[order] >= score]
-    return Instances(
-        instances.boxes_xyxy[kept],
-        instances.labels[kept],
-        instances.scores[kept],
-        None if instances.masks is None else instances.masks[kept],
-        None if instances.is_crowd is None else instances.is_crowd[kept],
-    )
 
 
 def _regions(masks: Tensor, segments: list[Segment]) -> PanopticSegmentation:

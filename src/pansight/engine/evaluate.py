@@ -37,7 +37,7 @@ from pansight.metrics.scores import image_f1, image_pq
 from pansight.metrics.semantic_iou import image_miou
 from pansight.ops.idmap import ids_to_rgb
 from pansight.ops.maps.overlap import IntArray
-from pansight.ops.maps.regions import class_regions, object_regions
+from pansight.ops.maps.regions import class_regions, object_regions, surer_than
 from pansight.ops.targets import boxes_of_ids, semantic_map
 from pansight.types import VOID, Instances, LabelSpace, PanopticSegmentation, Prediction, Sample
 
@@ -221,18 +221,7 @@ def predict_all(
 def _surer_than(prediction: Prediction, score: float) -> Prediction:
     """A prediction without the objects under `score`."""
     found = prediction.instances
-    if found is None or not score:
-        return prediction
-    keep = found.scores >= score
-    masks, crowd = found.masks, found.is_crowd
-    kept = Instances(
-        found.boxes_xyxy[keep],
-        found.labels[keep],
-        found.scores[keep],
-        None if masks is None else masks[keep],
-        None if crowd is None else crowd[keep],
-    )
-    return replace(prediction, instances=kept)
+    return prediction if found is None or not score else replace(prediction, instances=surer_than(found, score))
 
 
 def _shown(

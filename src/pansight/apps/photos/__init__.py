@@ -15,7 +15,6 @@ from pansight.apps.photos.finding import find_photos, left_out_line
 from pansight.data.dataset import image_array, image_tensor
 from pansight.data.formats.results import ResultsWriter
 from pansight.data.images import read_image, write_png
-from pansight.drawing.objects import surer_than
 from pansight.drawing.prediction import draw_prediction
 from pansight.engine.infer import check_decode_options, known_decode_options
 from pansight.engine.predict import Predictor, load
@@ -23,6 +22,7 @@ from pansight.engine.progress import ProgressBar, stop_signal
 from pansight.errors import Interrupted, PansightError, choice_error
 from pansight.files import flat_name, replacing_folder
 from pansight.models import entry
+from pansight.ops.maps.regions import surer_than
 from pansight.types import LabelSpace, Prediction
 
 RESULTS = ("predictions.json", "instances.json", "overlays", "semantic.json", "semantic")

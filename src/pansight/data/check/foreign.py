@@ -62,7 +62,7 @@ def as_coco(
             images = "symlink" if os.name == "posix" else "copy"
             ask = all_of if guess else None
             summary = convert(root, folder, format, things=things, images=images, ask=ask, progress=progress)
-            left_out = tuple(map(str, summary.to_json().get("skipped", ())))
+            left_out = tuple(map(str, summary.skipped))
             try:
                 yield Readable(folder, _notes(summary, list(dict.fromkeys(guessed))), left_out)
             except PansightError as error:

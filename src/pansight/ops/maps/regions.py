@@ -41,6 +41,19 @@ def object_regions(instances: Instances, size: tuple[int, int], score: float) ->
     return PanopticSegmentation(ids, tuple(rows))
 
 
+def surer_than(instances: Instances, score: float) -> Instances:
+    """The objects of at least this score, the surest first."""
+    order = torch.argsort(instances.scores, descending=True, stable=True)
+    kept = order[instances.scores[order] >= score]
+    return Instances(
+        instances.boxes_xyxy[kept],
+        instances.labels[kept],
+        instances.scores[kept],
+        None if instances.masks is None else instances.masks[kept],
+        None if instances.is_crowd is None else instances.is_crowd[kept],
+    )
+
+
 def _filled(box_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
     """bool (H, W): the pixels of a box; at least one, and none beyond the map."""
     x1, y1, x2, y2 = (round(value) for value in box_xyxy.tolist())
