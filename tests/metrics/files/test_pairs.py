@@ -75,8 +75,8 @@ def test_maps_on_demand_in_the_ids_of_the_tables(tmp_path):
     pair = read(opened(tmp_path / "gt.json", pred, names=True), maps=True)
     assert pair.prediction_ids is not None
     assert pair.prediction_ids.tolist() == [[5, 6, 6], [5, 9, 0]]
-    assert pair.match.prediction.ids.tolist() == [5, 6]
-    assert pair.match.prediction_area.tolist() == [2, 3]
+    assert pair.match.prediction.ids.tolist() == [5, 6, 9]
+    assert pair.match.prediction_area.tolist() == [2, 2, 1]
 
 
 @pytest.mark.parametrize("names", [False, True])
