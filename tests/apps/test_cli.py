@@ -84,6 +84,7 @@ def train_on(data: Path, out: Path, *more: str) -> list[str]:
 
 def test_train_leaves_a_whole_run(trained, clean):
     assert {p.name for p in trained.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.toml",
         "evaluation.json",

@@ -298,7 +298,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "negative": (lambda r: r["counts"]["fn"].__setitem__(0, -1), "counts.fn: row 0: expected whole numbers from 0"),
     "huge": (lambda r: r["counts"]["fn"].__setitem__(0, 10**30), "counts.fn: row 0: expected whole numbers from 0"),
-    "not a number": (lambda r: r["counts"]["iou"].__setitem__(0, float("nan")), "counts.iou: row 0: expected numbers"),
+    "not a number": (lambda r: r["counts"]["iou"].__setitem__(0, float("nan")), "expected JSON, found NaN at line"),
     "iou": (lambda r: r["counts"]["iou"].__setitem__(0, 9.0), "counts.iou: row 0: expected"),
     "image": (lambda r: r["counts"]["image"].__setitem__(0, 80), "counts.image: expected an index below 80, found 80"),
     "class": (

@@ -12,7 +12,7 @@ import torch
 
 from pansight.apps.cli import main
 from pansight.apps.listing import facts_of
-from pansight.apps.published import MILLIONS, SCORES
+from pansight.apps.listing.published import MILLIONS, SCORES
 from pansight.models import MODELS, build, builder_options
 from pansight.types import LabelSpace
 

@@ -55,7 +55,6 @@ def words(data: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def half(data, tmp_path_factory) -> Path:
     """A run that was killed after 4 of 8 steps."""
-    toy.register()
     folder = tmp_path_factory.mktemp("runs") / "half"
     save = Session.save_last
 
@@ -65,6 +64,7 @@ def half(data, tmp_path_factory) -> Path:
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])
         patch.setattr(Session, "save_last", stopping)
         with pytest.raises(Stopped):
             main([*words(data), "--out", str(folder)])

@@ -95,4 +95,4 @@ def test_a_run_is_measured_on_its_test_part(tmp_path, capsys):
     options += ["--train.steps", "1", "--train.batch-size", "2", "--train.evaluate-every", "0", "--train.trackers", ""]
     assert main(["train", "--data", str(root), "--out", str(out), *options]) == 0
     assert main(["evaluate", str(out), "--part", "test", "--out", str(tmp_path / "test")]) == 0
-    assert "3 images in " in capsys.readouterr().out
+    assert "3 images of " in capsys.readouterr().out

@@ -175,7 +175,7 @@ def test_without_a_network_the_backbone_starts_from_nothing(monkeypatch):
         raise PansightError("no route", where=f"backbone {name}", code="offline_weights")
 
     monkeypatch.setattr(backbone, "timm_backbone", offline)
-    monkeypatch.setattr(backbone, "_hub_has_an_address", lambda: False)
+    monkeypatch.setattr(backbone, "hub_answers", lambda: False)
     config, _ = chosen(override(Config(), {"model.backbone": "resnet18"}), Squares([(64, 64)]))
     assert config.model.pretrained == "none"
     assert config.model.options["frozen_bn"] is False

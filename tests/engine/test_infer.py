@@ -167,7 +167,7 @@ def test_options_of_decode_are_known_by_its_signature() -> None:
     check_decode_options(model, "eomt", {"task": "semantic", "score_threshold": 1})
     with pytest.raises(PansightError, match="unknown decode option of eomt 'socre'; known: mask_threshold"):
         check_decode_options(model, "eomt", {"socre": 0.5})
-    with pytest.raises(PansightError, match=r"score_threshold of eomt: expected 0 … 1, found 60"):
+    with pytest.raises(PansightError, match=r"score_threshold of eomt: expected a number, 0 … 1, found 60"):
         check_decode_options(model, "eomt", {"score_threshold": 60})
 
 

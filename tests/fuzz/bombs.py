@@ -281,7 +281,7 @@ def measure(place: Path) -> Iterator[dict]:
             subprocess.run(["rm", "-rf", "out"], check=True)
             swollen.cache_clear()
             before, start = _reset_peak(), time.monotonic()
-            code = main(command)
+            code = main([*command, "--strict"] if command[0] == "convert" else command)
             seconds, growth = time.monotonic() - start, _status("VmHWM") - before
         yield {"name": name, "code": code, "line": err.getvalue()[:500], "seconds": seconds, "growth": growth}
 

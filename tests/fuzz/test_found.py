@@ -72,7 +72,11 @@ def complaint(capsys, *arguments: str) -> str:
         ("evaluate", "map.toml", (*EVALUATE, "--map", "in/map.toml")),
         ("evaluate merge", "p1.json", ("evaluate", "--merge", "in/p1.json", "in/p2.json")),
         ("check panoptic", "annotations/panoptic_train.json", ("check", "in/annotations/panoptic_train.json")),
-        ("convert coco_panoptic", "annotations/panoptic_train/scene_3.png", ("convert", "in", "--to", "out")),
+        (
+            "convert coco_panoptic",
+            "annotations/panoptic_train/scene_3.png",
+            ("convert", "in", "--to", "out", "--strict"),
+        ),
         ("convert coco_instances", "train/a.jpg", ("convert", "in", "--to", "out")),
         ("convert voc", "VOC2012/ImageSets/Segmentation/train.txt", ("convert", "in", "--to", "out")),
         ("convert cvat", "annotations.xml", ("convert", "in/annotations.xml", "--to", "out", "--from", "cvat")),

@@ -39,8 +39,6 @@ def convert(
 ) -> int:
     """Convert any annotations to COCO panoptic, or to another format. Exit code 1 where something was left out.
 
-    What cannot be read (a damaged or missing photo, mask or file) is left out and told at the end; so are annotations
-    that cover no pixel.
     Reads coco_instances, coco_detection_panoptic, coco_panoptic, cityscapes, ade20k, ade20k_full, vistas, voc,
     yolo_seg, labelme, cvat, label_studio, instance_png, semantic_png, id_maps.
     Writes coco_panoptic, coco_instances, semantic_png, yolo_seg, cityscapes.
@@ -72,7 +70,7 @@ def convert(
     option
         Options of the reader, as --option.NAME VALUE (a wrong NAME is answered with those there are).
     strict
-        Stop at the first image that cannot be read, and write nothing.
+        Stop at what cannot be read (a damaged or missing photo, mask or file) instead of leaving it out and telling it.
     overwrite
         Replace what an earlier conversion wrote there.
     """

@@ -66,13 +66,16 @@ def decode_options(name: str) -> dict[str, Option]:
 
 def check_decode(name: str, given: Mapping[str, Any]) -> None:
     """Raises PansightError for an option that the decode of model `name` does not have, or a value out of range."""
-    known = decode_options(name)
-    if not known and "return" not in get_type_hints(entry(name).build):
-        return  # only the model itself can tell
+    model = get_type_hints(entry(name).build).get("return")
+    if not given or model is None:
+        return  # of a builder that does not say what it returns, only the model itself can tell
+    explained = decode_options(name)
+    known = [key for key in inspect.signature(model.decode).parameters if key not in ("self", "outputs", "sizes")]
     for option, value in given.items():
         if option not in known:
             raise choice_error(f"decode option of {name}", f"{option:.80}", known)
-        known[option].settled(value, f"{option} of {name}")
+        if option in explained:
+            explained[option].settled(value, f"{option} of {name}")
 
 
 def check_options(name: str, options: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:

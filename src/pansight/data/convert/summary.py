@@ -168,8 +168,9 @@ class Tally:
         self._damaged.append(error)
 
     def skip(self, error: PansightError) -> None:
-        """An image that is left out."""
-        self.skipped.append(error)
+        """An image that is left out. Its traceback would keep the whole source alive, with files that it unpacked."""
+        error.__cause__ = error.__context__ = None
+        self.skipped.append(error.with_traceback(None))
 
     @property
     def converted(self) -> int:

@@ -163,7 +163,7 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
         try:
             head = _head(_read(file), file)
         except PansightError as error:
-            damaged.append(error)
+            damaged.append(error.with_traceback(None))
             continue
         if head is None:
             strangers.append(file)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pansight.apps.published import MILLIONS, SCORES
+from pansight.apps.listing.published import MILLIONS, SCORES
 from pansight.models import MODELS, builder_options, decode_options, entry
 from pansight.models.options import Option
 from pansight.weights.licences import of_published
