@@ -56,8 +56,7 @@ def convert(
     split
         Convert this part only. [default: all that are found]
     overlap
-        Which annotation keeps a pixel that several claim: smaller-on-top, larger-on-top, later-on-top, score; or error,
-        to be told of the first one. Crowds lie under all.
+        Who keeps a pixel that several claim: smaller-on-top, larger-on-top, later-on-top, score; error: nobody.
     things
         All classes that are things (objects that are counted): A,B,C, numbers and ranges such as 17-64, or all, or
         none. The others are stuff. [default: as the source says; where it does not, you are asked]
