@@ -24,13 +24,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each file in one worker, for the fixtures of its module; the slow tests one by one, before all others.
+    """Each file in one worker, for the fixtures of its module; the slow tests before all others, one by one unless the
+    whole file is slow.
 
     PANSIGHT_TEST_ORDER=7 puts the tests into a random order drawn from the number 7 instead, to find those that depend
     on what ran before them.
     """
     for item in items:
-        if item.get_closest_marker("slow") is None:
+        if not any(mark.name == "slow" for mark in item.own_markers):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
     order = os.environ.get("PANSIGHT_TEST_ORDER")
     if order:

@@ -20,6 +20,8 @@ from importlib import import_module
 import pansight
 from pansight.ops import fast
 
+pytestmark = pytest.mark.slow
+
 def broken(*args, **kwargs):
     raise RuntimeError("a fast function ran")
 

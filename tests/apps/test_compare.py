@@ -334,6 +334,7 @@ def test_damaged_evaluations_are_named(old, new, capsys, edit):
 JUNK = [None, True, -1, 0, 1, 3.5, 1e308, float("inf"), 10**20, "", "x", [], {}, [1], {"a": 1}, "\x00", "7"]
 
 
+@pytest.mark.slow
 def test_mutated_evaluations_give_a_figure_or_one_line(tmp_path, capsys, monkeypatch):
     """400 files with one to four values replaced, removed or doubled: never another error."""
     rng = random.Random(0)

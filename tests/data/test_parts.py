@@ -87,6 +87,7 @@ def test_a_validation_part_alone_is_split(tmp_path):
     assert len(training) + len(validation) == 10
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_on_its_test_part(tmp_path, capsys):
     out = tmp_path / "run"
     root = part(part(tmp_path / "data", "train", 4), "test", 3, seed=1)

@@ -19,6 +19,8 @@ from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 GENERAL = [name for name, entry in models.MODELS.items() if not entry.variant_of]
 RULE = ("short", "long", "size")

@@ -30,6 +30,7 @@ def _toy(monkeypatch):
     monkeypatch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
     """5 validation images are shared out as 3 + 2; a batch of 4 as 2 + 2, one of which runs out of memory."""
     command = ["train", "--model", "toy", "--data", "shapes", "--train.steps", "4", "--train.batch-size", "4"]
@@ -82,6 +83,7 @@ def test_two_processes_give_the_metrics_and_weights_of_one(tmp_path):
     assert {p.name for p in (tmp_path / "b" / "predictions").iterdir()} <= {"instances.json", "sheet"}
 
 
+@pytest.mark.slow
 def test_two_processes_share_statistics_and_failures(tmp_path):
     """Each of them sees other images and counts its own; pair.py says what is tried."""
     script = str(Path(__file__).with_name("pair.py"))

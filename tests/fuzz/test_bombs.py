@@ -12,6 +12,8 @@ import bombs
 import pytest
 from bombs import BOMBS
 
+pytestmark = pytest.mark.slow
+
 LIMIT, SECONDS = 200 * 2**20, 10.0
 """Bytes that the peak of the process may lie above what it was, and what a command may take."""
 

@@ -133,7 +133,7 @@ def test_one_case(seeds, sandbox):
     print(run_case(case, sandbox))
 
 
-BLOCKS = [pytest.param(start, marks=[pytest.mark.slow] * (start > 0)) for start in range(0, COUNT, BLOCK)]
+BLOCKS = [pytest.param(start, marks=pytest.mark.slow) for start in range(0, COUNT, BLOCK)]
 """The first block is part of `make test`, the others of `make test-all`."""
 
 

@@ -18,6 +18,8 @@ from pansight.ops.regions.boxes import box_iou_matrix
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Segment
 from pansight.weights.official.detectron2 import load, renamed
 
+pytestmark = pytest.mark.slow
+
 LOSSES = {
     "rpn_objectness": "loss_rpn_cls",
     "rpn_box": "loss_rpn_loc",
@@ -55,7 +57,7 @@ def padded(kind: str) -> tuple[Tensor, Tensor]:
     return images, valid
 
 
-RUNS = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+RUNS = KINDS
 """Panoptic FPN has all that the other two have; these are part of `make test-all`."""
 
 

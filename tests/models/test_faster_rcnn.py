@@ -50,9 +50,13 @@ def test_full_networks_find_the_same(name: str, reference: Any, options: dict[st
         (expected,) = theirs([image.float() / 255])
         (found,) = ours.decode(ours(image[None]), [(192, 256)])
     assert len(found.instances) > 20
-    torch.testing.assert_close(found.instances.boxes_xyxy, expected["boxes"], rtol=1e-5, atol=2e-3)
     torch.testing.assert_close(found.instances.scores, expected["scores"], rtol=0, atol=1e-4)
-    assert torch.equal(found.instances.labels, expected["labels"] - 1)
+    # Scores that are equal but for rounding come in either order: the rows are put into one that does not depend on it.
+    rows = torch.column_stack([found.instances.labels, found.instances.boxes_xyxy])
+    wanted = torch.column_stack([expected["labels"] - 1, expected["boxes"]])
+    distances = torch.cdist(rows.double(), wanted.double(), p=torch.inf)  # (found, expected)
+    assert sorted(distances.argmin(1).tolist()) == list(range(len(wanted)))
+    assert distances.amin(1).max() < 2e-3
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from pansight.weights import save_model
 from pansight.weights.huggingface import SYSTEMS
 from pansight.weights.huggingface.export import prepare, write_prepared
 
+pytestmark = pytest.mark.slow
+
 LABELS = LabelSpace.from_names(["bolt", "nut"], ["floor"])
 SIDE = 64
 SWIN = "swin_c16_d1-1-2-1_h1-2-4-8_w4"

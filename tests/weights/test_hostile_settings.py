@@ -17,6 +17,8 @@ from pansight.models import MODELS, build, builder_options
 from pansight.types import LabelSpace
 from pansight.weights import fitting, load_model, save_model
 
+pytestmark = pytest.mark.slow
+
 LABELS = LabelSpace.from_names(["a"], ["b"])
 GENERAL = [name for name, entry in MODELS.items() if not entry.variant_of]
 SMALLER: dict[str, dict[str, Any]] = {

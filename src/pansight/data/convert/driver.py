@@ -215,8 +215,7 @@ def _write(
             writer.add(part.name, image, result)
             tally.add(part.name, image, result)
     if not tally.converted:
-        first = tally.skipped[0]
-        raise first if total == 1 else first.at(f"none of {total} images can be converted; the first")
+        raise tally.nothing_converted(total)
 
 
 def _with_classes(image: Annotated, index: Sequence[int]) -> Annotated:

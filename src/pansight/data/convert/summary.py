@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -165,12 +166,16 @@ class Tally:
 
     def damaged(self, error: PansightError) -> None:
         """An image file that is cut off and copied as it is."""
-        self._damaged.append(error)
+        self._damaged.append(_detached(error))
 
     def skip(self, error: PansightError) -> None:
-        """An image that is left out. Its traceback would keep the whole source alive, with files that it unpacked."""
-        error.__cause__ = error.__context__ = None
-        self.skipped.append(error.with_traceback(None))
+        """An image that is left out."""
+        self.skipped.append(_detached(error))
+
+    def nothing_converted(self, total: int) -> PansightError:
+        """The cause where all images were left out; a copy, since what is raised holds on to its surroundings."""
+        first = copy.copy(self.skipped[0])
+        return first if total == 1 else first.at(f"none of {total} images can be converted; the first")
 
     @property
     def converted(self) -> int:
@@ -233,3 +238,9 @@ class Tally:
             count, first = len(self._damaged), self._damaged[0]
             remarks.append(f"{count} image files are damaged and copied as they are (see pansight check): {first}")
         return remarks
+
+
+def _detached(error: PansightError) -> PansightError:
+    """Without its traceback, which would keep the whole source alive, and files that it unpacked."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
