@@ -14,13 +14,13 @@ from pansight.data import Shapes
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
 from pansight.ops.fast import PLAIN, plain, use_plain
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import inspect, pkgutil, shutil, sys
 from importlib import import_module
 import pansight
 from pansight.ops import fast
-
-pytestmark = pytest.mark.slow
 
 def broken(*args, **kwargs):
     raise RuntimeError("a fast function ran")
