@@ -312,6 +312,7 @@ def test_thousands_of_images_stay_quick(visit, tmp_path):
     page.wait_for_selector("[role=option][aria-posinset='3000']")
 
 
+@pytest.mark.slow
 def test_a_narrow_dark_screen_fits(visit, tmp_path):
     path = write_page(tmp_path / "out.html", [drawn()])
     page = visit(path, color_scheme="dark")
