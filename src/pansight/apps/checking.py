@@ -83,14 +83,15 @@ def split_command(
     overwrite: bool,
     test: float,
     things: tuple[str, ...] | None,
-) -> None:
-    """Print the table of classes and where the parts are."""
+) -> int:
+    """Print the table of classes and where the parts are. 1 where the conversion left something out, else 0."""
     target = out if out is not None else _beside(data)
     with _readable(data, things) as (folder, notes, left_out), _bar("split") as progress:
         is_linked = link and data.is_dir()  # files of an unpacked ZIP are gone in a moment
         result = split(folder, target, val, seed, group, part, is_linked, overwrite, progress, test)
     result = result._replace(notes=(*notes, *(f"left out: {line}" for line in left_out)))
     print(describe_split(result))
+    return 1 if left_out else 0
 
 
 def _beside(data: Path) -> Path:
