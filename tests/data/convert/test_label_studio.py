@@ -224,7 +224,7 @@ def test_no_images_or_some(tmp_path):
     ]
     assert source.notes == ("no image was found: sizes are those of the annotations",)
     photo(tmp_path / "frames/b.jpg")
-    refused("task 5: expected '/data/upload.*a.jpg' in ", lambda: open_label_studio(tmp_path, image_folder="frames"))
+    refused("task 5: expected '/data/upload.*a.jpg' in ", lambda: open_label_studio(tmp_path, image_folder="frames")[1])
     refused("pictures: expected a folder of images", lambda: open_label_studio(tmp_path, image_folder="pictures"))
     photo(tmp_path / "frames/a.jpg")
     assert open_label_studio(tmp_path, image_folder="frames")[0].image == tmp_path / "frames/a.jpg"
