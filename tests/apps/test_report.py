@@ -261,7 +261,7 @@ def test_an_unknown_class_in_the_sheet_is_named(tmp_path):
 
 def test_templates_are_part_of_the_package():
     names = {entry.name for entry in files("pansight.apps.pages").joinpath("templates").iterdir()}
-    assert {"report.html.j2", "report.js", "figures.html.j2", "page.css", "viewer"} <= names
+    assert {"report.html.j2", "report.js", "save.js", "figures.html.j2", "page.css", "viewer"} <= names
     names = {entry.name for entry in files("pansight.apps.pages").joinpath("templates/viewer").iterdir()}
     assert {"page.html.j2", "part.html.j2", "viewer.css", "images.js", "paint.js", "viewer.js"} == names
 

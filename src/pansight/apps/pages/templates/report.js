@@ -1,19 +1,4 @@
-// Line charts as SVG. No library, no network.
-
-const SVG = "http" + "://www.w3.org/2000/svg"; // a name space, not an address
-function svg(name, attributes, parent) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (parent) parent.append(element);
-  return element;
-}
-
-function html(name, parent, text) {
-  const element = document.createElement(name);
-  if (text !== undefined) element.textContent = text;
-  parent.append(element);
-  return element;
-}
+// Line charts as SVG, of the functions in save.js.
 
 // 1, 2 or 5 times a power of ten, so that about `count` steps cover `span`
 function niceStep(span, count) {
@@ -35,19 +20,13 @@ function figure(value, step) {
 function drawChart(chart, place) {
   const card = html("section", place);
   card.className = chart.main ? "chart main card" : "chart card";
-  html("h3", card, chart.title + (chart.unit ? `, ${chart.unit}` : ""));
+  const heading = html("h3", card, chart.title + (chart.unit ? `, ${chart.unit}` : ""));
   const keys = html("div", card);
   keys.className = "keys";
-  const saves = html("div", card);
-  saves.className = "saves";
-  for (const kind of ["SVG", "PNG"]) {
-    const button = html("button", saves, kind);
-    button.title = `Save this chart as ${kind}`;
-    button.addEventListener("click", () => save(picture, chart.title, kind));
-  }
   const hidden = new Set();
   const color = (index) => `var(--c${index % 8})`;
   const picture = svg("svg", { role: "img", "aria-label": chart.title }, card);
+  addSaves(card, () => ({ picture: standalone(picture), title: heading.textContent, keys: shownKeys() }));
   const tip = html("div", card);
   tip.className = "tip";
   tip.hidden = true;
@@ -64,6 +43,11 @@ function drawChart(chart, place) {
         draw();
       });
     });
+  }
+
+  function shownKeys() {
+    const rows = chart.series.map((series, index) => [series.name, getComputedStyle(card).getPropertyValue(`--c${index % 8}`)]);
+    return rows.length > 1 ? rows.filter((_, index) => !hidden.has(index)) : [];
   }
 
   let scale;
@@ -144,47 +128,6 @@ function drawChart(chart, place) {
   });
   picture.addEventListener("pointerleave", () => { tip.hidden = true; cursor.remove(); });
   new ResizeObserver(draw).observe(picture);
-}
-
-// ---- a chart as a file of its own, made in the page
-
-const KEPT_STYLES = ["fill", "stroke", "stroke-width", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
-
-// The picture as SVG text: the styles of the page become attributes, and its card's colour the ground.
-function standalone(picture) {
-  const copy = picture.cloneNode(true), width = picture.clientWidth, height = picture.clientHeight;
-  const originals = picture.querySelectorAll("*"), copies = copy.querySelectorAll("*");
-  originals.forEach((element, index) => {
-    const style = getComputedStyle(element);
-    for (const name of KEPT_STYLES) copies[index].setAttribute(name, style.getPropertyValue(name));
-  });
-  for (const [key, value] of Object.entries({ xmlns: SVG, width, height, viewBox: `0 0 ${width} ${height}` })) copy.setAttribute(key, value);
-  const ground = svg("rect", { width, height, fill: getComputedStyle(picture.closest(".card")).backgroundColor });
-  copy.prepend(ground);
-  return { text: new XMLSerializer().serializeToString(copy), width, height };
-}
-
-function save(picture, title, kind) {
-  const { text, width, height } = standalone(picture);
-  const name = `${title.toLowerCase().replace(/[^a-z0-9]+/g, "_")}.${kind.toLowerCase()}`;
-  const blob = new Blob([text], { type: "image/svg+xml" });
-  if (kind === "SVG") return offer(blob, name);
-  const image = new Image(), times = 3; // pixels of the PNG for each of the page
-  image.onload = () => {
-    const canvas = document.createElement("canvas");
-    Object.assign(canvas, { width: times * width, height: times * height });
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.toBlob((png) => offer(png, name), "image/png");
-  };
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`; // a blob would taint the canvas in some browsers
-}
-
-function offer(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
 // mean over a window around each point, which shrinks towards both ends: the line neither lags nor leads
