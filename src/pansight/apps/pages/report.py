@@ -51,6 +51,11 @@ class Run:
     sheet_folder: Path = Path()
     date: str = ""
 
+    @property
+    def of_objects(self) -> bool:
+        """Whether the images of the sheet show objects on a background, rather than a whole scene with void."""
+        return self.figure == "F1"
+
 
 def write_report(run_folder: str | Path) -> Path:
     """Write report.html into a run folder and give its path.
@@ -73,7 +78,9 @@ def write_overview(run_folder: str | Path, rows: int = 3) -> Path | None:
         return None
     count = min(rows, len(run.sheet))
     chosen = [run.sheet[round(k * (len(run.sheet) - 1) / max(1, count - 1))] for k in range(count)]
-    pictures = [sheet(*_maps(entry, run), run.labels, long_side=320) for entry in chosen]  # (3, h, w) each
+    pictures = [
+        sheet(*_maps(entry, run), run.labels, long_side=320, background=run.of_objects) for entry in chosen
+    ]  # (3, h, w) each
     height, width = sum(p.shape[1] + 8 for p in pictures) - 8, max(p.shape[2] for p in pictures)
     canvas = torch.full((3, height, width), 255, dtype=torch.uint8)
     top = 0
@@ -271,7 +278,7 @@ def _viewer_image(entry: Mapping[str, Any], run: Run, labels: LabelSpace) -> Vie
     """One image of the sheet, matched and classified anew as the evaluation did."""
     photo, truth, prediction = _maps(entry, run)
     tables = (SegmentTable.of(truth.segments), SegmentTable.of(prediction.segments))
-    match = match_tables(*tables, count_overlaps(truth.ids, prediction.ids))
+    match = match_tables(*tables, count_overlaps(truth.ids, prediction.ids), background=run.of_objects)
     return ViewerImage(
         entry["image_id"],
         photo.permute(1, 2, 0).numpy(),  # (H, W, 3)

@@ -54,7 +54,7 @@ function drawChart(chart, place) {
   function draw() {
     picture.replaceChildren();
     const width = picture.clientWidth, height = picture.clientHeight;
-    const left = 46, right = 12, top = 10, bottom = 24;
+    const right = 12, top = 10, bottom = 24;
     const shown = chart.series.map((series, index) => ({ ...series, index })).filter((s) => !hidden.has(s.index));
     const points = shown.flatMap((s) => s.points.filter((p) => p[1] !== null));
     if (!points.length || width < 80) return;
@@ -69,12 +69,15 @@ function drawChart(chart, place) {
     low = Math.floor(low / step) * step;
     high = Math.ceil(high / step - 1e-6) * step;
     if (percent) high = 100;
+    const marks = [];
+    for (let v = low; v <= high + step / 1e6; v += step) marks.push([v, figure(+v.toPrecision(9), step)]);
+    const left = Math.max(46, 18 + 6.6 * Math.max(...marks.map(([, text]) => text.length))); // the widest number fits
     const first = Math.min(...xs), last = Math.max(...xs);
     const x = (v) => left + (last > first ? (v - first) / (last - first) : 0.5) * (width - left - right);
     const y = (v) => height - bottom - (v - low) / (high - low || 1) * (height - top - bottom);
-    for (let v = low; v <= high + step / 1e6; v += step) {
+    for (const [v, text] of marks) {
       svg("line", { class: "grid", x1: left, x2: width - right, y1: y(v), y2: y(v) }, picture);
-      svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, picture).textContent = figure(+v.toPrecision(9), step);
+      svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, picture).textContent = text;
     }
     const stride = Math.max(1, niceStep(last - first, width / 110));
     for (let v = Math.ceil(first / stride) * stride; v <= last; v += stride) {
