@@ -24,6 +24,7 @@ from pansight.apps.pages.figures import environment, figures_of, measured_facts,
 from pansight.apps.pages.viewer import ViewerImage, encode, viewer_data
 from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
+from pansight.engine.checkpoint.changes import noted_changes
 from pansight.errors import PansightError
 from pansight.files import read_json, write_text
 from pansight.metrics.overlap import count_overlaps
@@ -165,6 +166,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Training speed": f"{sorted(rates)[len(rates) // 2]:.1f} images/s" if rates else "",
         "Measured on": measured,
         "Prediction speed": f"{rate:.1f} images/s" if isinstance(rate, int | float) else "",
+        "Changed on the way": "; ".join(noted_changes(run.config_text)),
         "Hardware": run.facts.get("hardware"),
         "Date": run.facts.get("started") or run.date,
     }
