@@ -65,6 +65,12 @@ def test_the_record_is_that_of_the_metric_with_its_interval(measured, shapes):
         assert "95 %:" in summary(record)
 
 
+def test_where_no_object_counts_there_is_a_word_for_ap():
+    figures = {"ap": None, "ap50": None, "ap75": None}
+    line = summary({"instances": {"box": figures}})
+    assert line == "box       | no AP: the images have no object that is no crowd"
+
+
 class OneObject(Shapes):
     """Photos of shapes of which one square of 6 × 6 pixels is annotated."""
 

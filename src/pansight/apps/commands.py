@@ -35,7 +35,7 @@ from pansight.engine.assemble import (
     relabel,
     same_architecture,
 )
-from pansight.engine.automatic import choose
+from pansight.engine.automatic import choose, statistics
 from pansight.engine.automatic.checks import check_together
 from pansight.engine.automatic.recipes import for_other_data
 from pansight.engine.checkpoint import (
@@ -310,7 +310,11 @@ def _prepare(
         config = override(config, {"model.name": source[1]})
     if not resume:
         rule = source[0].input.resize if source else None
-        config, choices = choose(config, training, accelerator.device, accelerator.num_processes, rule)
+        stats = statistics(training)
+        counts_objects = set(entry(config.model.name).produces) != {"semantic"}
+        if counts_objects and training.labels.things and not stats.most_objects:
+            say("note       the training images have no object to learn: none, or crowds alone (see pansight check)")
+        config, choices = choose(config, training, accelerator.device, accelerator.num_processes, rule, stats)
         for choice in choices:
             say(f"chosen     {choice.key} = {choice.value} ({choice.reason})")
     torch.manual_seed(config.train.seed)
