@@ -156,3 +156,15 @@ def test_a_training_without_an_object_says_so(tmp_path, capsys, crowds):
     arguments = ["train", "--model", "maskformer", "--data", str(data), "--out", str(tmp_path / "run")]
     assert main([*arguments, *QUICK, *options]) == 0
     assert (note in capsys.readouterr().out) == crowds
+
+
+def test_a_training_that_finds_nothing_says_what_the_threshold_took_away(tmp_path, capsys):
+    data = write(tmp_path / "data", ("ball",), ("sky",), 4)
+    options = ["--model.options.heads", "2", "--model.options.layers", "1", "--model.options.queries", "6"]
+    options += ["--evaluate.decode.score-threshold", "1"]
+    arguments = ["train", "--model", "maskformer", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main([*arguments, *QUICK, *options]) == 0
+    said = capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["All"]["pq"] == 0
+    (note,) = [line for line in said.splitlines() if line.startswith("note  ")]
+    assert "threshold" in note  # so many segments pass it, or none is predicted whatever it is
