@@ -97,6 +97,21 @@ def test_fix_prints_what_was_done(data, capsys):
     assert main(["check", "out"]) == 0
 
 
+def test_repairs_are_advised_only_where_they_can_be_made(tmp_path, capsys):
+    """--fix writes COCO panoptic alone, so that nothing of COCO instances is promised to be repaired."""
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": "0"}
+    row["segmentation"] = [[0, 0, 2, 0, 2, 2, 0, 2]]
+    image = {"id": 1, "file_name": "a.png", "height": 6, "width": 8}
+    content = {"images": [image], "annotations": [row], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    assert main(["check", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "crowd-flag: 1 × iscrowd that is neither 0 nor 1\n" in text
+    assert "--fix" not in text
+    assert f"pansight convert {tmp_path} --to OUT" in text
+
+
 def test_json_has_every_defect(data, capsys):
     for n in (1, 2, 3):
         damages.stale_area(data, n)

@@ -220,10 +220,12 @@ def _describe_defects(report: Report, severity: Severity, limit: int) -> list[st
         return []
     lines = ["", f"{severity}s"]
     limit = limit if severity != "note" else min(limit or 3, 3)
+    repairable = all(checked.part.kind == "panoptic" for checked in report.parts)
     for code in codes:
         count, rule = report.findings.counts[code], RULES[code]
         by_fix = rule.remedy and not rule.remedy.startswith((BY_HAND, "pansight"))
-        remedy = f"  → {'--fix: ' if by_fix else ''}{rule.remedy}" if rule.remedy else ""
+        advised = rule.remedy and (repairable or not by_fix)  # --fix repairs COCO panoptic alone
+        remedy = f"  → {'--fix: ' if by_fix else ''}{rule.remedy}" if advised else ""
         lines.append(f"  {code}: {count:,} × {rule.meaning}{remedy}")
         found = [d for d in report.findings.defects if d.code == code]
         shown = found if limit < 1 else found[:limit]

@@ -250,6 +250,24 @@ def test_a_crowd_is_what_its_flag_says(tmp_path, name, crowd):
         assert converted(source, tmp_path / "out", name).crowds == int(crowd)
 
 
+@pytest.mark.parametrize("name", ["coco_instances", "coco_detection_panoptic", "coco_panoptic"])
+def test_objects_that_are_all_crowds_are_told(tmp_path, name):
+    source = MAKERS[name](tmp_path / "in")
+    file = next(source.rglob("*_train.json"))
+    assert not [note for note in converted(source, tmp_path / "objects", name).notes if "crowd" in note]
+    file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
+    notes = converted(source, tmp_path / "crowds", name).notes
+    assert "every object is a crowd (1): no object is left to learn" in notes
+
+
+def test_a_class_of_crowds_beside_another_is_told(tmp_path):
+    rows = [{"image_id": 1, "category_id": n, "segmentation": [OUTLINE], "iscrowd": n - 1, "id": n} for n in (1, 2)]
+    rows[1]["segmentation"] = [[0, 4, 2, 4, 2, 6, 0, 6]]
+    source = _coco(tmp_path / "in", rows, "instances", [{"id": 1, "name": "car"}, {"id": 2, "name": "people"}])
+    notes = converted(source, tmp_path / "out", "coco_instances").notes
+    assert "classes of which every object is a crowd, which no model learns: people" in notes
+
+
 EMPTY = {
     "labelme": lambda text: text.replace("polygon", "point"),
     "label_studio": lambda text: text.replace("polygonlabels", "choices"),
