@@ -119,6 +119,10 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+OUTLINED = ("yolo_seg", "labelme", "cvat", "label_studio")
+"""Readers of outlines, which have no masks."""
+
+
 def converted(root: Path, to: Path, name: str, **more: Any) -> Summary:
     return convert(root, to, name, things=None if name in ("cityscapes", "ade20k", "voc") else ["all"], **more)
 
@@ -154,6 +158,16 @@ def test_photos_whose_suffix_has_other_letters_are_found(name, source, tmp_path)
     for file in photos:
         file.rename(file.with_suffix(".JPG"))
     assert photos or name == "cityscapes"  # whose photos are PNGs of a given name
+    second = converted(source, tmp_path / "b", name)
+    assert (first.images, first.segments, first.void) == (second.images, second.segments, second.void)
+
+
+def test_masks_whose_suffix_has_other_letters_are_found(name, source, tmp_path):
+    first = converted(source, tmp_path / "a", name)
+    masks = [file for file in source.rglob("*.png") if "leftImg8bit" not in file.name]
+    for file in masks:
+        file.rename(file.with_suffix(".PNG"))
+    assert masks or name in ("cityscapes", "coco_instances", "coco_detection_panoptic", *OUTLINED)
     second = converted(source, tmp_path / "b", name)
     assert (first.images, first.segments, first.void) == (second.images, second.segments, second.void)
 

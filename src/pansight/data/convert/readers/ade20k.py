@@ -214,7 +214,7 @@ class Ade20kFull:
 
 
 def _beside(file: Path, suffix: str) -> Path:
-    return file.with_name(file.name.removesuffix("_seg.png") + suffix)
+    return file.with_name(file.name[: -len("_seg.png")] + suffix)
 
 
 def _names(file: Path) -> dict[int, str]:

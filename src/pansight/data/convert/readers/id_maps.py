@@ -31,7 +31,7 @@ import numpy as np
 
 from pansight.data.categories import category_table
 from pansight.data.convert.class_table import CLASS_FILES, find_class_table, read_classes
-from pansight.data.convert.lookup import choose_part, files_ending, images_by_stem
+from pansight.data.convert.lookup import choose_part, either_case, files_ending, images_by_stem
 from pansight.data.convert.source import Annotated, ListSource, Source, SourceCategory, with_damaged
 from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import expect, part_folders
@@ -197,7 +197,7 @@ def _light(entry: _Entry) -> _Entry:
 
 def _map_file(folder: Path, name: str, file: Path) -> Path:
     names = [name] if name.lower().endswith(MAPS) else [name + suffix for suffix in MAPS]
-    places = [safe_join(place, n, file) for place in (folder, folder / "maps") for n in names]
+    places = [either_case(safe_join(place, n, file)) for place in (folder, folder / "maps") for n in names]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise PansightError(where=file, expected=f"a map {' or '.join(names)} in {folder}", found="none")
