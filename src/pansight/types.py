@@ -39,7 +39,8 @@ class LabelSpace:
     """An immutable sequence of categories; index = id.
 
     Line breaks and other control characters in names, which files may hold, are escaped ("\\x1b"), so that a name is
-    one line wherever it is shown. Raises PansightError where ids are not 0, 1, 2 … or a name or a source id occurs twice.
+    one line wherever it is shown.
+    Raises PansightError where ids are not 0, 1, 2 … or a name or a source id occurs twice.
     """
 
     def __init__(self, categories: Iterable[Category]):
