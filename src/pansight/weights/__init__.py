@@ -11,7 +11,16 @@ from pansight.errors import PansightError, shown
 from pansight.weights import licences
 from pansight.weights.keys import BESIDE, MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
-from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
+from pansight.weights.official import (
+    caffe,
+    detectron2,
+    detr,
+    eomt,
+    mask2former,
+    maskformer,
+    torchvision,
+    torchvision_semantic,
+)
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
 
@@ -22,6 +31,8 @@ HUB_MARK = "hf:"
 
 ORIGINS = {
     "torchvision": torchvision,
+    "torchvision segmentation": torchvision_semantic,
+    "Caffe (FCN, SegNet)": caffe,
     "detectron2": detectron2,
     "detr": detr,
     "maskformer": maskformer,

