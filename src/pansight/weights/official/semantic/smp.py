@@ -72,7 +72,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
 
 
 def resnet_name(state: Mapping[str, Tensor], prefix: str, source: str) -> str:
-    """timm's name of the ResNet whose keys begin with the pattern `prefix`. Raises PansightError for another network."""
+    """timm's name of the ResNet whose keys begin so (`prefix`, a pattern). Raises PansightError for another network."""
     blocks, deep = [0, 0, 0, 0], False
     for key in state:
         if match := re.match(prefix + r"layer([1-4])\.(\d+)\.(conv3)?", key):
