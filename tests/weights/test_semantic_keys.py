@@ -261,7 +261,7 @@ def test_smp_has_its_keys_and_counts(name: str) -> None:
 def test_other_encoders_of_smp_are_named(name: str) -> None:
     state = filled({key: tuple(shape) for key, shape in SMP[name]["shapes"].items()})
     state |= {"encoder._conv_stem.weight": torch.zeros(32, 3, 3, 3)}
-    with pytest.raises(PansightError, match="expected the encoder resnet18, .*found stages of"):
+    with pytest.raises(PansightError, match=r"expected the encoder resnet18, .*found stages of"):
         loaded(state)
 
 

@@ -56,7 +56,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     Raises PansightError for another encoder than a ResNet, a key too many or too few, or a shape that does not fit.
     """
     labels = labels_of(rows(state, "segmentation_head.0.weight", source))
-    options = {"backbone": resnet_name(state, r"encoder\.(?:model\.)?", source)}
+    options: dict[str, Any] = {"backbone": resnet_name(state, r"encoder\.(?:model\.)?", source)}
     if PSPNET_KEY in state:
         name, options["width"] = "pspnet_smp", rows(state, "decoder.conv.0.weight", source)
         ours = rename(state, PSPNET, PSPNET_IGNORED, source)
