@@ -17,7 +17,7 @@ from pansight.errors import PansightError
 from pansight.models.semantic.fcn import bilinear_kernels
 from pansight.nn.backbones import vgg
 from pansight.weights import load_model
-from pansight.weights.official import caffe
+from pansight.weights.official.semantic import caffe
 
 Shapes = dict[str, tuple[int, ...]]
 KERNELS = {

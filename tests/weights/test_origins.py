@@ -42,11 +42,12 @@ QUERIES = under(PREDICTOR, f"{DECODER} transformer.decoder.layers.0.self_attn.in
 LAYOUTS = {
     "torchvision": ("torchvision", "backbone.body.conv1.weight backbone.fpn.inner_blocks.0.weight rpn.head.conv.bias"),
     "torchvision's FCN": (
-        "torchvision segmentation",
-        "backbone.conv1.weight backbone.layer1.0.conv1.weight classifier.0.weight classifier.4.weight",
+        "torchvision's FCN",
+        "backbone.conv1.weight backbone.layer1.0.conv1.weight "
+        "classifier.0.weight classifier.1.running_mean classifier.4.weight",
     ),
-    "Caffe, FCN": ("Caffe (FCN, SegNet)", "conv1_1.weight conv1_1.bias fc6.weight score_fr.weight upscore.weight"),
-    "Caffe, SegNet": ("Caffe (FCN, SegNet)", "conv1_1.weight conv1_1_bn.bias conv1_1_D.weight conv1_2_D_bn.weight"),
+    "Caffe, FCN": ("Caffe's FCN or SegNet", "conv1_1.weight conv1_1.bias fc6.weight score_fr.weight upscore.weight"),
+    "Caffe, SegNet": ("Caffe's FCN or SegNet", "conv1_1.weight conv1_1_bn.bias conv1_1_D.weight conv1_2_D_bn.weight"),
     "detectron2": ("detectron2", under("backbone.bottom_up.", RESNET) + " sem_seg_head.p2.0.weight"),
     "Caffe2": ("detectron2", "conv1_w res2_0_branch2a_w"),
     "DETR": ("detr", DETR),

@@ -11,15 +11,14 @@ from pansight.errors import PansightError, shown
 from pansight.weights import licences
 from pansight.weights.keys import BESIDE, MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
-from pansight.weights.official import (
+from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
+from pansight.weights.official.semantic import (
     caffe,
-    detectron2,
-    detr,
-    eomt,
-    mask2former,
-    maskformer,
-    torchvision,
-    torchvision_semantic,
+    deeplab_detectron2,
+    deeplab_torchvision,
+    fcn_torchvision,
+    pspnet,
+    smp,
 )
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
@@ -31,13 +30,17 @@ HUB_MARK = "hf:"
 
 ORIGINS = {
     "torchvision": torchvision,
-    "torchvision segmentation": torchvision_semantic,
-    "Caffe (FCN, SegNet)": caffe,
     "detectron2": detectron2,
     "detr": detr,
     "maskformer": maskformer,
     "mask2former": mask2former,
     "eomt": eomt,
+    "torchvision's FCN": fcn_torchvision,
+    "torchvision's DeepLab": deeplab_torchvision,
+    "detectron2's DeepLab": deeplab_detectron2,
+    "semseg": pspnet,
+    "segmentation_models_pytorch": smp,
+    "Caffe's FCN or SegNet": caffe,
 }
 """Each has ``recognises(state) -> bool`` and ``load(state, source) -> (model, name, options)``."""
 

@@ -23,7 +23,14 @@ from pansight.models.contract import Entry, every_class
 from pansight.models.options import PYRAMID_OPTIONS, SEMANTIC_OPTIONS, Option, choice, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import IMAGENET_RGB, Input
-from pansight.nn.semantic.blocks import PyramidPooling, class_head, conv_norm, dilate_every_block, dilated_strides
+from pansight.nn.semantic.blocks import (
+    PyramidPooling,
+    class_head,
+    conv_norm,
+    dilate_every_block,
+    dilated_strides,
+    size_divisor,
+)
 from pansight.nn.semantic.criterion import Criterion
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
@@ -92,20 +99,31 @@ def pspnet(
     before = net.channels[-2]
     aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout2d(0.1)) if aux_weight else None
     criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
-    return PSPNet(net, ppm, head, aux_head, labels, Input(ResizeRule(short, long), net.pixels), criterion, aux_weight)
+    return PSPNet(
+        net,
+        ppm,
+        head,
+        aux_head,
+        labels,
+        Input(ResizeRule(short, long, size_divisor(net)), net.pixels),
+        criterion,
+        aux_weight,
+    )
 
 
-def pspnet_r50_semseg(labels: LabelSpace, backbone: str = "resnet50s", long: int = 512) -> PSPNet:
+def pspnet_r50_semseg(
+    labels: LabelSpace, backbone: str = "resnet50s", long: int = 512, aux_weight: float = 0.4
+) -> PSPNet:
     """semseg's PSPNet-50: 46,782,550 parameters for 150 classes. long: side of photos, 2048 for Cityscapes."""
-    model = pspnet(labels, backbone)
+    model = pspnet(labels, backbone, aux_weight=aux_weight)
     rule = ResizeRule(ANY_SHORT, long, divisor=1, rounding="eomt", filter="plain")
     model.input = Input(rule, IMAGENET_RGB)
     return model
 
 
-def pspnet_r101_semseg(labels: LabelSpace, long: int = 512) -> PSPNet:
+def pspnet_r101_semseg(labels: LabelSpace, long: int = 512, aux_weight: float = 0.4) -> PSPNet:
     """semseg's PSPNet-101: 65,774,678 parameters for 150 classes."""
-    return pspnet_r50_semseg(labels, "resnet101s", long)
+    return pspnet_r50_semseg(labels, "resnet101s", long, aux_weight)
 
 
 def pspnet_smp(

@@ -18,7 +18,7 @@ from pansight.errors import PansightError
 from pansight.types import LabelSpace
 from pansight.weights.fitting import build_to_fit
 from pansight.weights.keys import Rule, rename, rows
-from pansight.weights.official.torchvision_semantic import VOC_CLASSES, voc
+from pansight.weights.official.semantic import labels_of
 
 BLOB = re.compile(r"(\w+?)[._/](?:(weights?|w|0|scale|gamma)|(bias(?:es)?|b|1|shift|beta))")
 """The name of a blob: its layer, and whether it is the first or the second."""
@@ -50,8 +50,8 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, Any]]:
-    """→ (model in eval mode, name, options). 21 outputs of FCN are Pascal VOC's classes, 11 of SegNet those of CamVid;
-    other counts get ``class_0`` …
+    """→ (model in eval mode, name, options). FCN's 21 classes are Pascal VOC's, SegNet's 11 those of
+    CamVid; other counts get ``class_0`` …
 
     Raises PansightError for a layer too many or too few, or a shape that does not fit.
     """
@@ -68,8 +68,7 @@ def _load_fcn(blobs: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[
     if not learned:
         ours = {key: tensor for key, tensor in ours.items() if key not in kernels}
     options = {"learn_upsampling": True} if learned else {}
-    labels = voc() if classes == VOC_CLASSES else _unnamed(classes)
-    return build_to_fit(name, labels, options, ours, source), name, options
+    return build_to_fit(name, labels_of(classes), options, ours, source), name, options
 
 
 def _load_segnet(blobs: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, Any]]:
@@ -81,7 +80,7 @@ def _load_segnet(blobs: Mapping[str, Tensor], source: str) -> tuple[Any, str, di
         layer = key.removesuffix("weight")
         ours[f"{layer}running_mean"] = torch.zeros_like(ours[key])
         ours[f"{layer}running_var"] = torch.full_like(ours[key], 1 - BATCH_NORM_EPSILON)
-    labels = LabelSpace.from_names([], CAMVID) if classes == len(CAMVID) else _unnamed(classes)
+    labels = LabelSpace.from_names([], CAMVID) if classes == len(CAMVID) else labels_of(classes)
     return build_to_fit("segnet_camvid", labels, {}, ours, source), "segnet_camvid", {}
 
 
@@ -119,7 +118,3 @@ def _mirrored(match: re.Match[str]) -> str:
     block, place = int(match[1]), int(match[2])
     count = CONVOLUTIONS[block - 1] if 1 <= block <= len(CONVOLUTIONS) else 0
     return f"{len(CONVOLUTIONS) - block}.{count - place}"
-
-
-def _unnamed(classes: int) -> LabelSpace:
-    return LabelSpace.from_names([], [f"class_{i}" for i in range(classes)])

@@ -14,7 +14,8 @@ from pansight.errors import PansightError
 from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights import load_model
-from pansight.weights.official.torchvision_semantic import load, load_vgg16_encoder
+from pansight.weights.official.semantic.fcn_torchvision import load
+from pansight.weights.official.semantic.vgg16 import load_encoder
 
 
 def reference(name: str, classes: int = 21, aux: bool = True) -> Any:
@@ -99,6 +100,6 @@ def test_the_encoder_starts_from_a_classifier_file(tmp_path: Path) -> None:
     state |= {"classifier.3.weight": torch.randn(4, 4), "classifier.3.bias": torch.randn(4)}
     torch.save(state, tmp_path / "vgg16.pth")
     for model in (fcn, segnet):
-        load_vgg16_encoder(tmp_path / "vgg16.pth", model)
+        load_encoder(tmp_path / "vgg16.pth", model)
         assert torch.equal(model.state_dict()["backbone.4.2.0.weight"], state["features.28.weight"])
     assert torch.equal(fcn.state_dict()["fc6.weight"].flatten(1), state["classifier.0.weight"])
