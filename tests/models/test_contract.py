@@ -55,9 +55,9 @@ IDLE = (
     "pixel_decoder.transformer.level_embed",
 )
 """Parameters without an effect before the first step."""
-STARTS_FROM_ZERO = ("fcn_vgg16",)
-"""Models whose last layers start from zero, so that nothing before these has an effect before the first step: their
-parameters are moved a little first."""
+STARTS_FROM_ZERO = ("fcn", "fcn_vgg16")
+"""Models with layers that start from zero (the classifiers of FCN, the last norm of each block of timm's ResNets), so
+that nothing before these has an effect before the first step: their parameters are moved a little first."""
 
 
 def test_the_sweep_is_complete() -> None:

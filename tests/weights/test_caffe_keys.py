@@ -117,6 +117,15 @@ def test_trained_upsampling_is_kept() -> None:
     assert torch.equal(model.upscore_pool4.weight, state["upscore_pool4.weight"])
 
 
+@pytest.mark.usefixtures("narrow")
+def test_the_network_that_was_trained_at_once() -> None:
+    state = fcn(8, width=2, hidden=4)
+    state |= {"scale_pool4.weight": torch.full((16,), 0.01), "scale_pool3.weight": torch.full((8,), 0.0001)}
+    model, name, options = caffe.load(state, "fcn.pkl")
+    assert (name, options) == ("fcn8s", {"at_once": True})
+    assert model.scales == (0.01, 0.0001)
+
+
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_shapes_are_those_of_the_published_networks(stride: int) -> None:
     """Compared without memory."""

@@ -63,7 +63,8 @@ class Upsampling(nn.Module):
     """Bilinear upsampling by `factor` as Caffe does it: a transposed convolution of 2 · factor pixels, without bias.
 
     learned: the kernel between every two classes is trained, (C, C, k, k), and starts bilinear in each class and zero
-    between classes. Otherwise nothing is stored: a bilinear resize of the map with a border of zeros is the same.
+    between classes, as in the first paper. Otherwise nothing is stored, as a bilinear resize of the map with a border
+    of zeros is the same; the published weights are of this kind.
     """
 
     def __init__(self, classes: int, factor: int, learned: bool):
@@ -315,7 +316,7 @@ DILATED = Entry(
     adapts=("pretrained", "frozen_bn", "short"),
     class_rows={"head": every_class, "aux_head": every_class},
     small={"output_stride": 16},
-    tiny={"backbone": "resnet10t", "short": 0, "long": 0},
+    tiny={"backbone": "resnet10t", "short": 0, "long": 0, "output_stride": 16},
 )
 TINY: dict[str, Any] = {"width": 4, "hidden": 16, "dropout": 0.0}
 VGG = Entry(
@@ -330,7 +331,7 @@ VGG = Entry(
     tiny=TINY,
 )
 TV = replace(DILATED, options=OF_TORCHVISION, licence="bsd-3-clause")
-CAFFE = replace(VGG, options=OF_CAFFE)
+CAFFE = replace(VGG, options=OF_CAFFE, licence="bsd-2-clause")
 ENTRIES: dict[str, Entry] = {
     "fcn": DILATED,
     "fcn_r50_tv": TV.published(fcn_r50_tv, "fcn"),

@@ -31,7 +31,7 @@ BATCH_NORM_EPSILON = 1e-5
 FCN: list[Rule] = [
     (r"conv(\d)_(\d)\.(weight|bias)", lambda m: f"backbone.{int(m[1]) - 1}.{int(m[2]) - 1}.0.{m[3]}"),
     (r"(fc6|fc7|score_fr|score_pool4|score_pool3)\.(weight|bias)", r"\1.\2"),
-    (r"(upscore2|upscore_pool4)\.weight", r"\1.weight"),
+    (r"(upscore2|upscore_pool4|scale_pool[34])\.weight", r"\1.weight"),
     (r"(?:upscore|upscore16|upscore8)\.weight", "upscore.weight"),
 ]
 SEGNET: list[Rule] = [
@@ -68,6 +68,10 @@ def _load_fcn(blobs: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[
     if not learned:
         ours = {key: tensor for key, tensor in ours.items() if key not in kernels}
     options = {"learn_upsampling": True} if learned else {}
+    scales = [key for key in ours if key.startswith("scale_pool")]
+    if scales:  # constants of the network that was trained at once
+        options["at_once"] = True
+        ours = {key: tensor for key, tensor in ours.items() if key not in scales}
     return build_to_fit(name, labels_of(classes), options, ours, source), name, options
 
 

@@ -1,0 +1,42 @@
+"""Every semantic network memorises eight generated images: forward, loss, decode and the metric agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_overfit import train
+
+from pansight.data.formats.shapes import Shapes
+from pansight.engine.infer import Inference, infer, prepare
+from pansight.metrics.semantic_iou import SemanticIoU
+from pansight.models import build
+
+SIDE = 48
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fcn": {"backbone": "resnet10t", "short": 0, "long": 0, "output_stride": 8, "dropout": 0.0, "aux_weight": 0.0},
+    "fcn_vgg16": {"width": 8, "hidden": 32, "dropout": 0.0, "learn_upsampling": True},
+    "segnet": {"width": 8},
+}
+SCHEDULES: dict[str, tuple[int, float, int]] = {
+    "fcn": (60, 3e-3, 8),
+    "fcn_vgg16": (150, 3e-3, 8),
+    "segnet": (80, 5e-3, 8),
+}
+"""(steps, peak rate, images a step)."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_eight_images_are_memorised(name: str) -> None:
+    torch.manual_seed(0)
+    dataset = Shapes(8, SIDE, SIDE, seed=0)
+    model = build(name, dataset.labels, **OPTIONS[name])
+    train(model, dataset, *SCHEDULES[name])
+    metric, settings = SemanticIoU(dataset.labels), Inference(torch.device("cpu"), batch_size=4)
+    samples = [dataset[index] for index in range(len(dataset))]
+    predictions = infer(prepare(model, settings), [sample.image for sample in samples], settings)
+    for prediction, sample in zip(predictions, samples, strict=True):
+        metric.update(prediction, sample)
+    assert metric.compute()["miou"] >= 0.95
