@@ -253,7 +253,7 @@ OF_TORCHVISION: dict[str, Option] = {
 }
 OF_SMP: dict[str, Option] = {**SIZE_OPTIONS, "backbone": PYRAMID_OPTIONS["backbone"], "width": OPTIONS["width"]}
 
-TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "width": 16}
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "width": 16, "frozen_bn": True}
 TINY |= {"aux_weight": 0.5}
 SMALL: dict[str, Any] = {"width": 128}
 
