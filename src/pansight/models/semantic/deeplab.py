@@ -181,7 +181,7 @@ def _backbone(
         name, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages, output_stride=output_stride
     )
     if multi_grid:
-        dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid])
+        dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid], "multi_grid")
     return net
 
 
