@@ -188,12 +188,18 @@ def test_a_small_network_has_enough_for_crowded_images():
 @pytest.mark.parametrize("name", [name for name in GENERAL if models.entry(name).small])
 def test_the_chosen_network_learns_a_step(name):
     images = Blocks(32, 32)
-    backbone = {"model__backbone": models.entry(name).tiny["backbone"]}
+    tiny = models.entry(name).tiny
+    backbone = {"model__backbone": tiny["backbone"]} if "backbone" in tiny else {}
     config = choose(images, model__name=name, **backbone)
     model = make_model(config.model, images.labels)[0]
     transform, divisor = make_transform(config.augment, model.input.resize)
     batch = collate([transform(images[0], np.random.default_rng(0))] * 2, divisor)
     assert torch.stack(list(model.loss(batch).values())).isfinite().all()
+
+
+def test_weights_of_a_fixed_backbone_bring_its_width():
+    assert choose(Blocks(32, 32), model__name="segnet").model.options["width"] == 16
+    assert "width" not in choose(Blocks(32, 32), model__name="segnet", model__pretrained="timm").model.options
 
 
 def test_a_detector_says_that_it_learns_no_stuff():

@@ -141,7 +141,7 @@ def test_downloaded_weights_land(monkeypatch: pytest.MonkeyPatch) -> None:
         return theirs
 
     monkeypatch.setitem(SWINS, "swin_tiny_patch4_window7_224", SMALL)
-    monkeypatch.setattr(backbones, "_download", download)
+    monkeypatch.setattr(backbones, "timm_network", download)
     ours = timm_backbone("swin_tiny_patch4_window7_224.ms_in1k", "timm").features.state_dict()
     assert asked == [("swin_tiny_patch4_window7_224.ms_in1k", {"num_classes": 0})]
     expected = from_timm(theirs.state_dict())

@@ -41,6 +41,13 @@ DEFORMABLE = under(PIXEL, "transformer.level_embed input_proj.0.0.weight mask_fe
 QUERIES = under(PREDICTOR, f"{DECODER} transformer.decoder.layers.0.self_attn.in_proj_weight")
 LAYOUTS = {
     "torchvision": ("torchvision", "backbone.body.conv1.weight backbone.fpn.inner_blocks.0.weight rpn.head.conv.bias"),
+    "torchvision's FCN": (
+        "torchvision's FCN",
+        "backbone.conv1.weight backbone.layer1.0.conv1.weight "
+        "classifier.0.weight classifier.1.running_mean classifier.4.weight",
+    ),
+    "Caffe, FCN": ("Caffe's FCN or SegNet", "conv1_1.weight conv1_1.bias fc6.weight score_fr.weight upscore.weight"),
+    "Caffe, SegNet": ("Caffe's FCN or SegNet", "conv1_1.weight conv1_1_bn.bias conv1_1_D.weight conv1_2_D_bn.weight"),
     "detectron2": ("detectron2", under("backbone.bottom_up.", RESNET) + " sem_seg_head.p2.0.weight"),
     "Caffe2": ("detectron2", "conv1_w res2_0_branch2a_w"),
     "DETR": ("detr", DETR),
@@ -58,6 +65,33 @@ LAYOUTS = {
     "Mask2Former, Swin, first version": (
         "mask2former",
         f"{under('backbone.', SWIN)} {DEFORMABLE} {under(PREDICTOR, f'{DECODER} {MASKED} static_query.weight')}",
+    ),
+    "DeepLab, torchvision": (
+        "torchvision's DeepLab",
+        "backbone.conv1.weight backbone.layer1.0.conv1.weight classifier.0.convs.0.0.weight classifier.4.bias",
+    ),
+    "DeepLabV3, detectron2": (
+        "detectron2's DeepLab",
+        under("backbone.", RESNET) + " backbone.stem.conv3.weight "
+        "sem_seg_head.aspp.convs.0.weight sem_seg_head.predictor.weight",
+    ),
+    "DeepLabV3+, detectron2": (
+        "detectron2's DeepLab",
+        under("backbone.", RESNET) + " backbone.stem.conv3.weight "
+        "sem_seg_head.decoder.res5.project_conv.convs.0.weight sem_seg_head.predictor.weight",
+    ),
+    "PSPNet, semseg": (
+        "semseg",
+        "layer0.0.weight layer1.0.conv1.weight ppm.features.0.1.weight cls.4.weight aux.4.bias",
+    ),
+    "PSPNet, smp": (
+        "segmentation_models_pytorch",
+        "encoder.conv1.weight encoder.layer1.0.conv1.weight decoder.psp.blocks.0.pool.1.0.weight "
+        "segmentation_head.0.weight",
+    ),
+    "DeepLabV3+, smp": (
+        "segmentation_models_pytorch",
+        "encoder.conv1.weight encoder.layer1.0.conv1.weight decoder.aspp.0.convs.0.0.weight segmentation_head.0.weight",
     ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),

