@@ -210,7 +210,7 @@ def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, 
     if config.rot90:
         steps.append(Rot90())
     if config.elastic:
-        steps.append(ElasticDeformation(p=config.elastic))
+        steps.append(ElasticDeformation(config.elastic_magnitude, p=config.elastic, grid=config.elastic_grid))
     if config.photometric:
         steps.append(PhotometricDistortion(p=config.photometric))
     # images smaller than the crop are padded to it by the loader, as invalid pixels
