@@ -16,9 +16,10 @@ from typing import Any, Literal
 from pansight.errors import PansightError, choice_error
 from pansight.files import listed
 from pansight.nn.backbones.names import check_backbone_name, check_vit_name
+from pansight.nn.semantic.criterion import LOSSES, loss_terms
 
 Kind = Literal["whole number", "number", "true or false", "text", "table", "whole numbers", "numbers"]
-LONGEST_LIST = 64
+LONGEST_LIST = 1024
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,14 @@ PYRAMID_OPTIONS: Options = {
     "frozen_bn": flag("BatchNorm of the backbone keeps its statistics and is not trained"),
     "freeze_stages": whole("stages of the backbone that are not trained, the stem being the first", 0, 5),
     "bn_eps": number("epsilon of the backbone's BatchNorm", 0, 1),
+}
+SEMANTIC_OPTIONS: Options = {
+    **SIZE_OPTIONS,
+    "loss": Option(f"what a map of classes is trained by: a sum of {', '.join(LOSSES)}", "text", further=loss_terms),
+    "class_weights": Option("weight of each class in the loss; empty: all are equal", "numbers", 0, 1_000_000),
+    "border_weight": number("weight of the background between two things in the loss, as in U-Net", 0, 10_000),
+    "border_sigma": number("how far from things that weight reaches, in pixels", 0.1, 1000),
+    "aux_weight": loss_weight("the auxiliary head"),
 }
 VIT_OPTIONS: Options = {
     "backbone": Option("any plain vision transformer of timm", "text", further=check_vit_name),

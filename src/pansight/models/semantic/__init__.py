@@ -1,0 +1,1 @@
+"""The semantic networks: a class for every pixel; one file each."""
