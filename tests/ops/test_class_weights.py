@@ -49,7 +49,7 @@ def test_every_rule_by_its_name(rule: str) -> None:
 
 
 def test_an_unknown_rule_is_named() -> None:
-    with pytest.raises(PansightError, match="unknown rule of class weights.*median_frequncy.*median_frequency"):
+    with pytest.raises(PansightError, match=r"unknown rule of class weights.*median_frequncy.*median_frequency"):
         class_weights("median_frequncy", counts(1), counts(1))
 
 

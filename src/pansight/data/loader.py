@@ -180,7 +180,9 @@ def train_stream(
             where="loader", expected=f"rank 0 … {world - 1} and seed ≥ 0", found=f"rank {rank}, seed {seed}"
         )
     if repeats is not None and len(repeats) != len(dataset):
-        raise PansightError(where="repeat factors", expected=f"one for each of {len(dataset)} images", found=len(repeats))
+        raise PansightError(
+            where="repeat factors", expected=f"one for each of {len(dataset)} images", found=len(repeats)
+        )
     drawn = None if repeats is None else Repeats(repeats)
     batches = TrainBatches(dataset, transform, batch_size, divisor, seed, rank, world, drawn)
     return map(pinned, run_workers(batches.__getitem__, range(start_step, steps or sys.maxsize), workers))

@@ -14,6 +14,7 @@ from pansight.errors import PansightError, choice_error
 from pansight.models import detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
 from pansight.models.contract import Entry, Model
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
+from pansight.models.semantic import unet
 from pansight.types import LabelSpace
 
 MODELS: dict[str, Entry] = {
@@ -24,6 +25,7 @@ MODELS: dict[str, Entry] = {
     **maskformer.ENTRIES,
     **mask2former.ENTRIES,
     **eomt.ENTRIES,
+    **unet.ENTRIES,
 }
 """name → what its file declares of it; see ``contract.Entry``."""
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pansight.models.contract import Entry, every_class
+from pansight.models.contract import Entry, RateGroups, every_class
 from pansight.models.options import PYRAMID_OPTIONS, SEMANTIC_OPTIONS, Option, choice, drop_rate, whole
 from pansight.nn.backbones.pyramid import Backbone, pyramid_strides, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.norms import BatchNorm2d
-from pansight.nn.semantic.criterion import Criterion
+from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
@@ -89,7 +88,9 @@ def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
 
 def _initialise(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
     """Gaussian weights of deviation √(2/N), where N is the number of values that an output is made of (section 3)."""
-    values = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.in_channels  # its windows do not overlap
+    values = (
+        layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.in_channels
+    )  # its windows do not overlap
     nn.init.normal_(layer.weight, std=(2 / values) ** 0.5)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -246,7 +247,7 @@ def unet_original(
 ) -> OriginalUNet:
     """U-Net as published, of unpadded convolutions with mirrored borders: for cells and other small structures."""
     network = UnpaddedUNet(3, len(labels), width, depth, dropout)
-    criterion = Criterion(loss, len(labels), class_weights, border_of(labels, border_weight, border_sigma))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     return OriginalUNet(network, labels, Input(ResizeRule(short, long, divisor=1)), criterion, tile)
 
 
@@ -266,24 +267,27 @@ def unet(
     border_sigma: float = 5.0,
 ) -> UNet:
     """U-Net on any timm backbone, with padding. short, long: the resizing rule in pixels (short 0: keep the size)."""
-    strides = [stride for stride in pyramid_strides(backbone) if 1 < stride <= 32]
+    strides = [2, 4, 8, 16, 32] if 2 in pyramid_strides(backbone) else [4, 8, 16, 32]
     net = timm_backbone(backbone, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
-    criterion = Criterion(loss, len(labels), class_weights, border_of(labels, border_weight, border_sigma))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     input = Input(ResizeRule(short, long), net.pixels)
     return UNet(net, decoder_channels, decoder_norm == "batch", labels, input, criterion)
 
 
+LOSS_OPTIONS = {key: option for key, option in SEMANTIC_OPTIONS.items() if key != "aux_weight"}
 OPTIONS_ORIGINAL: dict[str, Option] = {
-    **SEMANTIC_OPTIONS,
+    **LOSS_OPTIONS,
     "width": whole("channels of the first level, which double with every pooling", 1, 1024),
     "depth": whole("poolings of the contracting path", 1, 6),
     "dropout": drop_rate("dropout at the end of the contracting path"),
     "tile": whole("largest side of the output that is computed at once, in pixels; 0: the whole image", 0, 2**14),
 }
 OPTIONS: dict[str, Option] = {
-    **SEMANTIC_OPTIONS,
+    **LOSS_OPTIONS,
     **PYRAMID_OPTIONS,
-    "decoder_channels": Option("widths of the decoder's blocks, from low to high resolution", "whole numbers", 1, 4096, length=5),
+    "decoder_channels": Option(
+        "widths of the decoder's blocks, from low to high resolution", "whole numbers", 1, 4096, length=5
+    ),
     "decoder_norm": choice("norm after the decoder's convolutions", "batch", "none"),
 }
 
@@ -293,6 +297,7 @@ ORIGINAL = Entry(
     produces=("semantic",),
     options=OPTIONS_ORIGINAL,
     adapts=("short",),
+    rates=RateGroups(backbone="network.down."),
     class_rows={"network.head": every_class},
     small={"width": 16},
     tiny={"width": 4, "depth": 2, "short": 0, "long": 0},

@@ -10,10 +10,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pansight.ops.idmap import boxes_xyxy
-from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Segment
+from pansight.ops.idmap import IdArray, boxes_xyxy
+from pansight.types import IGNORE, Instances, LabelSpace, PanopticSegmentation, Prediction, Segment
 
 CONNECTIVITY = 8
 """Pixels that meet at a corner are of one object."""
@@ -51,7 +52,7 @@ def connected_components(
     return PanopticSegmentation(torch.from_numpy(ids), tuple(segments))
 
 
-def _components(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+def _components(mask: NDArray[np.bool_]) -> IdArray:
     """int32 (H, W): the number of the component of each pixel, from 1 in the order of first pixels; 0 outside."""
     _, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=CONNECTIVITY)
     found, first = np.unique(parts, return_index=True)
@@ -73,3 +74,9 @@ def objects_of(panoptic: PanopticSegmentation, labels: LabelSpace) -> Instances:
         torch.tensor([s.score for s in things], dtype=torch.float32),
         panoptic.ids.cpu() == numbers,  # (N, H, W)
     )
+
+
+def predicted_components(semantic: Tensor, labels: LabelSpace, min_area: int, scores: Tensor) -> Prediction:
+    """A semantic map with the panoptic map and the objects that follow from it; see `connected_components`."""
+    panoptic = connected_components(semantic, labels, min_area, scores)
+    return Prediction(panoptic, semantic, objects_of(panoptic, labels))
