@@ -138,7 +138,7 @@ def test_factors_are_kept_in_the_run_folder(tmp_path: Path) -> None:
         read_repeats(tmp_path, 0.5, 2)
 
 
-# --- whole runs --------------------------------------------------------------------------------------------------------
+# --- whole runs ------------------------------------------------------------------------------------------------------
 
 
 def train(out: Path, data: Path, **settings: Any) -> None:

@@ -122,5 +122,5 @@ def test_a_sigma_and_a_weight_change_it() -> None:
 
 
 def test_losses_of_regions_alone_cannot_use_them() -> None:
-    with pytest.raises(PansightError, match=r"border_weight: expected one of the losses cross_entropy.*found loss dice"):
+    with pytest.raises(PansightError, match=r"border_weight: expected one of the losses .*found loss dice"):
         criterion_of(LABELS, "dice", (), 10.0)

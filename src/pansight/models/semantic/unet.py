@@ -11,7 +11,7 @@ Published: ISBI cell tracking challenge 2015, IoU 92.03 (PhC-U373) and 77.56 (DI
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -29,15 +29,15 @@ from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import valid_extents
 from pansight.types import LabelSpace
 
-# --- the published network ---------------------------------------------------------------------------------------------
+# --- the published network -------------------------------------------------------------------------------------------
 
 
 class UnpaddedUNet(nn.Module):
     """The network of figure 1: for 1 channel and 2 classes it has 31,030,658 parameters.
 
-    forward maps float (B, inputs, h + 2m, w + 2m) to logits (B, classes, h, w) for every h and w of `output_side`, where
-    m is `margin`: 92 for the published depth, 572 → 388. width: channels of the first level, doubled at each of the
-    `depth` poolings. dropout: at the end of the contracting path, on its last two levels.
+    forward maps float (B, inputs, h + 2m, w + 2m) to logits (B, classes, h, w) for every h and w of `output_side`,
+    where m is `margin`: 92 for the published depth, 572 → 388. width: channels of the first level, doubled at each of
+    the `depth` poolings. dropout: at the end of the contracting path, on its last two levels.
     """
 
     def __init__(self, inputs: int, classes: int, width: int = 64, depth: int = 4, dropout: float = 0.5):
@@ -92,8 +92,8 @@ def _initialise(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
         layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.in_channels
     )  # its windows do not overlap
     nn.init.normal_(layer.weight, std=(2 / values) ** 0.5)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _centre(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -144,20 +144,18 @@ class OriginalUNet(Segmenter):
         return self.outputs(images, valid, logits[:, :, :height, :width])
 
     def _in_tiles(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """The logits (B, C, *size) of enlarged images, one tile after the other; later ones over earlier ones."""
+        """The logits (B, C, *size) of enlarged images, one tile after the other, without what they repeat."""
         step, margin = self.network.step, self.network.margin
         largest = 4 + max(1, (self.tile - 4) // step) * step
         height, width = (min(largest, side) for side in size)
-        logits: Tensor | None = None
+        rows: list[Tensor] = []
         for top in _starts(size[0], height):
+            row: list[Tensor] = []
             for left in _starts(size[1], width):
                 window = pixels[:, :, top : top + height + 2 * margin, left : left + width + 2 * margin]
-                found = self.network(window)
-                if logits is None:
-                    logits = found.new_empty((*found.shape[:2], *size))
-                logits[:, :, top : top + height, left : left + width] = found
-        assert logits is not None
-        return logits
+                row.append(self.network(window)[..., sum(part.shape[3] for part in row) - left :])
+            rows.append(torch.cat(row, dim=3)[:, :, sum(part.shape[2] for part in rows) - top :])
+        return torch.cat(rows, dim=2)
 
 
 def _starts(length: int, side: int) -> list[int]:
@@ -165,7 +163,7 @@ def _starts(length: int, side: int) -> list[int]:
     return [*range(0, length - side, side - 4), length - side]
 
 
-# --- the padded network ------------------------------------------------------------------------------------------------
+# --- the padded network ----------------------------------------------------------------------------------------------
 
 
 class UNetBlock(nn.Module):
@@ -189,31 +187,45 @@ def _padded(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
     return nn.Sequential(convolution, BatchNorm2d(outputs) if norm else nn.Identity(), nn.ReLU())
 
 
-class UNet(Segmenter):
-    """A backbone with a decoder that doubles the resolution with every block, up to that of the image.
+class UNetDecoder(nn.Module):
+    """Blocks that double the resolution, from the last map of a backbone up to that of the image.
 
-    channels: of the blocks, from the lowest resolution up; their number is that of the doublings, log2 of the
-    backbone's last stride. A stride of which the backbone has no map has no skip.
+    channels: of the blocks, from the lowest resolution up, where `of_stride` says how many channels the skip has that
+    the backbone has at each stride; a stride without a map has no skip.
     """
+
+    def __init__(self, inputs: int, of_stride: Mapping[int, int], channels: Sequence[int], norm: bool):
+        super().__init__()
+        self.strides = [2**level for level in reversed(range(len(channels)))]  # of what the blocks give: 16 … 1
+        self.blocks = nn.ModuleList(
+            UNetBlock(before, of_stride.get(stride, 0), outputs, norm)
+            for before, stride, outputs in zip([inputs, *channels], self.strides, channels)
+        )
+
+    def forward(self, maps: Mapping[int, Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps (B, C, H/s, W/s) by their strides s, and the size (H, W) of the image → (B, channels[-1], H, W)."""
+        x = maps[max(maps)]
+        for block, stride in zip(self.blocks, self.strides, strict=True):
+            x = block(x, maps.get(stride), [-(-side // stride) for side in size])
+        return x
+
+
+class UNet(Segmenter):
+    """A backbone with maps up to stride 32, and a decoder of five blocks."""
 
     def __init__(
         self,
         backbone: Backbone,
-        channels: Sequence[int],
-        norm: bool,
+        decoder: UNetDecoder,
+        width: int,
         labels: LabelSpace,
         input: Input,
         criterion: Criterion,
     ):
         super().__init__(labels, input, criterion)
         self.backbone = backbone
-        self.strides = [2**level for level in reversed(range(len(channels)))]  # of what the blocks give: 16 … 1
-        of_stride = dict(zip(backbone.strides, backbone.channels, strict=True))
-        inputs = [backbone.channels[-1], *channels]
-        self.decoder = nn.ModuleDict({"blocks": nn.ModuleList()})
-        for before, stride, outputs in zip(inputs, self.strides, channels):
-            self.decoder["blocks"].append(UNetBlock(before, of_stride.get(stride, 0), outputs, norm))
-        self.head = nn.Conv2d(channels[-1], len(labels), 3, padding=1)
+        self.decoder = decoder
+        self.head = nn.Conv2d(width, len(labels), 3, padding=1)
         nn.init.xavier_uniform_(self.head.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
@@ -221,15 +233,11 @@ class UNet(Segmenter):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> SemanticOutputs:
         """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
         maps = self.backbone(self.input(images, valid))
-        of_stride = dict(zip(self.backbone.strides, maps, strict=True))
-        x = maps[-1]
-        for block, stride in zip(self.decoder["blocks"], self.strides, strict=True):
-            size = [-(-side // stride) for side in images.shape[2:]]
-            x = block(x, of_stride.get(stride), size)
-        return self.outputs(images, valid, self.head(x))
+        features = self.decoder(dict(zip(self.backbone.strides, maps, strict=True)), (images.shape[2], images.shape[3]))
+        return self.outputs(images, valid, self.head(features))
 
 
-# --- builders ----------------------------------------------------------------------------------------------------------
+# --- builders --------------------------------------------------------------------------------------------------------
 
 
 def unet_original(
@@ -271,7 +279,9 @@ def unet(
     net = timm_backbone(backbone, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     input = Input(ResizeRule(short, long), net.pixels)
-    return UNet(net, decoder_channels, decoder_norm == "batch", labels, input, criterion)
+    of_stride = dict(zip(net.strides, net.channels, strict=True))
+    decoder = UNetDecoder(net.channels[-1], of_stride, decoder_channels, decoder_norm == "batch")
+    return UNet(net, decoder, decoder_channels[-1], labels, input, criterion)
 
 
 LOSS_OPTIONS = {key: option for key, option in SEMANTIC_OPTIONS.items() if key != "aux_weight"}

@@ -27,8 +27,8 @@ def connected_components(
 
     semantic int64 (H, W), indices into `labels`, IGNORE where unknown, which becomes void. Components of things of
     fewer than `min_area` pixels become void, too. scores float (H, W): how sure the class of each pixel is; a segment
-    has the mean of its pixels, 1 where there are none. Segments are numbered from 1, in the order of classes and, within
-    one, of their first pixel. On the CPU, wherever `semantic` is.
+    has the mean of its pixels, 1 where there are none. Segments are numbered from 1, in the order of classes and,
+    within one, of their first pixel. On the CPU, wherever `semantic` is.
     """
     classes = semantic.cpu().numpy()
     sure = None if scores is None else scores.float().cpu().numpy()
@@ -54,11 +54,11 @@ def connected_components(
 
 def _components(mask: NDArray[np.bool_]) -> IdArray:
     """int32 (H, W): the number of the component of each pixel, from 1 in the order of first pixels; 0 outside."""
-    _, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=CONNECTIVITY)
+    parts = np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=CONNECTIVITY)[1], np.int32)
     found, first = np.unique(parts, return_index=True)
     order = found[np.argsort(first)]
     order = order[order > 0]
-    table = np.zeros(len(found) + 1, np.int32)
+    table = np.zeros(len(found) + 1, np.int32)  # there may be no pixel outside, which is 0 among `found`
     table[order] = np.arange(1, len(order) + 1)
     return table[parts]
 

@@ -1,8 +1,8 @@
 """U-Net's weight map: background between neighbouring objects counts more, so that they are kept apart.
 
 Source: Ronneberger, Fischer, Brox: U-Net, MICCAI 2015, equation 2: w(x) = w_c(x) + w₀ · exp(−(d₁(x) + d₂(x))² / 2σ²),
-where d₁ and d₂ are the distances from x to the nearest and to the second nearest cell. The second term is computed here;
-w_c are class weights. It holds for background alone: pixels that belong to no object, be they stuff or void.
+where d₁ and d₂ are the distances from x to the nearest and to the second nearest cell. The second term is computed
+here; w_c are class weights. It holds for background alone: pixels that belong to no object, be they stuff or void.
 """
 
 # torch and OpenCV leave some of their return types open
@@ -37,7 +37,7 @@ def border_weights(ids: IdArray, objects: Collection[int], weight: float, sigma:
         return np.zeros(ids.shape, np.float32)
     reach = math.ceil(REACH * sigma)
     first, second = (plain_distances if use_plain() else near_distances)(ids, boxes, reach)
-    terms = weight * np.exp(-np.square(first + second) / (2 * sigma**2))
+    terms = (weight * np.exp(-np.square(first + second) / (2 * sigma**2))).astype(np.float32)
     terms[np.isin(ids, list(boxes))] = 0
     return terms
 
