@@ -23,10 +23,12 @@ SMALL: dict[str, dict[str, Any]] = {name: dict(e.tiny) for name, e in MODELS.ite
 """The general entries, with options that make them tiny."""
 QUERY_MODELS = [name for name in SMALL if MODELS[name].tasks and "panoptic" in MODELS[name].produces]
 """Those that do all three tasks, as they decode masks of queries."""
-FULL_SIZE = [name for name, e in MODELS.items() if e.variant_of and not e.tasks]
+FULL_SIZE = [name for name, e in MODELS.items() if e.variant_of and not e.tasks and "instances" in e.produces]
 """Detectors as published: their full networks are run."""
-PUBLISHED = [name for name, e in MODELS.items() if e.variant_of and e.tasks]
+PUBLISHED = [name for name, e in MODELS.items() if e.variant_of and e.tasks and e.produces != ("semantic",)]
 """Query models as published, which are too large for that."""
+SEMANTIC = [name for name, e in MODELS.items() if e.produces == ("semantic",)]
+"""Networks of semantic maps alone, general and published ones."""
 
 SAY_SOMETHING: dict[str, Any] = {
     "score_threshold": 0.0,

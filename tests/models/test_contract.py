@@ -15,6 +15,7 @@ from contract import (
     LABELS,
     PUBLISHED,
     QUERY_MODELS,
+    SEMANTIC,
     SMALL,
     assert_close,
     assert_legal,
@@ -63,7 +64,8 @@ def test_the_sweep_is_complete() -> None:
         if general := MODELS.get(entry.variant_of):
             assert not general.variant_of, name
             assert entry.architecture == general.architecture, name
-    assert min(map(len, (SMALL, QUERY_MODELS, FULL_SIZE, PUBLISHED))) > 0
+    assert min(map(len, (SMALL, QUERY_MODELS, FULL_SIZE, PUBLISHED, SEMANTIC))) > 0
+    assert set(MODELS) == {*SMALL, *FULL_SIZE, *PUBLISHED, *SEMANTIC}
 
 
 def test_entries_speak_of_options_that_there_are() -> None:
@@ -366,3 +368,14 @@ def test_builders_of_published_models(name: str) -> None:
     with torch.inference_mode():
         (prediction,) = model.eval().decode(model(batch.images, batch.valid), [(65, 43)], **thresholds(model))
     assert_legal(prediction, (65, 43), LABELS)
+
+
+@pytest.mark.parametrize("name", [name for name in SEMANTIC if MODELS[name].variant_of])
+def test_published_semantic_models(name: str) -> None:
+    """Built without memory; their parameters are counted in the tests of each system."""
+    more = LabelSpace.from_names([], [f"class {k}" for k in range(21)])
+    with torch.device("meta"):
+        model = build(name, more)
+    heads = [key for key, _ in model.named_parameters() if key.startswith(tuple(MODELS[name].class_rows))]
+    last = dict(model.named_parameters())[heads[-1]]
+    assert len(last) == len(more)

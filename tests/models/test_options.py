@@ -53,7 +53,7 @@ def _is_good(option: Option, value: Any) -> bool:
     numbers = value if option.is_list and isinstance(value, list) else [value]
     if not option.is_list and isinstance(value, list):
         return False
-    if len(numbers) > 64 or option.length not in (None, len(numbers)):
+    if len(numbers) > 512 or option.length not in (None, len(numbers)):
         return False
     kinds = int if option.kind.startswith("whole") else int | float
     return all(isinstance(n, kinds) and n is not True and option.low <= n <= option.high for n in numbers)

@@ -14,7 +14,7 @@ from pansight.errors import PansightError, choice_error
 from pansight.models import detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
 from pansight.models.contract import Entry, Model
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
-from pansight.models.semantic import unet
+from pansight.models.semantic import deeplab, pspnet, unet
 from pansight.types import LabelSpace
 
 MODELS: dict[str, Entry] = {
@@ -26,6 +26,8 @@ MODELS: dict[str, Entry] = {
     **mask2former.ENTRIES,
     **eomt.ENTRIES,
     **unet.ENTRIES,
+    **pspnet.ENTRIES,
+    **deeplab.ENTRIES,
 }
 """name → what its file declares of it; see ``contract.Entry``."""
 

@@ -16,11 +16,12 @@ from typing import Any, Literal
 from pansight.errors import PansightError, choice_error
 from pansight.files import listed
 from pansight.nn.backbones.names import check_backbone_name, check_vit_name
+from pansight.nn.semantic.blocks import check_output_stride
 from pansight.nn.semantic.criterion import LOSSES, loss_terms
 from pansight.ops.semantic.class_weights import WORDS
 
 Kind = Literal["whole number", "number", "true or false", "text", "table", "whole numbers", "numbers"]
-LONGEST_LIST = 1024
+LONGEST_LIST = 512
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,13 @@ SEMANTIC_OPTIONS: Options = {
     "border_weight": number("weight of the background between two things in the loss, as in U-Net", 0, 10_000),
     "border_sigma": number("how far from things that weight reaches, in pixels", 0.1, 1000),
     "aux_weight": loss_weight("the auxiliary head"),
+    "output_stride": Option(
+        "stride of the last maps: 8 or 16 dilate the stages beyond, 32 none",
+        "whole number",
+        8,
+        32,
+        further=check_output_stride,
+    ),
 }
 VIT_OPTIONS: Options = {
     "backbone": Option("any plain vision transformer of timm", "text", further=check_vit_name),

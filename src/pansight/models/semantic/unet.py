@@ -284,16 +284,15 @@ def unet(
     return UNet(net, decoder, decoder_channels[-1], labels, input, criterion)
 
 
-LOSS_OPTIONS = {key: option for key, option in SEMANTIC_OPTIONS.items() if key != "aux_weight"}
 OPTIONS_ORIGINAL: dict[str, Option] = {
-    **LOSS_OPTIONS,
+    **SEMANTIC_OPTIONS,
     "width": whole("channels of the first level, which double with every pooling", 1, 1024),
     "depth": whole("poolings of the contracting path", 1, 6),
     "dropout": drop_rate("dropout at the end of the contracting path"),
     "tile": whole("largest side of the output that is computed at once, in pixels; 0: the whole image", 0, 2**14),
 }
 OPTIONS: dict[str, Option] = {
-    **LOSS_OPTIONS,
+    **SEMANTIC_OPTIONS,
     **PYRAMID_OPTIONS,
     "decoder_channels": Option(
         "widths of the decoder's blocks, from low to high resolution", "whole numbers", 1, 4096, length=5
@@ -321,7 +320,6 @@ GENERAL = Entry(
     adapts=("pretrained", "frozen_bn", "short"),
     class_rows={"head": every_class},
     small={"decoder_channels": [128, 64, 48, 32, 16]},
-    tiny={"backbone": "resnet10t", "short": 0, "long": 0, "decoder_channels": [16, 16, 8, 8, 8], "decoder_norm": "none"}
-    | {"frozen_bn": True},
+    tiny={"backbone": "resnet10t", "short": 0, "long": 0, "decoder_channels": [16, 16, 8, 8, 8]},
 )
 ENTRIES: dict[str, Entry] = {"unet": GENERAL, "unet_original": ORIGINAL}

@@ -56,9 +56,9 @@ class Criterion(nn.Module):
 
     class_weights: one weight for each class, or none; classes: how many there must be.
     border_weight, border_sigma: w₀ and σ of U-Net's weight map (ops/semantic/border.py), which is added to the weights
-    of the classes; cross_entropy is then divided by the number of labelled pixels. Where two things of a class touch, the
-    pixels of one of them along the border become background first: the largest stuff of the image, or unknown where it
-    has none. things, stuff: the categories of a truth that are the one and the other.
+    of the classes; cross_entropy is then divided by the number of labelled pixels. Where two things of a class touch,
+    the pixels of one of them along the border become background first: the largest stuff of the image, or unknown where
+    it has none. things, stuff: the categories of a truth that are the one and the other.
     Where nothing is labelled the loss is a zero with a gradient.
     Raises PansightError for an unknown loss, for weights that no term of it can use, and for weights of borders where
     there are no things.

@@ -1,0 +1,144 @@
+"""Layers that several semantic networks are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pansight.errors import PansightError
+from pansight.nn.backbones.pyramid import Backbone
+from pansight.nn.norms import BatchNorm2d
+from pansight.nn.semantic.segmenter import resized
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int, dilation: int = 1, separable: bool = False) -> nn.Sequential:
+    """A convolution without bias that keeps the size, BatchNorm, ReLU.
+
+    separable: a convolution of each channel by itself, then one of a single pixel over all channels.
+    """
+    padding = dilation * (kernel // 2)
+    if separable:
+        alone = nn.Conv2d(inputs, inputs, kernel, padding=padding, dilation=dilation, groups=inputs, bias=False)
+        convolution: nn.Module = nn.Sequential(alone, nn.Conv2d(inputs, outputs, 1, bias=False))
+    else:
+        convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(convolution, BatchNorm2d(outputs), nn.ReLU())
+
+
+def class_head(inputs: int, width: int, classes: int, dropout: nn.Module) -> nn.Sequential:
+    """3×3 convolution, BatchNorm, ReLU, `dropout`, 1×1 convolution: (B, inputs, h, w) → logits (B, classes, h, w)."""
+    return nn.Sequential(conv_norm(inputs, width, 3), dropout, nn.Conv2d(width, classes, 1))
+
+
+class PyramidPooling(nn.Module):
+    """What the surroundings say: means over grids of `bins` × `bins` cells, each brought to the size of the map.
+
+    Zhao, Shi, Qi, Wang, Jia: Pyramid Scene Parsing Network, CVPR 2017, section 3.2. Each grid has
+    inputs / len(bins) channels, so that all of them together have as many as the map, which they are put behind.
+    bare_mean: the mean over the whole map has no BatchNorm, but a bias.
+    """
+
+    def __init__(self, inputs: int, bins: Sequence[int], bare_mean: bool = False):
+        super().__init__()
+        self.bins = tuple(bins)
+        width = inputs // len(self.bins)
+        self.outputs = inputs + width * len(self.bins)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU())
+            if bare_mean and cells == 1
+            else conv_norm(inputs, width, 1)
+            for cells in self.bins
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) → (B, outputs, h, w)."""
+        pooled = (
+            branch(F.adaptive_avg_pool2d(x, cells)) for branch, cells in zip(self.branches, self.bins, strict=True)
+        )
+        return torch.cat([x, *(resized(each, x.shape[2:], align_corners=True) for each in pooled)], 1)
+
+
+class ImagePooling(nn.Module):
+    """The mean over the map, or over windows of it, through a 1×1 convolution, at the size of the map.
+
+    window: (height, width) in places of the map; a smaller map is one window. norm: BatchNorm instead of a bias.
+    """
+
+    def __init__(self, inputs: int, width: int, norm: bool = True, window: Sequence[int] = ()):
+        super().__init__()
+        self.window = tuple(window)
+        self.layers = conv_norm(inputs, width, 1) if norm else nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) → (B, width, h, w)."""
+        size = x.shape[2:]
+        if self.window:
+            window = [min(side, least) for side, least in zip(size, self.window, strict=True)]
+            return resized(self.layers(F.avg_pool2d(x, window, stride=1)), size)
+        return resized(self.layers(F.adaptive_avg_pool2d(x, 1)), size)
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: the same map seen at several dilations, and its mean.
+
+    Chen, Papandreou, Schroff, Adam: Rethinking Atrous Convolution for Semantic Image Segmentation, 2017, section 3.3.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        rates: Sequence[int],
+        pooling: ImagePooling,
+        dropout: float,
+        separable: bool = False,
+    ):
+        super().__init__()
+        branches = [conv_norm(inputs, width, 3, rate, separable) for rate in rates]
+        self.branches = nn.ModuleList([conv_norm(inputs, width, 1), *branches, pooling])
+        self.project = nn.Sequential(conv_norm(width * len(self.branches), width, 1), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) → (B, width, h, w)."""
+        return self.project(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+def dilate(backbone: Backbone, stage: str, dilations: Sequence[int]) -> None:
+    """Give the 3×3 convolutions of a ResNet's stage (``layer4``) these dilations, one for each of its blocks.
+
+    timm and torchvision leave the first block of a dilated stage at the dilation of the stage before.
+    Raises PansightError for a backbone without such a stage, or with another number of blocks.
+    """
+    blocks = list(dict(backbone.features.named_children()).get(stage, nn.Module()).children())
+    if len(blocks) != len(dilations):
+        found = f"{len(blocks)} blocks in {stage}" if blocks else f"no {stage}"
+        raise PansightError(
+            where="dilations", expected=f"a ResNet with {len(dilations)} blocks in {stage}", found=found
+        )
+    for block, dilation in zip(blocks, dilations, strict=True):
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                layer.dilation = layer.padding = (dilation, dilation)
+
+
+def dilate_every_block(backbone: Backbone) -> None:
+    """Dilate the first block of a stage as the others of it, where the backbone is a ResNet; else change nothing."""
+    stages = dict(backbone.features.named_children())
+    for stage, index, usual in (("layer3", 2, 16), ("layer4", 3, 32)):
+        dilation = usual // backbone.strides[index]
+        if stage in stages and dilation > 1:
+            dilate(backbone, stage, [dilation] * len(list(stages[stage].children())))
+
+
+def dilated_strides(output_stride: int) -> tuple[int, ...]:
+    """The strides of the maps of a backbone whose last ones are dilated: 8 → (4, 8, 8, 8)."""
+    return tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+
+
+def check_output_stride(stride: int) -> None:
+    """Raises PansightError for another one than 8, 16 or 32."""
+    if stride not in (8, 16, 32):
+        raise PansightError(where="output_stride", expected="8, 16 or 32", found=stride)
