@@ -49,6 +49,8 @@ MILLIONS: dict[str, float] = {
     "eomt_dinov3_base_640": 92.4,
     "eomt_dinov3_large_640": 315.0,
     "eomt_dinov3_large_1280": 315.0,
+    "unet": 24.5,
+    "unet_original": 31.0,
 }
 """Parameters in millions, trained and frozen ones, for COCO's 80 things and 53 stuff classes."""
 

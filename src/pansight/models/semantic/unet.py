@@ -317,9 +317,10 @@ GENERAL = Entry(
     produces=("semantic",),
     options=OPTIONS,
     backbone="pyramid",
-    adapts=("pretrained", "frozen_bn", "short"),
+    adapts=("pretrained", "short"),
     class_rows={"head": every_class},
     small={"decoder_channels": [128, 64, 48, 32, 16]},
-    tiny={"backbone": "resnet10t", "short": 0, "long": 0, "decoder_channels": [16, 16, 8, 8, 8]},
+    tiny={"backbone": "resnet10t", "short": 0, "long": 0, "decoder_channels": [16, 16, 8, 8, 8]}
+    | {"frozen_bn": True},
 )
 ENTRIES: dict[str, Entry] = {"unet": GENERAL, "unet_original": ORIGINAL}
