@@ -37,7 +37,7 @@ def assert_same_step(found: Step, expected: Step) -> None:
     gradient, terms = found
     assert gradient.keys() == expected[0].keys()
     a, b = (torch.cat([g.flatten() for g in each.values()]) for each in (gradient, expected[0]))
-    assert b.norm() > 0 or not any(expected[1].values())  # semantic networks learn nothing from images of void
+    assert b.norm() > 0 or not any(expected[1].values())  # nothing is learned where nothing is labelled
     assert (a - b).norm() <= 1e-5 * b.norm()
     for key, value in gradient.items():  # small ones too; those below the last term are rounding alone
         assert (value - expected[0][key]).norm() <= 1e-4 * expected[0][key].norm() + 1e-6 * b.norm(), key
@@ -96,7 +96,7 @@ def test_counts_of_the_whole_change_nothing(name: str) -> None:
 def test_counting_leaves_no_trace(name: str) -> None:
     """With BatchNorm that is trained, too, where an entry has any."""
     model: torch.nn.Module = without_chance(name)
-    if "resnet" in SMALL[name].get("backbone", ""):
+    if "resnet" in SMALL[name]["backbone"]:
         model = trained_norms(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     counts = model.counts(uneven_batch())
@@ -105,12 +105,12 @@ def test_counting_leaves_no_trace(name: str) -> None:
         assert torch.equal(value, before[key]), key
     model.loss(uneven_batch())  # which does leave one
     moved = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
-    assert bool(moved) == ("resnet" in SMALL[name].get("backbone", ""))
+    assert bool(moved) == ("resnet" in SMALL[name]["backbone"])
 
 
 def trained_norms(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build(name, LABELS, **SMALL[name] | {"frozen_bn": False}).train()
+    return build(name, LABELS, **SMALL[name], frozen_bn=False).train()
 
 
 def test_one_part_of_one_process_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

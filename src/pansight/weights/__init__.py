@@ -12,6 +12,7 @@ from pansight.weights import licences
 from pansight.weights.keys import BESIDE, MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
 from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
+from pansight.weights.official.semantic import deeplab_detectron2, deeplab_torchvision, pspnet, smp
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
 
@@ -27,6 +28,10 @@ ORIGINS = {
     "maskformer": maskformer,
     "mask2former": mask2former,
     "eomt": eomt,
+    "torchvision's DeepLab": deeplab_torchvision,
+    "detectron2's DeepLab": deeplab_detectron2,
+    "semseg": pspnet,
+    "segmentation_models_pytorch": smp,
 }
 """Each has ``recognises(state) -> bool`` and ``load(state, source) -> (model, name, options)``."""
 

@@ -50,3 +50,8 @@ def label_space(name: str) -> LabelSpace:
             where=name, expected="to know things from stuff", found=f"classes that do not say: {unknown[0]}, …"
         )
     return LabelSpace.from_json(sorted(rows, key=lambda row: not row["isthing"]))
+
+
+def in_order_of_training(name: str) -> LabelSpace:
+    """A table with a `trainId` as a LabelSpace in the order of these, as semantic networks number their classes."""
+    return LabelSpace.from_json(sorted(category_table(name), key=lambda row: row["trainId"]))

@@ -95,17 +95,19 @@ def pspnet(
     return PSPNet(net, ppm, head, aux_head, labels, Input(ResizeRule(short, long), net.pixels), criterion, aux_weight)
 
 
-def pspnet_r50_semseg(labels: LabelSpace, backbone: str = "resnet50s", long: int = 512) -> PSPNet:
+def pspnet_r50_semseg(
+    labels: LabelSpace, backbone: str = "resnet50s", long: int = 512, aux_weight: float = 0.4
+) -> PSPNet:
     """semseg's PSPNet-50: 46,782,550 parameters for 150 classes. long: side of photos, 2048 for Cityscapes."""
-    model = pspnet(labels, backbone)
+    model = pspnet(labels, backbone, aux_weight=aux_weight)
     rule = ResizeRule(ANY_SHORT, long, divisor=1, rounding="eomt", filter="plain")
     model.input = Input(rule, IMAGENET_RGB)
     return model
 
 
-def pspnet_r101_semseg(labels: LabelSpace, long: int = 512) -> PSPNet:
+def pspnet_r101_semseg(labels: LabelSpace, long: int = 512, aux_weight: float = 0.4) -> PSPNet:
     """semseg's PSPNet-101: 65,774,678 parameters for 150 classes."""
-    return pspnet_r50_semseg(labels, "resnet101s", long)
+    return pspnet_r50_semseg(labels, "resnet101s", long, aux_weight)
 
 
 def pspnet_smp(
