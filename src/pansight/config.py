@@ -246,6 +246,11 @@ class EvaluateConfig:
     """Look at the mirrored photo too, and average the class scores; for semantic maps."""
     scales: tuple[float, ...] = (1.0,)
     """Look at the photo at so many times the model's size each, and average the class scores; for semantic maps."""
+    window: int = 0
+    """Look at the resized photo through square windows of so many pixels a side, usually the crop of training, and
+    average the class scores where they overlap; 0: the photo as a whole; for semantic maps."""
+    window_stride: float = 2 / 3
+    """From one window to the next, as a share of its side."""
     precision: str = "auto"
     """fp32, bf16 or fp16 (autocast); auto: as in training, fp32 for saved models."""
     channels_last: bool = True
@@ -264,7 +269,8 @@ class EvaluateConfig:
         _check(0 <= self.least_score <= 1, "evaluate.least_score", "0 … 1", self)
         for name in ("batch_size", "max_detections"):
             _check(getattr(self, name) >= 1, f"evaluate.{name}", "1 or more", self)
-        for name in ("limit", "sheet"):
+        _check(0 < self.window_stride <= 1, "evaluate.window_stride", "a share above 0, up to 1", self)
+        for name in ("limit", "sheet", "window"):
             _check(getattr(self, name) >= 0, f"evaluate.{name}", "0 or more", self)
 
 

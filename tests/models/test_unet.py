@@ -79,6 +79,18 @@ def test_borders_are_mirrored_without_end() -> None:
         assert np.array_equal(each[0].numpy(), expected)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (33, 61)])
+def test_the_padded_form_takes_any_size_too(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = build("unet", LABELS, backbone="resnet18", decoder_channels=[16, 16, 8, 8, 8])
+    batch = collate([random_sample(*size, seed=1)], model.input.resize.divisor)
+    sum(model.train().loss(batch).values()).backward()
+    with torch.inference_mode():
+        outputs = model.eval()(batch.images, batch.valid)
+    assert outputs.logits.shape[2:] == size
+    assert outputs.logits.isfinite().all()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (40, 61), (64, 20)])
 def test_any_size_is_predicted_at_its_size(size: tuple[int, int]) -> None:
     model = original()

@@ -208,7 +208,15 @@ def predict_all(
     """(prediction, sample) of each image, both on the CPU at the size of the file; the workers resize the images."""
     precision = "fp32" if config.precision == "auto" else config.precision
     settings = Inference(
-        device, precision, config.batch_size, config.channels_last, config.flip, config.scales, config.decode
+        device,
+        precision,
+        config.batch_size,
+        config.channels_last,
+        config.flip,
+        config.scales,
+        config.window,
+        config.window_stride,
+        config.decode,
     )
     prepare(model, settings)
     make = views_maker(model, settings)

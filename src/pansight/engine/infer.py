@@ -1,12 +1,15 @@
 """Inference, in one place: photos are resized, mirrored, padded, batched, predicted, decoded and brought to the CPU.
 
 Evaluation, `predict` and all that come after them call `infer` (or, where samples are loaded by workers, `views_of` in
-these and `predict_views` here). Models look through windows by themselves, where their paper does so (EoMT).
+these and `predict_views` here). EoMT looks through the windows of its paper by itself.
 
 Mirrored and resized views are averaged as published for semantic segmentation (Chen et al., "Encoder-Decoder with
 Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, section 4; Mask2Former's test-time
 augmentation): the class scores of all views are brought to the size of the file, mirrored ones turned back, and their
 mean decides. Objects and panoptic maps have no scores to be averaged.
+
+Each view may be looked at through windows (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, and the code of
+PSPNet): squares of the size that the network was trained on, which overlap; where they do, their scores are averaged.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pansight.data.loader import View, Views, pad_images
@@ -28,6 +32,8 @@ from pansight.errors import PansightError, choice_error
 from pansight.models.options import DECODE_OPTIONS
 from pansight.ops.fusion.components import predicted_components
 from pansight.ops.resize import ResizeRule
+from pansight.ops.semantic.windows import window_places
+from pansight.ops.targets import valid_extents
 from pansight.types import Prediction
 
 
@@ -54,13 +60,17 @@ class Inference:
     """Look at the mirrored photo too (semantic maps only)."""
     scales: tuple[float, ...] = (1.0,)
     """Factors on the size that the model asks for, each looked at (semantic maps only)."""
+    window: int = 0
+    """Side of the square windows that a resized photo is looked at through, in pixels, 0: none (semantic maps only)."""
+    window_stride: float = 2 / 3
+    """From one window to the next, as a share of its side."""
     decode_options: Mapping[str, Any] = field(default_factory=dict)
     """Of the model's decode: thresholds, the task."""
 
     @property
     def averages(self) -> bool:
         """Whether there is more than the one view that a model asks for."""
-        return self.flip or tuple(self.scales) != (1.0,)
+        return self.flip or tuple(self.scales) != (1.0,) or self.window > 0
 
 
 def prepare(model: Any, settings: Inference) -> Any:
@@ -76,7 +86,7 @@ def prepare(model: Any, settings: Inference) -> Any:
                 "expected a model of semantic maps, or task = semantic, whose class scores can be averaged; "
                 f"found {type(model).__name__} with task {task}"
             ),
-            where="flip, scales",
+            where="flip, scales, window",
         )
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     return model.to(settings.device, memory_format=layout).eval()
@@ -128,7 +138,10 @@ def _outputs(model: Any, view: View, settings: Inference) -> Any:
 def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
     sums: list[Tensor] = []  # (C, H, W) each
     for view in views:
-        found = model.class_scores(_outputs(model, view, settings), sizes)
+        if settings.window:
+            found = _scores_through_windows(model, view, sizes, settings)
+        else:
+            found = model.class_scores(_outputs(model, view, settings), sizes)
         scores = [each.float().flip(2) if view.mirrored else each.float() for each in found]
         sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
     if settings.decode_options.get("components"):
@@ -137,6 +150,45 @@ def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], setting
         found = [predicted_components(best.indices, model.labels, least, best.values) for best in means]
         return [distributed.to_cpu(prediction) for prediction in found]
     return [Prediction(semantic=total.max(0).indices.cpu()) for total in sums]
+
+
+def _scores_through_windows(
+    model: Any, view: View, sizes: Sequence[tuple[int, int]], settings: Inference
+) -> list[Tensor]:
+    """Class scores (C, H, W) of each photo of a view at `sizes`: the mean over windows, resized."""
+    scores: list[Tensor] = []
+    extents: list[list[int]] = valid_extents(view.images, view.valid).tolist()
+    for image, (height, width), size in zip(view.images, extents, sizes, strict=True):
+        mean = _through_windows(model, image[:, :height, :width], settings)
+        scores.append(F.interpolate(mean[None], size, mode="bilinear")[0])
+    return scores
+
+
+def _through_windows(model: Any, image: Tensor, settings: Inference) -> Tensor:
+    """Class scores (C, H, W) of a photo (3, H, W) at its size, as many windows at once as there may be photos.
+
+    A photo that is smaller than a window is padded to it, right and bottom, as the padding of a batch.
+    """
+    height, width = image.shape[1:]
+    side, seen = settings.window, torch.zeros(height, width, device=settings.device)
+    sums: Tensor | None = None
+    places = iter(window_places((height, width), side, settings.window_stride))
+    while chunk := list(islice(places, settings.batch_size)):
+        parts = [image[:, top : top + side, left : left + side] for top, left in chunk]
+        padded = [F.pad(part, (0, side - part.shape[2], 0, side - part.shape[1])) for part in parts]
+        images, valid = pad_images(padded, model.input.resize.divisor)
+        for each, part in zip(valid, parts, strict=True):
+            each[part.shape[1] :] = False
+            each[:, part.shape[2] :] = False
+        found = model.class_scores(_outputs(model, View(images, valid), settings), [part.shape[1:] for part in parts])
+        if sums is None:
+            sums = found[0].new_zeros((len(found[0]), height, width), dtype=torch.float32)
+        for (top, left), scores in zip(chunk, found, strict=True):
+            place = slice(top, top + scores.shape[1]), slice(left, left + scores.shape[2])
+            sums[:, *place] += scores
+            seen[place] += 1
+    assert sums is not None  # there is a window at least
+    return sums / seen
 
 
 def _gives_semantic(model: Any, decode_options: Mapping[str, Any]) -> bool:

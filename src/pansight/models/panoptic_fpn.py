@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.models.contract import Entry, background_and_stuff, boxes_of, things, things_and_background
-from pansight.models.options import RCNN_OPTIONS, RCNN_OPTIONS_D2, Option, loss_weight, whole
+from pansight.models.options import RCNN_OPTIONS, RCNN_OPTIONS_D2, SEMANTIC_OPTIONS, Option, loss_weight, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, Input
 from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn
+from pansight.nn.semantic.criterion import Criterion
 from pansight.nn.semantic.fpn_head import SemanticFPNHead
 from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.instances import Detections, detections_to_instances, merge_by_label_map
@@ -42,6 +43,7 @@ class PanopticFPNOutputs(NamedTuple):
 class PanopticFPN(nn.Module):
     """A shared pyramid with an instance branch (`rcnn`) and a semantic branch (`semantic_head`).
 
+    criterion: what the semantic branch is trained by; None: cross-entropy, as in the paper.
     semantic_weight: λ_s of the paper's eq. 1 (0.5 on COCO); λ_i is 1.
     score_threshold, max_overlap, min_stuff_area: defaults of the merge (docs/systems/merging.md).
     """
@@ -58,6 +60,7 @@ class PanopticFPN(nn.Module):
         score_threshold: float = 0.5,
         max_overlap: float = 0.5,
         min_stuff_area: int = 4096,
+        criterion: Criterion | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -66,6 +69,7 @@ class PanopticFPN(nn.Module):
         self.semantic_head = semantic_head
         self.labels = labels
         self.input = input
+        self.criterion = Criterion() if criterion is None else criterion
         self.semantic_weight = semantic_weight
         self.score_threshold = score_threshold
         self.max_overlap = max_overlap
@@ -85,13 +89,13 @@ class PanopticFPN(nn.Module):
     @torch.no_grad()
     def counts(self, batch: Batch) -> dict[str, float | Tensor]:
         """What `loss` divides by, for these images; the network runs as far as its proposals, and learns nothing."""
-        labelled = (semantic_targets(batch, self.class_of_category) != IGNORE).sum()
+        counts = self.criterion.counts(batch, semantic_targets(batch, self.class_of_category))
         with kept_statistics(self):
             features, extents = self._features(batch.images, batch.valid)
-            return {"pixels": labelled, **self.rcnn.counts(features, extents, instance_targets(batch, self.labels))}
+            return {**counts, **self.rcnn.counts(features, extents, instance_targets(batch, self.labels))}
 
     def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """L = L_rpn + L_cls + L_box + L_mask + λ_s · CE, the cross-entropy over all pixels that are not void.
+        """L = L_rpn + L_cls + L_box + L_mask + λ_s · L_s; L_s is the mean cross-entropy unless `loss` says otherwise.
 
         totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
         """
@@ -100,10 +104,7 @@ class PanopticFPN(nn.Module):
         logits = self.semantic_head(features[: len(self.semantic_head.levels)]).float()
         target = semantic_targets(batch, self.class_of_category)  # (B, H, W)
         logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-        # the mean over labelled pixels; a batch without any costs nothing
-        total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-        pixels = (target != IGNORE).sum().clamp(min=1) if totals is None else max(1, totals["pixels"])
-        losses["semantic"] = self.semantic_weight * total / pixels
+        losses["semantic"] = self.semantic_weight * self.criterion(logits, target, totals, batch)
         return losses
 
     def decode(
@@ -169,6 +170,8 @@ def panoptic_fpn(
     roi_op: str = "align",
     semantic_width: int = 128,
     semantic_weight: float = 0.5,
+    loss: str = "cross_entropy",
+    class_weights: Sequence[float] = (),
     min_stuff_area: int = 4096,
     frozen_bn: bool = True,
     freeze_stages: int = 0,
@@ -192,7 +195,18 @@ def panoptic_fpn(
     semantic = SemanticFPNHead(fpn_channels, net.strides, 1 + len(labels.stuff), semantic_width, groups)
     fpn = FPN(net.channels, fpn_channels)
     input = Input(ResizeRule(short, long), net.pixels)
-    return PanopticFPN(net, fpn, rcnn, semantic, labels, input, semantic_weight, min_stuff_area=min_stuff_area)
+    criterion = Criterion(loss, class_weights, classes=1 + len(labels.stuff))
+    return PanopticFPN(
+        net,
+        fpn,
+        rcnn,
+        semantic,
+        labels,
+        input,
+        semantic_weight,
+        min_stuff_area=min_stuff_area,
+        criterion=criterion,
+    )
 
 
 def panoptic_fpn_r50_d2(labels: LabelSpace, backbone: str = "resnet50") -> PanopticFPN:
@@ -212,6 +226,11 @@ OPTIONS: dict[str, Option] = {
     **RCNN_OPTIONS,
     "semantic_width": whole("width of the semantic branch", 1, 4096),
     "semantic_weight": loss_weight("the semantic branch"),
+    "loss": SEMANTIC_OPTIONS["loss"],
+    "class_weights": replace(
+        SEMANTIC_OPTIONS["class_weights"],
+        meaning="weight of all things together, then of each stuff class, in the loss; empty: all are equal",
+    ),
     "min_stuff_area": whole("stuff of fewer pixels is dropped", 0, 2**40),
 }
 
@@ -236,6 +255,7 @@ GENERAL = Entry(
         "rcnn.mask_head.predictor": things,
         "semantic_head.predictor": background_and_stuff,
     },
+    pixel_classes=background_and_stuff,
     small=SMALL,
     tiny=TINY,
 )

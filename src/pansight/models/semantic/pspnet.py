@@ -23,7 +23,14 @@ from pansight.models.contract import Entry, every_class
 from pansight.models.options import PYRAMID_OPTIONS, SEMANTIC_OPTIONS, Option, choice, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import IMAGENET_RGB, Input
-from pansight.nn.semantic.blocks import PyramidPooling, class_head, conv_norm, dilate_every_block, dilated_strides
+from pansight.nn.semantic.blocks import (
+    PyramidPooling,
+    class_head,
+    conv_norm,
+    dilate_every_block,
+    dilated_strides,
+    size_divisor,
+)
 from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
@@ -92,7 +99,16 @@ def pspnet(
     before = net.channels[-2]
     aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout2d(0.1)) if aux_weight else None
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
-    return PSPNet(net, ppm, head, aux_head, labels, Input(ResizeRule(short, long), net.pixels), criterion, aux_weight)
+    return PSPNet(
+        net,
+        ppm,
+        head,
+        aux_head,
+        labels,
+        Input(ResizeRule(short, long, size_divisor(net)), net.pixels),
+        criterion,
+        aux_weight,
+    )
 
 
 def pspnet_r50_semseg(

@@ -23,6 +23,7 @@ from pansight.models.options import PYRAMID_OPTIONS, SEMANTIC_OPTIONS, Option, c
 from pansight.nn.backbones.pyramid import Backbone, pyramid_strides, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.norms import BatchNorm2d
+from pansight.nn.semantic.blocks import size_divisor
 from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
@@ -231,7 +232,7 @@ class UNet(Segmenter):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> SemanticOutputs:
-        """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
+        """images uint8 (B, 3, H, W), of any size for a ResNet, else in multiples of 32; valid bool (B, H, W), False on padding."""
         maps = self.backbone(self.input(images, valid))
         features = self.decoder(dict(zip(self.backbone.strides, maps, strict=True)), (images.shape[2], images.shape[3]))
         return self.outputs(images, valid, self.head(features))
@@ -278,7 +279,7 @@ def unet(
     strides = [2, 4, 8, 16, 32] if 2 in pyramid_strides(backbone) else [4, 8, 16, 32]
     net = timm_backbone(backbone, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
-    input = Input(ResizeRule(short, long), net.pixels)
+    input = Input(ResizeRule(short, long, size_divisor(net)), net.pixels)
     of_stride = dict(zip(net.strides, net.channels, strict=True))
     decoder = UNetDecoder(net.channels[-1], of_stride, decoder_channels, decoder_norm == "batch")
     return UNet(net, decoder, decoder_channels[-1], labels, input, criterion)

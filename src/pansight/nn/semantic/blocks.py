@@ -142,3 +142,11 @@ def check_output_stride(stride: int) -> None:
     """Raises PansightError for another one than 8, 16 or 32."""
     if stride not in (8, 16, 32):
         raise PansightError(where="output_stride", expected="8, 16 or 32", found=stride)
+
+
+def size_divisor(backbone: Backbone) -> int:
+    """What the sides of images are padded to multiples of: nothing (1) for a ResNet, which takes any size.
+
+    Other families may cut what their strides do not divide, or refuse it.
+    """
+    return 1 if "layer4" in dict(backbone.features.named_children()) else 32

@@ -105,7 +105,7 @@ class Criterion(nn.Module):
             target = self.borders.separated(batch, target)
         labelled = target != IGNORE
         return {
-            "weights": weights_of(target, self.class_weights).sum(),
+            "weights": labelled.sum() if self.class_weights is None else weights_of(target, self.class_weights).sum(),
             "pixels": labelled.sum(),
             "labelled_images": labelled.flatten(1).any(1).sum(),
         }

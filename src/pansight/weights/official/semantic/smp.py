@@ -64,7 +64,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     Raises PansightError for another encoder than a ResNet, a key too many or too few, or a shape that does not fit.
     """
     labels = labels_of(rows(state, "segmentation_head.0.weight", source))
-    options = {"backbone": resnet_name(state, r"encoder\.(?:model\.)?", source)}
+    options: dict[str, Any] = {"backbone": resnet_name(state, r"encoder\.(?:model\.)?", source)}
     if PSPNET_KEY in state:
         name, options["width"] = "pspnet_smp", rows(state, "decoder.conv.0.weight", source)
         ours = rename(state, PSPNET, PSPNET_IGNORED, source)
@@ -80,7 +80,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
 
 
 def resnet_name(state: Mapping[str, Tensor], prefix: str, source: str) -> str:
-    """timm's name of the ResNet whose keys begin with the pattern `prefix`. PansightError: another network."""
+    """timm's name of the ResNet whose keys begin so (`prefix`, a pattern). Raises PansightError for another network."""
     blocks, deep = [0, 0, 0, 0], False
     for key in state:
         if match := re.match(prefix + r"layer([1-4])\.(\d+)\.(conv3)?", key):
