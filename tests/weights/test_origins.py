@@ -63,7 +63,7 @@ LAYOUTS = {
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),
     "Unet of segmentation_models_pytorch": (
         "segmentation_models_pytorch's Unet",
-        "encoder.conv1.weight decoder.blocks.0.conv1.0.weight decoder.blocks.0.conv1.1.weight segmentation_head.0.weight",
+        "encoder.conv1.weight decoder.blocks.0.conv1.0.weight decoder.blocks.0.conv1.1.bias segmentation_head.0.weight",
     ),
 }
 FOREIGN = {

@@ -232,7 +232,10 @@ class UNet(Segmenter):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> SemanticOutputs:
-        """images uint8 (B, 3, H, W), of any size for a ResNet, else in multiples of 32; valid bool (B, H, W), False on padding."""
+        """images uint8 (B, 3, H, W), of any size for a ResNet, else multiples of 32.
+
+        valid bool (B, H, W), False on padding.
+        """
         maps = self.backbone(self.input(images, valid))
         features = self.decoder(dict(zip(self.backbone.strides, maps, strict=True)), (images.shape[2], images.shape[3]))
         return self.outputs(images, valid, self.head(features))
@@ -321,7 +324,6 @@ GENERAL = Entry(
     adapts=("pretrained", "short"),
     class_rows={"head": every_class},
     small={"decoder_channels": [128, 64, 48, 32, 16]},
-    tiny={"backbone": "resnet10t", "short": 0, "long": 0, "decoder_channels": [16, 16, 8, 8, 8]}
-    | {"frozen_bn": True},
+    tiny={"backbone": "resnet10t", "short": 0, "long": 0, "decoder_channels": [16, 16, 8, 8, 8]} | {"frozen_bn": True},
 )
 ENTRIES: dict[str, Entry] = {"unet": GENERAL, "unet_original": ORIGINAL}
