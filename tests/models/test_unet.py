@@ -10,8 +10,10 @@ import pytest
 import torch
 from contract import LABELS, random_sample
 from steps import crowded_sample
+from test_overfit import evaluate, train
 from torch import nn
 
+from pansight.data.formats.shapes import Shapes
 from pansight.data.loader import collate
 from pansight.errors import PansightError
 from pansight.models import build
@@ -173,3 +175,23 @@ def test_the_padded_form_on_any_backbone(backbone: str) -> None:
 def test_a_plain_vit_is_no_pyramid() -> None:
     with pytest.raises(PansightError, match="backbone vit_tiny_patch16_224"):
         build("unet", LABELS, backbone="vit_tiny_patch16_224")
+
+
+PACKAGED = {"backbone": "tf_efficientnet_lite0", "pretrained": "packaged", "decoder_channels": [64, 32, 24, 16, 16]}
+LEARNED: dict[str, tuple[dict[str, Any], int]] = {
+    "unet": (PACKAGED, 4),
+    "unet_original": ({"width": 12, "depth": 2, "dropout": 0.0}, 8),
+}
+"""Options, and images a step."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNED)
+def test_eight_images_are_memorised(name: str) -> None:
+    """20 to 30 seconds each; mIoU 97 and more."""
+    options, images = LEARNED[name]
+    torch.manual_seed(0)
+    dataset = Shapes(8, 64, 64, seed=0)
+    model = build(name, dataset.labels, **options)
+    train(model, dataset, 160, 5e-3, images)
+    assert evaluate(model, dataset)["semantic"]["miou"] >= 0.95

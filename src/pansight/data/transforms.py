@@ -296,7 +296,7 @@ class ElasticDeformation:
             )
         self.magnitude, self.spacing, self.p, self.grid = magnitude, spacing, p, grid
 
-    def displacements(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    def displacements(self, height: int, width: int, rng: np.random.Generator) -> Array:
         """float32 (H, W, 2): where the pixel at each place comes from, as (x, y) from there, in pixels."""
         if self.grid:
             points = rng.normal(0.0, self.magnitude, (1, 2, self.grid, self.grid)).astype(np.float32)
