@@ -606,7 +606,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(data, tmp_path):
 
 def test_shipped_recipes_build_their_models():
     found = recipes()
-    assert len(found) == 27, list(found)
+    assert len(found) == 33, list(found)
     for name, path in found.items():
         head = path.read_text().split("\n[")[0]
         assert all(f"# {word}" in head for word in ("command", "hardware", "time", "measured")), name

@@ -12,20 +12,25 @@ import torch
 
 from pansight.apps.cli import main
 from pansight.apps.listing import facts_of
-from pansight.apps.listing.published import MILLIONS, SCORES
+from pansight.apps.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
 from pansight.models import MODELS, build, builder_options
 from pansight.types import LabelSpace
 
 COCO = LabelSpace.from_names([f"thing {n}" for n in range(80)], [f"stuff {n}" for n in range(53)])
 
+SEMANTIC = [name for name, entry in MODELS.items() if entry.produces == ("semantic",)]
+
 
 def test_every_model_has_a_size() -> None:
     assert set(MILLIONS) == set(MODELS)
     assert set(SCORES) < set(MODELS)
-    assert all(MODELS[name].variant_of for name in SCORES)
+    assert set(SCORES_ELSEWHERE) < set(MODELS)
+    assert all(MODELS[name].variant_of for name in (*SCORES, *SCORES_ELSEWHERE))
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_r50_d2", "detr_panoptic_r50", "mask2former_swin_tiny", "eomt_small_640"])
+@pytest.mark.parametrize(
+    "name", ["mask_rcnn_r50_d2", "detr_panoptic_r50", "mask2former_swin_tiny", "eomt_small_640", *SEMANTIC]
+)
 def test_sizes_are_those_of_the_networks(name: str) -> None:
     with torch.device("meta"):
         model = build(name, COCO)

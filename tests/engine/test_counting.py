@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from pansight.apps.cli import main
-from pansight.config import Config, override, read_config
+from pansight.config import Config, ModelConfig, override, read_config
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
 from pansight.data.formats.shapes import Shapes
 from pansight.engine import automatic
+from pansight.engine.assemble import make_model
 from pansight.engine.automatic.counting import (
     REPEATS,
     choose_class_weights,
@@ -26,8 +28,10 @@ from pansight.engine.automatic.counting import (
     write_repeats,
 )
 from pansight.errors import PansightError
+from pansight.models import build
 from pansight.ops.semantic.class_weights import WORDS, class_weights
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
+from pansight.weights import save_model
 
 CPU = torch.device("cpu")
 
@@ -202,6 +206,21 @@ def test_a_recipe_with_a_word_resumes_with_its_numbers(
     )
     assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--model.options.class_weights", "inverse"]) == 2
     assert "--resume cannot change it" in capsys.readouterr().err
+
+
+def test_weights_of_other_classes_are_not_taken_over(tmp_path: Path) -> None:
+    """Fine-tuning on other classes has other weights, or none; on the same ones it has those of the run."""
+    options = {"width": 2, "depth": 1, "class_weights": [1.0, 2.0, 3.0, 4.0]}
+    model = build("unet_original", Skewed.labels, **options)
+    save_model(tmp_path / "old", model, "unet_original", options)
+    config = ModelConfig("unet_original", weights=str(tmp_path / "old"))
+    other = LabelSpace.from_names(["cell"], ["floor"])
+    for labels, expected in ((other, None), (Skewed.labels, options["class_weights"])):
+        tuned, _, found, _ = make_model(config, labels)
+        assert found.get("class_weights") == expected
+        assert (tuned.criterion.class_weights is None) == (expected is None)
+    given = replace(config, options={"class_weights": [5.0, 6.0]})
+    assert make_model(given, other)[0].criterion.class_weights.tolist() == [5, 6]
 
 
 @pytest.mark.parametrize("value", ["median", "1,2", "[1, -1, 1, 1]"])

@@ -155,7 +155,9 @@ def test_views_of_what_has_no_scores_are_refused(views: dict) -> None:
     labels = LabelSpace.from_names(["cat"], ["sky"])
     panoptic = build("eomt", labels, **EOMT)
     for options in ({}, {"task": "panoptic"}, {"task": "instance"}, {"task": "all"}):
-        with pytest.raises(PansightError, match="flip, scales: expected a model of semantic maps, or task = semantic"):
+        with pytest.raises(
+            PansightError, match="flip, scales, window: expected a model of semantic maps, or task = semantic"
+        ):
             prepare(panoptic, Inference(CPU, decode_options=options, **views))
     fpn = build("panoptic_fpn", labels, backbone="resnet18", fpn_channels=32, semantic_width=32, box_features=32)
     with pytest.raises(PansightError, match="found PanopticFPN with task left out"):

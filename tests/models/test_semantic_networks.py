@@ -71,7 +71,7 @@ def test_multi_grid() -> None:
     assert [block.conv2.dilation for block in model.backbone.features.layer4] == [(4, 4), (8, 8), (16, 16)]
     rates = [branch[0].dilation for branch in list(model.aspp.branches)[1:4]]
     assert rates == [(12, 12), (24, 24), (36, 36)]
-    with pytest.raises(PansightError, match="expected a ResNet with 2 blocks in layer4, found 3 blocks"):
+    with pytest.raises(PansightError, match="multi_grid: expected a ResNet with 2 blocks in layer4, found 3 blocks"):
         build("deeplabv3", LABELS, backbone="resnet50", multi_grid=[1, 2])
     with pytest.raises(PansightError, match="expected a ResNet with 3 blocks in layer4, found no layer4"):
         dilate(timm_backbone("mobilenetv3_small_050"), "layer4", (1, 2, 4))
@@ -173,3 +173,15 @@ def test_no_auxiliary_head_without_a_weight(name: str) -> None:
     assert not any(key.startswith("aux_head") for key in model.state_dict())  # pyright: ignore
     assert set(model.loss(shapes_batch(1))) == {"semantic"}
     assert small(name).eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).aux_logits is None
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "hrnet_w18_small", "densenet121", "swin_tiny_patch4_window7_224"])
+def test_what_cannot_be_dilated_is_named(backbone: str) -> None:
+    with pytest.raises(PansightError, match=f"backbone {backbone}: expected a network that can be dilated to stride 8"):
+        build("pspnet", LABELS, backbone=backbone)
+
+
+def test_pyramid_pooling_of_few_channels_or_no_grid() -> None:
+    x = torch.randn(1, 3, 4, 4)
+    assert PyramidPooling(3, ()).eval()(x).shape == (1, 3, 4, 4)
+    assert PyramidPooling(3, (1, 2, 3, 6)).eval()(x).shape == (1, 7, 4, 4)

@@ -110,7 +110,7 @@ def test_counting_leaves_no_trace(name: str) -> None:
 
 def trained_norms(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build(name, LABELS, **SMALL[name], frozen_bn=False).train()
+    return build(name, LABELS, **{**SMALL[name], "frozen_bn": False}).train()
 
 
 def test_one_part_of_one_process_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

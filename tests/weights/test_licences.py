@@ -62,7 +62,8 @@ def test_model_cards(card: str, expected: str | None) -> None:
 
 def test_every_published_model_has_one() -> None:
     assert {entry.licence for entry in MODELS.values()} <= {"", *licences.LICENCES}
-    assert [name for name, entry in MODELS.items() if entry.variant_of and not entry.licence] == []
+    without = [name for name, entry in MODELS.items() if entry.variant_of and not entry.licence]
+    assert [name for name in without if not name.endswith("_smp")] == []  # a library without weights of its own
     expected = {"mask_rcnn_r50_tv": "BSD-3-Clause", "mask_rcnn_r50_d2": "CC BY-SA 3.0", "detr_r50": "Apache-2.0"}
     expected |= {"mask2former": "CC BY-NC 4.0", "eomt_large_640": "MIT", "eomt_dinov3_large_640": "DINOv3 License"}
     for name, licence in expected.items():

@@ -59,6 +59,33 @@ LAYOUTS = {
         "mask2former",
         f"{under('backbone.', SWIN)} {DEFORMABLE} {under(PREDICTOR, f'{DECODER} {MASKED} static_query.weight')}",
     ),
+    "DeepLab, torchvision": (
+        "torchvision's DeepLab",
+        "backbone.conv1.weight backbone.layer1.0.conv1.weight classifier.0.convs.0.0.weight classifier.4.bias",
+    ),
+    "DeepLabV3, detectron2": (
+        "detectron2's DeepLab",
+        under("backbone.", RESNET) + " backbone.stem.conv3.weight "
+        "sem_seg_head.aspp.convs.0.weight sem_seg_head.predictor.weight",
+    ),
+    "DeepLabV3+, detectron2": (
+        "detectron2's DeepLab",
+        under("backbone.", RESNET) + " backbone.stem.conv3.weight "
+        "sem_seg_head.decoder.res5.project_conv.convs.0.weight sem_seg_head.predictor.weight",
+    ),
+    "PSPNet, semseg": (
+        "semseg",
+        "layer0.0.weight layer1.0.conv1.weight ppm.features.0.1.weight cls.4.weight aux.4.bias",
+    ),
+    "PSPNet, smp": (
+        "segmentation_models_pytorch",
+        "encoder.conv1.weight encoder.layer1.0.conv1.weight decoder.psp.blocks.0.pool.1.0.weight "
+        "segmentation_head.0.weight",
+    ),
+    "DeepLabV3+, smp": (
+        "segmentation_models_pytorch",
+        "encoder.conv1.weight encoder.layer1.0.conv1.weight decoder.aspp.0.convs.0.0.weight segmentation_head.0.weight",
+    ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),
     "Unet of segmentation_models_pytorch": (

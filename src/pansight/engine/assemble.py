@@ -262,8 +262,10 @@ def make_model(
     loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
         raise PansightError(where=config.weights, expected=f"weights of {name}", found=f"{found} (--model {found})")
-    known = builder_options(name)
-    options = {**{key: value for key, value in saved.items() if key in known}, **options}
+    known, declared = builder_options(name), entry(name).options
+    # what was counted for other classes says nothing of these
+    counted = {key for key in saved if key in declared and declared[key].words and loaded.labels != labels}
+    options = {**{key: value for key, value in saved.items() if key in known and key not in counted}, **options}
     if "pretrained" in known:
         options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
     model: Any = build(name, labels, **options)

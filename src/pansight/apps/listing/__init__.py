@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pansight.apps.listing.published import MILLIONS, SCORES
+from pansight.apps.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
 from pansight.models import MODELS, builder_options, decode_options, entry
 from pansight.models.options import Option
 from pansight.weights.licences import of_published
@@ -25,7 +25,7 @@ def facts_of(name: str) -> dict[str, Any]:
         "produces": list(chosen.produces),
         "tasks": list(chosen.tasks),
         "parameters_in_millions": MILLIONS.get(name),
-        "published_score": SCORES.get(name),
+        "published_score": SCORES.get(name, SCORES_ELSEWHERE.get(name)),
         "licence_of_published_weights": None if licence is None else str(licence),
         "options": _facts(chosen.options, builder_options(name)),
         "decode_options": _facts(decode_options(name), {}),
@@ -51,6 +51,7 @@ def describe_model(name: str) -> str:
     facts += [("tasks", ", ".join(told["tasks"]))] if told["tasks"] else []
     facts += [("parameters", f"{told['parameters_in_millions']:g} M")] if name in MILLIONS else []
     facts += [("score", f"{SCORES[name]} on COCO val2017, as published")] if name in SCORES else []
+    facts += [("score", f"{SCORES_ELSEWHERE[name]}, as published")] if name in SCORES_ELSEWHERE else []
     licence = told["licence_of_published_weights"]
     facts += [("weights", f"published under {licence}")] if licence else []
     given = [

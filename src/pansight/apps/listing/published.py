@@ -51,6 +51,17 @@ MILLIONS: dict[str, float] = {
     "eomt_dinov3_large_1280": 315.0,
     "unet": 24.5,
     "unet_original": 31.0,
+    "pspnet": 49.2,
+    "pspnet_r50_semseg": 49.2,
+    "pspnet_r101_semseg": 68.2,
+    "pspnet_smp": 2.1,
+    "deeplabv3": 39.7,
+    "deeplabv3_r50_tv": 42.1,
+    "deeplabv3_r101_tv": 61.1,
+    "deeplabv3_r103_d2": 58.2,
+    "deeplabv3plus": 40.4,
+    "deeplabv3plus_r103_d2": 59.5,
+    "deeplabv3plus_smp": 22.5,
 }
 """Parameters in millions, trained and frozen ones, for COCO's 80 things and 53 stuff classes."""
 
@@ -93,3 +104,13 @@ SCORES: dict[str, str] = {
     "eomt_dinov3_large_1280": "PQ 58.9",
 }
 """On COCO val2017. Of several schedules the longest counts."""
+
+SCORES_ELSEWHERE: dict[str, str] = {
+    "pspnet_r50_semseg": "mIoU 41.9 on ADE20K val",
+    "pspnet_r101_semseg": "mIoU 43.1 on ADE20K val",
+    "deeplabv3_r50_tv": "mIoU 66.4 on COCO val2017 with VOC's classes",
+    "deeplabv3_r101_tv": "mIoU 67.4 on COCO val2017 with VOC's classes",
+    "deeplabv3_r103_d2": "mIoU 78.5 on Cityscapes val",
+    "deeplabv3plus_r103_d2": "mIoU 80.0 on Cityscapes val",
+}
+"""On other data, at one scale, not mirrored."""

@@ -181,7 +181,7 @@ def _backbone(
         name, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages, output_stride=output_stride
     )
     if multi_grid:
-        dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid])
+        dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid], "multi_grid")
     return net
 
 
@@ -253,7 +253,7 @@ OF_TORCHVISION: dict[str, Option] = {
 }
 OF_SMP: dict[str, Option] = {**SIZE_OPTIONS, "backbone": PYRAMID_OPTIONS["backbone"], "width": OPTIONS["width"]}
 
-TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "width": 16}
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "width": 16, "frozen_bn": True}
 TINY |= {"aux_weight": 0.5}
 SMALL: dict[str, Any] = {"width": 128}
 

@@ -147,7 +147,7 @@ OF_SEMSEG = OPTIONS | {
     "backbone": choice("a ResNet with three convolutions in its stem", "resnet50s", "resnet101s"),
     "long": SEMANTIC_OPTIONS["long"],
 }
-TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "width": 16}
+TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "width": 16, "frozen_bn": True}
 SMALL: dict[str, Any] = {"width": 128, "output_stride": 16}
 
 GENERAL = Entry(

@@ -191,7 +191,14 @@ def _reductions(name: str, options: dict[str, Any]) -> list[int]:
     try:
         with torch.device("meta"):  # on the meta device, strides are read without memory
             return timm.create_model(name, features_only=True, **options).feature_info.reduction()  # pyright: ignore
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        if "output_stride" in options:
+            raise PansightError(
+                where=f"backbone {name}",
+                expected=f"a network that can be dilated to stride {options['output_stride']}",
+                found="one that timm does not dilate",
+                hint="a ResNet, EfficientNet, MobileNet or ConvNeXt, or output stride 32",
+            ) from error
         raise PansightError(
             "expected a pyramid of feature maps, timm says", where=f"backbone {name}", reason=error
         ) from error

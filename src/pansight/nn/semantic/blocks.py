@@ -44,7 +44,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, inputs: int, bins: Sequence[int], bare_mean: bool = False):
         super().__init__()
         self.bins = tuple(bins)
-        width = inputs // len(self.bins)
+        width = max(1, inputs // max(1, len(self.bins)))
         self.outputs = inputs + width * len(self.bins)
         self.branches = nn.ModuleList(
             nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU())
@@ -106,18 +106,16 @@ class ASPP(nn.Module):
         return self.project(torch.cat([branch(x) for branch in self.branches], 1))
 
 
-def dilate(backbone: Backbone, stage: str, dilations: Sequence[int]) -> None:
+def dilate(backbone: Backbone, stage: str, dilations: Sequence[int], where: str = "dilations") -> None:
     """Give the 3×3 convolutions of a ResNet's stage (``layer4``) these dilations, one for each of its blocks.
 
     timm and torchvision leave the first block of a dilated stage at the dilation of the stage before.
-    Raises PansightError for a backbone without such a stage, or with another number of blocks.
+    where: what an error begins with. Raises PansightError for a backbone without such a stage, or of other blocks.
     """
     blocks = list(dict(backbone.features.named_children()).get(stage, nn.Module()).children())
     if len(blocks) != len(dilations):
         found = f"{len(blocks)} blocks in {stage}" if blocks else f"no {stage}"
-        raise PansightError(
-            where="dilations", expected=f"a ResNet with {len(dilations)} blocks in {stage}", found=found
-        )
+        raise PansightError(where=where, expected=f"a ResNet with {len(dilations)} blocks in {stage}", found=found)
     for block, dilation in zip(blocks, dilations, strict=True):
         for layer in block.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
