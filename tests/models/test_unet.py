@@ -18,6 +18,7 @@ from pansight.data.loader import collate
 from pansight.errors import PansightError
 from pansight.models import build
 from pansight.models.semantic.unet import OriginalUNet, UnpaddedUNet, mirrored
+from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
 
 
@@ -36,6 +37,13 @@ def test_the_published_network_has_as_many_parameters() -> None:
     assert [network.output_side(side) for side in (1, 4, 5, 388, 389)] == [4, 4, 20, 388, 404]
     assert network(torch.empty(1, 1, 572, 572, device="meta")).shape == (1, 2, 388, 388)
     assert network.down[-1][:2](torch.empty(1, 512, 32, 32, device="meta")).shape[2:] == (30, 30)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_original"])
+def test_photos_keep_their_size_unless_one_is_given(name: str) -> None:
+    with torch.device("meta"):
+        assert build(name, LABELS).input.resize == ResizeRule(0, 0, 1)
+        assert build(name, LABELS, short=64, long=128).input.resize == ResizeRule(64, 128, 1)
 
 
 def test_weights_begin_as_published() -> None:
