@@ -170,7 +170,8 @@ def test_a_small_network_has_enough_for_crowded_images():
 @pytest.mark.parametrize("name", [name for name in GENERAL if models.entry(name).small])
 def test_the_chosen_network_learns_a_step(name):
     images = Blocks(32, 32)
-    backbone = {"model__backbone": models.entry(name).tiny["backbone"]}
+    tiny = models.entry(name).tiny
+    backbone = {"model__backbone": tiny["backbone"]} if "backbone" in tiny else {}
     config = choose(images, model__name=name, **backbone)
     model = make_model(config.model, images.labels)[0]
     transform, divisor = make_transform(config.augment, model.input.resize)

@@ -224,10 +224,11 @@ def square_of(rule: ResizeRule) -> int:
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
     """What the builder is called with, besides the labels. Raises PansightError for an option that cannot be."""
-    options = dict(config.options)
+    options, known = dict(config.options), builder_options(config.name)
     for name in ("backbone", "pretrained"):
-        if getattr(config, name) != "auto":
-            options[name] = getattr(config, name)
+        given = getattr(config, name)
+        if given != "auto" and (name in known or given != "none"):  # a network without a backbone has no weights of one
+            options[name] = given
     return check_options(config.name, options, complete=False)
 
 
