@@ -106,6 +106,10 @@ class AugmentConfig:
     """Probability of changed brightness, contrast, saturation and hue."""
     elastic: float = 0.0
     """Probability of an elastic deformation."""
+    elastic_magnitude: float = 8.0
+    """Of an elastic deformation: standard deviation of the displacement at the points of its grid, in pixels."""
+    elastic_grid: int = 0
+    """Points a side of that grid; 0: one every 64 pixels. U-Net takes 3, with a magnitude of 10."""
 
     def __post_init__(self) -> None:
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
@@ -113,6 +117,8 @@ class AugmentConfig:
         _check(self.crop >= -1, "augment.crop", "-1, 0 or more pixels", self)
         for name in ("hflip", "vflip", "photometric", "elastic"):
             _check(0 <= getattr(self, name) <= 1, f"augment.{name}", "a probability", self)
+        _check(self.elastic_magnitude >= 0, "augment.elastic_magnitude", "0 or more pixels", self)
+        _check(self.elastic_grid == 0 or 2 <= self.elastic_grid <= 64, "augment.elastic_grid", "0 or 2 … 64", self)
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,9 @@ class TrainConfig:
     """Largest gradient norm (L2, all parameters); 0: no clipping; -1: chosen from the model."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is then what is evaluated and saved; 0: no average."""
+    repeat_threshold: float = 0.0
+    """Show images of rare classes more often (LVIS): an image counts √(threshold / f) times, at least once, where f is
+    the share of images that its rarest class is in; 0: each image once."""
     precision: str = "auto"
     """fp32, bf16 or fp16 (autocast); auto: bf16 where the machine computes in it, else fp32."""
     channels_last: bool = True
@@ -211,6 +220,7 @@ class TrainConfig:
         _check(delay, "train.backbone_delay", "two numbers of steps", self)
         for name in ("accumulate", "log_every"):
             _check(getattr(self, name) >= 1, f"train.{name}", "1 or more", self)
+        _check(0 <= self.repeat_threshold <= 1, "train.repeat_threshold", "a share from 0 to 1", self)
         _check(0 <= self.ema_decay < 1, "train.ema_decay", "at least 0 and below 1", self)
         rising = list(self.milestones) == sorted(self.milestones) and all(0 < m <= 1 for m in self.milestones)
         _check(rising, "train.milestones", "rising shares of the run between 0 and 1", self)

@@ -10,7 +10,7 @@ import torch
 from pansight.data import open_dataset
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
 from pansight.data.formats.shapes import Shapes
-from pansight.data.loader import View, collate, evaluation_loader, pad_images, stream_indices, train_stream
+from pansight.data.loader import Repeats, View, collate, evaluation_loader, pad_images, stream_indices, train_stream
 from pansight.data.transforms import Compose, HorizontalFlip, PhotometricDistortion, RandomCrop, ResizeShortestEdge
 from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
@@ -78,6 +78,63 @@ def test_every_epoch_shows_every_image_once_in_a_new_order():
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert stream_indices(10, [25, 3], seed=1) == [order[25], order[3]]
+
+
+FACTORS = [1.0, 2.5, 1.0, 1.25, 3.0, 1.0, 1.0, 1.75, 1.0, 1.0]
+
+
+def test_rare_images_are_shown_as_often_as_their_factor_says():
+    """In every epoch rounded up or down, on average exactly; every image at least once."""
+    repeats = Repeats(FACTORS)
+    assert repeats.length == 15  # 14.5, rounded up
+    epochs = np.array(stream_indices(10, range(15 * 400), 3, repeats)).reshape(400, 15)
+    shown = np.stack([np.bincount(epoch, minlength=10) for epoch in epochs])  # (epochs, images)
+    slack = 0.5 / 10  # half an image more than the factors say, spread over ten
+    assert (shown >= np.floor(FACTORS)).all()
+    assert (shown <= np.ceil(np.array(FACTORS) + slack)).all()
+    np.testing.assert_allclose(shown.mean(0), np.array(FACTORS) + slack, atol=0.08)
+    assert not np.array_equal(epochs[0], np.sort(epochs[0]))  # shuffled
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("factors", [[1.0] * 10, [1.0 + 1e-9] * 10])
+def test_factors_of_one_show_every_image_once(factors):
+    repeats = Repeats(factors)
+    assert repeats.length == 10
+    assert sorted(stream_indices(10, range(10, 20), 1, repeats)) == list(range(10))
+
+
+def test_repeats_of_many_images_add_up():
+    """No rounding of sums moves a border between two epochs."""
+    factors = np.random.default_rng(0).uniform(1, 30, 20_000)
+    repeats = Repeats(factors)
+    assert 0 <= repeats.length - factors.sum() < 1.1
+    for seed in range(3):
+        drawn = repeats.draw(np.random.default_rng(seed))
+        assert len(drawn) == repeats.length
+        assert (np.diff(drawn) >= 0).all()
+        assert len(np.unique(drawn)) == len(factors)
+
+
+def test_a_stream_with_repeats_resumes_and_is_shared_out():
+    """Any step is a function of (seed, step, rank) as without, also far into the run, with workers and on ranks."""
+    whole = stream(repeats=FACTORS, steps=9)
+    assert not same(whole[0], stream()[0])
+    for step, batch in enumerate(stream(repeats=FACTORS, steps=9, start_step=5, workers=1), 5):
+        assert same(batch, whole[step])
+    parts = [stream(repeats=FACTORS, steps=9, rank=rank, world=2) for rank in range(2)]
+    for batch, one, two in zip(whole, *parts, strict=True):
+        assert batch.image_ids == one.image_ids + two.image_ids
+    late = train_stream(Shapes(10, 48, 64), None, 4, 32, 0, 7, start_step=10**9, repeats=FACTORS)
+    assert len(next(late).image_ids) == 4
+
+
+def test_repeats_of_other_images_are_refused():
+    with pytest.raises(PansightError, match="repeat factors: expected one for each of 10 images, found 3"):
+        stream(repeats=[1.0, 2.0, 3.0])
+    for bad in (0.5, float("nan"), float("inf"), -1.0):
+        with pytest.raises(PansightError, match="repeat factors: expected numbers of at least 1"):
+            Repeats([1.0, bad])
 
 
 def halved_and_mirrored(images):

@@ -42,6 +42,7 @@ GEOMETRY = [
     Compose([ScaleJitter(64), FixedSizeCrop(64)]),
     Compose([ScaleJitter(64), FixedSizeCrop(64, fill=128)]),
     ElasticDeformation(4.0, 24, p=1.0),
+    ElasticDeformation(6.0, p=1.0, grid=3),
 ]
 EVERYTHING = [*GEOMETRY, PhotometricDistortion(p=1.0)]
 
@@ -244,6 +245,20 @@ def test_elastic_deformation_moves_by_about_its_magnitude():
     assert 0.01 < (bent.truth.ids != sample.truth.ids).float().mean() < 0.5
 
 
+def test_elastic_deformation_on_a_grid_of_three_by_three():
+    """As in U-Net: nine displacements of 10 pixels' deviation, the outer ones at the corners, bicubic between them."""
+    bend = ElasticDeformation(10.0, grid=3, p=1.0)
+    draws = np.stack([bend.displacements(65, 97, np.random.default_rng(seed)) for seed in range(300)])
+    assert draws.shape == (300, 65, 97, 2)
+    points = np.random.default_rng(0).normal(0, 10, (2, 3, 3)).astype(np.float32)
+    np.testing.assert_allclose(draws[0, ::32, ::48], points.transpose(1, 2, 0), atol=1e-4)
+    assert draws[:, ::32, ::48].std() == pytest.approx(10, rel=0.05)
+    steps = np.abs(np.diff(draws[0], axis=0)).max(), np.abs(np.diff(draws[0], axis=1)).max()
+    assert max(steps) < 2  # smooth: no stairs between the points
+    bent = bend(with_instances(), np.random.default_rng(0))
+    assert bent.image.shape[1:] == bent.truth.ids.shape
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1)])
 def test_extreme_sizes_pass_through_everything(size):
     ids = np.ones(size, np.int32)
@@ -272,6 +287,7 @@ def test_large_ids_survive():
         lambda: ScaleJitter(8, 2.0, 1.0),
         lambda: ResizeShortestEdge([], 8, ResizeRule(0, 0)),
         lambda: ElasticDeformation(spacing=0),
+        lambda: ElasticDeformation(grid=1),
     ],
 )
 def test_impossible_settings_are_refused(build):

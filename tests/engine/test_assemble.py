@@ -229,6 +229,7 @@ def test_relabelling_goes_by_name():
         ({"crop": 0}, (32, 64)),
         ({"crop": 0, "short_sides": (24, 24)}, (32, 48)),
         ({"crop": 32, "vflip": 0.5, "rot90": True, "elastic": 1.0, "photometric": 1.0}, (32, 32)),
+        ({"crop": 0, "elastic": 1.0, "elastic_grid": 3, "elastic_magnitude": 10.0}, (32, 64)),
     ],
 )
 def test_augmentation(settings, shape):

@@ -95,6 +95,10 @@ LAYOUTS = {
     ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),
+    "Unet of segmentation_models_pytorch": (
+        "segmentation_models_pytorch's Unet",
+        "encoder.conv1.weight decoder.blocks.0.conv1.0.weight decoder.blocks.0.conv1.1.bias segmentation_head.0.weight",
+    ),
 }
 FOREIGN = {
     "transformers' DETR": "model.backbone.conv_encoder.model.conv1.weight model.encoder.layers.0.self_attn.q_proj.bias",

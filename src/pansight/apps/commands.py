@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from pansight.engine.assemble import (
 )
 from pansight.engine.automatic import choose, statistics
 from pansight.engine.automatic.checks import check_together
+from pansight.engine.automatic.counting import choose_repeats, count_pixels, read_repeats, told, write_repeats
 from pansight.engine.automatic.recipes import for_other_data
 from pansight.engine.checkpoint import (
     CONFIG,
@@ -167,6 +168,8 @@ def _train(
         start_folder(folder, used, heading, resume or first is not None)
         facts = {"hardware": _hardware(accelerator), "started": time.strftime("%Y-%m-%d %H:%M")}
         write_json(folder / "run.json", facts | ({"first": first} if first else {}))
+        if prepared.repeats is not None:
+            write_repeats(folder, prepared.config.train.repeat_threshold, prepared.repeats)
         if not (resume and (folder / TRAINING_IMAGES).is_file()):
             write_training_images(folder, prepared.training)
     accelerator.wait_for_everyone()
@@ -287,6 +290,7 @@ class _Prepared(NamedTuple):
     model: Any
     name: str
     options: dict[str, Any]
+    repeats: list[float] | None  # how often each training image is shown; None: once
 
 
 def _prepare(
@@ -308,28 +312,34 @@ def _prepare(
         if source is None:
             raise PansightError(where="model.name", expected="a model", found=f"{AUTO} without model.weights")
         config = override(config, {"model.name": source[1]})
+    counted = cache(partial(count_pixels, training, accelerator.is_main_process))
     if not resume:
         rule = source[0].input.resize if source else None
         stats = statistics(training)
         counts_objects = set(entry(config.model.name).produces) != {"semantic"}
         if counts_objects and training.labels.things and not stats.most_objects:
             say("note       the training images have no object to learn: none, or crowds alone (see pansight check)")
-        config, choices = choose(config, training, accelerator.device, accelerator.num_processes, rule, stats)
+        config, choices = choose(config, training, accelerator.device, accelerator.num_processes, rule, stats, counted)
         for choice in choices:
             say(f"chosen     {choice.key} = {choice.value} ({choice.reason})")
+    threshold = config.train.repeat_threshold
+    kept = read_repeats(folder, threshold, len(training)) if resume else None
+    repeats = kept or choose_repeats(threshold, counted)
+    if repeats is not None:
+        say(f"repeated   {told(repeats, threshold)}")
     torch.manual_seed(config.train.seed)
     if resume:
         model, name, options = load_model(last_checkpoint(folder))
         where = str(config.data.source)
         training, validation = (relabel(d, model.labels, where) for d in (training, validation))
-        return _Prepared(config, training, validation, model, name, options)
+        return _Prepared(config, training, validation, model, name, options, repeats)
     model, name, options, lines = make_model(config.model, training.labels, source, config.train.freeze)
     for line in lines:
         say(f"weights    {line}")
     check_decode_options(model, name, config.evaluate.decode)
     freeze(model, config.train.freeze)
     parameter_groups(model, config.train, entry(name).rates)  # raises where nothing is left to train
-    return _Prepared(config, training, validation, model, name, options)
+    return _Prepared(config, training, validation, model, name, options, repeats)
 
 
 def _absolute(config: Config) -> Config:
@@ -364,6 +374,7 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
             config.data.workers,
             accelerator.process_index,
             accelerator.num_processes,
+            run.repeats,
         ),
         config.train,
         folder,

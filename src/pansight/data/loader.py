@@ -3,6 +3,7 @@
 A training batch is a pure function of (seed, step, rank): the order of an epoch is a permutation drawn from
 (seed, epoch), and the augmentation of a sample is drawn from (seed, its position in the stream). So a run resumes at
 any step without any state of the loader, and the ranks of a distributed run share out one and the same global batch.
+All of this holds where images of rare classes are shown more often, too.
 """
 
 from __future__ import annotations
@@ -61,14 +62,48 @@ def pad_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
     return memory.permute(0, 3, 1, 2), valid  # (B, H, W, 3) → (B, 3, H, W)
 
 
-def stream_indices(length: int, positions: Sequence[int], seed: int) -> list[int]:
-    """Which sample is at each position of the endless training stream: epoch after epoch, each newly shuffled."""
+class Repeats:
+    """How often each image is shown in an epoch: `factors`, at least 1 each, on average.
+
+    In an epoch an image is shown as often as its factor rounded up or down, by chance (LVIS, appendix B.2). All epochs
+    are `length` images long: the factors' sum rounded up, which what is missing of a whole image is spread over.
+    """
+
+    def __init__(self, factors: Sequence[float]):
+        if not all(1 <= factor < 2**20 for factor in factors):
+            raise PansightError(where="repeat factors", expected="numbers of at least 1", found="others")
+        parts = np.rint(np.asarray(factors, np.float64) * PARTS).astype(np.int64)  # whole numbers add up exactly
+        self.length = -(-int(parts.sum()) // PARTS)
+        missing = self.length * PARTS - int(parts.sum())
+        parts += np.diff(np.arange(len(parts) + 1) * missing // max(1, len(parts)))
+        self._ends = np.cumsum(parts)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """The images of an epoch, int64 (length,), in rising order.
+
+        They lie side by side on a line, each as long as its factor, and so many of them lie on each whole number, all
+        moved by one random share of 1: whatever its place, the chance that an image gets one more is its fraction.
+        """
+        marks = (self._ends + int(rng.integers(PARTS))) // PARTS
+        return np.repeat(np.arange(len(marks)), np.diff(marks, prepend=0))
+
+
+PARTS = 2**20
+"""The fractions of repeat factors are told apart to so many parts of 1."""
+
+
+def stream_indices(length: int, positions: Sequence[int], seed: int, repeats: Repeats | None = None) -> list[int]:
+    """Which sample is at each position of the endless training stream: epoch after epoch, each newly shuffled.
+
+    repeats: how often each of the `length` samples is in an epoch; None: once.
+    """
     orders: dict[int, np.ndarray] = {}
     result: list[int] = []
     for position in positions:
-        epoch, place = divmod(position, length)
+        epoch, place = divmod(position, length if repeats is None else repeats.length)
         if epoch not in orders:
-            orders[epoch] = np.random.default_rng((seed, ORDER, epoch)).permutation(length)
+            rng = np.random.default_rng((seed, ORDER, epoch))
+            orders[epoch] = rng.permutation(length if repeats is None else repeats.draw(rng))
         result.append(int(orders[epoch][place]))
     return result
 
@@ -85,15 +120,18 @@ class TrainBatches:
         seed: int,
         rank: int,
         world: int,
+        repeats: Repeats | None = None,
     ):
         self.dataset, self.transform, self.divisor, self.seed = dataset, transform, divisor, seed
+        self.repeats = repeats
         self.batch_size, self.rank, self.share = batch_size, rank, batch_size // world
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size + self.rank * self.share
         positions = range(first, first + self.share)
         samples: list[Sample] = []
-        for position, index in zip(positions, stream_indices(len(self.dataset), positions, self.seed)):
+        indices = stream_indices(len(self.dataset), positions, self.seed, self.repeats)
+        for position, index in zip(positions, indices):
             sample = self.dataset[index]
             if self.transform is not None:
                 sample = self.transform(sample, np.random.default_rng((self.seed, AUGMENTATION, position)))
@@ -123,11 +161,13 @@ def train_stream(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    repeats: Sequence[float] | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps start_step … steps − 1; without end where `steps` is 0.
 
-    batch_size: of all ranks together; rank r gets the r-th of `world` equal slices. Raises PansightError where that
-    does not divide, for an empty data set, and for what the data set raises, with workers as without.
+    batch_size: of all ranks together; rank r gets the r-th of `world` equal slices. repeats: how often each image is
+    shown in an epoch, on average and at least once; None: once. Raises PansightError where the batch does not divide,
+    for an empty data set, for repeats of other images, and for what the data set raises, with workers as without.
     """
     if len(dataset) == 0:
         raise PansightError(where="training data", expected="images", found="an empty data set")
@@ -139,7 +179,12 @@ def train_stream(
         raise PansightError(
             where="loader", expected=f"rank 0 … {world - 1} and seed ≥ 0", found=f"rank {rank}, seed {seed}"
         )
-    batches = TrainBatches(dataset, transform, batch_size, divisor, seed, rank, world)
+    if repeats is not None and len(repeats) != len(dataset):
+        raise PansightError(
+            where="repeat factors", expected=f"one for each of {len(dataset)} images", found=len(repeats)
+        )
+    drawn = None if repeats is None else Repeats(repeats)
+    batches = TrainBatches(dataset, transform, batch_size, divisor, seed, rank, world, drawn)
     return map(pinned, run_workers(batches.__getitem__, range(start_step, steps or sys.maxsize), workers))
 
 

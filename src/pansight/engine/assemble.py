@@ -210,7 +210,7 @@ def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, 
     if config.rot90:
         steps.append(Rot90())
     if config.elastic:
-        steps.append(ElasticDeformation(p=config.elastic))
+        steps.append(ElasticDeformation(config.elastic_magnitude, p=config.elastic, grid=config.elastic_grid))
     if config.photometric:
         steps.append(PhotometricDistortion(p=config.photometric))
     # images smaller than the crop are padded to it by the loader, as invalid pixels
@@ -224,10 +224,11 @@ def square_of(rule: ResizeRule) -> int:
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
     """What the builder is called with, besides the labels. Raises PansightError for an option that cannot be."""
-    options = dict(config.options)
+    options, known = dict(config.options), builder_options(config.name)
     for name in ("backbone", "pretrained"):
-        if getattr(config, name) != "auto":
-            options[name] = getattr(config, name)
+        given = getattr(config, name)
+        if given != "auto" and (name in known or given != "none"):  # a network without a backbone has no weights of one
+            options[name] = given
     return check_options(config.name, options, complete=False)
 
 
@@ -262,8 +263,10 @@ def make_model(
     loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
         raise PansightError(where=config.weights, expected=f"weights of {name}", found=f"{found} (--model {found})")
-    known = builder_options(name)
-    options = {**{key: value for key, value in saved.items() if key in known}, **options}
+    known, declared = builder_options(name), entry(name).options
+    # what was counted for other classes says nothing of these
+    counted = {key for key in saved if key in declared and declared[key].words and loaded.labels != labels}
+    options = {**{key: value for key, value in saved.items() if key in known and key not in counted}, **options}
     if "pretrained" in known:
         options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
     model: Any = build(name, labels, **options)

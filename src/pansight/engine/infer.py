@@ -30,6 +30,7 @@ from pansight.data.transforms import resize_image
 from pansight.engine import distributed
 from pansight.errors import PansightError, choice_error
 from pansight.models.options import DECODE_OPTIONS
+from pansight.ops.fusion.components import predicted_components
 from pansight.ops.resize import ResizeRule
 from pansight.ops.semantic.windows import window_places
 from pansight.ops.targets import valid_extents
@@ -143,6 +144,11 @@ def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], setting
             found = model.class_scores(_outputs(model, view, settings), sizes)
         scores = [each.float().flip(2) if view.mirrored else each.float() for each in found]
         sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
+    if settings.decode_options.get("components"):
+        least = settings.decode_options.get("min_area", 0)
+        means = ((total / len(views)).max(0) for total in sums)
+        found = [predicted_components(best.indices, model.labels, least, best.values) for best in means]
+        return [distributed.to_cpu(prediction) for prediction in found]
     return [Prediction(semantic=total.max(0).indices.cpu()) for total in sums]
 
 

@@ -14,7 +14,7 @@ from pansight.errors import PansightError, choice_error
 from pansight.models import detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
 from pansight.models.contract import Entry, Model
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
-from pansight.models.semantic import deeplab, fcn, pspnet, segnet
+from pansight.models.semantic import deeplab, fcn, pspnet, segnet, unet
 from pansight.types import LabelSpace
 
 MODELS: dict[str, Entry] = {
@@ -27,6 +27,7 @@ MODELS: dict[str, Entry] = {
     **eomt.ENTRIES,
     **fcn.ENTRIES,
     **segnet.ENTRIES,
+    **unet.ENTRIES,
     **pspnet.ENTRIES,
     **deeplab.ENTRIES,
 }

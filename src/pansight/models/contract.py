@@ -165,6 +165,9 @@ class Entry:
     class_rows: Mapping[str, ClassRows] = field(default_factory=dict[str, ClassRows])
     """Modules with a class axis, by name: fine-tuning keeps their rows by the classes' names. Of a module of several
     layers the last one has the classes."""
+    pixel_classes: ClassRows = every_class
+    """What the loss over pixels tells apart, one for each of the option `class_weights`; a class that is not among them
+    counts as BACKGROUND."""
     queries: tuple[str, ...] = ()
     """Tensors with a row for each learned query: no query is tied to a class, so the first ones are kept where their
     number differs."""

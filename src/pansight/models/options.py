@@ -18,6 +18,7 @@ from pansight.files import listed
 from pansight.nn.backbones.names import check_backbone_name, check_vit_name
 from pansight.nn.semantic.blocks import check_output_stride
 from pansight.nn.semantic.criterion import LOSSES, loss_terms
+from pansight.ops.semantic.class_weights import WORDS
 
 Kind = Literal["whole number", "number", "true or false", "text", "table", "whole numbers", "numbers"]
 LONGEST_LIST = 512
@@ -40,6 +41,10 @@ class Option:
     """Numbers, or other options, that must divide it."""
     length: int | None = None
     """How many values a list must have."""
+    longest: int = LONGEST_LIST
+    """How many values a list may have."""
+    words: tuple[str, ...] = ()
+    """What may stand for the list where a model is trained: rules by which its numbers are counted from the data."""
     increasing: bool = False
     """Each value of a list must be larger than the one before."""
     resizes: bool = False
@@ -61,7 +66,8 @@ class Option:
             text += f", {self.low:.10g} … {self.high:.10g}"
         if self.multiple_of:
             text += f", a multiple of {' and '.join(map(str, self.multiple_of))}"
-        return text + (", increasing" if self.increasing else "")
+        text += ", increasing" if self.increasing else ""
+        return " or ".join([text, *self.words])
 
     def settled(self, value: Any, where: str) -> Any:
         """The value that the builder takes: `value`, or the numbers of a list in any spelling.
@@ -70,6 +76,8 @@ class Option:
         """
         if value is None and self.optional:
             return None
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.is_list and _is_spelled(value):
             value = [_number_of(part) for part in listed(value)]
         if not self._fits(value):
@@ -94,7 +102,7 @@ class Option:
             case "whole number" | "number":
                 return self._is_number(value)
             case "whole numbers" | "numbers":
-                if not isinstance(value, list | tuple) or len(value) > LONGEST_LIST:
+                if not isinstance(value, list | tuple) or len(value) > self.longest:
                     return False
                 if self.length is not None and len(value) != self.length:
                     return False
@@ -179,7 +187,14 @@ PYRAMID_OPTIONS: Options = {
 SEMANTIC_OPTIONS: Options = {
     **SIZE_OPTIONS,
     "loss": Option(f"what a map of classes is trained by: a sum of {', '.join(LOSSES)}", "text", further=loss_terms),
-    "class_weights": Option("weight of each class in the loss; empty: all are equal", "numbers", 0, 1_000_000),
+    "class_weights": Option(
+        "weight of each class in the loss, or the rule by which training counts them; empty: all are equal",
+        "numbers",
+        0,
+        1_000_000,
+        longest=10_000,
+        words=WORDS,
+    ),
     "border_weight": number("weight of the background between two things in the loss, as in U-Net", 0, 10_000),
     "border_sigma": number("how far from things that weight reaches, in pixels", 0.1, 1000),
     "aux_weight": loss_weight("the auxiliary head"),
@@ -245,6 +260,8 @@ DECODE_OPTIONS: Options = {
     "overlap": share("a segment must keep at least this share of its own mask"),
     "max_overlap": share("objects are dropped if more than this share of them is covered by better ones"),
     "min_stuff_area": whole("stuff of fewer pixels is dropped", 0, 2**40),
+    "components": flag("objects are made of the semantic map: the connected components of things"),
+    "min_area": whole("such an object of fewer pixels is dropped", 0, 2**40),
     "task": choice("which parts of a prediction are made", "panoptic", "instance", "semantic", "all"),
 }
 """What may be given to decode, by ``--evaluate.decode.NAME``."""

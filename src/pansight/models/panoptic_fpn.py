@@ -255,6 +255,7 @@ GENERAL = Entry(
         "rcnn.mask_head.predictor": things,
         "semantic_head.predictor": background_and_stuff,
     },
+    pixel_classes=background_and_stuff,
     small=SMALL,
     tiny=TINY,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from pansight.errors import PansightError, shown
 from pansight.weights import licences
 from pansight.weights.keys import BESIDE, MISFITS
-from pansight.weights.native import CONFIG, HUB_ID, download, find_folder, load_folder, save_model
+from pansight.weights.native import CONFIG, HUB_ID, TENSORS, download, find_folder, load_folder, save_model
 from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
 from pansight.weights.official.semantic import (
     caffe,
@@ -19,6 +19,7 @@ from pansight.weights.official.semantic import (
     fcn_torchvision,
     pspnet,
     smp,
+    smp_unet,
 )
 from pansight.weights.transfer import TransferReport, transfer
 from pansight.weights.unpickle import read_tensors
@@ -41,6 +42,7 @@ ORIGINS = {
     "semseg": pspnet,
     "segmentation_models_pytorch": smp,
     "Caffe's FCN or SegNet": caffe,
+    "segmentation_models_pytorch's Unet": smp_unet,
 }
 """Each has ``recognises(state) -> bool`` and ``load(state, source) -> (model, name, options)``."""
 
@@ -59,6 +61,8 @@ def load_model(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
     is_hub_id = folder is None and not Path(path).exists() and HUB_ID.fullmatch(str(path)) is not None
     if is_hub_id:
         folder = download(str(path))
+    if folder is not None and smp.is_folder(folder):
+        path, folder = folder / TENSORS, None
     if folder is not None:
         loaded = load_folder(folder, str(path))
         licences.show_folder(folder, str(path), is_hub_id)

@@ -58,6 +58,8 @@ MILLIONS: dict[str, float] = {
     "fcn8s": 134.9,
     "segnet": 29.5,
     "segnet_camvid": 29.5,
+    "unet": 24.5,
+    "unet_original": 31.0,
     "pspnet": 49.2,
     "pspnet_r50_semseg": 49.2,
     "pspnet_r101_semseg": 68.2,

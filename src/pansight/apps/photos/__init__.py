@@ -138,10 +138,13 @@ class Wanted(NamedTuple):
         drawn = options.get("score_threshold", 0.5) if score is None else score
         if "task" in options and "task" not in known:
             task, produced = options.pop("task"), entry(predictor.name).produces
-            kinds = {TASKS[each]: each for each in produced}
+            has_components = "components" in known  # which make panoptic maps and objects of a semantic map
+            kinds = {TASKS[each]: each for each in (TASKS if has_components else produced)}
             if task not in kinds:
                 raise choice_error(f"task of {predictor.name}", task, kinds)
             kind = kinds[task]
+            if has_components and kind != "semantic":
+                options["components"] = True
         if "score_threshold" not in known and "instances" in entry(predictor.name).produces:
             options.pop("score_threshold", None)
         check_decode_options(predictor.model, predictor.name, options)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache, partial
 
 import torch
 
 from pansight.config import Config, override
 from pansight.data import Dataset
 from pansight.engine.automatic.backbone import choose_backbone
+from pansight.engine.automatic.counting import Counted, choose_class_weights, count_pixels, epoch_length
 from pansight.engine.automatic.network import choose_network, choose_stuff
 from pansight.engine.automatic.schedule import _schedule, training_defaults
 from pansight.engine.automatic.sizes import choose_batch, choose_counts, choose_crop, choose_rule, rule_of
@@ -30,11 +32,13 @@ def choose(
     world: int = 1,
     of_weights: ResizeRule | None = None,
     stats: Statistics | None = None,
+    counted: Counted | None = None,
 ) -> tuple[Config, list[Choice]]:
     """`config` with every open value filled in, and what was chosen, in the order of the settings.
 
     dataset: the training images. of_weights: the resizing rule of ``config.model.weights``, where these are given.
     stats: of the training images, where they are known already.
+    counted: gives the pixels of its classes (`counting.count_pixels`), and is asked only if a setting needs them.
     Explicit values are never changed. Raises PansightError for a model or an option that does not exist.
     """
     stats = stats or statistics(dataset)
@@ -51,12 +55,15 @@ def choose(
         take(choose_backbone(config, device))
     take(choose_network(config, stats, device))
     take(choose_stuff(config, dataset.labels))
+    counted = counted or cache(partial(count_pixels, dataset))
+    take(choose_class_weights(config, dataset.labels, counted))
     take(choose_rule(config, stats, device))
     rule = rule_of(config, dataset.labels, of_weights)
     take(choose_crop(config, stats, rule, device))
     take(choose_counts(config, stats, rule))
     take(choose_batch(config, stats, rule, device, world))
-    take([*training_defaults(config, stats), *_schedule(config, stats)])
+    shown = epoch_length(config.train.repeat_threshold, stats.images, counted)
+    take([*training_defaults(config, stats), *_schedule(config, stats, shown)])
     config = replace(config, train=settled(config.train))
     if config.train.precision == "auto":
         precision = resolve_precision("auto", device)

@@ -34,7 +34,7 @@ def choose_network(config: Config, stats: Statistics, device: torch.device) -> l
         if option in config.model.options:
             continue
         needed = 16 * math.ceil(PER_OBJECT.get(option, 0) * stats.most_objects / 16)
-        if needed > small:
+        if option in PER_OBJECT and needed > small:
             most = min(needed, known[option])
             choices.append(Choice(f"model.options.{option}", most, f"up to {stats.most_objects} objects in an image"))
         else:

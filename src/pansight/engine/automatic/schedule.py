@@ -39,12 +39,13 @@ def training_defaults(config: Config, stats: Statistics) -> list[Choice]:
     return choices
 
 
-def _schedule(config: Config, stats: Statistics) -> list[Choice]:
+def _schedule(config: Config, stats: Statistics, shown: int) -> list[Choice]:
+    """The steps and what follows from them. shown: images of an epoch, more than there are where some are repeated."""
     train, choices = config.train, list[Choice]()
     steps = train.steps
     if train.epochs:
-        steps = steps_of_epochs(train, stats.images)
-        reason = f"{train.epochs:g} times {stats.images} images, {train.batch_size} a step"
+        steps = steps_of_epochs(train, shown)
+        reason = f"{train.epochs:g} times {shown} images, {train.batch_size} a step"
         choices.append(Choice("train.steps", steps, reason))
     elif by_the_clock(train):
         choices.append(Choice("train.steps", 0, f"by the clock: as many as fit into {train.max_minutes:g} min"))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pansight.config import Config, flatten, read_recipe, read_toml, recipe_path
 from pansight.errors import PansightError
+from pansight.ops.semantic.class_weights import WORDS
 
 FIXED = {
     "model": "the weights are those of this model",
@@ -25,6 +26,9 @@ FIXED = {
 OPEN = {"train.steps": 0, "train.batch_size": 0, "train.lr": 0, "train.precision": "auto", "data.workers": -1}
 OPEN |= {f"train.{name}": -1 for name in ("warmup_steps", "weight_decay", "clip_norm", "backbone_lr_factor")}
 """Values by which a choice is asked for, which is made at the start of a run only."""
+
+
+CLASS_WEIGHTS = "model.options.class_weights"
 
 
 class Change(NamedTuple):
@@ -86,9 +90,12 @@ def noted_changes(text: str) -> list[str]:
 
 def asked_for(given: Mapping[str, Any], recipe: str | Path | None) -> dict[str, Any]:
     """The settings that a resumption asks for: those in the file of its recipe, where one is named again, and over them
-    the given ones. What the recipe leaves open was chosen when the run began, and stays.
+    the given ones. What the recipe leaves open was chosen when the run began, and stays, as do the class weights that
+    were counted then.
     """
     if recipe is None:
         return dict(given)
     values = flatten(read_recipe(recipe).to_dict())
+    if values.get(CLASS_WEIGHTS) in WORDS:
+        del values[CLASS_WEIGHTS]
     return {key: values[key] for key in flatten(read_toml(recipe_path(recipe))) if key in values} | dict(given)

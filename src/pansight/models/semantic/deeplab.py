@@ -46,7 +46,7 @@ from pansight.nn.semantic.blocks import (
     dilated_strides,
     size_divisor,
 )
-from pansight.nn.semantic.criterion import Criterion
+from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs, resized
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -133,7 +133,7 @@ def deeplabv3(
     aspp = ASPP(last, width, [rate * 16 // output_stride for rate in rates], pooling, dropout)
     decoder = Decoder(nn.Identity(), None, conv_norm(width, width, 3))
     aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout(0.1)) if aux_weight else None
-    criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     classifier, input = nn.Conv2d(width, len(labels), 1), Input(ResizeRule(short, long, size_divisor(net)), net.pixels)
     return DeepLab(net, aspp, decoder, classifier, aux_head, labels, input, criterion, aux_weight)
 
@@ -167,7 +167,7 @@ def deeplabv3plus(
     fuse = [conv_norm(low_width + width, width, 3, 1, separable), conv_norm(width, width, 3, 1, separable)]
     decoder = Decoder(nn.Identity(), conv_norm(net.channels[0], low_width, 1), nn.Sequential(*fuse))
     aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout(0.1)) if aux_weight else None
-    criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     classifier, input = nn.Conv2d(width, len(labels), 1), Input(ResizeRule(short, long, size_divisor(net)), net.pixels)
     return DeepLab(net, aspp, decoder, classifier, aux_head, labels, input, criterion, aux_weight)
 

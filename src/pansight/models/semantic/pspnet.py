@@ -31,7 +31,7 @@ from pansight.nn.semantic.blocks import (
     dilated_strides,
     size_divisor,
 )
-from pansight.nn.semantic.criterion import Criterion
+from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -98,7 +98,7 @@ def pspnet(
     head = class_head(ppm.outputs, width, len(labels), nn.Dropout2d(0.1))
     before = net.channels[-2]
     aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout2d(0.1)) if aux_weight else None
-    criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     return PSPNet(
         net,
         ppm,

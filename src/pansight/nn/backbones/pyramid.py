@@ -176,11 +176,21 @@ def swin_backbone(
     return Backbone(net, [size.channels << i for i in outputs], [known[i] for i in outputs], pixels or IMAGENET_RGB)
 
 
-def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def pyramid_strides(name: str) -> list[int]:
+    """The strides of all feature maps that a backbone has, found out without memory for its weights.
+
+    Raises PansightError for an unknown name, and for a network without maps of several sizes.
+    """
+    if size := swin_size(name):
+        return [4 << index for index in range(len(size.depths))]
+    return _reductions(name, {})
+
+
+def _reductions(name: str, options: dict[str, Any]) -> list[int]:
     _require_timm_name(name)
     try:
         with torch.device("meta"):  # on the meta device, strides are read without memory
-            reductions: list[int] = timm.create_model(name, features_only=True, **options).feature_info.reduction()  # pyright: ignore
+            return timm.create_model(name, features_only=True, **options).feature_info.reduction()  # pyright: ignore
     except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
         if "output_stride" in options:
             raise PansightError(
@@ -192,6 +202,10 @@ def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[s
         raise PansightError(
             "expected a pyramid of feature maps, timm says", where=f"backbone {name}", reason=error
         ) from error
+
+
+def _create(name: str, strides: Sequence[int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    reductions = _reductions(name, options)
     indices: list[int] = []
     for stride in strides:
         place = indices[-1] + 1 if indices else 0  # two stages may have one stride

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pansight.errors import PansightError, choice_error
+from pansight.nn.semantic.borders import Borders
 from pansight.ops.semantic.losses import (
     dice,
     hard_pixels,
@@ -17,7 +18,7 @@ from pansight.ops.semantic.losses import (
     pixel_focal,
     weights_of,
 )
-from pansight.types import IGNORE, Batch
+from pansight.types import IGNORE, Batch, LabelSpace
 
 LOSSES = ("cross_entropy", "focal", "dice", "lovasz", "ohem", "hard_pixels")
 """The terms that may be added up: ``cross_entropy+lovasz``."""
@@ -54,8 +55,13 @@ class Criterion(nn.Module):
     whole batch, and agree where it holds one image.
 
     class_weights: one weight for each class, or none; classes: how many there must be.
+    border_weight, border_sigma: w₀ and σ of U-Net's weight map (ops/semantic/border.py), which is added to the weights
+    of the classes; cross_entropy is then divided by the number of labelled pixels. Where two things of a class touch,
+    the pixels of one of them along the border become background first: the largest stuff of the image, or unknown where
+    it has none. things, stuff: the categories of a truth that are the one and the other.
     Where nothing is labelled the loss is a zero with a gradient.
-    Raises PansightError for an unknown loss, and for weights that no term of it can use.
+    Raises PansightError for an unknown loss, for weights that no term of it can use, and for weights of borders where
+    there are no things.
     """
 
     class_weights: Tensor | None
@@ -67,11 +73,21 @@ class Criterion(nn.Module):
         border_weight: float = 0.0,
         border_sigma: float = 5.0,
         classes: int | None = None,
+        things: Sequence[int] = (),
+        stuff: Sequence[int] = (),
     ):
         super().__init__()
         self.terms = loss_terms(loss)
-        if border_weight:
-            raise PansightError(where="border_weight", expected="0", found=border_weight)
+        self.borders = Borders(border_weight, border_sigma, tuple(things), tuple(stuff)) if border_weight else None
+        if border_weight and not things:
+            found = "stuff only"
+            raise PansightError(where="border_weight", expected="things among the classes", found=found)
+        if isinstance(class_weights, str):
+            hint = "training counts what a rule says from all of its images"
+            raise PansightError(where="class_weights", expected="numbers", found=f"{class_weights!r:.80}", hint=hint)
+        if border_weight and not set(self.terms) & set(OF_PIXELS):
+            expected = f"one of the losses {', '.join(OF_PIXELS)}"
+            raise PansightError(where="border_weight", expected=expected, found=f"loss {loss}")
         if len(class_weights):
             if classes is not None and len(class_weights) != classes:
                 expected = f"one weight for each of {classes} classes"
@@ -85,6 +101,8 @@ class Criterion(nn.Module):
     @torch.no_grad()
     def counts(self, batch: Batch, target: Tensor) -> dict[str, Tensor | float]:
         """What `forward` divides by, from the truth alone. target int64 (B, H, W)."""
+        if self.borders is not None:
+            target = self.borders.separated(batch, target)
         labelled = target != IGNORE
         return {
             "weights": labelled.sum() if self.class_weights is None else weights_of(target, self.class_weights).sum(),
@@ -108,9 +126,14 @@ class Criterion(nn.Module):
         if totals is None:
             assert batch is not None, "counts or the batch that they are counted from"
             totals = self.counts(batch, target)
+        border: Tensor | None = None
+        if self.borders is not None:
+            assert batch is not None, "the batch whose things have borders"
+            target = self.borders.separated(batch, target)
+            border = self.borders.weights(batch, target)
         loss = logits.new_zeros(())
         for term in self.terms:
-            loss = loss + self._term(term, logits, target, totals, batch)
+            loss = loss + self._term(term, logits, target, totals, batch, border)
         return loss
 
     def _term(
@@ -120,21 +143,30 @@ class Criterion(nn.Module):
         target: Tensor,
         totals: Mapping[str, float | Tensor],
         batch: Batch | None,
+        border: Tensor | None,
     ) -> Tensor:
-        if term == "cross_entropy":
-            return pixel_cross_entropy(logits, target, self.class_weights).sum() / _least(totals["weights"], LEAST)
-        if term == "focal":
-            return pixel_focal(logits, target, self.class_weights).sum() / _least(totals["pixels"], 1)
+        if term in ("cross_entropy", "focal"):
+            of_pixels = pixel_cross_entropy if term == "cross_entropy" else pixel_focal
+            losses = of_pixels(logits, target, self.class_weights)
+            if border is not None:
+                losses = losses + border * of_pixels(logits, target)
+            elif term == "cross_entropy":
+                return losses.sum() / _least(totals["weights"], LEAST)
+            return losses.sum() / _least(totals["pixels"], 1)
         sizes = [target.shape[1:]] * len(target) if batch is None else [truth.size for truth in batch.truths]
+        borders = [None] * len(target) if border is None else border
         images = (
-            self._of_image(term, z[:, :h, :w], y[:h, :w]) for z, y, (h, w) in zip(logits, target, sizes, strict=True)
+            self._of_image(term, z[:, :h, :w], y[:h, :w], None if b is None else b[:h, :w])
+            for z, y, b, (h, w) in zip(logits, target, borders, sizes, strict=True)
         )
         return torch.stack(list(images)).sum() / _least(totals["labelled_images"], 1)
 
-    def _of_image(self, term: str, logits: Tensor, target: Tensor) -> Tensor:
-        """A term of one image. logits float32 (C, H, W), target int64 (H, W) → scalar."""
+    def _of_image(self, term: str, logits: Tensor, target: Tensor, border: Tensor | None) -> Tensor:
+        """A term of one image. logits float32 (C, H, W), target int64 (H, W), border float32 (H, W) → scalar."""
         labelled = target != IGNORE
         losses = pixel_cross_entropy(logits[None], target[None], self.class_weights)[0]  # (H, W)
+        if border is not None:
+            losses = losses + border * pixel_cross_entropy(logits[None], target[None])[0]
         if term == "hard_pixels":
             return hard_pixels(losses, HARD_SHARE)
         probabilities = logits.softmax(0)[:, labelled].T  # (P, C)
@@ -147,3 +179,15 @@ class Criterion(nn.Module):
 
 def _least(total: float | Tensor, least: float) -> float | Tensor:
     return total.clamp(min=least) if isinstance(total, Tensor) else max(least, total)
+
+
+def criterion_of(
+    labels: LabelSpace,
+    loss: str,
+    class_weights: Sequence[float] = (),
+    border_weight: float = 0.0,
+    border_sigma: float = 5.0,
+) -> Criterion:
+    """The criterion of a network whose logits are the classes of a label space, things and stuff in its order."""
+    things, stuff = ([category.id for category in kind] for kind in (labels.things, labels.stuff))
+    return Criterion(loss, class_weights, border_weight, border_sigma, len(labels), things, stuff)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pansight.nn.input import Input
 from pansight.nn.semantic.criterion import Criterion
+from pansight.ops.fusion.components import predicted_components
 from pansight.ops.targets import semantic_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
 
@@ -74,9 +75,22 @@ class Segmenter(nn.Module):
             losses["auxiliary"] = self.aux_weight * self.criterion(logits, target, counts, batch)
         return losses
 
-    def decode(self, outputs: SemanticOutputs, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
-        """The likeliest class of each pixel at `sizes` (H, W); logits are resized, as bilinear maps, before that."""
+    def decode(
+        self,
+        outputs: SemanticOutputs,
+        sizes: Sequence[tuple[int, int]],
+        components: bool = False,
+        min_area: int = 0,
+    ) -> list[Prediction]:
+        """The likeliest class of each pixel at `sizes` (H, W); logits are resized, as bilinear maps, before that.
+
+        components: make objects of it, too: a panoptic map and instances of the connected components of things that
+        have at least `min_area` pixels, as sure as their pixels are on average.
+        """
         maps = zip(self._of_images(outputs), sizes, strict=True)
+        if components:
+            likeliest = (resized(logits, size).softmax(1).max(1) for logits, size in maps)
+            return [predicted_components(best.indices[0], self.labels, min_area, best.values[0]) for best in likeliest]
         # argmax(1) is six times slower on the CPU
         return [Prediction(semantic=resized(logits, size).max(1).indices[0]) for logits, size in maps]
 

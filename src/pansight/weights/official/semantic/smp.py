@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
+from pansight.files import read_json
 from pansight.weights.fitting import build_to_fit
 from pansight.weights.keys import BACKBONE, Rule, rename, rows
 from pansight.weights.official.semantic import labels_of
@@ -44,6 +46,12 @@ RESNETS = {
 """(blocks of the stages, whether they have three convolutions) → timm's name."""
 
 PSPNET_KEY, PLUS_KEY = "decoder.psp.blocks.0.pool.1.0.weight", "decoder.aspp.0.convs.0.0.weight"
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether ``save_pretrained`` of segmentation_models_pytorch wrote it: its tensors are then a file to load."""
+    config = read_json(folder / "config.json")
+    return isinstance(config, dict) and "_model_class" in config and "encoder_name" in config
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
