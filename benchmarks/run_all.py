@@ -18,6 +18,7 @@ SCRIPTS = (
     "accuracy.py",
     "detr_steps.py",
     "first_hour.py",
+    "cpu_defaults.py",
 )
 
 for script in SCRIPTS:

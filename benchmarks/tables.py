@@ -204,6 +204,32 @@ def bootstrap(record: Record) -> str:
     )
 
 
+def first_hour(record: Record) -> str:
+    """Each command with its exit code and figure; a row without a command's exit code compares the rows above it."""
+    rows: list[list[str]] = []
+    for row in record["rows"]:
+        command = row["command"].removesuffix(" --overwrite --train.trackers ")
+        figure = f"{row['name']} {row['figure']:.3g}" if "figure" in row else ""
+        expected = row.get("expected", "" if row["ok"] else "another exit code")
+        code = str(row["code"]) if "code" in row else ""
+        rows.append([f"`{command}`" if code else command, str(row.get("seconds", "")), code, figure, expected])
+    return table(["command", "seconds", "exit code", "figure", "expected"], rows) + f"\n\n{where(record)}; 2 threads"
+
+
+def cpu_defaults(record: Record) -> str:
+    """Mean and spread over the seeds of each variant."""
+    rows: list[list[str]] = []
+    for name in dict.fromkeys(run["what"] for run in record["runs"]):
+        runs = [run for run in record["runs"] if run["what"] == name]
+        figures = [spread([run[key] for run in runs]) for key in ("pq_all", "pq_things", "pq_stuff")]
+        speed = statistics.median(run["images_per_second"] for run in runs)
+        steps = statistics.median(run["steps"] for run in runs)
+        rows.append([name, *figures, f"{steps:.0f}", f"{speed:.1f}"])
+    header = ["settings of the network", "PQ", "PQ things", "PQ stuff", "steps", "images/s"]
+    seeds = ", ".join(dict.fromkeys(str(run["seed"]) for run in record["runs"]))
+    return table(header, rows) + f"\n\n{record['what']}; seeds {seeds}; {where(record)}"
+
+
 def demo_sentence(record: Record) -> str:
     """What the demo reaches, in one sentence of README.md: the median over its runs."""
     pq, steps, seconds = (statistics.median(run[key] for run in record["runs"]) for key in ("pq", "steps", "seconds"))
@@ -258,6 +284,8 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "loader": loader,
     "pq_speed": pq_speed,
     "bootstrap": bootstrap,
+    "first_hour": first_hour,
+    "cpu_defaults": cpu_defaults,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
 

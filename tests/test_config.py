@@ -96,3 +96,9 @@ def test_the_conventions_of_miou_are_those_of_the_metric():
     from pansight.metrics.semantic_iou import CONVENTIONS
 
     assert MIOU == CONVENTIONS
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\nsteps = 5\n")
+    assert read_config(path).train.steps == 5

@@ -63,7 +63,10 @@ def unpacked(source: str | Path) -> Iterator[Path]:
     try:
         is_archive = source.is_file() and zipfile.is_zipfile(source)
         if not is_archive and not source.exists():
-            raise PansightError(where=source, expected="a folder or file", found="none")
+            hint = "these shapes are generated while a model trains on them: pansight train --data shapes"
+            raise PansightError(
+                where=source, expected="a folder or file", found="none", hint=hint if str(source) == "shapes" else ""
+            )
     except OSError as error:
         raise PansightError(
             "cannot be read", where=source, reason=error.strerror or error, code="cannot_read"

@@ -297,7 +297,7 @@ class Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Raises PansightError where the file is missing or no TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a byte order mark
     except FileNotFoundError as error:
         raise PansightError("no such file", where=path, hint="expected TOML", code="missing_file") from error
     except OSError as error:

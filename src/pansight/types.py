@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from pansight.errors import PansightError
+from pansight.errors import PansightError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +38,13 @@ class Category(NamedTuple):
 class LabelSpace:
     """An immutable sequence of categories; index = id.
 
+    Line breaks and other control characters in names, which files may hold, are escaped ("\\x1b"), so that a name is
+    one line wherever it is shown.
     Raises PansightError where ids are not 0, 1, 2 … or a name or a source id occurs twice.
     """
 
     def __init__(self, categories: Iterable[Category]):
-        self._categories = tuple(categories)
+        self._categories = tuple(c._replace(name=shown(c.name, 1 + 10 * len(c.name))) for c in categories)
         for index, category in enumerate(self._categories):
             if category.id != index:
                 raise PansightError(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pansight.apps.cli import main
 
@@ -96,6 +97,21 @@ def test_fix_prints_what_was_done(data, capsys):
     assert main(["check", "out"]) == 0
 
 
+def test_repairs_are_advised_only_where_they_can_be_made(tmp_path, capsys):
+    """--fix writes COCO panoptic alone, so that nothing of COCO instances is promised to be repaired."""
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": "0"}
+    row["segmentation"] = [[0, 0, 2, 0, 2, 2, 0, 2]]
+    image = {"id": 1, "file_name": "a.png", "height": 6, "width": 8}
+    content = {"images": [image], "annotations": [row], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    assert main(["check", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "crowd-flag: 1 × iscrowd that is neither 0 nor 1\n" in text
+    assert "--fix" not in text
+    assert f"pansight convert {tmp_path} --to OUT" in text
+
+
 def test_json_has_every_defect(data, capsys):
     for n in (1, 2, 3):
         damages.stale_area(data, n)
@@ -179,3 +195,32 @@ def test_split_prints_the_classes_of_both_sides(data, capsys, monkeypatch):
     monkeypatch.chdir(data.parent)
     assert main(["split", "data", "--part", "train", "--overwrite", "--group", "_"]) == 2  # all are scene_*
     assert "expected at least 2 images or groups, found 1" in capsys.readouterr().err
+
+
+def labelme(folder: Path, name: str) -> None:
+    """A photo of labelme with one polygon; no two of them are equal, since equal ones stay on one side."""
+    Image.new("RGB", (8, 6), (0, ord(name), 0)).save(folder / f"{name}.png")
+    shape = {"label": "leaf", "points": [[1, 1], [6, 1], [6, 4]], "shape_type": "polygon"}
+    about = {"version": "5.0", "flags": {}, "imagePath": f"{name}.png", "imageHeight": 6, "imageWidth": 8}
+    (folder / f"{name}.json").write_text(json.dumps({**about, "shapes": [shape], "imageData": None}))
+
+
+def test_split_of_data_that_cannot_be_used_in_full_says_so_and_ends_with_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    for name in ("a", "b", "c", "d", "e"):
+        labelme(Path("own"), name)
+    assert main(["split", "own", "--things", "all", "--out", "whole"]) == 0
+    Path("own", "c.json").write_text("{")
+    assert main(["split", "own", "--things", "all", "--out", "rest"]) == 1
+    said = capsys.readouterr().out
+    assert "rest: 4 images" in said
+    assert "left out: " in said
+    assert "c.json" in said
+
+
+@pytest.mark.parametrize("words", [["check", "shapes"], ["split", "shapes"], ["convert", "shapes", "--to", "out"]])
+def test_generated_shapes_are_no_folder(tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("while a model trains on them: pansight train --data shapes\n")

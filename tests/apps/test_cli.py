@@ -583,6 +583,7 @@ def test_interruption_is_exit_code_130_and_resumes(data, tmp_path, capsys, monke
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(data, tmp_path):
     """A real limit on the size of files, in a process of its own: the settings fit, the weights do not."""
     out = tmp_path / "run"
@@ -604,6 +605,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(data, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_shipped_recipes_build_their_models():
     found = recipes()
     assert len(found) == 33, list(found)

@@ -146,6 +146,18 @@ def test_error_codes_pixel_by_pixel():
     assert names[error_codes(TRUTH, trimmed)[0, 3]] == "border"
 
 
+def test_beside_objects_there_is_background_and_no_void():
+    names = list(ERROR_COLORS)
+    truth = segmentation([[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]], Segment(1, 0))
+    large = segmentation([[1, 1, 1, 1, 1, 1, 1, 0, 2, 2]], Segment(1, 0), Segment(2, 0))
+    codes = [names[code] for code in error_codes(truth, large, background=True)[0]]
+    assert codes == [*["wrong"] * 3, *["phantom"] * 4, "void", "phantom", "phantom"]  # IoU 3 / 7
+    close = segmentation([[1, 1, 1, 1, 0, 0, 0, 0, 0, 0]], Segment(1, 0))
+    assert [names[code] for code in error_codes(truth, close, background=True)[0]] == [
+        *["correct"] * 3, "border", *["void"] * 6
+    ]  # fmt: skip
+
+
 def test_error_map_shows_the_codes_in_their_colours():
     wide_truth, wide_prediction = (
         segmentation(s.ids.numpy().repeat(9, 0).repeat(9, 1), *s.segments) for s in (TRUTH, PREDICTION)

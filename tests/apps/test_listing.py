@@ -76,6 +76,7 @@ def test_the_nearest_name_is_suggested(command: list[str], nearest: str, capsys:
     assert f"did you mean '{nearest}'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_quiet() -> None:
     """As where `head` has seen enough: the pipe's end is closed before anything is written."""
     reader, writer = os.pipe()

@@ -14,6 +14,7 @@ from run_folder import make_run
 from pansight.apps.pages.figures import class_table
 from pansight.apps.pages.report import curves, write_overview, write_report
 from pansight.data.images import read_image
+from pansight.engine.checkpoint.changes import Change, heading_with
 from pansight.errors import PansightError
 from pansight.files import read_json, write_json
 
@@ -77,6 +78,33 @@ def test_the_run_is_described(run):
         assert fact in text
     assert "Measured on 8 images" in text
     assert "pansight train --recipe first/config.toml" in text
+
+
+def test_what_was_changed_while_it_ran_is_told(tmp_path):
+    make_run(tmp_path, images=2)
+    plain = figures(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Changed on the way" not in plain
+    settings = (tmp_path / "config.toml").read_text()
+    heading = heading_with(settings, "a training", 4, [Change("train.lr", 0.001, 0.0005)])
+    heading = heading_with(
+        "".join(f"# {line}\n" for line in heading.splitlines()), "a training", 9, [Change("train.steps", 8, 12)]
+    )
+    lines = "".join(f"# {line}\n" for line in heading.splitlines())
+    (tmp_path / "config.toml").write_text(lines + settings)
+    text = figures(write_report(tmp_path).read_text(encoding="utf-8"))
+    told = "from step 4 on: train.lr = 0.0005 instead of 0.001; from step 9 on: train.steps = 12 instead of 8"
+    assert f"Changed on the way {told}" in text
+
+
+def test_only_the_figures_that_a_page_has_are_explained(run, tmp_path):
+    assert "PQ Panoptic quality, SQ · RQ" in figures(run[0])
+    assert "F1 Of one image" not in figures(run[0])
+    box = {"ap": 0.4, "ap50": 0.6, "ap75": None}
+    per_class = {"1": {"name": "cat", "box": 0.4}}
+    write_json(tmp_path / "evaluation.json", {"instances": {"box": box, "per_class": per_class, "max_detections": 100}})
+    text = figures(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Panoptic quality" not in text
+    assert "F1 Of one image" in text
 
 
 def test_one_file_that_asks_for_nothing(run):
@@ -261,7 +289,7 @@ def test_an_unknown_class_in_the_sheet_is_named(tmp_path):
 
 def test_templates_are_part_of_the_package():
     names = {entry.name for entry in files("pansight.apps.pages").joinpath("templates").iterdir()}
-    assert {"report.html.j2", "report.js", "figures.html.j2", "page.css", "viewer"} <= names
+    assert {"report.html.j2", "report.js", "save.js", "figures.html.j2", "page.css", "viewer"} <= names
     names = {entry.name for entry in files("pansight.apps.pages").joinpath("templates/viewer").iterdir()}
     assert {"page.html.j2", "part.html.j2", "viewer.css", "images.js", "paint.js", "viewer.js"} == names
 

@@ -175,6 +175,7 @@ def _hold(folder: str, held, done) -> None:
         done.wait(60)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_lives(data, run, tmp_path, capsys):
     context = multiprocessing.get_context("spawn")
     held, done = context.Event(), context.Event()

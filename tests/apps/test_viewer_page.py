@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from viewer_images import LABELS, drawn, write_page
 
 from pansight.apps.pages import viewer
+from pansight.apps.pages.report import write_report
 from pansight.apps.pages.viewer import EncodedImage, ViewerWriter, encode
+from pansight.engine.evaluate import SheetRow, write_sheet
+from pansight.types import PanopticSegmentation, Sample, Segment
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028'\"&"
 
@@ -130,6 +135,27 @@ def test_colours_are_those_of_classes_and_errors(visit, tmp_path):
     page.locator("[data-part=errors-filter] button", has_text="wrong class").click()
     assert pixel(page, "errors", 25, 5)[3] < 0.3 * strong  # others are dimmed
     assert pixel(page, "errors", 10, 14)[3] == strong
+
+
+def test_beside_objects_there_is_background_and_no_void(visit, tmp_path):
+    truth, found = torch.zeros((2, 20, 40), dtype=torch.int32)
+    truth[:10, :10], found[:10, :9], found[12:18, 20:30] = 1, 1, 2
+    photo = torch.full((3, 20, 40), 90, dtype=torch.uint8)
+    sample = Sample(photo, PanopticSegmentation(truth, (Segment(1, 0),)), "a", (20, 40))
+    prediction = PanopticSegmentation(found, (Segment(1, 0, 0.9), Segment(2, 0, 0.8)))
+    write_sheet(tmp_path / "predictions" / "sheet", [SheetRow(2 / 3, "a", sample, prediction, LABELS, "F1")], 1)
+    box = {"ap": 0.5, "ap50": 0.5, "ap75": 0.5}
+    per_class = {"1": {"name": "cat", "box": 0.5}}
+    record = {"instances": {"box": box, "per_class": per_class, "max_detections": 100}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(record))
+    page = visit(write_report(tmp_path))
+    near = {"abs": 2}
+    assert pixel(page, "errors", 25, 15)[:3] == pytest.approx([0, 114, 178], **near)  # a phantom on the background
+    assert pixel(page, "errors", 35, 5)[:3] == pytest.approx([255, 255, 255], **near)  # nothing on either side
+    assert pixel(page, "errors", 5, 5)[:3] == pytest.approx([198, 205, 211], **near)  # found
+    keys = " ".join(page.locator(".keys-of-errors").inner_text().split())
+    assert "no object" in keys
+    assert "void" not in keys
 
 
 def gallery() -> list:
@@ -312,6 +338,7 @@ def test_thousands_of_images_stay_quick(visit, tmp_path):
     page.wait_for_selector("[role=option][aria-posinset='3000']")
 
 
+@pytest.mark.slow
 def test_a_narrow_dark_screen_fits(visit, tmp_path):
     path = write_page(tmp_path / "out.html", [drawn()])
     page = visit(path, color_scheme="dark")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pansight.engine.automatic.checks import check_together
 from pansight.engine.automatic.network import PER_OBJECT
 from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
-from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment
+from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample, Segment
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +62,23 @@ def choose(dataset: Any, device: torch.device = CPU, rule: ResizeRule | None = N
         **{key.replace("__", "."): value for key, value in given.items()},
     }
     return automatic.choose(override(Config(), settings), dataset, device, 1, rule)[0]
+
+
+class Crowds(Blocks):
+    """Images of which every object is a crowd, in the map and among the objects."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        truth = replace(sample.truth, segments=tuple(s._replace(is_crowd=True) for s in sample.truth.segments))
+        boxes = torch.tensor([[0.0, 0, 10, 10]])
+        crowd = torch.ones(1, dtype=torch.bool)
+        objects = Instances(boxes, torch.zeros(1, dtype=torch.int64), torch.ones(1), None, crowd)
+        return replace(sample, truth=truth, instances=objects if index % 2 else None)
+
+
+def test_crowds_are_no_objects():
+    stats = automatic.statistics(Crowds(40, 60))
+    assert (stats.most_objects, stats.object_small, stats.object_large) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("name", GENERAL)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from PIL import Image
 
@@ -20,6 +22,7 @@ from pansight.engine.evaluate import evaluate
 from pansight.errors import PansightError
 from pansight.metrics import AveragePrecision, SemanticIoU
 from pansight.metrics.files.summary import summary
+from pansight.types import PanopticSegmentation, Prediction, Sample, Segment
 
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import Oracle
@@ -60,6 +63,51 @@ def test_the_record_is_that_of_the_metric_with_its_interval(measured, shapes):
         low, high = intervals["All"]["iou" if kind == "semantic" else "ap"]
         assert 0 < low < high <= 1
         assert "95 %:" in summary(record)
+
+
+def test_where_no_object_counts_there_is_a_word_for_ap():
+    figures = {"ap": None, "ap50": None, "ap75": None}
+    line = summary({"instances": {"box": figures}})
+    assert line == "box       | no AP: the images have no object that is no crowd"
+
+
+class OneObject(Shapes):
+    """Photos of shapes of which one square of 6 × 6 pixels is annotated."""
+
+    def __getitem__(self, index: int) -> Sample:
+        ids = torch.zeros((40, 56), dtype=torch.int32)
+        ids[16:22, 20:26] = 1
+        return replace(super().__getitem__(index), truth=PanopticSegmentation(ids, (Segment(1, 0),)))
+
+
+class Careless(Oracle):
+    """Its boxes are those of the objects and as much again on each side, so that no IoU reaches a half."""
+
+    def answer(self, index: int, sample: Sample) -> Prediction:
+        found = super().answer(index, sample).instances
+        assert found is not None
+        boxes = found.boxes_xyxy
+        sides = boxes[:, 2:] - boxes[:, :2]
+        wider = boxes + torch.cat([-sides, sides], 1)
+        return Prediction(instances=replace(found, boxes_xyxy=wider, scores=torch.full_like(found.scores, 0.9)))
+
+
+def test_a_box_that_is_far_too_large_is_no_hit_in_the_report(tmp_path):
+    """What surrounds objects is background: were it void, a box over the whole photo would be exact."""
+    dataset = OneObject(2, 40, 56, split="val")
+    record = evaluate(Careless(dataset, "boxes", 1.0), dataset, EvaluateConfig(), Accelerator(cpu=True), tmp_path)
+    assert record["instances"]["box"]["ap50"] == 0
+    rows = json.loads((tmp_path / "predictions" / "sheet" / "sheet.json").read_text())["images"]
+    assert [row["score"] for row in rows] == [0.0, 0.0]
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    content = json.loads(re.findall(r'id="image-0">(.*?)</script>', page, re.DOTALL)[0])
+    assert [row[9] for side in ("truth", "prediction") for row in content[side]["rows"]] == pytest.approx(
+        [1 / 9, 1 / 9], abs=1e-4
+    )
+    picture = np.asarray(Image.open(write_overview(tmp_path)))  # truth | prediction | errors of both images
+    errors = picture[: picture.shape[0] // 2, -picture.shape[1] // 3 :].reshape(-1, 3).astype(int)
+    blue = (errors[:, 2] > errors[:, 0] + 60).mean()  # a phantom, of which the photo shines through
+    assert 0.08 < blue < 0.16  # (18² − 6²) of 40 × 56 pixels
 
 
 def test_predictions_are_saved_in_the_ids_of_the_data_set(measured, shapes):

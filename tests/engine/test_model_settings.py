@@ -47,6 +47,8 @@ def test_values_of_an_option_are_joined() -> None:
     words = ["train", "--model.options.class-hidden", "128", "64", "--out", "x"]
     assert _joined(words) == ["train", "--model.options.class-hidden", "128,64", "--out", "x"]
     assert _joined(["evaluate", "--data.options.a", "1", "run"]) == ["evaluate", "--data.options.a", "1", "run"]
+    assert _joined(["convert", "x", "--option.sides", "1", "2", "y"]) == ["convert", "x", "--option.sides", "1,2", "y"]
+    assert _joined(["convert", "--option.a", "b", "x", "--limit", "1", "2"])[-3:] == ["--limit", "1", "2"]
 
 
 @pytest.mark.parametrize("freeze", ["backbone,neck", "[backbone, neck]", ["backbone", "neck"], ["backbone,neck"]])

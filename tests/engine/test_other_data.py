@@ -141,3 +141,30 @@ def test_sizes_of_generated_images_are_chosen_anew(tmp_path):
     recipe, _ = for_other_data(read_recipe("shapes/panoptic_fpn"), {"data.source": str(write(tmp_path / "d"))}, "it")
     assert not {"short", "anchor_sizes", "detections", "min_stuff_area"} & set(recipe.model.options)
     assert (recipe.augment.crop, recipe.model.options["fpn_channels"]) == (-1, 96)
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_a_training_without_an_object_says_so(tmp_path, capsys, crowds):
+    data, note = write(tmp_path / "data", ("ball",), ("sky",), 4), "the training images have no object to learn"
+    file = next((data / "annotations").glob("*.json"))
+    content = json.loads(file.read_text())
+    things = {row["id"] for row in content["categories"] if row["isthing"]}
+    for segment in (s for row in content["annotations"] for s in row["segments_info"]):
+        segment["iscrowd"] = int(crowds and segment["category_id"] in things)
+    file.write_text(json.dumps(content))
+    options = ["--model.options.heads", "2", "--model.options.layers", "1", "--model.options.queries", "6"]
+    arguments = ["train", "--model", "maskformer", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main([*arguments, *QUICK, *options]) == 0
+    assert (note in capsys.readouterr().out) == crowds
+
+
+def test_a_training_that_finds_nothing_says_what_the_threshold_took_away(tmp_path, capsys):
+    data = write(tmp_path / "data", ("ball",), ("sky",), 4)
+    options = ["--model.options.heads", "2", "--model.options.layers", "1", "--model.options.queries", "6"]
+    options += ["--evaluate.decode.score-threshold", "1"]
+    arguments = ["train", "--model", "maskformer", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main([*arguments, *QUICK, *options]) == 0
+    said = capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["All"]["pq"] == 0
+    (note,) = [line for line in said.splitlines() if line.startswith("note  ")]
+    assert "threshold" in note  # so many segments pass it, or none is predicted whatever it is

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pansight.errors import PansightError
+from pansight.metrics.panoptic.errors import ERRORS, classify_errors
 from pansight.metrics.panoptic.matching import IGNORED, MATCHED, PHANTOM, ImageMatch, SegmentTable, match_tables
 from pansight.metrics.scores import IOU_UNIT, ClassCounts, group_means, image_rows
 from pansight.ops.maps.overlap import Overlaps
@@ -28,6 +29,22 @@ def table(rows: list[Row]) -> SegmentTable:
 def matched(truth_ids, truth: list[Row], prediction_ids, prediction: list[Row], strict: bool) -> ImageMatch:
     stated = np.array([area for *_, area in truth], np.float64) if strict else None
     return match_tables(table(truth), table(prediction), overlaps(truth_ids, prediction_ids), stated)
+
+
+def test_what_lies_on_background_counts_in_full():
+    """Void excuses what is predicted on it; beside objects there is background, which excuses nothing."""
+    truth, prediction = np.array([[1, 1, 0, 0, 0, 0, 2, 0]]), np.array([[7, 7, 7, 7, 7, 0, 2, 3]])
+    sides = table([(1, CAT, False, 2), (2, CAT, True, 1)]), table([(n, CAT, False, 1) for n in (7, 2, 3)])
+    on_void, on_background = (match_tables(*sides, overlaps(truth, prediction), background=b) for b in (False, True))
+    assert on_void.iou.tolist() == [1, 0]
+    assert on_void.state.tolist() == [MATCHED, IGNORED, IGNORED]
+    assert on_void.visible_area.tolist() == [2, 1, 0]
+    assert on_background.iou.tolist() == [0, 0]  # 2 / 5
+    assert on_background.state.tolist() == [PHANTOM, IGNORED, PHANTOM]  # crowds still excuse
+    assert on_background.visible_area.tolist() == [5, 1, 1]
+    errors = classify_errors(on_background, np.array([category.is_thing for category in LABELS]))
+    assert errors.truth_iou.tolist() == [0.4, 0]
+    assert [ERRORS[code] for code in errors.prediction] == ["poor_boundary", "ignored", "phantom"]
 
 
 def by_the_rules(truth_ids, truth: list[Row], prediction_ids, prediction: list[Row], strict: bool):

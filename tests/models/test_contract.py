@@ -343,6 +343,7 @@ def test_masks_of_some_queries_are_those_of_all(name: str) -> None:
         torch.testing.assert_close(model.mask_logits(outputs, 1, some), every[some], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_query_models(name: str) -> None:
     """Built without memory; their parameters are counted in the tests of each system."""
@@ -354,6 +355,7 @@ def test_published_query_models(name: str) -> None:
     assert (model.input.resize.short, model.input.resize.long) in ((800, 1333), (640, 640), (1280, 1280))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_builders_of_published_models(name: str) -> None:
     """Forward, decode and loss of the full networks, once, on a small image."""

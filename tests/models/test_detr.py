@@ -46,6 +46,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_counts(name: str) -> None:
     classes, trained, frozen = COUNTS[name]

@@ -59,6 +59,7 @@ def test_full_networks_find_the_same(name: str, reference: Any, options: dict[st
     assert distances.amin(1).max() < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "labels", "count"),
     [

@@ -128,6 +128,7 @@ def test_torchvisions_detectors(limits: tuple[int, int], photos: dict[str, Path]
     torch.testing.assert_close(found.instances.boxes_xyxy, boxes["boxes"], rtol=1e-4, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.produces != ("semantic",)])
 def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
     with torch.device("meta"):

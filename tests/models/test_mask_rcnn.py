@@ -133,6 +133,7 @@ def test_losses_and_gradients_are_torchvisions():
         assert (gradient - theirs_parameter.grad).norm() < 1e-3 * theirs_parameter.grad.norm(), ours_name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "labels", "count"),
     [
@@ -190,6 +191,7 @@ def test_what_is_left_becomes_the_one_stuff_class():
         assert bool((found.panoptic.ids != 0).all()) == bool(expected)
 
 
+@pytest.mark.slow
 def test_four_hundred_objects_at_the_size_of_a_large_file():
     ours = build("mask_rcnn", LabelSpace.from_names(["cell"], ["background"]), **TINY, detections=400).eval()
     ours.rcnn.score_threshold, ours.rcnn.nms_threshold = 0.0, 0.9

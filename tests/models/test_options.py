@@ -157,6 +157,7 @@ def test_weights_may_bring_the_other_options() -> None:
     assert check_options("detr", {"heads": 6}, complete=False) == {"heads": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_least_values_build(name: str) -> None:
     """What the table allows, the builder takes: every number of a tiny model at its least, one after the other."""

@@ -17,6 +17,8 @@ from pansight.types import LabelSpace
 from pansight.weights import load_model, read_tensors
 from pansight.weights.official.detectron2 import load, load_backbone, renamed
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 
 def save(path: Path, state: dict[str, Any]) -> Path:
     path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}))

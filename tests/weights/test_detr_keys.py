@@ -10,6 +10,8 @@ from pansight.errors import PansightError
 from pansight.weights.keys import BACKBONE
 from pansight.weights.official import detr
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from pansight.errors import PansightError
 from pansight.weights.official import eomt as origin
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 Shapes = dict[str, tuple[int, ...]]
 
 

@@ -14,6 +14,8 @@ from pansight.errors import PansightError
 from pansight.models import build
 from pansight.weights.official.mask2former import load, recognises, renamed
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 Shapes = dict[str, tuple[int, ...]]
 SWINS = {
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7),

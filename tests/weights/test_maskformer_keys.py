@@ -17,6 +17,8 @@ from pansight.types import LabelSpace
 from pansight.weights import load_model
 from pansight.weights.official import maskformer as origin
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 SWINS = {
     "swin_tiny": (96, (2, 2, 6, 2), 3, 7),
     "swin_small": (96, (2, 2, 18, 2), 3, 7),

@@ -28,6 +28,8 @@ from pansight.weights import load_model
 from pansight.weights.huggingface.export import write_folder
 from pansight.weights.huggingface.processor import apply_processor
 
+pytestmark = pytest.mark.slow  # photos of full size
+
 LABELS = LabelSpace.from_names(["bolt", "nut"], ["floor"])
 NAMES = ("detr", "maskformer", "mask2former", "eomt")
 SIZES = {"landscape": (90, 123), "portrait": (131, 80)}

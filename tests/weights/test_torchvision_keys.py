@@ -17,6 +17,8 @@ from pansight.errors import PansightError
 from pansight.weights import load_model
 from pansight.weights.official.torchvision import load
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 REFERENCES: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "faster_rcnn_r50_tv": (detection.fasterrcnn_resnet50_fpn, 41_755_286),
     "mask_rcnn_r50_tv": (detection.maskrcnn_resnet50_fpn, 44_401_393),

@@ -83,14 +83,15 @@ def split_command(
     overwrite: bool,
     test: float,
     things: tuple[str, ...] | None,
-) -> None:
-    """Print the table of classes and where the parts are."""
+) -> int:
+    """Print the table of classes and where the parts are. 1 where the conversion left something out, else 0."""
     target = out if out is not None else _beside(data)
     with _readable(data, things) as (folder, notes, left_out), _bar("split") as progress:
         is_linked = link and data.is_dir()  # files of an unpacked ZIP are gone in a moment
         result = split(folder, target, val, seed, group, part, is_linked, overwrite, progress, test)
     result = result._replace(notes=(*notes, *(f"left out: {line}" for line in left_out)))
     print(describe_split(result))
+    return 1 if left_out else 0
 
 
 def _beside(data: Path) -> Path:
@@ -219,10 +220,12 @@ def _describe_defects(report: Report, severity: Severity, limit: int) -> list[st
         return []
     lines = ["", f"{severity}s"]
     limit = limit if severity != "note" else min(limit or 3, 3)
+    repairable = all(checked.part.kind == "panoptic" for checked in report.parts)
     for code in codes:
         count, rule = report.findings.counts[code], RULES[code]
         by_fix = rule.remedy and not rule.remedy.startswith((BY_HAND, "pansight"))
-        remedy = f"  → {'--fix: ' if by_fix else ''}{rule.remedy}" if rule.remedy else ""
+        advised = rule.remedy and (repairable or not by_fix)  # --fix repairs COCO panoptic alone
+        remedy = f"  → {'--fix: ' if by_fix else ''}{rule.remedy}" if advised else ""
         lines.append(f"  {code}: {count:,} × {rule.meaning}{remedy}")
         found = [d for d in report.findings.defects if d.code == code]
         shown = found if limit < 1 else found[:limit]

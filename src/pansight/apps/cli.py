@@ -398,19 +398,32 @@ def _terminable() -> Iterator[None]:
 def _joined(tokens: list[str]) -> list[str]:
     """``train … --model.options.class-hidden 128 64`` with the values of the option as one list, ``128,64``.
 
-    The parser gives an option of free name one value. Other commands have arguments without a flag, which may follow.
+    The parser gives an option of free name one value. Commands beside `train` have arguments without a flag, which may
+    follow the value; there only numbers go on with a list of numbers.
     """
     joined: list[str] = []
     is_option = False
     for token in tokens:
         is_flag = token.startswith("--")
         if is_option and not is_flag and not joined[-1].startswith("--"):
-            joined[-1] += f",{token}"
-            continue
+            if tokens[0] == "train" or (_is_number(token) and _is_number(joined[-1].rpartition(",")[2])):
+                joined[-1] += f",{token}"
+                continue
+            is_option = False
         if is_flag:
-            is_option = tokens[0] == "train" and ("options." in token or ".decode." in token) and "=" not in token
+            is_option = "=" not in token and (
+                "options." in token or ".decode." in token or token.startswith("--option.")
+            )
         joined.append(token)
     return joined
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _complain(message: str, code: int) -> int:

@@ -150,7 +150,7 @@ def split(
     link: bool = False,
     overwrite: bool = False,
     things: Annotated[tuple[str, ...] | None, Parameter(negative=())] = None,
-):
+) -> int:
     """Split a data set into train, val and, if wanted, test: each class with its share, equal files together.
 
     Parameters
@@ -180,4 +180,4 @@ def split(
     """
     from pansight.apps import checking
 
-    checking.split_command(data, val, seed, group, part, out, link, overwrite, test, things)
+    return checking.split_command(data, val, seed, group, part, out, link, overwrite, test, things)

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from pansight.apps.listing import describe_model, first_line, list_models, table
 from pansight.apps.measuring import evaluate
+from pansight.apps.measuring.thresholds import lost_to_threshold
 from pansight.apps.measuring.trained import TRAINING_IMAGES, write_training_images
 from pansight.apps.pages.report import REPORT, write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
@@ -34,7 +35,7 @@ from pansight.engine.assemble import (
     relabel,
     same_architecture,
 )
-from pansight.engine.automatic import choose
+from pansight.engine.automatic import choose, statistics
 from pansight.engine.automatic.checks import check_together
 from pansight.engine.automatic.counting import choose_repeats, count_pixels, read_repeats, told, write_repeats
 from pansight.engine.automatic.recipes import for_other_data
@@ -314,7 +315,11 @@ def _prepare(
     counted = cache(partial(count_pixels, training, accelerator.is_main_process))
     if not resume:
         rule = source[0].input.resize if source else None
-        config, choices = choose(config, training, accelerator.device, accelerator.num_processes, rule, counted)
+        stats = statistics(training)
+        counts_objects = set(entry(config.model.name).produces) != {"semantic"}
+        if counts_objects and training.labels.things and not stats.most_objects:
+            say("note       the training images have no object to learn: none, or crowds alone (see pansight check)")
+        config, choices = choose(config, training, accelerator.device, accelerator.num_processes, rule, stats, counted)
         for choice in choices:
             say(f"chosen     {choice.key} = {choice.value} ({choice.reason})")
     threshold = config.train.repeat_threshold
@@ -405,10 +410,23 @@ def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerat
             RunLog(folder / LOG).append(evaluation_row(result.step, record))
         report = write_report(folder)
         say(summary(record))
+        lost = _lost_to_threshold(run, record, weights, accelerator)
+        if lost:
+            say(f"note       {lost}")
         say(f"weights    {weights}")
         say(f"report     {report}")
     accelerator.wait_for_everyone()
     return Run(folder, record)
+
+
+def _lost_to_threshold(
+    run: _Prepared, record: Mapping[str, Any], weights: Path, accelerator: Accelerator
+) -> str | None:
+    """What the threshold of the model took away where nothing is found; a few images are enough to tell."""
+    if all(record.get(name, {}).get("pq", 1) for name in ("All", "Things")):
+        return None
+    model = load_model(weights)[0].to(accelerator.device)
+    return lost_to_threshold(record, model, run.validation, run.config.evaluate, accelerator.device, images=4)
 
 
 def _evaluation_of_training(folder: Path) -> dict[str, Any] | None:

@@ -248,7 +248,7 @@ def _shown(
         figure, found = "F1", object_regions(prediction.instances, sample.truth.size, DRAWN_SCORE)
         truth = _true_objects(sample, prediction.instances.masks is None, labels)
         sample = replace(sample, truth=truth)
-        score = image_f1(match_maps(truth, found))
+        score = image_f1(match_maps(truth, found, background=True))
     elif prediction.semantic is not None and classes is not None:
         figure, found, score = "mIoU", class_regions(prediction.semantic), image_miou(classes)
         sample = replace(sample, truth=class_regions(semantic_map(sample.truth, range(len(labels)))))

@@ -117,7 +117,7 @@ class Session:
         ]
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
-        except ValueError as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise PansightError("the optimiser does not fit the model", where=self.folder, reason=error) from error
         for group, settings in zip(self.optimizer.param_groups, given, strict=True):
             group.update(settings)  # rates and decay as the settings now say; the checkpoint has those of its own time

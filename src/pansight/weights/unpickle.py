@@ -108,6 +108,48 @@ def read_pickle(path: str | Path) -> Any:
         raise _damaged(path, "a pickle of numpy arrays", error) from error
 
 
+def read_state(path: str | Path) -> Any:
+    """What ``torch.save`` wrote of dicts, lists, tuples, numbers, texts and tensors: the state of a training.
+
+    Raises PansightError where the file is missing or damaged, cannot be read, or holds anything else.
+    """
+    path = Path(path)
+    try:
+        with open_plain(path) as file:
+            content, blocks = torch_files.open_archive(file, path)
+            return _rebuilt(content, torch_files.reader(blocks), {}, 0)
+    except FileNotFoundError as error:
+        raise PansightError("no such file", where=path, code="missing_file") from error
+    except DAMAGED as error:
+        raise _damaged(path, "a training state", error) from error
+
+
+MAX_DEPTH = 32
+"""How deeply the dicts and lists of a state may be nested; an optimiser's have a depth of 4."""
+
+
+def _rebuilt(value: Any, read: Callable[[Any], Tensor], known: dict[int, Any], depth: int) -> Any:
+    """`value` with tensors in place of what stands for them. known: by identity, so that what is shared is visited once
+    and the time is bounded by the size of the file.
+    """
+    if isinstance(value, int | float | str | bytes | None):
+        return value
+    if id(value) in known:
+        return known[id(value)]
+    if depth > MAX_DEPTH:
+        raise ValueError("values nested too deeply")
+    if isinstance(value, dict):
+        new: Any = {key: _rebuilt(each, read, known, depth + 1) for key, each in value.items()}
+    elif isinstance(value, list | tuple):
+        new = type(value)(_rebuilt(each, read, known, depth + 1) for each in value)
+    elif torch_files.is_tensor(value):
+        new = torch_files.tensor_of(value, read)
+    else:
+        raise TypeError(f"a value of another kind ({value.name if isinstance(value, Made) else type(value).__name__})")
+    known[id(value)] = new
+    return new
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Made) and value.name in ARRAYS | SCALARS:
         return _array_of(value)

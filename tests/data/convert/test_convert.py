@@ -72,6 +72,27 @@ def test_a_folder_becomes_coco_panoptic(tmp_path):
     assert receipt["overlaps"] == [{"rule": "smaller-on-top", "winner": "dog", "loser": "car", "pixels": 12}]
 
 
+def test_photos_of_one_name_but_for_folder_and_suffix_keep_masks_of_their_own(tmp_path):
+    """The PNG of a photo is called like the photo, so that three photos here would have one PNG."""
+    source, names = coco(tmp_path / "in", images=3), ("a_b.jpg", "a/b.jpg", "a_b.jpeg")
+    file = source / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    (source / "train" / "a").mkdir()
+    for n, (row, name) in enumerate(zip(content["images"], names)):
+        (source / "train" / row["file_name"]).rename(source / "train" / name)
+        row["file_name"] = name
+        content["annotations"][2 * n]["segmentation"] = [[n, 0, 8, 0, 8, 6, n, 6]]  # a mask of 8 − n columns
+    content["annotations"] = content["annotations"][::2]
+    file.write_text(json.dumps(content))
+    convert(source, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "annotations" / "panoptic_train.json").read_text())
+    assert len({row["file_name"].lower() for row in written["annotations"]}) == 3
+    dataset = open_dataset(tmp_path / "out")
+    areas = {dataset.file_name(n): int((dataset[n].truth.ids > 0).sum()) for n in range(3)}
+    assert areas == {name: 6 * (8 - n) for n, name in enumerate(names)}
+    assert main(["check", str(tmp_path / "out")]) == 0
+
+
 def test_the_written_json_counts_from_the_map(tmp_path):
     convert(coco(tmp_path / "in"), tmp_path / "out", fill="ground")
     content = json.loads((tmp_path / "out" / "annotations" / "panoptic_train.json").read_text())
@@ -277,6 +298,16 @@ def test_things_are_named_asked_for_or_refused():
         things()
     with pytest.raises(PansightError, match=r"unknown class 'dog'; known: cat, door, double, x"):
         things(["dog"])
+
+
+@pytest.mark.parametrize(
+    ("things", "expected"),
+    [("all", (True, True)), ("none", (False, False)), ("b", (False, True)), ("a,b", (True, True))],
+)
+def test_one_text_is_a_list_of_things_too(things, expected):
+    """`convert(…, things="all")` from Python means what --things all means."""
+    joined = join_classes([source_of(SourceCategory("a", 1), SourceCategory("b", 2))], None)
+    assert tuple(category.is_thing for category in decide_things(joined, things, None).labels) == expected
 
 
 def test_fill_is_stuff(tmp_path):

@@ -119,6 +119,10 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+OUTLINED = ("yolo_seg", "labelme", "cvat", "label_studio")
+"""Readers of outlines, which have no masks."""
+
+
 def converted(root: Path, to: Path, name: str, **more: Any) -> Summary:
     return convert(root, to, name, things=None if name in ("cityscapes", "ade20k", "voc") else ["all"], **more)
 
@@ -154,6 +158,16 @@ def test_photos_whose_suffix_has_other_letters_are_found(name, source, tmp_path)
     for file in photos:
         file.rename(file.with_suffix(".JPG"))
     assert photos or name == "cityscapes"  # whose photos are PNGs of a given name
+    second = converted(source, tmp_path / "b", name)
+    assert (first.images, first.segments, first.void) == (second.images, second.segments, second.void)
+
+
+def test_masks_whose_suffix_has_other_letters_are_found(name, source, tmp_path):
+    first = converted(source, tmp_path / "a", name)
+    masks = [file for file in source.rglob("*.png") if "leftImg8bit" not in file.name]
+    for file in masks:
+        file.rename(file.with_suffix(".PNG"))
+    assert masks or name in ("cityscapes", "coco_instances", "coco_detection_panoptic", *OUTLINED)
     second = converted(source, tmp_path / "b", name)
     assert (first.images, first.segments, first.void) == (second.images, second.segments, second.void)
 
@@ -248,6 +262,24 @@ def test_a_crowd_is_what_its_flag_says(tmp_path, name, crowd):
         refused("expected iscrowd 0 or 1, found 'x'", lambda: converted(source, tmp_path / "out", name))
     else:
         assert converted(source, tmp_path / "out", name).crowds == int(crowd)
+
+
+@pytest.mark.parametrize("name", ["coco_instances", "coco_detection_panoptic", "coco_panoptic"])
+def test_objects_that_are_all_crowds_are_told(tmp_path, name):
+    source = MAKERS[name](tmp_path / "in")
+    file = next(source.rglob("*_train.json"))
+    assert not [note for note in converted(source, tmp_path / "objects", name).notes if "crowd" in note]
+    file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
+    notes = converted(source, tmp_path / "crowds", name).notes
+    assert "every object is a crowd (1): no object is left to learn" in notes
+
+
+def test_a_class_of_crowds_beside_another_is_told(tmp_path):
+    rows = [{"image_id": 1, "category_id": n, "segmentation": [OUTLINE], "iscrowd": n - 1, "id": n} for n in (1, 2)]
+    rows[1]["segmentation"] = [[0, 4, 2, 4, 2, 6, 0, 6]]
+    source = _coco(tmp_path / "in", rows, "instances", [{"id": 1, "name": "car"}, {"id": 2, "name": "people"}])
+    notes = converted(source, tmp_path / "out", "coco_instances").notes
+    assert "classes of which every object is a crowd, which no model learns: people" in notes
 
 
 EMPTY = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from drawn import names, photo, refused, same, turned_photo
 
+from pansight.data import open_dataset
 from pansight.data.convert import convert, detect
 from pansight.data.convert.readers.label_studio import decode_brush, is_label_studio, open_label_studio
 
@@ -224,7 +225,7 @@ def test_no_images_or_some(tmp_path):
     ]
     assert source.notes == ("no image was found: sizes are those of the annotations",)
     photo(tmp_path / "frames/b.jpg")
-    refused("task 5: expected '/data/upload.*a.jpg' in ", lambda: open_label_studio(tmp_path, image_folder="frames"))
+    refused("task 5: expected '/data/upload.*a.jpg' in ", lambda: open_label_studio(tmp_path, image_folder="frames")[1])
     refused("pictures: expected a folder of images", lambda: open_label_studio(tmp_path, image_folder="pictures"))
     photo(tmp_path / "frames/a.jpg")
     assert open_label_studio(tmp_path, image_folder="frames")[0].image == tmp_path / "frames/a.jpg"
@@ -349,3 +350,27 @@ def test_a_million_points_take_a_bounded_time(tmp_path):
     tree(tmp_path, task(row), size=(60, 80))
     assert open_label_studio(tmp_path)[0].regions[0].mask.sum() == mask.sum()
     assert time.monotonic() - start < 20
+
+
+def two_images(*to_names: str):
+    """A task of two Image tags with a square on each name in `to_names`."""
+    rows = [square(label) | {"to_name": name} for label, name in zip(("car", "tree"), to_names)]
+    return task(*rows) | {"data": {"image1": "/data/upload/1/a.jpg", "image2": "/data/upload/1/b.jpg"}}
+
+
+TWO = ("images/a.jpg", "images/b.jpg")
+
+
+@pytest.mark.parametrize("to_names", [("img1", "img2"), ("image1", "image2")])
+def test_two_images_of_a_task_keep_their_own_regions(tmp_path, to_names):
+    summary = convert(tree(tmp_path / "in", two_images(*to_names), images=TWO), tmp_path / "out", things="all")
+    assert summary.images == {"train": 2}
+    dataset = open_dataset(tmp_path / "out")
+    found = {dataset.file_name(n): [dataset.labels[s.category].name for s in dataset[n].truth.segments] for n in (0, 1)}
+    assert found == {"a.jpg": ["car"], "b.jpg": ["tree"]}
+
+
+def test_a_region_that_names_neither_image_is_not_guessed(tmp_path):
+    source = tree(tmp_path / "in", two_images("one", "two"), images=TWO)
+    message = r"expected a to_name that tells which image is meant \(image1, image2\), found 'one'"
+    refused(message, lambda: convert(source, tmp_path / "out", things="all"))

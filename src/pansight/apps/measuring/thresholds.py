@@ -42,25 +42,33 @@ def with_threshold(config: EvaluateConfig, threshold: float | None, model: Any, 
 
 
 def lost_to_threshold(
-    record: Mapping[str, Any], model: Any, dataset: Dataset, config: EvaluateConfig, device: torch.device
+    record: Mapping[str, Any],
+    model: Any,
+    dataset: Dataset,
+    config: EvaluateConfig,
+    device: torch.device,
+    images: int = LOOKED_AT,
 ) -> str | None:
-    """One line on what the threshold took away where PQ, or that of things, is 0; None where nothing needs saying."""
+    """One line on what the threshold took away where PQ, or that of things, is 0; None where nothing needs saying.
+
+    images: so many are predicted once more for it.
+    """
     groups = [record[name] for name in ("All", "Things") if record.get(name, {}).get("n")]
     if SCORE not in known_decode_options(model) or all(group["pq"] for group in groups):
         return None
-    few = range(min(LOOKED_AT, len(dataset), config.limit or len(dataset)))
+    few = range(min(images, len(dataset), config.limit or len(dataset)))
     anything = replace(config, decode={**config.decode, SCORE: 0.0})
     scores = [
         score for prediction, _ in predict_all(model, dataset, few, anything, device) for score in _of(prediction)
     ]
-    images = f"on {len(few)} image" + ("" if len(few) == 1 else "s")
+    where = f"on {len(few)} image" + ("" if len(few) == 1 else "s")
     if not scores:
-        return f"no segment is predicted {images}, whatever the threshold"
+        return f"no segment is predicted {where}, whatever the threshold"
     threshold = config.decode.get(SCORE, _own_threshold(model))
     if threshold is None:
         return None
     kept = sum(score >= threshold for score in scores)
-    line = f"{kept} of {len(scores)} predicted segments {images} pass the threshold of {threshold:g}"
+    line = f"{kept} of {len(scores)} predicted segments {where} pass the threshold of {threshold:g}"
     lower = next((t for t in _LOWER if t < threshold and 2 * sum(s >= t for s in scores) >= len(scores)), 0.0)
     would = sum(score >= lower for score in scores)
     return line + (f"; {would} would at {lower:g} (--threshold {lower:g})" if would > kept else "")

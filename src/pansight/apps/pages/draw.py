@@ -32,12 +32,15 @@ but not with each other: an inexact outline. void: not scored (void or crowd in 
 """
 
 
-def error_codes(truth: PanopticSegmentation, prediction: PanopticSegmentation) -> NDArray[np.uint8]:
+def error_codes(
+    truth: PanopticSegmentation, prediction: PanopticSegmentation, background: bool = False
+) -> NDArray[np.uint8]:
     """What is right and what is wrong at each pixel: (H, W), positions in ERROR_COLORS.
 
-    Segments are matched as for PQ. Raises PansightError as `match_segments` does.
+    Segments are matched as for PQ. background: pixels without a truth segment are background rather than void, so that
+    a phantom shows there. Raises PansightError as `match_segments` does.
     """
-    result = match_segments(truth, prediction)
+    result = match_segments(truth, prediction, background)
     correct, missed, phantom, wrong, border, void = range(len(ERROR_COLORS))
     partner = {m.truth.id: m.prediction.id for m in result.matches}
     missed_ids = {s.id for s in result.missed}
@@ -54,6 +57,10 @@ def error_codes(truth: PanopticSegmentation, prediction: PanopticSegmentation) -
                 codes[t, p] = correct
             else:
                 codes[t, p] = (border, phantom, missed, wrong)[2 * lost + invented]
+    if background:
+        taken = set(partner.values())
+        for p, segment in enumerate(prediction.segments):
+            codes[-1, p] = phantom if segment.id in phantom_ids else border if segment.id in taken else void
     return codes[truth_rows, predicted_rows]
 
 
@@ -71,16 +78,18 @@ def panels(
     prediction: PanopticSegmentation,
     labels: LabelSpace,
     long_side: int = 640,
+    background: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Truth, prediction and errors as three pictures of one size, the longer side about `long_side` pixels.
 
     Small images are enlarged first, so that lines and names stay fine. A match has the colour of its truth segment.
+    background: as for `error_codes`.
     Raises PansightError where image, truth and prediction differ in size.
     """
     picture_of(image, truth.size)  # checks the size
-    codes = error_codes(truth, prediction)
+    codes = error_codes(truth, prediction, background)
     truth_colors = segment_colors(truth.segments, labels)
-    matches = match_segments(truth, prediction).matches
+    matches = match_segments(truth, prediction, background).matches
     found = segment_colors(
         prediction.segments, labels, taken={m.prediction.id: truth_colors[m.truth.id] for m in matches}
     )
@@ -102,9 +111,11 @@ def sheet(
     prediction: PanopticSegmentation,
     labels: LabelSpace,
     long_side: int = 640,
+    background: bool = False,
 ) -> Tensor:
     """truth | prediction | errors as one picture: uint8 (3, h, 3·w + two white gaps), see `panels`."""
-    pictures = [picture_of(p, (p.shape[1], p.shape[2])) for p in panels(image, truth, prediction, labels, long_side)]
+    shown = panels(image, truth, prediction, labels, long_side, background)
+    pictures = [picture_of(p, (p.shape[1], p.shape[2])) for p in shown]
     gap = np.full((pictures[0].shape[0], max(4, long_side // 80), 3), 255, np.uint8)
     return tensor_of(np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1))
 

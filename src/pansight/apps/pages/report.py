@@ -24,6 +24,7 @@ from pansight.apps.pages.figures import environment, figures_of, measured_facts,
 from pansight.apps.pages.viewer import ViewerImage, encode, viewer_data
 from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
+from pansight.engine.checkpoint.changes import noted_changes
 from pansight.errors import PansightError
 from pansight.files import read_json, write_text
 from pansight.metrics.overlap import count_overlaps
@@ -51,6 +52,11 @@ class Run:
     sheet_folder: Path = Path()
     date: str = ""
 
+    @property
+    def of_objects(self) -> bool:
+        """Whether the images of the sheet show objects on a background, rather than a whole scene with void."""
+        return self.figure == "F1"
+
 
 def write_report(run_folder: str | Path) -> Path:
     """Write report.html into a run folder and give its path.
@@ -73,7 +79,9 @@ def write_overview(run_folder: str | Path, rows: int = 3) -> Path | None:
         return None
     count = min(rows, len(run.sheet))
     chosen = [run.sheet[round(k * (len(run.sheet) - 1) / max(1, count - 1))] for k in range(count)]
-    pictures = [sheet(*_maps(entry, run), run.labels, long_side=320) for entry in chosen]  # (3, h, w) each
+    pictures = [
+        sheet(*_maps(entry, run), run.labels, long_side=320, background=run.of_objects) for entry in chosen
+    ]  # (3, h, w) each
     height, width = sum(p.shape[1] + 8 for p in pictures) - 8, max(p.shape[2] for p in pictures)
     canvas = torch.full((3, height, width), 255, dtype=torch.uint8)
     top = 0
@@ -158,6 +166,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Training speed": f"{sorted(rates)[len(rates) // 2]:.1f} images/s" if rates else "",
         "Measured on": measured,
         "Prediction speed": f"{rate:.1f} images/s" if isinstance(rate, int | float) else "",
+        "Changed on the way": "; ".join(noted_changes(run.config_text)),
         "Hardware": run.facts.get("hardware"),
         "Date": run.facts.get("started") or run.date,
     }
@@ -271,7 +280,7 @@ def _viewer_image(entry: Mapping[str, Any], run: Run, labels: LabelSpace) -> Vie
     """One image of the sheet, matched and classified anew as the evaluation did."""
     photo, truth, prediction = _maps(entry, run)
     tables = (SegmentTable.of(truth.segments), SegmentTable.of(prediction.segments))
-    match = match_tables(*tables, count_overlaps(truth.ids, prediction.ids))
+    match = match_tables(*tables, count_overlaps(truth.ids, prediction.ids), background=run.of_objects)
     return ViewerImage(
         entry["image_id"],
         photo.permute(1, 2, 0).numpy(),  # (H, W, 3)

@@ -19,7 +19,7 @@ from pansight.drawing.prediction import draw_prediction
 from pansight.engine.infer import check_decode_options, known_decode_options
 from pansight.engine.predict import Predictor, load
 from pansight.engine.progress import ProgressBar, stop_signal
-from pansight.errors import Interrupted, PansightError, choice_error
+from pansight.errors import Interrupted, PansightError, choice_error, shown
 from pansight.files import flat_name, replacing_folder
 from pansight.models import entry
 from pansight.ops.maps.regions import surer_than
@@ -112,7 +112,7 @@ def predict(
             write_png(overlays / flat_name(name, ".png", names), image_array(picture))
             categories = found_categories(prediction, wanted.drawn)
             classes = _counted(categories, predictor.labels)
-            rows.append(PhotoRow(name, size, len(categories), classes, seconds))
+            rows.append(PhotoRow(shown(name), size, len(categories), classes, seconds))
             if stop.is_set():
                 text = f"interrupted after image {number} of {len(found.photos)}; nothing is written"
                 raise Interrupted(text, stop.number)

@@ -133,7 +133,7 @@ def _new_fill(joined: Joined) -> set[str]:
 def _named(chosen: Sequence[str], categories: Sequence[SourceCategory], besides: set[str] | None = None) -> set[str]:
     """The names of the classes that are meant, by name, by number or by a range of numbers; "all" but for `besides`."""
     names = [category.name for category in categories]
-    words = [word for text in chosen for word in listed(text, names)]
+    words = listed(chosen if isinstance(chosen, str) else list(chosen), names)
     if len(words) == 1 and words[0] in ("all", "none") and words[0] not in names:
         return set(names) - (besides or set()) if words[0] == "all" else set()
     found: set[str] = set()

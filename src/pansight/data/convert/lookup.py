@@ -66,6 +66,12 @@ def files_ending(folder: Path, ending: str, recursive: bool = False) -> list[Pat
     return sorted(file for file in found if not file.name.startswith(SYSTEM_FILES))
 
 
+def either_case(file: Path) -> Path:
+    """`file`, or the one whose suffix has capital letters where only that is there."""
+    capital = file.with_suffix(file.suffix.upper())
+    return capital if not file.is_file() and capital.is_file() else file
+
+
 def image_beside(folder: Path, stem: str) -> Path | None:
     """The image file called `stem` in a folder, its suffix in small or capital letters; None where there is none."""
     suffixes = (spelled for suffix in IMAGE_SUFFIXES for spelled in (suffix, suffix.upper()))

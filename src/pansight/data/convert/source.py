@@ -108,3 +108,10 @@ class WithDamaged:
         if index >= len(self.source):
             raise self.damaged[index - len(self.source)]
         return self.source[index]
+
+
+def with_damaged(source: Source, damaged: Sequence[PansightError]) -> Source:
+    """`source` itself where nothing is damaged. Raises the first error where there is nothing else."""
+    if damaged and not len(source):
+        raise damaged[0]
+    return WithDamaged(source, damaged) if damaged else source

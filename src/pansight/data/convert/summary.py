@@ -151,7 +151,8 @@ class Tally:
         self._decisions: Counter[Decision] = Counter()
         self._vanished: list[VanishedSegment] = []
         self._notes: dict[str, None] = {}
-        self._crowds = self._pixels = self._void = self._filled = self._overlapping = 0
+        self._crowds: Counter[int] = Counter()
+        self._pixels = self._void = self._filled = self._overlapping = 0
         self._turned: Counter[str] = Counter()
         self._damaged: list[PansightError] = []
         self.skipped: list[PansightError] = []
@@ -185,7 +186,7 @@ class Tally:
     def add(self, split: str, image: Annotated, result: Resolved) -> None:
         self._images[split] += 1
         self._segments.update(segment.category for segment in result.segments)
-        self._crowds += sum(segment.is_crowd for segment in result.segments)
+        self._crowds.update(segment.category for segment in result.segments if segment.is_crowd)
         self._decisions.update(result.decisions)
         self._overlapping += bool(result.decisions)
         for gone in result.vanished:
@@ -211,7 +212,7 @@ class Tally:
             segments={name: self._segments[n] for n, name in enumerate(names)},
             things=tuple(c.name for c in self.labels.things),
             stuff=tuple(c.name for c in self.labels.stuff),
-            crowds=self._crowds,
+            crowds=self._crowds.total(),
             overlaps=tuple(overlaps),
             overlapping_images=self._overlapping,
             vanished=tuple(self._vanished),
@@ -226,6 +227,7 @@ class Tally:
         remarks: list[str] = []
         if self.overlap == "score" and not self._scored and self._decisions:
             remarks.append("no annotation has a score: of those that overlap, the later one of the source lies on top")
+        remarks += self._crowd_remarks()
         if self._turned:
             kinds = {
                 "turned": "as turned",
@@ -238,6 +240,18 @@ class Tally:
             count, first = len(self._damaged), self._damaged[0]
             remarks.append(f"{count} image files are damaged and copied as they are (see pansight check): {first}")
         return remarks
+
+    def _crowd_remarks(self) -> list[str]:
+        """No model learns a class of which every object is a crowd, since the losses leave crowds out."""
+        objects = {c.name: self._segments[n] for n, c in enumerate(self.labels) if c.is_thing and self._segments[n]}
+        only = [
+            name for n, name in enumerate(self.labels.names) if name in objects and self._crowds[n] == objects[name]
+        ]
+        if not only:
+            return []
+        if len(only) == len(objects):
+            return [f"every object is a crowd ({self._crowds.total():,}): no object is left to learn"]
+        return [f"classes of which every object is a crowd, which no model learns: {_list(tuple(only))}"]
 
 
 def _detached(error: PansightError) -> PansightError:

@@ -31,15 +31,17 @@ def choose(
     device: torch.device,
     world: int = 1,
     of_weights: ResizeRule | None = None,
+    stats: Statistics | None = None,
     counted: Counted | None = None,
 ) -> tuple[Config, list[Choice]]:
     """`config` with every open value filled in, and what was chosen, in the order of the settings.
 
     dataset: the training images. of_weights: the resizing rule of ``config.model.weights``, where these are given.
+    stats: of the training images, where they are known already.
     counted: gives the pixels of its classes (`counting.count_pixels`), and is asked only if a setting needs them.
     Explicit values are never changed. Raises PansightError for a model or an option that does not exist.
     """
-    stats = statistics(dataset)
+    stats = stats or statistics(dataset)
     choices: list[Choice] = []
 
     def take(found: Iterable[Choice]) -> None:

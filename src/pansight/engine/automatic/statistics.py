@@ -24,7 +24,10 @@ class Choice(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of a sample of the images; sides and object sizes (square root of the box area) in pixels."""
+    """Of a sample of the images, in which crowds are no objects.
+
+    Sides and object sizes (square root of the box area) are in pixels.
+    """
 
     images: int
     short: float  # median
@@ -46,7 +49,8 @@ def statistics(dataset: Dataset) -> Statistics:
         sample = dataset[int(index)]
         sizes.append(sample.truth.size)
         if sample.instances is not None:
-            boxes = sample.instances.boxes_xyxy
+            boxes, crowd = sample.instances.boxes_xyxy, sample.instances.is_crowd
+            boxes = boxes if crowd is None else boxes[~crowd]  # losses leave crowds out
         else:
             ids = [s.id for s in sample.truth.segments if dataset.labels[s.category].is_thing and not s.is_crowd]
             boxes = boxes_of_ids(sample.truth.ids, torch.tensor(ids, dtype=torch.int64))

@@ -80,8 +80,12 @@ def heading_with(old: str, heading: str, step: int, found: list[Change]) -> str:
 
     old: the text of the file as it is.
     """
-    lines = [line[2:] for line in old.splitlines() if line.startswith("# from step ")]
-    return "\n".join([heading, *lines, *(f"from step {step} on: {change}" for change in found)])
+    return "\n".join([heading, *noted_changes(old), *(f"from step {step} on: {change}" for change in found)])
+
+
+def noted_changes(text: str) -> list[str]:
+    """The changes that the heading of a config.toml tells of, one line for each, the earliest first."""
+    return [line[2:] for line in text.splitlines() if line.startswith("# from step ")]
 
 
 def asked_for(given: Mapping[str, Any], recipe: str | Path | None) -> dict[str, Any]:

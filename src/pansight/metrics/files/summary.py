@@ -22,7 +22,8 @@ def summary(record: dict[str, Any]) -> str:
         if figures:
             shown = [f"{k.upper()} {100 * figures[k]:.1f}" for k in ("ap", "ap50", "ap75") if figures[k] is not None]
             interval = record["instances"].get("intervals", {}).get(kind, {}).get("All", {}).get("ap")
-            lines.append(f"{kind:10s}| {'  '.join(shown)}{_range(interval)}")
+            told = "  ".join(shown) or "no AP: the images have no object that is no crowd"
+            lines.append(f"{kind:10s}| {told}{_range(interval)}")
             sizes = ap_by_size(figures)
             if sizes:
                 lines.append(

@@ -202,10 +202,9 @@ def _pairs_of(image: ImageMatch) -> _Pairs:
     n_truth, n_prediction = len(image.truth.ids), len(image.prediction.ids)
     t, p, inside = image.truth_rows, image.prediction_rows, image.pixels
     truth_area = np.bincount(t, inside, n_truth + 1).astype(np.int64)  # (T + 1,)
-    visible = np.bincount(p[t < n_truth], inside[t < n_truth], n_prediction + 1).astype(np.int64)  # (P + 1,)
     both = (t < n_truth) & (p < n_prediction)
     t, p, inside = t[both], p[both], inside[both]
-    pairs = _Pairs(t, p, inside, truth_area[t], visible[p])
+    pairs = _Pairs(t, p, inside, truth_area[t], image.visible_area[p])
     return pairs.take(np.lexsort((-image.prediction.ids[p], -image.truth.ids[t], pairs.iou)))
 
 

@@ -52,6 +52,7 @@ class ImageMatch(NamedTuple):
     pixels: IntArray  # int64 (Q,)
     truth_area: IntArray  # int64 (T,), pixels
     prediction_area: IntArray  # int64 (P,), pixels, void of the truth included
+    visible_area: IntArray  # int64 (P,), pixels, without void of the truth
     match: IntArray  # int64 (T,), row of the prediction that found it, −1 where none did
     iou: NDArray[np.float64]  # (T,), IoU of the match in (0.5, 1], 0.0 where none
     state: NDArray[np.uint8]  # (P,), PHANTOM, MATCHED or IGNORED
@@ -66,13 +67,19 @@ class ImageMatch(NamedTuple):
 
 
 def match_tables(
-    truth: SegmentTable, prediction: SegmentTable, overlaps: Overlaps, stated: NDArray[np.float64] | None = None
+    truth: SegmentTable,
+    prediction: SegmentTable,
+    overlaps: Overlaps,
+    stated: NDArray[np.float64] | None = None,
+    background: bool = False,
 ) -> ImageMatch:
     """Match the segments of one image.
 
     overlaps: (truth id, predicted id, pixels). stated: (T,), areas of the truth by its file, only to count to the
     letter as panopticapi does: they are trusted for IoU, of each class only the last crowd excuses phantoms, and pixels
     of the truth with an id that its table lacks are not void there (`truth_rows` has them as void all the same).
+    background: pixels without a truth segment are background, as for objects alone, rather than void: a prediction that
+    spreads over them is inexact there, or a phantom.
     Raises PansightError where a map holds an id that its table lacks, or a predicted segment has no pixel.
     A truth segment without a pixel counts as missed, as in the reference.
     """
@@ -87,8 +94,10 @@ def match_tables(
         empty = int(prediction.ids[int(np.argmin(area))])
         raise PansightError(where=f"prediction: segment {empty}", expected="at least one pixel", found="none")
 
-    void = overlaps.first == VOID
+    void = (overlaps.first == VOID) & (not background)
     on_void = np.bincount(p_rows[void], pixels[void], n_prediction + 1)[:n_prediction]
+    outside = (t_rows == n_truth) & (not background)
+    unlabelled = np.bincount(p_rows[outside], pixels[outside], n_prediction + 1)[:n_prediction].astype(np.int64)
     both = (t_rows < n_truth) & (p_rows < n_prediction)
     t, p, inside = t_rows[both], p_rows[both], pixels[both]
     own_class = truth.categories[t] == prediction.categories[p]
@@ -111,7 +120,7 @@ def match_tables(
     state[p] = MATCHED
     again = match[t] != p
     return ImageMatch(
-        truth, prediction, t_rows, p_rows, pixels, truth_area, area,
+        truth, prediction, t_rows, p_rows, pixels, truth_area, area, area - unlabelled,
         match, match_iou, state, excused, t[again], iou[again],
     )  # fmt: skip
 

@@ -43,13 +43,16 @@ class SegmentMatches(NamedTuple):
     ignored: tuple[Segment, ...]  # predictions that lie mostly on void or crowd: they cost nothing
 
 
-def match_segments(truth: PanopticSegmentation, prediction: PanopticSegmentation) -> SegmentMatches:
+def match_segments(
+    truth: PanopticSegmentation, prediction: PanopticSegmentation, background: bool = False
+) -> SegmentMatches:
     """Match the segments of one image by the rules at the head of this file.
 
+    background: as in `match_tables`.
     Areas are counted from the maps. Raises PansightError where the sizes differ, a map holds an id that its table
     lacks, or a predicted segment has no pixel. A truth segment without a pixel counts as missed, as in the reference.
     """
-    found = match_maps(truth, prediction)
+    found = match_maps(truth, prediction, background)
     pairs = [(t, int(p)) for t, p in enumerate(found.match.tolist()) if p >= 0]
     matches = (Match(truth.segments[t], prediction.segments[p], float(found.iou[t])) for t, p in pairs)
     states = list(zip(prediction.segments, found.state.tolist()))
@@ -61,7 +64,7 @@ def match_segments(truth: PanopticSegmentation, prediction: PanopticSegmentation
     )
 
 
-def match_maps(truth: PanopticSegmentation, prediction: PanopticSegmentation) -> ImageMatch:
+def match_maps(truth: PanopticSegmentation, prediction: PanopticSegmentation, background: bool = False) -> ImageMatch:
     """`match_tables` of two segmentations of one image; raises PansightError as `match_segments` does."""
     if truth.size != prediction.size:
         expected, found = ("×".join(map(str, side.size)) for side in (truth, prediction))
@@ -69,7 +72,7 @@ def match_maps(truth: PanopticSegmentation, prediction: PanopticSegmentation) ->
             where="prediction", expected=f"the size of the truth {expected}", found=f"{found} (height × width)"
         )
     tables = SegmentTable.of(truth.segments), SegmentTable.of(prediction.segments)
-    return match_tables(*tables, count_overlaps(truth.ids, prediction.ids))
+    return match_tables(*tables, count_overlaps(truth.ids, prediction.ids), background=background)
 
 
 class PanopticQuality:

@@ -79,7 +79,9 @@ def fuse_detr(mask_logits: Tensor, kept: Kept, canvas: Canvas, labels: LabelSpac
         chosen = torch.tensor(alive, device=mask_logits.device)
         found = contest(mask_logits[chosen], kept.scores[chosen], seen, "never", -math.inf)
         code = _nearest(found.code, canvas.size)
-        pixels = torch.bincount(code.flatten() >> 1, minlength=len(alive)).tolist()
+        # the contest has counted its own pixels, which are those of the file where nothing is resized
+        won = found.won if code is found.code else torch.bincount(code.flatten() >> 1, minlength=len(alive))
+        pixels = won.tolist()
         if len(alive) == len(categories):
             pixels = np.bincount(first, weights=pixels).tolist()
         large = [k for k, area in zip(alive, pixels, strict=False) if area > 4]

@@ -1,19 +1,4 @@
-// Line charts as SVG. No library, no network.
-
-const SVG = "http" + "://www.w3.org/2000/svg"; // a name space, not an address
-function svg(name, attributes, parent) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (parent) parent.append(element);
-  return element;
-}
-
-function html(name, parent, text) {
-  const element = document.createElement(name);
-  if (text !== undefined) element.textContent = text;
-  parent.append(element);
-  return element;
-}
+// Line charts as SVG, of the functions in save.js.
 
 // 1, 2 or 5 times a power of ten, so that about `count` steps cover `span`
 function niceStep(span, count) {
@@ -35,19 +20,13 @@ function figure(value, step) {
 function drawChart(chart, place) {
   const card = html("section", place);
   card.className = chart.main ? "chart main card" : "chart card";
-  html("h3", card, chart.title + (chart.unit ? `, ${chart.unit}` : ""));
+  const heading = html("h3", card, chart.title + (chart.unit ? `, ${chart.unit}` : ""));
   const keys = html("div", card);
   keys.className = "keys";
-  const saves = html("div", card);
-  saves.className = "saves";
-  for (const kind of ["SVG", "PNG"]) {
-    const button = html("button", saves, kind);
-    button.title = `Save this chart as ${kind}`;
-    button.addEventListener("click", () => save(picture, chart.title, kind));
-  }
   const hidden = new Set();
   const color = (index) => `var(--c${index % 8})`;
   const picture = svg("svg", { role: "img", "aria-label": chart.title }, card);
+  addSaves(card, () => ({ picture: standalone(picture), title: heading.textContent, keys: shownKeys() }));
   const tip = html("div", card);
   tip.className = "tip";
   tip.hidden = true;
@@ -66,11 +45,16 @@ function drawChart(chart, place) {
     });
   }
 
+  function shownKeys() {
+    const rows = chart.series.map((series, index) => [series.name, getComputedStyle(card).getPropertyValue(`--c${index % 8}`)]);
+    return rows.length > 1 ? rows.filter((_, index) => !hidden.has(index)) : [];
+  }
+
   let scale;
   function draw() {
     picture.replaceChildren();
     const width = picture.clientWidth, height = picture.clientHeight;
-    const left = 46, right = 12, top = 10, bottom = 24;
+    const right = 12, top = 10, bottom = 24;
     const shown = chart.series.map((series, index) => ({ ...series, index })).filter((s) => !hidden.has(s.index));
     const points = shown.flatMap((s) => s.points.filter((p) => p[1] !== null));
     if (!points.length || width < 80) return;
@@ -85,12 +69,15 @@ function drawChart(chart, place) {
     low = Math.floor(low / step) * step;
     high = Math.ceil(high / step - 1e-6) * step;
     if (percent) high = 100;
+    const marks = [];
+    for (let v = low; v <= high + step / 1e6; v += step) marks.push([v, figure(+v.toPrecision(9), step)]);
+    const left = Math.max(46, 18 + 6.6 * Math.max(...marks.map(([, text]) => text.length))); // the widest number fits
     const first = Math.min(...xs), last = Math.max(...xs);
     const x = (v) => left + (last > first ? (v - first) / (last - first) : 0.5) * (width - left - right);
     const y = (v) => height - bottom - (v - low) / (high - low || 1) * (height - top - bottom);
-    for (let v = low; v <= high + step / 1e6; v += step) {
+    for (const [v, text] of marks) {
       svg("line", { class: "grid", x1: left, x2: width - right, y1: y(v), y2: y(v) }, picture);
-      svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, picture).textContent = figure(+v.toPrecision(9), step);
+      svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, picture).textContent = text;
     }
     const stride = Math.max(1, niceStep(last - first, width / 110));
     for (let v = Math.ceil(first / stride) * stride; v <= last; v += stride) {
@@ -144,47 +131,6 @@ function drawChart(chart, place) {
   });
   picture.addEventListener("pointerleave", () => { tip.hidden = true; cursor.remove(); });
   new ResizeObserver(draw).observe(picture);
-}
-
-// ---- a chart as a file of its own, made in the page
-
-const KEPT_STYLES = ["fill", "stroke", "stroke-width", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
-
-// The picture as SVG text: the styles of the page become attributes, and its card's colour the ground.
-function standalone(picture) {
-  const copy = picture.cloneNode(true), width = picture.clientWidth, height = picture.clientHeight;
-  const originals = picture.querySelectorAll("*"), copies = copy.querySelectorAll("*");
-  originals.forEach((element, index) => {
-    const style = getComputedStyle(element);
-    for (const name of KEPT_STYLES) copies[index].setAttribute(name, style.getPropertyValue(name));
-  });
-  for (const [key, value] of Object.entries({ xmlns: SVG, width, height, viewBox: `0 0 ${width} ${height}` })) copy.setAttribute(key, value);
-  const ground = svg("rect", { width, height, fill: getComputedStyle(picture.closest(".card")).backgroundColor });
-  copy.prepend(ground);
-  return { text: new XMLSerializer().serializeToString(copy), width, height };
-}
-
-function save(picture, title, kind) {
-  const { text, width, height } = standalone(picture);
-  const name = `${title.toLowerCase().replace(/[^a-z0-9]+/g, "_")}.${kind.toLowerCase()}`;
-  const blob = new Blob([text], { type: "image/svg+xml" });
-  if (kind === "SVG") return offer(blob, name);
-  const image = new Image(), times = 3; // pixels of the PNG for each of the page
-  image.onload = () => {
-    const canvas = document.createElement("canvas");
-    Object.assign(canvas, { width: times * width, height: times * height });
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.toBlob((png) => offer(png, name), "image/png");
-  };
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`; // a blob would taint the canvas in some browsers
-}
-
-function offer(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
 // mean over a window around each point, which shrinks towards both ends: the line neither lags nor leads

@@ -164,22 +164,37 @@ class Ade20kFull:
         if not self._files:
             raise PansightError(where=folder, expected="*_seg.png below it", found="none")
         names: dict[int, str] = {}
+        self._damaged: dict[Path, PansightError] = {}
         for file in self._files:
-            for number, name in _names(_beside(file, ".json")).items():
+            try:
+                found = _names(_beside(file, ".json"))
+            except PansightError as error:
+                self._damaged[file] = error.with_traceback(None)
+                continue
+            for number, name in found.items():
                 names.setdefault(number, name)
+        if len(self._damaged) == len(self._files):
+            raise self._damaged[self._files[0]]
         count = Counter(names.values())
         ordered = sorted(names)
         self.categories = tuple(
             SourceCategory(f"{names[n]} ({n})" if count[names[n]] > 1 else names[n], n, None) for n in ordered
         )
         self._index = {number: index for index, number in enumerate(ordered)}
-        self.notes = (*notes, "the full release does not say which classes are things", "parts of objects are left out")
+        told = ("the full release does not say which classes are things", "parts of objects are left out")
+        annotated = {f"{file.stem.removesuffix('_seg')}.jpg" for file in self._files}
+        bare = [file.name for file in files_ending(folder, ".jpg", recursive=True) if file.name not in annotated]
+        if bare:
+            told += (f"{len(bare)} images have no annotation and are left out: {bare[0]}, …",)
+        self.notes = (*notes, *told)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Annotated:
         file = self._files[index]
+        if file in self._damaged:
+            raise self._damaged[file]
         coded = read_rgb_ids(file)
         classes = (coded & 255) // 10 * 256 + ((coded >> 8) & 255)
         values = np.where(classes > 0, classes * 256 + (coded >> 16), np.int32(0))
@@ -199,7 +214,7 @@ class Ade20kFull:
 
 
 def _beside(file: Path, suffix: str) -> Path:
-    return file.with_name(file.name.removesuffix("_seg.png") + suffix)
+    return file.with_name(file.name[: -len("_seg.png")] + suffix)
 
 
 def _names(file: Path) -> dict[int, str]:

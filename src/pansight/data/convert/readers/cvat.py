@@ -19,7 +19,7 @@ import numpy as np
 from pansight.data.convert.lookup import choose_part, files_ending, image_size, short_names, stems
 from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
-from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory, with_damaged
 from pansight.data.dataset import split_of
 from pansight.data.images import MAX_PIXELS
 from pansight.data.paths import locate_all, named_folder, path_parts
@@ -92,7 +92,7 @@ def open_cvat(source: Path, split: str | None = None, *, image_folder: str | Non
 
     image_folder: that of the images where it is not the file's own or images/ in it. Where no image is found at all,
     maps are made at the sizes that the XML gives. Raises PansightError, naming image and shape, where a file is damaged
-    or holds a DTD, some of the images are missing or of another size, or a shape is none.
+    or holds a DTD, or a shape is none; an image raises it where its file is missing or of another size.
     """
     source = Path(source)
     file = _xml_of(source)
@@ -108,7 +108,7 @@ def open_cvat(source: Path, split: str | None = None, *, image_folder: str | Non
     rows = by_subset[str(chosen)]
     notes = [] if note is None else [note]
     root = named_folder(file.parent, image_folder)
-    paths, told = _paths(rows, root, source if source.is_dir() and image_folder is None else root, file)
+    rows, paths, told, missing = _paths(rows, root, source if source.is_dir() and image_folder is None else root, file)
     notes += told
     if all(path is None for path in paths):
         notes.append(f"no image was found in {root.name} or its images/: sizes are those of the XML")
@@ -117,7 +117,7 @@ def open_cvat(source: Path, split: str | None = None, *, image_folder: str | Non
     if parser.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(parser.left_out.items()))
         notes.append(f"shapes that are no regions are left out: {kinds}")
-    return _Cvat(file, rows, paths, _categories(parser), tuple(notes))
+    return with_damaged(_Cvat(file, rows, paths, _categories(parser), tuple(notes)), missing)
 
 
 def is_cvat(source: Path) -> bool:
@@ -271,26 +271,32 @@ def _color(text: str) -> tuple[int, int, int] | None:
     return None if match is None else (int(match[1], 16), int(match[2], 16), int(match[3], 16))
 
 
-def _paths(images: list[_Image], root: Path, outer: Path, file: Path) -> tuple[list[Path | None], tuple[str, ...]]:
-    """(the file of each image below `root`, else below `outer`; notes); all None where there is none at all.
+def _paths(
+    images: list[_Image], root: Path, outer: Path, file: Path
+) -> tuple[list[_Image], list[Path | None], tuple[str, ...], list[PansightError]]:
+    """(images, the file of each below `root`, else below `outer`; notes; an error for every image that has none).
 
-    Raises PansightError where some are missing, or only a picture of the same name in another folder is there.
+    Where no image has a file at all, they all stay, with None. Raises PansightError where a file is that of several.
     """
     subsets = dict.fromkeys(i.subset if re.fullmatch(r"\w[\w .-]*", i.subset) else "default" for i in images)
     homes = (root / "images", root, outer / "images", outer)
     places = [place for home in homes for place in (*(home / subset for subset in subsets), home)]
     found = locate_all([image.name for image in images], places)
     paths = [None if located is None else located.path for located in found.files]
-    if any(path is not None for path in paths) or found.ambiguous:
-        for image, path in zip(images, paths):
-            if path is None:
-                other = found.ambiguous.get(image.name)
-                told = "none" if other is None else f"only {other.name}, which may be another picture"
-                raise PansightError(where=file, expected=f"{image.name!r:.120} in {root} or its images/", found=told)
-        twice = next((path for path, count in Counter(paths).items() if count > 1), None)
-        if twice is not None:
-            raise PansightError(where=file, expected="a file for every image", found=f"{twice} for several")
-    return paths, found.notes
+    if all(path is None for path in paths) and not found.ambiguous:
+        return images, paths, found.notes, []
+    twice = next((path for path, count in Counter(filter(None, paths)).items() if count > 1), None)
+    if twice is not None:
+        raise PansightError(where=file, expected="a file for every image", found=f"{twice} for several")
+    missing: list[PansightError] = []
+    for image, path in zip(images, paths):
+        if path is None:
+            other = found.ambiguous.get(image.name)
+            told = "none" if other is None else f"only {other.name}, which may be another picture"
+            expected = f"{image.name!r:.120} in {root} or its images/"
+            missing.append(PansightError(where=file, expected=expected, found=told))
+    there = [(image, path) for image, path in zip(images, paths) if path is not None]
+    return [image for image, _ in there], [path for _, path in there], found.notes, missing
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ import numpy as np
 
 from pansight.data.categories import category_table
 from pansight.data.convert.class_table import CLASS_FILES, find_class_table, read_classes
-from pansight.data.convert.lookup import choose_part, files_ending, images_by_stem
-from pansight.data.convert.source import Annotated, ListSource, SourceCategory
+from pansight.data.convert.lookup import choose_part, either_case, files_ending, images_by_stem
+from pansight.data.convert.source import Annotated, ListSource, Source, SourceCategory, with_damaged
 from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import expect, part_folders
 from pansight.data.formats.coco_files import kind_of
@@ -88,7 +88,7 @@ class _Labels(msgspec.Struct):
 
 def open_id_maps(
     source: Path, split: str | None = None, *, images: str | None = None, classes: str | None = None
-) -> ListSource:
+) -> Source:
     """Id maps with a table of segments; see the head of this file for what is understood.
 
     Raises PansightError, naming the file, where a map lacks its table, or the two disagree.
@@ -97,7 +97,15 @@ def open_id_maps(
     base = root.parent if root.is_file() else root
     part, note = choose_part(splits_id_maps(root), split, root)
     folder = base / part if part is not None else base
-    rows = _table(root, base) if root.is_file() else [row for f in _tables(folder) for row in _table(f, folder)]
+    rows: list[_Row] = []
+    damaged: list[PansightError] = []
+    for file in [root] if root.is_file() else _tables(folder):
+        try:
+            rows += _table(file, base if root.is_file() else folder)
+        except PansightError as error:
+            damaged.append(error.with_traceback(None))
+    if damaged and not rows:
+        raise damaged[0]
     if not rows:
         raise PansightError(where=folder, expected="NAME.json with segments_info (id maps)", found="none")
     categories, notes = _categories(rows, base, folder, classes)
@@ -111,7 +119,7 @@ def open_id_maps(
         file_name = f"{row.name}.png" if image is None else f"{row.name}{image.suffix}"
         return Annotated(row.name, file_name, image, (ids.shape[0], ids.shape[1]), (), ids, segments)
 
-    return ListSource(categories, [partial(one, row) for row in rows], notes)
+    return with_damaged(ListSource(categories, [partial(one, row) for row in rows], notes), damaged)
 
 
 def is_id_maps(source: Path) -> bool:
@@ -189,7 +197,7 @@ def _light(entry: _Entry) -> _Entry:
 
 def _map_file(folder: Path, name: str, file: Path) -> Path:
     names = [name] if name.lower().endswith(MAPS) else [name + suffix for suffix in MAPS]
-    places = [safe_join(place, n, file) for place in (folder, folder / "maps") for n in names]
+    places = [either_case(safe_join(place, n, file)) for place in (folder, folder / "maps") for n in names]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise PansightError(where=file, expected=f"a map {' or '.join(names)} in {folder}", found="none")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pansight.data.convert.lookup import choose_part, files_ending, image_size, short_names, stems
 from pansight.data.convert.polygons import expect_short, region_of_mask, region_of_polygons
 from pansight.data.convert.shapes import ellipse_points, rectangle_points
-from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory, with_damaged
 from pansight.data.dataset import part_folders
 from pansight.data.images import IMAGE_SUFFIXES, MAX_PIXELS
 from pansight.data.paths import locate_all, named_folder, path_parts, spellings
@@ -151,8 +151,8 @@ def open_label_studio(source: Path, split: str | None = None, *, image_folder: s
     rows = list(_rows(_tasks(file), file, counts))
     if not rows:
         raise PansightError(where=file, expected="annotated tasks", found="none")
-    rows = _with_images(rows, root, source if source.is_dir() and image_folder is None else root)
-    return _LabelStudio(rows, tuple(_notes(rows, counts)))
+    rows, missing = _with_images(rows, root, source if source.is_dir() and image_folder is None else root)
+    return with_damaged(_LabelStudio(rows, tuple(_notes(rows, counts))), missing)
 
 
 def is_label_studio(source: Path) -> bool:
@@ -329,10 +329,11 @@ def _path_of(text: str) -> str:
     return next(spellings(text))
 
 
-def _with_images(rows: list[_Row], root: Path, outer: Path) -> list[_Row]:
-    """The rows with their image files, below `root` or else `outer`; all without where there is none at all.
+def _with_images(rows: list[_Row], root: Path, outer: Path) -> tuple[list[_Row], list[PansightError]]:
+    """The rows with their image files, below `root` or else `outer`, and an error for every row without; all rows
+    without files where there is none at all.
 
-    Raises PansightError where some images are missing, or several tasks have the same one.
+    Raises PansightError where several tasks have the same image.
     """
     places = [root, root / "images", outer, outer / "images"]
     found = locate_all([row.text for row in rows], places, others=[[row.upload] if row.upload else [] for row in rows])
@@ -342,15 +343,17 @@ def _with_images(rows: list[_Row], root: Path, outer: Path) -> list[_Row]:
             where=path, expected="an image for every task", found="several tasks that may mean this one"
         )
     if all(located is None for located in found.files):
-        return rows
-    for row, located in zip(rows, found.files):
-        if located is None:
-            raise PansightError(where=row.where, expected=f"{row.text!r:.120} in {root} or its images/", found="none")
-    images = [located.path for located in found.files if located is not None]
-    twice = next((image for image, count in Counter(images).items() if count > 1), None)
+        return rows, []
+    missing = [
+        PansightError(where=row.where, expected=f"{row.text!r:.120} in {root} or its images/", found="none")
+        for row, located in zip(rows, found.files)
+        if located is None
+    ]
+    there = [(row, located.path) for row, located in zip(rows, found.files) if located is not None]
+    twice = next((image for image, count in Counter(image for _, image in there).items() if count > 1), None)
     if twice is not None:
         raise PansightError(where=twice, expected="an image for every task", found="several tasks with this one")
-    return [row._replace(image=image) for row, image in zip(rows, images)]
+    return [row._replace(image=image) for row, image in there], missing
 
 
 def _output_name(text: str, where: str) -> str:

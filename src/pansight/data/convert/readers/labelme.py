@@ -33,7 +33,7 @@ from pansight.data.convert.lookup import (
 )
 from pansight.data.convert.polygons import expect_short, region_of_polygons
 from pansight.data.convert.shapes import cut_to, ellipse_points, joined, rectangle_points
-from pansight.data.convert.source import Annotated, Region, Source, SourceCategory, WithDamaged
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory, with_damaged
 from pansight.data.dataset import part_folders
 from pansight.data.images import IMAGE_SUFFIXES, check_png, read_header
 from pansight.data.paths import locate_all
@@ -143,7 +143,7 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
     """LabelMe: a folder with JSON files beside the images, or in another folder of the same tree, or one JSON file.
 
     Classes are the labels that occur, by name, or as labels.txt lists them. Raises PansightError, naming file and
-    shape, where a file is damaged, an image is missing, or a shape is none.
+    shape, where a shape is none; an image raises it where its file is missing or damaged.
     """
     source = Path(source)
     notes: list[str] = []
@@ -176,7 +176,8 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
         raise damaged[0]
     if not stated:
         raise PansightError(where=root, expected="LabelMe's JSON files (shapes, imagePath)", found="none")
-    entries, told = _with_images(stated, source if source.is_dir() else root)
+    entries, told, missing = _with_images(stated, source if source.is_dir() else root)
+    damaged += missing
     notes += [*told, *_notes(root, entries, strangers, left_out)]
     names = short_names([place for _, _, place in entries])
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
@@ -184,7 +185,7 @@ def open_labelme(source: Path, split: str | None = None) -> Source:
         raise PansightError(where=root, expected="one JSON an image", found=f"several of {twice}")
     ordered = _ordered(labels - {IGNORED_LABEL}, source)
     found = _LabelMe(root, [(f, image, name) for (f, image, _), name in zip(entries, names)], ordered, notes)
-    return WithDamaged(found, damaged) if damaged else found
+    return with_damaged(found, damaged)
 
 
 def splits_labelme(source: Path) -> tuple[str, ...]:
@@ -247,18 +248,23 @@ def _left_out(shapes: list[_Outline], file: Path) -> list[str]:
 
 def _with_images(
     stated: dict[Path, str | None], source: Path
-) -> tuple[list[tuple[Path, Path | None, Path]], tuple[str, ...]]:
-    """[(JSON, image file or None where it is in the JSON, where the image lies or would lie)], and notes.
+) -> tuple[list[tuple[Path, Path | None, Path]], tuple[str, ...], list[PansightError]]:
+    """[(JSON, image file or None where it is in the JSON, where the image lies or would lie)], notes, and an error for
+    every JSON whose image is nowhere.
 
     An image is the file that imagePath names, beside the JSON or above it within `source`; else one called as the JSON
     is. stated: the imagePath of each JSON.
     """
     found = locate_all([name or "" for name in stated.values()], [source], starts=[file.parent for file in stated])
     entries: list[tuple[Path, Path | None, Path]] = []
+    missing: list[PansightError] = []
     for (file, name), located in zip(stated.items(), found.files):
         image = image_beside(file.parent, file.stem) if located is None else located.path
-        entries.append((file, image, image or _virtual_image(name, file)))
-    return entries, found.notes
+        try:
+            entries.append((file, image, image or _virtual_image(name, file)))
+        except PansightError as error:
+            missing.append(error.with_traceback(None))
+    return entries, found.notes, missing
 
 
 def _virtual_image(stated: str | None, file: Path) -> Path:

@@ -23,7 +23,7 @@ from pansight.data.convert.class_table import (
     read_classes,
 )
 from pansight.data.convert.lookup import choose_part, image_size, images_by_stem, walk_images
-from pansight.data.convert.source import Annotated, Source, SourceCategory
+from pansight.data.convert.source import Annotated, Source, SourceCategory, with_damaged
 from pansight.data.dataset import part_folders
 from pansight.data.formats.instance_png import LAYOUTS
 from pansight.data.images import read_bytes, read_header, read_index_png, read_rgb_ids
@@ -89,14 +89,15 @@ def open_instance_png(
 
     image_folder, mask_folder: the names of the two where they are called otherwise. thing: name of the class.
     background: "stuff" makes the zeros one segment of a class of that name, "void" leaves them void.
-    Raises PansightError listing what was looked for; naming the file where a PNG has no image, or nothing is a pair.
+    Raises PansightError listing what was looked for; or where nothing is a pair; a PNG without an image
+    is an image that raises it.
     """
     if background not in ("stuff", "void"):
         raise choice_error("background", background, ("stuff", "void"))
     images, masks, notes = _folders(Path(source), split, image_folder, mask_folder, INSTANCE_FOLDERS)
-    pairs, unpaired = _pairs(images, masks)
+    pairs, unpaired, missing = _pairs(images, masks)
     usual = next((usual for _, folder, usual in LAYOUTS if folder in masks.parts[-2:]), "object")
-    return _InstancePngs(images, pairs, thing or usual, background, notes + unpaired)
+    return with_damaged(_InstancePngs(images, pairs, thing or usual, background, notes + unpaired), missing)
 
 
 def is_instance_png(source: Path) -> bool:
@@ -199,13 +200,13 @@ def open_semantic_png(
     things: names of the classes that are cut into connected components; without it those that the table calls things.
     ignore: values, or names of classes, that are void. min_area: components of fewer pixels become void.
     connectivity: 8 (pixels that touch at a corner are together) or 4.
-    Raises PansightError listing what was looked for; naming the file where a PNG has no image or no such class.
+    Raises PansightError listing what was looked for; naming the file where a PNG has no such class.
     """
     if connectivity not in (4, 8):
         raise PansightError(where="connectivity", expected="4 or 8", found=connectivity)
     root = Path(source)
     images, masks, notes = _folders(root, split, image_folder, mask_folder, CLASS_FOLDERS)
-    pairs, unpaired = _pairs(images, masks)
+    pairs, unpaired, missing = _pairs(images, masks)
     ignored = listed(ignore)
     table, told = _class_table(root, masks, pairs, classes, {int(v) for v in ignored if str(v).isdecimal()})
     by_name = {c.name: c.value for c in table}
@@ -223,7 +224,8 @@ def open_semantic_png(
         )
         if min_area > 1:
             told += (f"components of fewer than {min_area} pixels are void",)
-    return _SemanticPngs(images, pairs, table, values, min_area, connectivity, notes + unpaired + told)
+    found = _SemanticPngs(images, pairs, table, values, min_area, connectivity, notes + unpaired + told)
+    return with_damaged(found, missing)
 
 
 def is_semantic_png(source: Path) -> bool:
@@ -360,8 +362,11 @@ def _endings(images: Path, masks: Path) -> tuple[str, ...]:
     return MASK_ENDINGS if images != masks else MASK_ENDINGS[1:]
 
 
-def _pairs(images: Path, masks: Path) -> tuple[list[Pair], tuple[str, ...]]:
-    """Images with their PNGs, and a note on those that have none. A PNG without image, or no pair, is an error."""
+def _pairs(images: Path, masks: Path) -> tuple[list[Pair], tuple[str, ...], list[PansightError]]:
+    """Images with their PNGs, a note on those that have none, and an error for every PNG that has no image.
+
+    Raises PansightError where there is no pair.
+    """
     files = images_by_stem(images)
     pngs = {stem: file for stem, file in images_by_stem(masks).items() if file.suffix.lower() == ".png"}
     endings = _endings(images, masks)
@@ -373,15 +378,15 @@ def _pairs(images: Path, masks: Path) -> tuple[list[Pair], tuple[str, ...]]:
         ending = next((ending for ending in endings if stem + ending in pngs), None)
         if ending is not None:
             pairs.append((stem, file, pngs.pop(stem + ending)))
-    if pngs:
-        png = next(iter(pngs.values()))
-        raise PansightError(
-            where=png, expected=f"an image of this name in {images}", found=f"none ({len(pngs)} in all)"
-        )
+    lost = [
+        PansightError(where=png, expected=f"an image of this name in {images}", found="none") for png in pngs.values()
+    ]
+    if lost and not pairs:
+        raise lost[0]
     if not pairs:
         raise PansightError(where=images, expected=f"images with PNGs of the same name in {masks}", found="none")
     missing = files.keys() - {stem for stem, _, _ in pairs}
     if not missing:
-        return pairs, ()
+        return pairs, (), lost
     first = files[min(missing)].name
-    return pairs, (f"{len(missing)} of {len(files)} images have no PNG and are left out, the first is {first}",)
+    return pairs, (f"{len(missing)} of {len(files)} images have no PNG and are left out, the first is {first}",), lost

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pansight.data.categories import category_table
 from pansight.data.convert.class_table import BACKGROUND, PixelClass, find_class_table, read_classes
-from pansight.data.convert.lookup import choose_part, files_ending, image_size, images_by_stem
+from pansight.data.convert.lookup import choose_part, either_case, files_ending, image_size, images_by_stem
 from pansight.data.convert.source import Annotated, Source, SourceCategory
 from pansight.data.convert.values import expect_size, read_values, segments_of
 from pansight.data.dataset import SPLITS, split_of
@@ -50,8 +50,8 @@ class Voc:
 
     def __getitem__(self, index: int) -> Annotated:
         stem = self._stems[index]
-        class_file = self.root / "SegmentationClass" / f"{stem}.png"
-        object_file = self.root / "SegmentationObject" / f"{stem}.png"
+        class_file = either_case(self.root / "SegmentationClass" / f"{stem}.png")
+        object_file = either_case(self.root / "SegmentationObject" / f"{stem}.png")
         image = self._images.get(stem)
         if image is None:
             raise PansightError(

@@ -19,7 +19,7 @@ import yaml
 from pansight.data.convert.class_table import PixelClass, checked_classes, find_class_table, read_classes
 from pansight.data.convert.lookup import choose_part, files_ending, image_size, short_names, stems, walk_images
 from pansight.data.convert.polygons import expect_short, region_of_polygons
-from pansight.data.convert.source import Annotated, Region, Source, SourceCategory
+from pansight.data.convert.source import Annotated, Region, Source, SourceCategory, with_damaged
 from pansight.data.dataset import SPLITS, part_folders, split_of
 from pansight.data.paths import find_tail, locate_all
 from pansight.errors import PansightError, choice_error
@@ -81,6 +81,8 @@ class _YoloSeg:
         score = 1.0
         if len(values) > 5 and len(values) % 2 == 0:
             score, values = float(values[-1]), values[:-1]
+        if len(values) == 3:  # one point
+            return category, None
         if len(values) < 5 or not 0 <= score <= 1:
             found = " ".join(words[:9])
             raise PansightError(where=where, expected="a class, x, y pairs and perhaps a score", found=f"{found!r:.60}")
@@ -118,7 +120,7 @@ def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error
         part, note = choose_part(there or missing, split, file)
         if part is None:
             raise PansightError(where=file, expected="paths under train, val or test", found="none")
-        images, notes = _listed_images((there | missing)[part], _yaml_root(root, content), file)
+        images, notes, absent = _listed_images((there | missing)[part], _yaml_root(root, content), file)
         notes += () if note is None else (note,)
         notes += tuple(f"{file.name}: the part {name!r} is not there and is left out" for name in missing)
     else:
@@ -133,11 +135,11 @@ def open_yolo_seg(source: Path, split: str | None = None, *, boxes: str = "error
             raise PansightError(
                 where=root, expected=f"images/ and labels/{f' of {split!r}' if split else ''}", found="none"
             )
-        images, notes = list(walk_images(folder)), () if note is None else (note,)
+        images, notes, absent = list(walk_images(folder)), () if note is None else (note,), None
     if not images:
         raise PansightError(where=root, expected="images", found="none")
-    entries, more = _with_labels(images, root)
-    return _YoloSeg(classes, entries, boxes, notes + more)
+    entries, more, lost = _with_labels(images, root, absent)
+    return with_damaged(_YoloSeg(classes, entries, boxes, notes + more), lost)
 
 
 def is_yolo_seg(source: Path) -> bool:
@@ -256,9 +258,14 @@ def _yaml_root(root: Path, content: dict[str, Any]) -> Path:
     return (find_tail([root], text) or root) if isinstance(text, str) and text else root
 
 
-def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The images of folders and of file lists, and notes on paths that were not taken by the letter."""
+def _listed_images(
+    texts: list[str], root: Path, file: Path
+) -> tuple[list[Path], tuple[str, ...], list[PansightError] | None]:
+    """The images of folders and of file lists, notes on paths that were not taken by the letter, and an error for every
+    line whose image is missing; None where there are folders alone.
+    """
     images: list[Path] = []
+    absent: list[PansightError] | None = None
     notes: list[str] = []
     for text in texts:
         place = find_tail([root], text)
@@ -273,13 +280,17 @@ def _listed_images(texts: list[str], root: Path, file: Path) -> tuple[list[Path]
             continue
         lines = {number: line.strip() for number, line in enumerate(_lines(place), 1) if line.strip()}
         found = locate_all(list(lines.values()), [place.parent, root])
+        absent = absent or []
         for (number, line), image in zip(lines.items(), found.files):
             if image is None:
                 where = f"{place}: line {number}"
-                raise PansightError(where=where, expected=f"an image in {root}", found=f"{line!r:.120}")
-            images.append(image.path)
+                absent.append(PansightError(where=where, expected=f"an image in {root}", found=f"{line!r:.120}"))
+            else:
+                images.append(image.path)
         notes += found.notes
-    return list(dict.fromkeys(images)), tuple(notes)
+    if absent and not images:
+        raise absent[0]
+    return list(dict.fromkeys(images)), tuple(notes), absent
 
 
 def _lines(file: Path) -> list[str]:
@@ -324,8 +335,13 @@ def _any_text(label: Path) -> bool:
         return False
 
 
-def _with_labels(images: list[Path], root: Path) -> tuple[list[tuple[str, Path, Path]], tuple[str, ...]]:
-    """[(name in the output, image, label file)] and notes. Names begin below the folder that all images share."""
+def _with_labels(
+    images: list[Path], root: Path, absent: list[PansightError] | None
+) -> tuple[list[tuple[str, Path, Path]], tuple[str, ...], list[PansightError]]:
+    """[(name in the output, image, label file)], notes, and an error for every image that is missing. Names begin below
+    the folder that all images share. absent: those that a list of images names; None: the images are those of folders,
+    where each label file speaks of one.
+    """
     entries = [(name, image, _label_file(image, root)) for name, image in zip(short_names(images), images)]
     labels = {label for _, _, label in entries}
     if len(labels) < len(entries):
@@ -341,6 +357,8 @@ def _with_labels(images: list[Path], root: Path) -> tuple[list[tuple[str, Path, 
     notes: list[str] = []
     if missing:
         notes.append(f"{len(missing)} of {len(images)} images have no label file: they have no objects")
-    if lost:
+    if lost and absent is not None:  # they may be labels of the images of another part
         notes.append(f"{len(lost)} label files have no image among those read, the first is {min(lost).name}")
-    return entries, tuple(notes)
+    if absent is None:
+        absent = [PansightError(where=file, expected="an image of this name", found="none") for file in sorted(lost)]
+    return entries, tuple(notes), absent

@@ -36,14 +36,17 @@ function paintErrors(canvas, image, rows) {
   const width = prediction.rows.length + 1;
   const first = new Uint32Array((truth.rows.length + 1) * width), second = new Uint32Array(first.length);
   const paintOf = (segment) => packed(colorOfError[segment[ERROR]], chosen(segment) ? 0.75 : 0.1);
+  const objects = data.figure === "F1"; // beside objects there is background, where a prediction is wrong, and no void
+  const unscored = (segment) => ["ignored", "crowd"].includes(data.errors[segment[ERROR]].key);
   const wrong = (segment) => segment && !["found", "ignored", "crowd"].includes(data.errors[segment[ERROR]].key);
   for (let t = 0; t <= truth.rows.length; t++) {
     for (let p = 0; p < width; p++) {
       const a = truth.rows[t - 1], b = prediction.rows[p - 1];
       const at = t * width + p;
       const paints = [a, b].filter(wrong).map(paintOf);
-      if (!a || data.errors[a[ERROR]].key === "crowd") paints.splice(0, 2, packed([255, 255, 255], 0.75));
-      else if (!paints.length && b && a[PARTNER] === p - 1) paints.push(packed(GREY.found, 0.55));
+      const scored = a ? !unscored(a) : objects && b && !unscored(b);
+      if (!scored) paints.splice(0, 2, packed([255, 255, 255], 0.75));
+      else if (!paints.length && a && b && a[PARTNER] === p - 1) paints.push(packed(GREY.found, 0.55));
       else if (!paints.length) paints.push(packed(GREY.outline, 0.8));
       first[at] = paints[0];
       second[at] = paints[paints.length - 1];

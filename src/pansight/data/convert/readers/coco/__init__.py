@@ -22,7 +22,7 @@ from pansight.data.convert.lookup import image_size
 from pansight.data.convert.polygons import expect_short, region_of_polygons, region_of_rle
 from pansight.data.convert.readers.coco.files import choose_file, coco_files, parts_of
 from pansight.data.convert.readers.coco.stuff import OTHER, STUFF, stuff_maps
-from pansight.data.convert.source import Annotated, ListSource, Region, Source, SourceCategory, WithDamaged
+from pansight.data.convert.source import Annotated, ListSource, Region, Source, SourceCategory, with_damaged
 from pansight.data.convert.values import read_annotation
 from pansight.data.dataset import expect
 from pansight.data.formats.coco_files import best_folder, data_root, image_folders, names_in
@@ -160,7 +160,7 @@ def _objects(
         return Annotated(row.id, row.file_name, image, size, found, ids, segments, empty)
 
     found = ListSource(categories, [partial(one, row, by_image[row.id]) for row in rows], notes)
-    return WithDamaged(found, damaged) if damaged else found
+    return with_damaged(found, damaged)
 
 
 def _check_annotation(annotation: _Annotation, by_image: dict[Any, Any], index: dict[int, int], file: Path) -> None:

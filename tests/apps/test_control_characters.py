@@ -1,0 +1,60 @@
+"""Names from files are printed escaped: neither a class nor a photo can colour, move or break a line of a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pansight.apps.cli import main
+from pansight.data.images import write_png
+
+CLASS = "ca\x1b[31mr\nother\u202e"
+FILE = "a\x1b[2Jb.png"
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    images, annotations = [], []
+    for number in range(1, 5):
+        name = f"{number}{FILE}"
+        rng = np.random.default_rng(number)
+        write_png(Path("odd", "train", name), rng.integers(0, 256, (32, 32, 3), np.uint8))
+        images.append({"id": number, "file_name": name, "height": 32, "width": 32})
+        outline = [[4, 4, 24, 4, 24, 24, 4, 24]]
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "segmentation": outline, "iscrowd": 0})
+        annotations[-1] |= {"bbox": [4, 4, 20, 20], "area": 400}
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": CLASS}]}
+    Path("odd", "annotations").mkdir()
+    Path("odd", "annotations", "instances_train.json").write_text(json.dumps(content))
+    return Path("odd")
+
+
+def is_plain(text: str) -> bool:
+    return all(letter.isprintable() or letter in "\n\r" for letter in text) and "ca\\x1b[31mr\n" not in text
+
+
+TINY = ["--train.steps", "1", "--train.trackers", "", "--backbone", "resnet10t", "--model.options.short", "0"]
+
+
+def test_every_command_prints_names_escaped(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [
+        ["convert", "odd", "--to", "pan", "--things", "all"],
+        ["check", "odd"],
+        ["check", "pan"],
+        ["split", "odd", "--out", "parts"],
+        ["train", "--data", "pan", "--model", "faster_rcnn", "--out", "run", *TINY],
+        ["evaluate", "run", "--out", "again", "--report", "again.html"],
+        ["predict", "run", "odd/train", "--out", "predicted", "--score", "0"],
+        ["export", "run", "--to", "folder"],
+    ]
+    for command in commands:
+        code = main(command)
+        said = capsys.readouterr()
+        text = said.out + said.err
+        assert is_plain(text), (command[0], code, text)
+    for page in Path().rglob("*.html"):
+        assert "\x1b" not in page.read_text(encoding="utf-8"), page
