@@ -168,8 +168,11 @@ def test_files_and_functions_stay_short(path: Path) -> None:
 
 
 def test_folders_stay_small() -> None:
+    """Those of recipes aside, which have a file for each system and nothing that must be understood together."""
     for folder in [SOURCE, *(p for p in SOURCE.rglob("*") if p.is_dir() and p.name != "__pycache__")]:
         entries = [p.name for p in folder.iterdir() if p.name != "__pycache__"]
+        if folder.parent == SOURCE / "recipes":
+            continue
         limit = 16 if folder == SOURCE else 13
         assert len(entries) <= limit, f"{folder}: {len(entries)} entries: {sorted(entries)}"
 

@@ -85,7 +85,7 @@ def test_a_word_becomes_the_numbers_of_its_formula(word: str) -> None:
     expected = class_weights(word, np.array([50, 4, 0, 896]), np.array([25 * 19, 19, 0, 950]))
     np.testing.assert_allclose(choice.value, expected, rtol=1e-4)
     assert choice.value[2] == 0
-    assert choice.reason == f"{word}, counted from all 50 images; 1 classes never occur"
+    assert choice.reason == f"{word}, counted from all 50 images; 1 of 4 classes never occur"
 
 
 def test_given_numbers_and_none_are_not_counted() -> None:

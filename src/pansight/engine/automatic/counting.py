@@ -58,7 +58,9 @@ def choose_class_weights(config: Config, labels: LabelSpace, counted: Counted) -
     beside = (pixels.sum(1, keepdims=True) * (pixels > 0)).sum(0)
     weights = class_weights(rule, pixels.sum(0), beside)
     absent = int((weights == 0).sum())
-    reason = f"{rule}, counted from all {len(pixels)} images" + (f"; {absent} classes never occur" if absent else "")
+    reason = f"{rule}, counted from all {len(pixels)} images" + (
+        f"; {absent} of {len(weights)} classes never occur" if absent else ""
+    )
     return [Choice(CLASS_WEIGHTS, [float(f"{weight:.5g}") for weight in weights], reason)]
 
 

@@ -38,7 +38,7 @@ from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.backbones.vgg import load_fully_connected, load_vgg16, timm_vgg16, vgg16_blocks, vgg16_channels
 from pansight.nn.input import IMAGENET_RGB, Input, PixelStatistics
 from pansight.nn.semantic.blocks import class_head, dilated_strides
-from pansight.nn.semantic.criterion import Criterion
+from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -221,7 +221,7 @@ def fcn(
     before, last = net.channels[-2:]
     head = class_head(last, max(1, last // 4), len(labels), nn.Dropout(dropout))
     aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout(dropout)) if aux_weight else None
-    criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     return FCN(net, head, aux_head, labels, Input(ResizeRule(short, long), net.pixels), criterion, aux_weight)
 
 
@@ -254,7 +254,7 @@ def fcn_vgg16(
     border_sigma: float = 5.0,
 ) -> VGGFCN:
     """FCN-32s, FCN-16s or FCN-8s on a VGG16 of any width, with RGB input. stride: 32, 16 or 8."""
-    criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     input = Input(ResizeRule(short, long, divisor=1), IMAGENET_RGB)
     model = VGGFCN(labels, input, criterion, stride, width, hidden, dropout, at_once, learn_upsampling)
     if pretrained == "timm":

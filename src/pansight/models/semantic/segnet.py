@@ -22,7 +22,7 @@ from pansight.models.contract import Entry, every_class
 from pansight.models.options import SEMANTIC_OPTIONS, Option, choice, whole
 from pansight.nn.backbones.vgg import CONVOLUTIONS, conv_relu, load_vgg16, timm_vgg16, vgg16_blocks, vgg16_channels
 from pansight.nn.input import IMAGENET_RGB, Input, PixelStatistics
-from pansight.nn.semantic.criterion import Criterion
+from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -115,7 +115,7 @@ def segnet(
     border_sigma: float = 5.0,
 ) -> SegNet:
     """SegNet on a VGG16 of any width, with RGB input. short, long: the resizing rule (short 0: keep the size)."""
-    criterion = Criterion(loss, class_weights, border_weight, border_sigma, len(labels))
+    criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     model = SegNet(labels, Input(ResizeRule(short, long, divisor=1), IMAGENET_RGB), criterion, width)
     if pretrained == "timm":
         load_vgg16(model.backbone, timm_vgg16(batch_norm=True, width=width), "timm's vgg16_bn")
