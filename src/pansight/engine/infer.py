@@ -171,7 +171,7 @@ def _through_windows(model: Any, image: Tensor, settings: Inference) -> Tensor:
     """
     height, width = image.shape[1:]
     side, seen = settings.window, torch.zeros(height, width, device=settings.device)
-    sums: Tensor | None = None
+    sums = seen.new_zeros(len(model.labels), height, width)
     places = iter(window_places((height, width), side, settings.window_stride))
     while chunk := list(islice(places, settings.batch_size)):
         parts = [image[:, top : top + side, left : left + side] for top, left in chunk]
@@ -181,13 +181,10 @@ def _through_windows(model: Any, image: Tensor, settings: Inference) -> Tensor:
             each[part.shape[1] :] = False
             each[:, part.shape[2] :] = False
         found = model.class_scores(_outputs(model, View(images, valid), settings), [part.shape[1:] for part in parts])
-        if sums is None:
-            sums = found[0].new_zeros((len(found[0]), height, width), dtype=torch.float32)
         for (top, left), scores in zip(chunk, found, strict=True):
             place = slice(top, top + scores.shape[1]), slice(left, left + scores.shape[2])
             sums[:, *place] += scores
             seen[place] += 1
-    assert sums is not None  # there is a window at least
     return sums / seen
 
 
