@@ -19,11 +19,13 @@ from accelerate import Accelerator
 
 from pansight.apps.listing import describe_model, first_line, list_models, table
 from pansight.apps.measuring import evaluate
+from pansight.apps.measuring.pictures import predicted_pictures
 from pansight.apps.measuring.trained import TRAINING_IMAGES, write_training_images
 from pansight.apps.pages.report import REPORT, write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream, whole_batch
+from pansight.data.transforms import Compose
 from pansight.engine import distributed
 from pansight.engine.assemble import (
     check_model,
@@ -33,6 +35,7 @@ from pansight.engine.assemble import (
     open_data,
     relabel,
     same_architecture,
+    with_copy_paste,
 )
 from pansight.engine.automatic import choose
 from pansight.engine.automatic.checks import check_together
@@ -62,6 +65,7 @@ from pansight.files import read_json, write_json
 from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.summary import summary
 from pansight.models import builder_options, entry
+from pansight.nn.checkpointing import set_checkpointing
 from pansight.weights import load_model
 from pansight.weights.native import write_model
 
@@ -322,6 +326,10 @@ def _prepare(
     for line in lines:
         say(f"weights    {line}")
     check_decode_options(model, name, config.evaluate.decode)
+    with_copy_paste(Compose(()), training, config.augment)  # raises where there is nothing to paste
+    if config.train.checkpointing:
+        parts = set_checkpointing(model, True)
+        say(f"checkpointing {', '.join(parts) or f'has no effect: no part of {name} can be computed again'}")
     freeze(model, config.train.freeze)
     parameter_groups(model, config.train, entry(name).rates)  # raises where nothing is left to train
     return _Prepared(config, training, validation, model, name, options)
@@ -341,6 +349,7 @@ def _absolute(config: Config) -> Config:
 def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -> Result:
     config = run.config
     transform, divisor = make_transform(config.augment, run.model.input.resize)
+    transform = with_copy_paste(transform, run.training, config.augment)
     scalars = {k: v for k, v in flatten(config.to_dict()).items() if isinstance(v, int | float | str)}
     try:
         accelerator.init_trackers("tensorboard", config=scalars)
@@ -368,6 +377,9 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
         resume,
         entry(run.name).rates,
         min(len(run.validation), config.evaluate.limit or len(run.validation)),
+        pictures=partial(predicted_pictures, run.model, run.validation, config, accelerator.device)
+        if config.train.tracker_images
+        else None,
     )
 
 

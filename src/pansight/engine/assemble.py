@@ -16,13 +16,16 @@ from pansight.data import DATASETS, SPLITS, Dataset, find_splits, open_dataset, 
 from pansight.data.dataset import limited
 from pansight.data.transforms import (
     Compose,
+    CopyPaste,
     ElasticDeformation,
     FixedSizeCrop,
     HorizontalFlip,
+    ImageQuality,
     PhotometricDistortion,
     Resize,
     ResizeShortestEdge,
     Rot90,
+    RotateAndZoom,
     ScaleJitter,
     Transform,
     VerticalFlip,
@@ -209,12 +212,41 @@ def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, 
         steps.append(VerticalFlip(config.vflip))
     if config.rot90:
         steps.append(Rot90())
+    if tuple(config.rotate) != (0, 0) or tuple(config.zoom) != (1, 1):
+        steps.append(RotateAndZoom(_pair(config.rotate), _pair(config.zoom), config.fill))
     if config.elastic:
         steps.append(ElasticDeformation(p=config.elastic))
-    if config.photometric:
-        steps.append(PhotometricDistortion(p=config.photometric))
+    steps += _colour_steps(config)
     # images smaller than the crop are padded to it by the loader, as invalid pixels
     return Compose(steps), max(1, ceil(crop / rule.divisor)) * rule.divisor
+
+
+def _colour_steps(config: AugmentConfig) -> list[Transform]:
+    steps: list[Transform] = []
+    if config.photometric:
+        factors = _pair(config.contrast), _pair(config.saturation)
+        steps.append(PhotometricDistortion(config.brightness, *factors, config.hue, config.photometric))
+    if config.blur or config.noise or config.jpeg:
+        quality = config.jpeg_quality[0], config.jpeg_quality[1]
+        ranges = _pair(config.blur_sigma), _pair(config.noise_sigma), quality
+        steps.append(ImageQuality(config.blur, config.noise, config.jpeg, *ranges))
+    return steps
+
+
+def _pair(limits: Sequence[float]) -> tuple[float, float]:
+    return limits[0], limits[1]
+
+
+def with_copy_paste(transform: Transform, dataset: Dataset, config: AugmentConfig) -> Transform:
+    """`transform`, after which things of other images of `dataset` are pasted where the settings ask for it.
+
+    Raises PansightError for data without things.
+    """
+    if not config.copy_paste:
+        return transform
+    if not dataset.labels.things:
+        raise PansightError(where="augment.copy_paste", expected="data with things", found="stuff alone")
+    return CopyPaste(dataset, transform, config.copy_paste)
 
 
 def square_of(rule: ResizeRule) -> int:

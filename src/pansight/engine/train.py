@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,7 @@ from pansight.engine.progress import Stop, stop_signal
 from pansight.engine.session import Session
 from pansight.errors import Interrupted
 from pansight.models.contract import Model, RateGroups
+from pansight.nn.checkpointing import set_checkpointing
 from pansight.nn.statistics import restore_statistics, running_statistics, trains_batch_norm
 from pansight.types import Batch
 
@@ -58,12 +59,14 @@ def train(
     rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
     evaluation_images: int = 0,
     now: Callable[[], float] = time.monotonic,
+    pictures: Callable[[], list[Tensor]] | None = None,
 ) -> Result:
     """Train `model` until `config.steps` or `config.max_minutes` by its ``loss``; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
     evaluate: measures `evaluation_images` images, writes into a folder and gives the record. resume: the model has the
     weights of checkpoints/last; the rest is read from there. rates: of its entry. now: the clock, in seconds.
+    pictures: predictions drawn for the trackers after every evaluation, uint8 (3, H, W) each.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C or SIGTERM.
     """
     device, config = accelerator.device, settled(config)
@@ -71,7 +74,7 @@ def train(
     statistics = running_statistics(model)
     optimizer = accelerator.prepare(make_optimizer(model, config, rates))
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
-    facts = trains_batch_norm(model), evaluation_images, now
+    facts = trains_batch_norm(model), evaluation_images, now, pictures
     session = Session(config, folder, accelerator, optimizer, average, save, evaluate, *facts)
     if resume:
         session.resume()
@@ -131,6 +134,7 @@ def make_ready(model: Any, config: TrainConfig, accelerator: Accelerator) -> lis
     if config.sync_bn:
         distributed.synchronise_batch_norm(model, accelerator)
     frozen = freeze(model, config.freeze)
+    set_checkpointing(model, config.checkpointing)
     distributed.broadcast_weights(model, accelerator)
     train_mode(model, frozen)
     return frozen
@@ -167,6 +171,8 @@ def gradients(
                     counts[name] = counts.get(name, 0.0) + float(value)
         return counts
 
+    statistics = running_statistics(cast(nn.Module, model))
+
     def learn() -> dict[str, float]:
         total: Tensor | None = None
         names: list[str] = []
@@ -174,7 +180,9 @@ def gradients(
             with distributed.autocast(precision, accelerator.device):
                 losses = model.loss(piece, totals)
             terms = torch.stack([loss.float() for loss in losses.values()])  # (terms,)
+            after = [tensor.clone() for tensor in statistics]
             accelerator.backward(terms.sum())
+            restore_statistics(statistics, after)  # a layer that is computed again would count the piece twice
             names = list(losses)
             total = terms.detach() if total is None else total + terms.detach()
         assert total is not None  # a batch has at least one image
