@@ -46,12 +46,13 @@ def test_pasted_pixels_image_and_ids_are_exact() -> None:
     assert pasted.truth.segments == (Segment(1, 1), Segment(2, 0))
     assert torch.equal(pasted.truth.ids == 2, inside)
     assert torch.equal(pasted.image, torch.where(inside, other.image, target.image))
-    assert (target.truth.ids == 1).all() and (target.image == 10).all()  # inputs are untouched
+    assert (target.truth.ids == 1).all()
+    assert (target.image == 10).all()
 
 
 def test_covered_segments_go_and_nearly_covered_ones_become_void() -> None:
     corners = (0, 0, 4, 4), (4, 4, 14, 14), (16, 16, 20, 20)
-    target = plain(10, square(20, *corners), tuple(Segment(n, 0) for n in (1, 2, 3), 1))
+    target = plain(10, square(20, *corners), tuple(Segment(n, 0) for n in (1, 2, 3)))
     other = plain(200, square(20, (0, 0, 14, 13)), (Segment(1, 0),))
     target.truth.ids[4:14, 4:14] = 2
     pasted = paste_objects(target, other, objects_of(other, LABELS), (0, 0), LABELS)
@@ -61,7 +62,8 @@ def test_covered_segments_go_and_nearly_covered_ones_become_void() -> None:
     wider.truth.ids[13, 4:6] = 1
     less = paste_objects(target, wider, objects_of(wider, LABELS), (0, 0), LABELS)
     assert [s.id for s in less.truth.segments] == [3, 4]
-    assert not (less.truth.ids == 2).any() and (less.truth.ids[13, 6:14] == 0).all()
+    assert not (less.truth.ids == 2).any()
+    assert (less.truth.ids[13, 6:14] == 0).all()
 
 
 def test_overlapping_instances_are_cut_and_joined() -> None:
@@ -72,9 +74,13 @@ def test_overlapping_instances_are_cut_and_joined() -> None:
     target = plain(10, square(20, (0, 0, 10, 10), (5, 5, 15, 15)), (Segment(1, 0), Segment(2, 0)), own)
     other = with_instances(plain(200, square(20, (0, 0, 20, 6)), (Segment(1, 0),)))
     pasted = paste_objects(target, other, objects_of(other, LABELS), (0, 0), LABELS).instances
-    assert pasted is not None and pasted.masks is not None and pasted.is_crowd is not None
+    assert pasted is not None
+    assert pasted.masks is not None
+    assert pasted.is_crowd is not None
     assert pasted.boxes_xyxy.tolist() == [[6, 0, 10, 10], [6, 5, 15, 15], [0, 0, 6, 20]]
-    assert pasted.masks[0].sum() == 40 and pasted.masks[1].sum() == 90 and pasted.masks[2].sum() == 120
+    assert pasted.masks[0].sum() == 40
+    assert pasted.masks[1].sum() == 90
+    assert pasted.masks[2].sum() == 120
     assert (masks[0].sum(), len(pasted.labels), pasted.is_crowd.any()) == (100, 3, False)
 
 
@@ -92,7 +98,9 @@ def test_crowds_and_stuff_are_not_pasted() -> None:
     segments = (Segment(1, 0, is_crowd=True), Segment(2, 1), Segment(3, 0))
     sample = replace(sample, truth=PanopticSegmentation(sample.truth.ids, segments))
     found = objects_of(sample, LABELS)
-    assert found.masks is not None and len(found) == 1 and torch.equal(found.masks[0], sample.truth.ids == 3)
+    assert found.masks is not None
+    assert len(found) == 1
+    assert torch.equal(found.masks[0], sample.truth.ids == 3)
 
 
 def test_images_of_other_sizes_are_placed_anywhere_over_each_other() -> None:
@@ -110,11 +118,13 @@ def test_images_of_other_sizes_are_placed_anywhere_over_each_other() -> None:
     for seed in range(12):
         found = paste(plain(10, square(30), ()), np.random.default_rng(seed))
         rows, columns = torch.nonzero(found.truth.ids == 1).T
-        assert len(rows) == 64 and found.image[0, rows[0], columns[0]] == 200
+        assert len(rows) == 64
+        assert found.image[0, rows[0], columns[0]] == 200
         places.add((int(rows[0]), int(columns[0])))
     assert len(places) > 6
     small = paste(plain(10, square(4), ()), np.random.default_rng(0))  # a larger image over a smaller one
-    assert small.truth.size == (4, 4) and small.truth.segments in ((Segment(1, 0),), ())
+    assert small.truth.size == (4, 4)
+    assert small.truth.segments in ((Segment(1, 0),), ())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -130,7 +140,8 @@ def test_workers_and_resumption_change_nothing(workers: int) -> None:
     for one, other in zip(whole[2:], resumed, strict=True):
         assert torch.equal(one.images, other.images)
         for left, right in zip(one.truths, other.truths, strict=True):
-            assert torch.equal(left.ids, right.ids) and left.segments == right.segments
+            assert torch.equal(left.ids, right.ids)
+            assert left.segments == right.segments
 
 
 @pytest.mark.parametrize("seed", range(8))
