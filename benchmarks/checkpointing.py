@@ -1,7 +1,7 @@
 """Memory and time of a step of training with and without gradient checkpointing → results/checkpointing.json.
 
-Each case runs in a process of its own, since the peak of a process is not reset on a CPU: there it is the largest resident
-size, with what the libraries take; on an accelerator it is what torch allocated.
+Each case runs in a process of its own, since the peak of a process is not reset on a CPU: there it is the largest
+resident size, with what the libraries take; on an accelerator it is what torch allocated.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,6 @@ def test_the_table_always_fits_the_map(seed: int) -> None:
 def test_data_without_things_is_refused() -> None:
     dataset = Shapes(1, 32, 32)
     assert with_copy_paste(HorizontalFlip(), dataset, AugmentConfig()).__class__ is HorizontalFlip
-    stuff = type("Stuff", (), {"labels": LabelSpace([Category(0, "sky", False, (4, 5, 6), 2)])})()
+    stuff: Any = type("Stuff", (), {"labels": LabelSpace([Category(0, "sky", False, (4, 5, 6), 2)])})()
     with pytest.raises(PansightError, match=r"augment\.copy_paste"):
         with_copy_paste(HorizontalFlip(), stuff, AugmentConfig(copy_paste=0.5))

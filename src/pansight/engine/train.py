@@ -65,21 +65,19 @@ def train(
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
     evaluate: measures `evaluation_images` images, writes into a folder and gives the record. resume: the model has the
-    weights of checkpoints/last; the rest is read from there. rates: of its entry. now: the clock, in seconds.
-    pictures: predictions drawn for the trackers after every evaluation, uint8 (3, H, W) each.
+    weights of checkpoints/last; the rest is read from there. rates: of its entry. now: the clock, in seconds. pictures:
+    draws predictions for the trackers after an evaluation, uint8 (3, H, W) each.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C or SIGTERM.
     """
-    device, config = accelerator.device, settled(config)
-    frozen = make_ready(model, config, accelerator)
-    statistics = running_statistics(model)
+    device, config, shown = accelerator.device, settled(config), accelerator.is_main_process
+    frozen, statistics = make_ready(model, config, accelerator), running_statistics(model)
     optimizer = accelerator.prepare(make_optimizer(model, config, rates))
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     facts = trains_batch_norm(model), evaluation_images, now, pictures
     session = Session(config, folder, accelerator, optimizer, average, save, evaluate, *facts)
     if resume:
         session.resume()
-    precision = distributed.resolve_precision(config.precision, device)
-    state, shown = session.state, accelerator.is_main_process
+    precision, state = distributed.resolve_precision(config.precision, device), session.state
 
     with session, stop_signal("step", shown) as stop, distributed.repeatable(device, config.deterministic):
         for batch in () if session.catch_up() else batches(state.step):

@@ -340,7 +340,8 @@ def detr(
     stuff: learn the boxes of stuff too, which decode leaves out: the first of two steps to panoptic segmentation.
 
     hidden: width of the feed-forward blocks. auxiliary: losses of the earlier decoder layers too. class_hidden: widths
-    of hidden layers of the class head, none in the paper. dilate: stride 16 at the end of the backbone (DC5).
+    of hidden layers of the class head, none in the paper. class_relu: ReLU between them. dilate: stride 16 at the
+    end of the backbone (DC5).
     Raises PansightError where channels are no multiple of 16 and of heads.
     """
     if channels % 16 or channels % heads:
@@ -391,26 +392,9 @@ def detr_panoptic(
     score_threshold: float = 0.85,
 ) -> DETR:
     """DETR with a mask head: panoptic segmentation. Options as of `detr`; score_threshold: of the panoptic map."""
-    net = detr(
-        labels,
-        backbone,
-        pretrained,
-        short,
-        long,
-        channels,
-        heads,
-        hidden,
-        encoder_layers,
-        decoder_layers,
-        dropout,
-        queries,
-        auxiliary,
-        class_hidden,
-        class_relu,
-        frozen_bn,
-        freeze_stages,
-        dilate,
-    )
+    size = channels, heads, hidden, encoder_layers, decoder_layers, dropout, queries
+    parts = auxiliary, class_hidden, class_relu, frozen_bn, freeze_stages, dilate
+    net = detr(labels, backbone, pretrained, short, long, *size, *parts)
     return DETR(
         net.backbone,
         net.transformer,

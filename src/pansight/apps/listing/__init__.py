@@ -70,7 +70,7 @@ def parts_of(name: str) -> list[str]:
     labels = LabelSpace.from_names(["thing"], ["stuff"])
     options = {"pretrained": "none"} if "pretrained" in builder_options(name) else {}
     with torch.device("meta"):  # without memory for its weights, in a fraction of a second
-        model = build(name, labels, **options)
+        model: Any = build(name, labels, **options)
     return [part for part, child in model.named_children() if any(True for _ in child.parameters())]
 
 

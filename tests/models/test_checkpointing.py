@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from contract import SMALL, shapes_batch, small
 from torch import Tensor, nn
 
 from pansight.engine.train import gradients
@@ -16,7 +15,6 @@ from pansight.nn.checkpointing import set_checkpointing
 from pansight.nn.statistics import running_statistics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from contract import SMALL, shapes_batch, small
 
 
 def step(model: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
