@@ -14,8 +14,6 @@ from pansight.engine.train import gradients
 from pansight.nn.checkpointing import set_checkpointing
 from pansight.nn.statistics import running_statistics
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-
 
 def step(model: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
     """(gradients by name, running statistics) after one step of the loop."""
