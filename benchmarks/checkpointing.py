@@ -28,7 +28,8 @@ def measure(name: str, side: int, batch_size: int, on: bool, steps: int) -> dict
     """Peak memory in MiB and seconds of the fastest of `steps` steps."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = Shapes(batch_size, side, side, seed=0)
-    model: Any = build(name, data.labels).to(device).train()
+    model: Any = build(name, data.labels)
+    model.to(device).train()
     set_checkpointing(model, on)
     batch = distributed.to_device(collate([data[index] for index in range(batch_size)]), device)
     seconds: list[float] = []
