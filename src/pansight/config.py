@@ -26,6 +26,17 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MIOU = ("cityscapes", "detectron2", "semseg")
 """The conventions of `metrics.semantic_iou`, which this file does not import."""
 DECAYS = ("weights", "biases", "everything")
+FILLS = ("zero", "mean")
+AUGMENT_RANGES = {
+    "rotate": (-360, 360),
+    "zoom": (0.01, 100),
+    "contrast": (0, 10),
+    "saturation": (0, 10),
+    "blur_sigma": (0, 100),
+    "noise_sigma": (0, 255),
+    "jpeg_quality": (1, 100),
+}
+"""The settings of augmentation that are two numbers, with what both must lie between."""
 
 
 @dataclass(frozen=True)
@@ -102,23 +113,60 @@ class AugmentConfig:
     """Probability of an upside-down flip."""
     rot90: bool = False
     """Turn by 0, 90, 180 or 270 degrees."""
-    photometric: float = 0.0
-    """Probability of changed brightness, contrast, saturation and hue."""
+    rotate: tuple[float, ...] = (0.0, 0.0)
+    """Turn by a random angle between these two, in degrees, counter-clockwise; the size of the image stays."""
+    zoom: tuple[float, ...] = (1.0, 1.0)
+    """Enlarge about the middle by a random factor between these two; unlike `scale`, the size of the image stays, so
+    that above 1 its border is cut off and below 1 a border is added."""
+    fill: str = "zero"
+    """Colour of what `rotate` and `zoom` bring into the image from outside. zero: black; mean: that of the image."""
     elastic: float = 0.0
     """Probability of an elastic deformation."""
     elastic_magnitude: float = 8.0
     """Of an elastic deformation: standard deviation of the displacement at the points of its grid, in pixels."""
     elastic_grid: int = 0
     """Points a side of that grid; 0: one every 64 pixels. U-Net takes 3, with a magnitude of 10."""
+    photometric: float = 0.0
+    """Probability of changed brightness, contrast, saturation and hue, of each by itself."""
+    brightness: float = 32.0
+    """For `photometric`: brightness changes by up to so many levels of 0 … 255."""
+    contrast: tuple[float, ...] = (0.5, 1.5)
+    """For `photometric`: the least and the largest factor of the contrast; 1, 1: it stays."""
+    saturation: tuple[float, ...] = (0.5, 1.5)
+    """For `photometric`: the least and the largest factor of the saturation; 1, 1: it stays."""
+    hue: float = 18.0
+    """For `photometric`: the hue turns by up to so many degrees."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, ...] = (0.3, 2.0)
+    """For `blur`: the least and the largest deviation of the Gaussian, in pixels."""
+    noise: float = 0.0
+    """Probability of Gaussian noise."""
+    noise_sigma: tuple[float, ...] = (1.0, 12.0)
+    """For `noise`: its least and largest deviation, in levels of 0 … 255."""
+    jpeg: float = 0.0
+    """Probability that the image is compressed as a JPEG."""
+    jpeg_quality: tuple[int, ...] = (40, 95)
+    """For `jpeg`: the least and the largest quality, 1 … 100."""
+    copy_paste: float = 0.0
+    """Probability that things of another training image, which is augmented alike, are pasted onto the image."""
 
     def __post_init__(self) -> None:
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
         _check(ordered, "augment.scale", "two positive factors, the smaller first", self)
         _check(self.crop >= -1, "augment.crop", "-1, 0 or more pixels", self)
-        for name in ("hflip", "vflip", "photometric", "elastic"):
+        for name in ("hflip", "vflip", "photometric", "elastic", "blur", "noise", "jpeg", "copy_paste"):
             _check(0 <= getattr(self, name) <= 1, f"augment.{name}", "a probability", self)
         _check(self.elastic_magnitude >= 0, "augment.elastic_magnitude", "0 or more pixels", self)
         _check(self.elastic_grid == 0 or 2 <= self.elastic_grid <= 64, "augment.elastic_grid", "0 or 2 … 64", self)
+        for name, (least, most) in AUGMENT_RANGES.items():
+            limits = getattr(self, name)
+            inside = len(limits) == 2 and least <= limits[0] <= limits[1] <= most
+            _check(inside, f"augment.{name}", f"two numbers of {least:g} … {most:g}, the smaller first", self)
+        _check(0 <= self.brightness <= 255, "augment.brightness", "0 … 255 levels", self)
+        _check(0 <= self.hue <= 180, "augment.hue", "0 … 180 degrees", self)
+        if self.fill not in FILLS:
+            raise choice_error("augment.fill", self.fill, FILLS)
 
 
 @dataclass(frozen=True)
@@ -128,7 +176,8 @@ class TrainConfig:
     steps: int = 0
     """Optimiser steps; 0: chosen from the number of images, or as many as `max_minutes` allow."""
     batch_size: int = 0
-    """Images a step, over all processes; 0: chosen from the image size and the machine."""
+    """Images a step, over all processes; 0: chosen from the image size and the machine; -1: as many as the memory of
+    the accelerator holds, found by trying steps of one process. On a CPU, -1 is the same as 0."""
     epochs: float = 0.0
     """In place of `steps`: how many times each training image is seen; 0: it goes by the steps."""
     accumulate: int = 1
@@ -182,6 +231,9 @@ class TrainConfig:
     """Weights and images in channels-last memory: faster convolutions, the same result."""
     freeze: tuple[str, ...] = ()
     """Parameters whose names start so are not trained, e.g. backbone."""
+    checkpointing: bool = False
+    """Compute backbones and transformer layers again in the backward pass instead of keeping what is between their
+    layers: less memory, more time, the same gradients."""
     evaluate_every: int = -1
     """Steps between evaluations, which choose the best checkpoint; 0: at the end only; -1: a fifth of the run."""
     evaluate_share: float = -1.0
@@ -198,6 +250,9 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl and in the trackers."""
     trackers: tuple[str, ...] = ("auto",)
     """tensorboard, wandb, mlflow … as Accelerate names them; auto: tensorboard where installed."""
+    tracker_images: int = 8
+    """At every evaluation the trackers get the predictions of so many validation images, always the same ones; 0: none.
+    For tensorboard and wandb."""
     deterministic: bool = False
     """Repeat bit for bit on an accelerator too, more slowly. On one CPU, with as many threads, runs repeat but for the
     last digits of float32: torch's convolutions of maps of few pixels may round their gradients in another order."""
@@ -207,10 +262,19 @@ class TrainConfig:
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise choice_error(f"train.{name}", getattr(self, name), known)
-        at_least_0 = "steps", "epochs", "batch_size", "lr", "max_minutes", "checkpoint_every", "final_lr_factor", "seed"
+        at_least_0 = (
+            "steps",
+            "epochs",
+            "tracker_images",
+            "lr",
+            "max_minutes",
+            "checkpoint_every",
+            "final_lr_factor",
+            "seed",
+        )
         for name in at_least_0:
             _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
-        for name in ("evaluate_every", "warmup_steps", "weight_decay", "clip_norm", "backbone_lr_factor"):
+        for name in ("evaluate_every", "warmup_steps", "batch_size", "weight_decay", "clip_norm", "backbone_lr_factor"):
             value = getattr(self, name)
             _check(value == -1 or value >= 0, f"train.{name}", "-1, 0 or more", self)
         share = self.evaluate_share == -1 or 0 <= self.evaluate_share <= 1

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from pansight.apps.cli import main
-from pansight.apps.listing import facts_of
+from pansight.apps.listing import describe_model, facts_of, parts_of
 from pansight.apps.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
+from pansight.data.formats.shapes import Shapes
+from pansight.engine.optim import freeze
 from pansight.models import MODELS, build, builder_options
 from pansight.types import LabelSpace
 
@@ -86,3 +88,16 @@ def test_a_closed_pipe_is_quiet() -> None:
     os.close(writer)
     assert done.stderr.decode() == ""
     assert done.returncode == 141
+
+
+@pytest.mark.parametrize("name", ["detr", "mask_rcnn", "eomt"])
+def test_the_parts_that_are_listed_can_be_frozen(name: str) -> None:
+    parts = parts_of(name)
+    assert "backbone" in parts
+    assert ", ".join(parts) in describe_model(name)
+    with torch.device("meta"):
+        model = build(name, Shapes().labels, pretrained="none")
+    freeze(model, parts[:-1])
+    assert any(p.requires_grad for p in model.parameters())
+    freeze(model, parts)
+    assert not any(p.requires_grad for p in model.parameters())

@@ -216,17 +216,17 @@ def test_a_photo_alone_is_resized():
 def test_photometric_distortion_keeps_the_truth_and_hits_each_knob():
     sample = with_instances()
     grey = Sample(image_tensor(np.full((4, 4, 3), 100, np.uint8)), sample.truth, 0, (4, 4))
-    only_bright = PhotometricDistortion(contrast=0, saturation=0, hue=0, p=1.0)
+    only_bright = PhotometricDistortion(contrast=(1, 1), saturation=(1, 1), hue=0, p=1.0)
     values = [int(only_bright(grey, np.random.default_rng(s)).image.max()) for s in range(100)]
     assert 68 <= min(values) < 75
     assert 125 < max(values) <= 132
-    only_contrast = PhotometricDistortion(brightness=0, saturation=0, hue=0, p=1.0)
+    only_contrast = PhotometricDistortion(brightness=0, saturation=(1, 1), hue=0, p=1.0)
     values = [int(only_contrast(grey, np.random.default_rng(s)).image.max()) for s in range(100)]
     assert 50 <= min(values) < 56
     assert 144 < max(values) <= 150
     assert torch.equal(PhotometricDistortion(p=0.0)(sample, np.random.default_rng(0)).image, sample.image)
     red = Sample(image_tensor(np.full((4, 4, 3), (200, 50, 50), np.uint8)), sample.truth, 0, (4, 4))
-    only_hue = PhotometricDistortion(brightness=0, contrast=0, saturation=0, hue=18, p=1.0)
+    only_hue = PhotometricDistortion(brightness=0, contrast=(1, 1), saturation=(1, 1), hue=18, p=1.0)
     hues = []
     for seed in range(60):
         r, g, b = (only_hue(red, np.random.default_rng(seed)).image[:, 0, 0] / 255).tolist()

@@ -155,7 +155,7 @@ def test_mistakes_of_either_step_are_named_before_the_first_begins(recipe, tmp_p
         command(recipe, out, "--train.freeze", "spine"), capsys
     )
     line = complaint(command(recipe, out, "--model.first-recipe", "shapes/detr"), capsys)
-    assert "unknown recipe 'shapes/detr'; known: coco/" in line
+    assert "unknown recipe 'shapes/detr'; known: camvid/" in line
     line = complaint(command(recipe, out, "--model.first-recipe", "shapes/mask_rcnn"), capsys)
     assert (
         "model.first_recipe: expected a recipe for weights of toy_second, found shapes/mask_rcnn of mask_rcnn" in line

@@ -149,3 +149,12 @@ def test_dilated_last_stage() -> None:
 def test_channels_must_fit() -> None:
     with pytest.raises(PansightError, match="channels of model detr_panoptic: expected a multiple of 16, found 40"):
         tiny(channels=40)
+
+
+@pytest.mark.parametrize("name", ["detr", "detr_panoptic"])
+def test_hidden_layers_of_the_class_head_without_relu_are_one_linear_map(name: str) -> None:
+    queries = torch.randn(3, 32)
+    for relu in (True, False):
+        head = tiny(name, class_hidden=(16, 8), class_relu=relu).class_embed
+        straight = torch.allclose(head(queries) + head(-queries), 2 * head(0 * queries), atol=1e-5)
+        assert straight is not relu

@@ -19,12 +19,14 @@ from accelerate import Accelerator
 
 from pansight.apps.listing import describe_model, first_line, list_models, table
 from pansight.apps.measuring import evaluate
+from pansight.apps.measuring.pictures import predicted_pictures
 from pansight.apps.measuring.thresholds import lost_to_threshold
 from pansight.apps.measuring.trained import TRAINING_IMAGES, write_training_images
 from pansight.apps.pages.report import REPORT, write_overview, write_report
 from pansight.config import Config, flatten, override, read_config, read_recipe
 from pansight.data import DATASETS, Dataset
 from pansight.data.loader import train_stream, whole_batch
+from pansight.data.transforms import Compose
 from pansight.engine import distributed
 from pansight.engine.assemble import (
     check_model,
@@ -34,6 +36,8 @@ from pansight.engine.assemble import (
     open_data,
     relabel,
     same_architecture,
+    with_absolute_paths,
+    with_copy_paste,
 )
 from pansight.engine.automatic import choose, statistics
 from pansight.engine.automatic.checks import check_together
@@ -64,6 +68,7 @@ from pansight.files import read_json, write_json
 from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.summary import summary
 from pansight.models import builder_options, entry
+from pansight.nn.checkpointing import set_checkpointing
 from pansight.weights import load_model
 from pansight.weights.native import write_model
 
@@ -152,7 +157,7 @@ def _train(
     say = print if accelerator.is_main_process else _silent
     for note in notes:
         say(f"recipe     {note}")
-    config = _absolute(config)
+    config = with_absolute_paths(config)
     heading = _heading()
     if resume:
         changed = changes(read_config(folder / CONFIG), config)
@@ -225,7 +230,7 @@ def _train_in_two_steps(
         check_model(before.model, before.evaluate.decode)
         _check_second_step(config, folder, accelerator)
         if accelerator.is_main_process:
-            start_folder(folder, _absolute(config), _heading(), False)
+            start_folder(folder, with_absolute_paths(config), _heading(), False)
         accelerator.wait_for_everyone()
     else:
         before = override(read_config(inner / CONFIG), _for_first(given, read_config(inner / CONFIG).model.name))
@@ -297,7 +302,7 @@ def _prepare(
     config: Config, folder: Path, accelerator: Accelerator, resume: bool, say: Callable[..., None]
 ) -> _Prepared:
     """Prepare a training; whatever can fail before the first step fails here, before anything is written."""
-    config = _absolute(config)
+    config = with_absolute_paths(config)
     check_model(config.model, config.evaluate.decode)
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
@@ -337,25 +342,19 @@ def _prepare(
     for line in lines:
         say(f"weights    {line}")
     check_decode_options(model, name, config.evaluate.decode)
+    with_copy_paste(Compose(()), training, config.augment)  # raises where there is nothing to paste
+    if config.train.checkpointing:
+        parts = set_checkpointing(model, True)
+        say(f"checkpointing {', '.join(parts) or f'has no effect: no part of {name} can be computed again'}")
     freeze(model, config.train.freeze)
     parameter_groups(model, config.train, entry(name).rates)  # raises where nothing is left to train
     return _Prepared(config, training, validation, model, name, options, repeats)
 
 
-def _absolute(config: Config) -> Config:
-    """Paths that hold wherever the run is resumed from."""
-    paths = {"data.source": config.data.source, "data.validation_source": config.data.validation_source}
-    paths |= {
-        "data.test_source": config.data.test_source,
-        "model.weights": config.model.weights,
-        "model.first_recipe": config.model.first_recipe,
-    }
-    return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
-
-
 def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -> Result:
     config = run.config
     transform, divisor = make_transform(config.augment, run.model.input.resize)
+    transform = with_copy_paste(transform, run.training, config.augment)
     scalars = {k: v for k, v in flatten(config.to_dict()).items() if isinstance(v, int | float | str)}
     try:
         accelerator.init_trackers("tensorboard", config=scalars)
@@ -384,6 +383,9 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
         resume,
         entry(run.name).rates,
         min(len(run.validation), config.evaluate.limit or len(run.validation)),
+        pictures=partial(predicted_pictures, run.model, run.validation, config, accelerator.device)
+        if config.train.tracker_images
+        else None,
     )
 
 

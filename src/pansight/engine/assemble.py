@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from pansight.config import AugmentConfig, DataConfig, ModelConfig
+from pansight.config import AugmentConfig, Config, DataConfig, ModelConfig, override
 from pansight.data import DATASETS, SPLITS, Dataset, find_splits, open_dataset, reading_notes, split_dataset
 from pansight.data.dataset import limited
 from pansight.data.transforms import (
     Compose,
+    CopyPaste,
     ElasticDeformation,
     FixedSizeCrop,
     HorizontalFlip,
+    ImageQuality,
     PhotometricDistortion,
     Resize,
     ResizeShortestEdge,
     Rot90,
+    RotateAndZoom,
     ScaleJitter,
     Transform,
     VerticalFlip,
@@ -209,12 +212,41 @@ def make_transform(config: AugmentConfig, rule: ResizeRule) -> tuple[Transform, 
         steps.append(VerticalFlip(config.vflip))
     if config.rot90:
         steps.append(Rot90())
+    if tuple(config.rotate) != (0, 0) or tuple(config.zoom) != (1, 1):
+        steps.append(RotateAndZoom(_pair(config.rotate), _pair(config.zoom), config.fill))
     if config.elastic:
         steps.append(ElasticDeformation(config.elastic_magnitude, p=config.elastic, grid=config.elastic_grid))
-    if config.photometric:
-        steps.append(PhotometricDistortion(p=config.photometric))
+    steps += _colour_steps(config)
     # images smaller than the crop are padded to it by the loader, as invalid pixels
     return Compose(steps), max(1, ceil(crop / rule.divisor)) * rule.divisor
+
+
+def _colour_steps(config: AugmentConfig) -> list[Transform]:
+    steps: list[Transform] = []
+    if config.photometric:
+        factors = _pair(config.contrast), _pair(config.saturation)
+        steps.append(PhotometricDistortion(config.brightness, *factors, config.hue, config.photometric))
+    if config.blur or config.noise or config.jpeg:
+        quality = config.jpeg_quality[0], config.jpeg_quality[1]
+        ranges = _pair(config.blur_sigma), _pair(config.noise_sigma), quality
+        steps.append(ImageQuality(config.blur, config.noise, config.jpeg, *ranges))
+    return steps
+
+
+def _pair(limits: Sequence[float]) -> tuple[float, float]:
+    return limits[0], limits[1]
+
+
+def with_copy_paste(transform: Transform, dataset: Dataset, config: AugmentConfig) -> Transform:
+    """`transform`, after which things of other images of `dataset` are pasted where the settings ask for it.
+
+    Raises PansightError for data without things.
+    """
+    if not config.copy_paste:
+        return transform
+    if not dataset.labels.things:
+        raise PansightError(where="augment.copy_paste", expected="data with things", found="stuff alone")
+    return CopyPaste(dataset, transform, config.copy_paste)
 
 
 def square_of(rule: ResizeRule) -> int:
@@ -230,6 +262,17 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
         if given != "auto" and (name in known or given != "none"):  # a network without a backbone has no weights of one
             options[name] = given
     return check_options(config.name, options, complete=False)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Paths that hold wherever the run is resumed from."""
+    paths = {"data.source": config.data.source, "data.validation_source": config.data.validation_source}
+    paths |= {
+        "data.test_source": config.data.test_source,
+        "model.weights": config.model.weights,
+        "model.first_recipe": config.model.first_recipe,
+    }
+    return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
 
 
 def check_model(config: ModelConfig, decode: Mapping[str, Any]) -> None:

@@ -238,6 +238,24 @@ def tracking(folder: Path) -> Iterator[None]:
         raise tracker_failure(folder, caught[0])
 
 
+def shows_pictures(accelerator: Accelerator) -> bool:
+    """Whether this process has a tracker that takes pictures."""
+    named = {tracker.name for tracker in accelerator.trackers}
+    return accelerator.is_main_process and bool(named & {"tensorboard", "wandb"})
+
+
+def track_pictures(pictures: Sequence[Tensor], step: int, accelerator: Accelerator) -> None:
+    """uint8 (3, H, W) pictures to every tracker that takes them; each has a place of its own, whatever its size."""
+    arrays = [picture.permute(1, 2, 0).numpy() for picture in pictures]  # (H, W, 3)
+    for tracker in accelerator.trackers:
+        named = {f"evaluation/image {number}": array for number, array in enumerate(arrays)}
+        if tracker.name == "tensorboard":
+            stacks = {name: array[None] for name, array in named.items()}  # (1, H, W, 3)
+            tracker.log_images(stacks, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [array] for name, array in named.items()}, step=step)
+
+
 def tracker_failure(folder: Path, error: OSError) -> PansightError:
     return PansightError("the trackers cannot write", where=folder, reason=error.strerror or error, code="cannot_write")
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor
 
 from pansight.config import TrainConfig
 from pansight.engine import distributed
@@ -55,7 +56,7 @@ class Session:
 
     batch_norm: whether the model trains BatchNorm, for which parts of a batch are not what the whole is.
     evaluation_images: how many `evaluate` measures, from which is guessed how long the first evaluation takes.
-    now: the clock, in seconds.
+    now: the clock, in seconds. pictures: what the trackers are shown after every evaluation, uint8 (3, H, W) each.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class Session:
         batch_norm: bool,
         evaluation_images: int = 0,
         now: Callable[[], float] = time.monotonic,
+        pictures: Callable[[], list[Tensor]] | None = None,
     ):
         if not (config.steps or config.max_minutes):
             raise PansightError(where="train.steps", expected="steps, or train.max_minutes", found="neither")
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.optimizer, self.average = optimizer, average
         self._save, self._evaluate, self._batch_norm = save, evaluate, batch_norm
-        self._evaluation_images, self._now = evaluation_images, now
+        self._evaluation_images, self._now, self._pictures = evaluation_images, now, pictures
         self.state = RunState(parts=config.accumulate)
         self.log = RunLog(folder / LOG if accelerator.is_main_process else None)
         self.bar = ProgressBar("train", accelerator.is_main_process)
@@ -165,6 +167,15 @@ class Session:
         except OSError as error:
             raise distributed.tracker_failure(self.folder, error) from error
 
+    def _track_pictures(self) -> None:
+        """The predictions for the trackers, where there are any. Raises PansightError where they cannot write."""
+        if self._pictures is None or not distributed.shows_pictures(self.accelerator):
+            return
+        try:
+            distributed.track_pictures(self._pictures(), self.state.step, self.accelerator)
+        except OSError as error:
+            raise distributed.tracker_failure(self.folder, error) from error
+
     def _place(self) -> str:
         """As "step 37/6000, 0:42 of 2:00", by what the run ends."""
         state, config = self.state, self.config
@@ -243,6 +254,7 @@ class Session:
         name, figure = merit(record)
         self.log.append(evaluation_row(self.state.step, record))
         self._track(scalars_of(record))
+        self._track_pictures()
         self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
         if self.state.best is None or figure > self.state.best:
             self.state.best = figure

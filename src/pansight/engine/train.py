@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,7 @@ from pansight.engine.progress import Stop, stop_signal
 from pansight.engine.session import Session
 from pansight.errors import Interrupted
 from pansight.models.contract import Model, RateGroups
+from pansight.nn.checkpointing import set_checkpointing
 from pansight.nn.statistics import restore_statistics, running_statistics, trains_batch_norm
 from pansight.types import Batch
 
@@ -58,25 +59,25 @@ def train(
     rates: RateGroups = RateGroups(),  # noqa: B008 (immutable)
     evaluation_images: int = 0,
     now: Callable[[], float] = time.monotonic,
+    pictures: Callable[[], list[Tensor]] | None = None,
 ) -> Result:
     """Train `model` until `config.steps` or `config.max_minutes` by its ``loss``; leaves it as it is saved.
 
     batches: first step → this process's batches from there on. save: writes the model's files into an existing folder.
     evaluate: measures `evaluation_images` images, writes into a folder and gives the record. resume: the model has the
-    weights of checkpoints/last; the rest is read from there. rates: of its entry. now: the clock, in seconds.
+    weights of checkpoints/last; the rest is read from there. rates: of its entry. now: the clock, in seconds. pictures:
+    draws predictions for the trackers after an evaluation, uint8 (3, H, W) each.
     Raises PansightError for a loss that is not finite, naming the images, and Interrupted after Ctrl-C or SIGTERM.
     """
-    device, config = accelerator.device, settled(config)
-    frozen = make_ready(model, config, accelerator)
-    statistics = running_statistics(model)
+    device, config, shown = accelerator.device, settled(config), accelerator.is_main_process
+    frozen, statistics = make_ready(model, config, accelerator), running_statistics(model)
     optimizer = accelerator.prepare(make_optimizer(model, config, rates))
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
-    facts = trains_batch_norm(model), evaluation_images, now
+    facts = trains_batch_norm(model), evaluation_images, now, pictures
     session = Session(config, folder, accelerator, optimizer, average, save, evaluate, *facts)
     if resume:
         session.resume()
-    precision = distributed.resolve_precision(config.precision, device)
-    state, shown = session.state, accelerator.is_main_process
+    precision, state = distributed.resolve_precision(config.precision, device), session.state
 
     with session, stop_signal("step", shown) as stop, distributed.repeatable(device, config.deterministic):
         for batch in () if session.catch_up() else batches(state.step):
@@ -131,6 +132,7 @@ def make_ready(model: Any, config: TrainConfig, accelerator: Accelerator) -> lis
     if config.sync_bn:
         distributed.synchronise_batch_norm(model, accelerator)
     frozen = freeze(model, config.freeze)
+    set_checkpointing(model, config.checkpointing)
     distributed.broadcast_weights(model, accelerator)
     train_mode(model, frozen)
     return frozen
@@ -167,6 +169,8 @@ def gradients(
                     counts[name] = counts.get(name, 0.0) + float(value)
         return counts
 
+    statistics = running_statistics(cast(nn.Module, model))
+
     def learn() -> dict[str, float]:
         total: Tensor | None = None
         names: list[str] = []
@@ -174,7 +178,9 @@ def gradients(
             with distributed.autocast(precision, accelerator.device):
                 losses = model.loss(piece, totals)
             terms = torch.stack([loss.float() for loss in losses.values()])  # (terms,)
+            after = [tensor.clone() for tensor in statistics]
             accelerator.backward(terms.sum())
+            restore_statistics(statistics, after)  # a layer that is computed again would count the piece twice
             names = list(losses)
             total = terms.detach() if total is None else total + terms.detach()
         assert total is not None  # a batch has at least one image

@@ -324,6 +324,7 @@ def detr(
     queries: int = 100,
     auxiliary: bool = True,
     class_hidden: Sequence[int] = (),
+    class_relu: bool = True,
     frozen_bn: bool = True,
     freeze_stages: int = 0,
     dilate: bool = False,
@@ -339,7 +340,8 @@ def detr(
     stuff: learn the boxes of stuff too, which decode leaves out: the first of two steps to panoptic segmentation.
 
     hidden: width of the feed-forward blocks. auxiliary: losses of the earlier decoder layers too. class_hidden: widths
-    of hidden layers of the class head, none in the paper. dilate: stride 16 at the end of the backbone (DC5).
+    of hidden layers of the class head, none in the paper. class_relu: ReLU between them. dilate: stride 16 at the
+    end of the backbone (DC5).
     Raises PansightError where channels are no multiple of 16 and of heads.
     """
     if channels % 16 or channels % heads:
@@ -351,7 +353,7 @@ def detr(
         net,
         Transformer(channels, heads, hidden, encoder_layers, decoder_layers, dropout),
         nn.Embedding(queries, channels),
-        MLP(*sizes) if class_hidden else nn.Linear(channels, len(labels) + 1),
+        MLP(*sizes, relu=class_relu) if class_hidden else nn.Linear(channels, len(labels) + 1),
         labels,
         # padding is masked, so it needs no multiple of anything
         Input(ResizeRule(short, long, divisor=1, rounding="detr"), net.pixels),
@@ -377,6 +379,7 @@ def detr_panoptic(
     queries: int = 100,
     auxiliary: bool = True,
     class_hidden: Sequence[int] = (),
+    class_relu: bool = True,
     frozen_bn: bool = True,
     freeze_stages: int = 0,
     dilate: bool = False,
@@ -389,25 +392,9 @@ def detr_panoptic(
     score_threshold: float = 0.85,
 ) -> DETR:
     """DETR with a mask head: panoptic segmentation. Options as of `detr`; score_threshold: of the panoptic map."""
-    net = detr(
-        labels,
-        backbone,
-        pretrained,
-        short,
-        long,
-        channels,
-        heads,
-        hidden,
-        encoder_layers,
-        decoder_layers,
-        dropout,
-        queries,
-        auxiliary,
-        class_hidden,
-        frozen_bn,
-        freeze_stages,
-        dilate,
-    )
+    size = channels, heads, hidden, encoder_layers, decoder_layers, dropout, queries
+    parts = auxiliary, class_hidden, class_relu, frozen_bn, freeze_stages, dilate
+    net = detr(labels, backbone, pretrained, short, long, *size, *parts)
     return DETR(
         net.backbone,
         net.transformer,
@@ -461,6 +448,7 @@ OPTIONS: dict[str, Option] = {
     "channels": whole("width of the transformer", 16, 4096, 16, "heads"),
     "auxiliary": flag("the earlier decoder layers have losses too"),
     "class_hidden": Option("widths of hidden layers of the class head; none in the paper", "whole numbers", 1, 65_536),
+    "class_relu": flag("ReLU between the hidden layers of the class head"),
     "dilate": flag("the backbone's last stage is dilated to stride 16 (DC5)"),
     "box_weight": loss_weight("the L1 distance of boxes"),
     "giou_weight": loss_weight("the overlap (GIoU) of boxes"),

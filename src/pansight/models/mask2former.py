@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pansight.models.contract import Entry, TrainingDefaults, every_class_and_no_object
 from pansight.models.options import TRANSFORMER_OPTIONS, Option, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.checkpointing import Recomputed
 from pansight.nn.input import Input
 from pansight.nn.linear import FastLinear
 from pansight.nn.queries.deformable import DeformPixelDecoder
@@ -41,7 +42,7 @@ class Mask2FormerOutputs(NamedTuple):
     extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
 
 
-class CrossAttentionLayer(nn.Module):
+class CrossAttentionLayer(Recomputed):
     """Cross-attention of the queries to one level, limited by `mask`, then a norm."""
 
     def __init__(self, channels: int, heads: int):
@@ -54,7 +55,7 @@ class CrossAttentionLayer(nn.Module):
         return self.norm(x + self.multihead_attn(x + positions, placed_memory, memory, mask))
 
 
-class SelfAttentionLayer(nn.Module):
+class SelfAttentionLayer(Recomputed):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.self_attn = Attention(channels, heads)
@@ -65,7 +66,7 @@ class SelfAttentionLayer(nn.Module):
         return self.norm(x + self.self_attn(placed, placed, x))
 
 
-class FFNLayer(nn.Module):
+class FFNLayer(Recomputed):
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.linear1 = FastLinear(channels, hidden)

@@ -7,9 +7,12 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from pansight.apps.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
-from pansight.models import MODELS, builder_options, decode_options, entry
+from pansight.models import MODELS, build, builder_options, decode_options, entry
 from pansight.models.options import Option
+from pansight.types import LabelSpace
 from pansight.weights.licences import of_published
 
 LEGEND = "Parameters are for COCO's classes, scores those published for COCO val2017. pansight models NAME says more."
@@ -54,12 +57,22 @@ def describe_model(name: str) -> str:
     facts += [("score", f"{SCORES_ELSEWHERE[name]}, as published")] if name in SCORES_ELSEWHERE else []
     licence = told["licence_of_published_weights"]
     facts += [("weights", f"published under {licence}")] if licence else []
+    facts.append(("parts", f"{', '.join(parts_of(name))} (for train.freeze)"))
     given = [
         (f"--model.options.{key}", _explained(entry(name).options.get(key), f"default {value!r}"))
         for key, value in builder_options(name).items()
     ]
     decode = [(f"--evaluate.decode.{key}", _explained(option, "")) for key, option in decode_options(name).items()]
     return "\n".join([f"{name}: {told['summary']}", table(facts), table([*given, *decode])])
+
+
+def parts_of(name: str) -> list[str]:
+    """The parts of a model that have weights, by the names that ``train.freeze`` knows."""
+    labels = LabelSpace.from_names(["thing"], ["stuff"])
+    options = {"pretrained": "none"} if "pretrained" in builder_options(name) else {}
+    with torch.device("meta"):  # without memory for its weights, in a fraction of a second
+        model: Any = build(name, labels, **options)
+    return [part for part, child in model.named_children() if any(True for _ in child.parameters())]
 
 
 def as_json(name: str | None) -> str:

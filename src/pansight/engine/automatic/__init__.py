@@ -13,9 +13,16 @@ from pansight.config import Config, override
 from pansight.data import Dataset
 from pansight.engine.automatic.backbone import choose_backbone
 from pansight.engine.automatic.counting import Counted, choose_class_weights, count_pixels, epoch_length
+from pansight.engine.automatic.memory import choose_batch_by_memory, memory_probe
 from pansight.engine.automatic.network import choose_network, choose_stuff
 from pansight.engine.automatic.schedule import _schedule, training_defaults
-from pansight.engine.automatic.sizes import choose_batch, choose_counts, choose_crop, choose_rule, rule_of
+from pansight.engine.automatic.sizes import (
+    choose_batch,
+    choose_counts,
+    choose_crop,
+    choose_rule,
+    rule_of,
+)
 from pansight.engine.automatic.statistics import Choice, Statistics, statistics
 from pansight.engine.distributed import resolve_precision
 from pansight.engine.optim import settled
@@ -61,7 +68,10 @@ def choose(
     rule = rule_of(config, dataset.labels, of_weights)
     take(choose_crop(config, stats, rule, device))
     take(choose_counts(config, stats, rule))
-    take(choose_batch(config, stats, rule, device, world))
+    if config.train.batch_size == -1 and device.type != "cpu":
+        take(choose_batch_by_memory(memory_probe(config, dataset, device), len(dataset), device, world))
+    else:
+        take(choose_batch(config, stats, rule, device, world))
     shown = epoch_length(config.train.repeat_threshold, stats.images, counted)
     take([*training_defaults(config, stats), *_schedule(config, stats, shown)])
     config = replace(config, train=settled(config.train))

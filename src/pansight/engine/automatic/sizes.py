@@ -151,7 +151,7 @@ def _queries(default: int, given: dict[str, Any], stats: Statistics) -> list[Cho
 
 def choose_batch(config: Config, stats: Statistics, rule: ResizeRule, device: torch.device, world: int) -> list[Choice]:
     """Images a step, by the pixels that the network sees of each."""
-    if config.train.batch_size:
+    if config.train.batch_size > 0:
         return []
     side = square_of(rule) or config.augment.crop
     height, width = (side, side) if side > 0 else rule.target(round(stats.short), round(stats.long))
@@ -159,7 +159,10 @@ def choose_batch(config: Config, stats: Statistics, rule: ResizeRule, device: to
     budget, least, most = (8 * 192 * 192, 2, 8) if device.type == "cpu" else (16 * 800 * 1088, 4, 16)
     size = int(min(max(budget // max(pixels, 1), least), most, max(stats.images, 1)))
     size = max(1, size // world) * world
-    return [Choice("train.batch_size", size, f"about {math.sqrt(pixels):.0f}² pixels an image on {device.type}")]
+    reason = f"about {math.sqrt(pixels):.0f}² pixels an image on {device.type}"
+    if config.train.batch_size == -1:
+        reason += ", where it goes by the image size, not by free memory"
+    return [Choice("train.batch_size", size, reason)]
 
 
 def _next_multiple(side: float) -> int:

@@ -59,7 +59,8 @@ def changes(old: Config, new: Config) -> list[Change]:
                 found=f"{is_now}",
                 hint=f"--resume cannot change it: {reason}; start another run with --weights",
             )
-        if key in OPEN and is_now == OPEN[key] and not _by_the_clock(key, new):
+        is_open = (key in OPEN and is_now == OPEN[key]) or (key, is_now) == ("train.batch_size", -1)
+        if is_open and not _by_the_clock(key, new):
             raise PansightError(
                 where=key,
                 expected="a value",

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from pansight.nn.checkpointing import Recomputed
 from pansight.nn.linear import FastLinear
 from pansight.ops.fast.memory import checkpointed
 
@@ -98,7 +99,7 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(x))
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """x += attention within windows, which odd blocks shift by half a window; x += feed-forward; norms come first."""
 
     def __init__(self, channels: int, heads: int, window: int, is_shifted: bool, drop_path: float):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pansight.errors import PansightError, choice_error
 from pansight.nn.backbones.hub import bounded_downloads
 from pansight.nn.backbones.pyramid import timm_pixels
+from pansight.nn.checkpointing import recomputed
 from pansight.nn.input import PixelStatistics
 from pansight.ops.fast import use_plain
 from pansight.ops.fast.attention import attend_in_slices
@@ -27,7 +28,7 @@ class PlainViT(nn.Module):
     Both families are known: learned positions (DINOv2 …) and rotary ones (DINOv3 …).
     """
 
-    features: Any  # VisionTransformer or Eva, which share what is used here
+    features: Any  # VisionTransformer or Eva, which share what is used here; it has the switch of checkpointing
 
     def __init__(self, features: VisionTransformer | Eva, pixels: PixelStatistics):
         super().__init__()
@@ -61,9 +62,10 @@ class PlainViT(nn.Module):
         block = self.features.blocks[index]
         if mask is None and self.usual and self._slices_pay(tokens):
             return self._block_in_slices(block, tokens, rotations)
+        recomputes = self.training and self.features.grad_checkpointing
         if self.rotary:
-            return block(tokens, rope=rotations, attn_mask=mask)
-        return block(tokens, attn_mask=mask)
+            return recomputed(block, recomputes, tokens, rope=rotations, attn_mask=mask)
+        return recomputed(block, recomputes, tokens, attn_mask=mask)
 
     def _slices_pay(self, tokens: Tensor) -> bool:
         """In bfloat16 on a CPU: see `attend_in_slices`."""

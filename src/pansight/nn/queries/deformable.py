@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.checkpointing import Recomputed
 from pansight.nn.linear import FastLinear
 from pansight.nn.norms import GroupNorm
 from pansight.ops.attention.deformable import deform_attention
@@ -68,7 +69,7 @@ class DeformAttention(nn.Module):
         return self.output_proj(deform_attention(value, shapes, reference, offsets, weights))
 
 
-class DeformEncoderLayer(nn.Module):
+class DeformEncoderLayer(Recomputed):
     """x += deformable attention; norm; x += feed-forward; norm."""
 
     def __init__(self, channels: int, heads: int, hidden: int, levels: int, points: int):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.checkpointing import Recomputed
 from pansight.nn.linear import FastLinear
 from pansight.ops.fast.linear import linear
 
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, N, D)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Recomputed):
     """x += attention; norm; x += feed-forward; norm. Positions go to queries and keys only."""
 
     def __init__(self, channels: int = 256, heads: int = 8, hidden: int = 2048, dropout: float = 0.1):
@@ -68,7 +69,7 @@ class EncoderLayer(nn.Module):
         return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Recomputed):
     """Self-attention of the queries, cross-attention to the memory, a feed-forward block; a norm after each."""
 
     def __init__(self, channels: int = 256, heads: int = 8, hidden: int = 2048, dropout: float = 0.1):
@@ -147,14 +148,15 @@ def _initialise(module: nn.Module) -> None:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them; ``sizes`` are the widths from input to output."""
+    """Linear layers with ReLU between them (unless `relu` is false); ``sizes`` are the widths from input to output."""
 
-    def __init__(self, *sizes: int):
+    def __init__(self, *sizes: int, relu: bool = True):
         super().__init__()
+        self.relu = relu
         self.layers = nn.ModuleList(FastLinear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers
         for layer in hidden:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x)) if self.relu else layer(x)
         return last(x)

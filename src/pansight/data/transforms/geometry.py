@@ -1,4 +1,4 @@
-"""Augmentations: callables ``(sample, rng) -> sample`` that do not change their input.
+"""Augmentations that move pixels: callables ``(sample, rng) -> sample`` that do not change their input.
 
 Geometry is decided once and applied to the image (resized by the filter of the model's rule, bent bilinearly), the id
 map and the masks of `Sample.instances` (nearest), all with pixel centres at half-integers, so
@@ -235,47 +235,6 @@ class FixedSizeCrop:
             return np.pad(array, sides, constant_values=fill if photo else 0)
 
         return apply_warp(sample, pad, keeps_all=True)
-
-
-class PhotometricDistortion:
-    """Brightness, contrast, saturation and hue, each with probability `p`, as in SSD (Liu et al. 2016, 3.6).
-
-    brightness: ± in 0..255; contrast and saturation: factors in 1 ± x; hue: ± degrees. All of it is look-up tables on
-    uint8 and, for saturation and hue, a trip to HSV. Contrast comes before saturation and hue, or after, by a coin.
-    A float32 photo (of the filter "plain") is rounded to whole levels first.
-    """
-
-    def __init__(
-        self, brightness: float = 32, contrast: float = 0.5, saturation: float = 0.5, hue: float = 18, p: float = 0.5
-    ):
-        self.brightness, self.contrast, self.saturation, self.hue, self.p = brightness, contrast, saturation, hue, p
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        use = rng.random(4) < self.p
-        shift, contrast, saturation, turn = rng.uniform(-1, 1, 4) * use
-        contrast_last = rng.random() < 0.5
-        levels = np.arange(256, dtype=np.float64)
-        brighter = levels + shift * self.brightness
-        factor = 1 + contrast * self.contrast
-        first = brighter if contrast_last else np.clip(brighter, 0, 255) * factor
-        image = image_array(sample.image)
-        if image.dtype != np.uint8:
-            image = np.rint(image).astype(np.uint8)
-        image = _look_up(image, first)
-        if use[2] or use[3]:
-            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 256ths of a turn
-            tables = np.stack([levels, levels * (1 + saturation * self.saturation), levels], axis=1)
-            tables[:, 0] = (np.rint(levels + turn * self.hue * 256 / 360)) % 256
-            image = cv2.cvtColor(_look_up(hsv, tables), cv2.COLOR_HSV2RGB_FULL)
-        if contrast_last and use[1]:
-            image = _look_up(image, levels * factor)
-        return replace(sample, image=image_tensor(image))
-
-
-def _look_up(image: Array, table: NDArray[np.float64]) -> Array:
-    """Replace each level of uint8 (H, W, 3) by its entry in table (256,) or, per channel, (256, 3), rounded."""
-    rounded = np.clip(np.rint(table), 0, 255).astype(np.uint8)
-    return cv2.LUT(image, rounded.reshape(256, 1, -1) if rounded.ndim == 2 else rounded)
 
 
 class ElasticDeformation:
