@@ -24,7 +24,15 @@ def predicted_pictures(model: Any, dataset: Dataset, config: Config, device: tor
     given = config.evaluate
     precision = resolve_precision(given.precision, device)
     settings = Inference(
-        device, precision, given.batch_size, given.channels_last, given.flip, given.scales, given.decode
+        device,
+        precision,
+        given.batch_size,
+        given.channels_last,
+        given.flip,
+        given.scales,
+        given.window,
+        given.window_stride,
+        given.decode,
     )
     predictions = infer(prepare(model, settings), photos, settings)
     return [
