@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +11,17 @@ from accelerate import Accelerator
 from contract import SMALL, shapes_batch, small
 from torch import Tensor, nn
 
-from pansight.engine.train import gradients
+from pansight.config import TrainConfig
+from pansight.engine.train import gradients, train
 from pansight.models import MODELS
 from pansight.nn.checkpointing import set_checkpointing
 from pansight.nn.statistics import running_statistics
 
 
-def step(model: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
+def step(model: Any, recomputes: bool = False) -> tuple[dict[str, Tensor], list[Tensor]]:
     """(gradients by name, running statistics) after one step of the loop."""
     model.train()
-    gradients(model, shapes_batch(2, 64), 1, (0, 0), "fp32", Accelerator(cpu=True))
+    gradients(model, shapes_batch(2, 64), 1, (0, 0), "fp32", Accelerator(cpu=True), recomputes)
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return found, [tensor.clone() for tensor in running_statistics(model)]
 
@@ -35,13 +37,29 @@ def test_gradients_are_the_same(name: str) -> None:
     parts = set_checkpointing(model, True)
     assert parts
     assert parts[0] == "backbone"
-    found, statistics_found = step(model)
+    found, statistics_found = step(model, recomputes=True)
     assert found.keys() == expected.keys()
     assert found
     largest = max(float(g.abs().max()) for g in expected.values())
     for key, gradient in expected.items():
         assert torch.allclose(found[key], gradient, rtol=1e-5, atol=1e-6 * max(1.0, largest)), key
     assert all(torch.equal(a, b) for a, b in zip(statistics, statistics_found, strict=True))
+
+
+def test_a_training_counts_each_image_once(tmp_path: Path) -> None:
+    """The loop hands the setting on: BatchNorm, which sees an image twice, has the statistics of seeing it once."""
+
+    def trained(on: bool) -> list[Tensor]:
+        model = small("fcn")
+        config = TrainConfig(steps=1, batch_size=2, lr=1e-3, checkpointing=on, precision="fp32", checkpoint_every=0)
+        folder = tmp_path / str(on)
+        folder.mkdir()
+        train(model, lambda _: iter([shapes_batch(2, 64)]), config, folder, Accelerator(cpu=True), lambda _: None)
+        return running_statistics(model)
+
+    plain, again = trained(False), trained(True)
+    assert plain
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
 @pytest.mark.parametrize("name", ["detr", "mask2former"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,7 @@ from pansight.engine.session import Session
 from pansight.errors import Interrupted
 from pansight.models.contract import Model, RateGroups
 from pansight.nn.checkpointing import set_checkpointing
-from pansight.nn.statistics import restore_statistics, running_statistics, trains_batch_norm
+from pansight.nn.statistics import kept_statistics, restore_statistics, running_statistics, trains_batch_norm
 from pansight.types import Batch
 
 
@@ -86,9 +87,9 @@ def train(
             follow(optimizer, model, config, state.step, session.progress())
             before = [tensor.clone() for tensor in statistics]  # a pass that is repeated must not leave a trace
             while True:  # more than once only where memory does not suffice
-                shares = gradients(model, batch, state.parts, (config.seed, state.step), precision, accelerator)
-                losses = shares or {}
-                bad = not all(map(math.isfinite, losses.values()))
+                seed = (config.seed, state.step)
+                shares = gradients(model, batch, state.parts, seed, precision, accelerator, config.checkpointing)
+                bad = not all(map(math.isfinite, (shares or {}).values()))
                 signs = [shares is None, bad, stop.number, session.watch.seconds()]
                 failed, bad, stopping, state.seconds = distributed.largest(signs, accelerator)
                 if failed or bad:
@@ -98,8 +99,8 @@ def train(
                 optimizer.zero_grad()
                 session.shrink(batch)
             if bad:
-                raise session.not_finite(batch, losses)
-            losses = distributed.sums(losses, accelerator)
+                raise session.not_finite(batch, shares or {})
+            losses = distributed.sums(shares or {}, accelerator)
             distributed.sum_gradients(model.parameters(), accelerator)
             distributed.average_statistics(statistics, accelerator)
             norm = distributed.clip_gradients(model, config.clip_norm, accelerator)
@@ -152,13 +153,21 @@ def train_mode(model: Any, frozen: Sequence[nn.Module]) -> None:
 
 
 def gradients(
-    model: Model, batch: Batch, parts: int, seed: tuple[int, int], precision: str, accelerator: Accelerator
+    model: Model,
+    batch: Batch,
+    parts: int,
+    seed: tuple[int, int],
+    precision: str,
+    accelerator: Accelerator,
+    recomputes: bool = False,
 ) -> dict[str, float] | None:
     """Add this process's share of the gradients of the loss of the whole step, computed in `parts` micro-batches.
 
     The step is the batches of all processes: each term is divided by what all their parts count, so that the shares
     add up to the loss of one large batch. Returns the shares of the loss terms; None where memory ran out (in this
     process, or while any was counting): the gradients are then incomplete. seed: of the run, and the step.
+    recomputes: layers are computed again in the backward pass (gradient checkpointing), which must leave no trace in
+    the running statistics: they would count each piece twice.
     """
 
     def count() -> dict[str, float]:
@@ -169,8 +178,6 @@ def gradients(
                     counts[name] = counts.get(name, 0.0) + float(value)
         return counts
 
-    statistics = running_statistics(cast(nn.Module, model))
-
     def learn() -> dict[str, float]:
         total: Tensor | None = None
         names: list[str] = []
@@ -178,9 +185,8 @@ def gradients(
             with distributed.autocast(precision, accelerator.device):
                 losses = model.loss(piece, totals)
             terms = torch.stack([loss.float() for loss in losses.values()])  # (terms,)
-            after = [tensor.clone() for tensor in statistics]
-            accelerator.backward(terms.sum())
-            restore_statistics(statistics, after)  # a layer that is computed again would count the piece twice
+            with kept_statistics(cast(nn.Module, model)) if recomputes else nullcontext():
+                accelerator.backward(terms.sum())
             names = list(losses)
             total = terms.detach() if total is None else total + terms.detach()
         assert total is not None  # a batch has at least one image
