@@ -39,10 +39,11 @@ from pansight.nn.input import IMAGENET_RGB, Input
 from pansight.nn.semantic.blocks import (
     ASPP,
     ImagePooling,
-    class_head,
+    auxiliary_head,
     conv_norm,
     dilate,
     dilate_every_block,
+    dilated_backbone,
     dilated_strides,
     size_divisor,
 )
@@ -128,11 +129,10 @@ def deeplabv3(
 ) -> DeepLab:
     """DeepLabV3 on any timm backbone that can be dilated. rates: of ASPP at stride 16; other strides scale them."""
     net = _backbone(backbone, pretrained, output_stride, multi_grid, frozen_bn, freeze_stages)
-    last, before = net.channels[-1], net.channels[-2]
-    pooling = ImagePooling(last, width)
-    aspp = ASPP(last, width, [rate * 16 // output_stride for rate in rates], pooling, dropout)
+    last = net.channels[-1]
+    aspp = ASPP(last, width, [rate * 16 // output_stride for rate in rates], ImagePooling(last, width), dropout)
     decoder = Decoder(nn.Identity(), None, conv_norm(width, width, 3))
-    aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout(0.1)) if aux_weight else None
+    aux_head = auxiliary_head(net, len(labels), nn.Dropout(0.1), aux_weight)
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     classifier, input = nn.Conv2d(width, len(labels), 1), Input(ResizeRule(short, long, size_divisor(net)), net.pixels)
     return DeepLab(net, aspp, decoder, classifier, aux_head, labels, input, criterion, aux_weight)
@@ -161,12 +161,11 @@ def deeplabv3plus(
 ) -> DeepLab:
     """DeepLabV3+ on any timm backbone that can be dilated. separable: the 3×3 convolutions, as in the paper."""
     net = _backbone(backbone, pretrained, output_stride, multi_grid, frozen_bn, freeze_stages)
-    last, before = net.channels[-1], net.channels[-2]
-    pooling = ImagePooling(last, width)
+    last, pooling = net.channels[-1], ImagePooling(net.channels[-1], width)
     aspp = ASPP(last, width, [rate * 16 // output_stride for rate in rates], pooling, dropout, separable)
     fuse = [conv_norm(low_width + width, width, 3, 1, separable), conv_norm(width, width, 3, 1, separable)]
     decoder = Decoder(nn.Identity(), conv_norm(net.channels[0], low_width, 1), nn.Sequential(*fuse))
-    aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout(0.1)) if aux_weight else None
+    aux_head = auxiliary_head(net, len(labels), nn.Dropout(0.1), aux_weight)
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     classifier, input = nn.Conv2d(width, len(labels), 1), Input(ResizeRule(short, long, size_divisor(net)), net.pixels)
     return DeepLab(net, aspp, decoder, classifier, aux_head, labels, input, criterion, aux_weight)
@@ -176,10 +175,7 @@ def _backbone(
     name: str, pretrained: str, output_stride: int, multi_grid: Sequence[int], frozen_bn: bool, freeze_stages: int
 ) -> Backbone:
     """multi_grid: factors on the dilation of the blocks of a ResNet's last stage; (): the same for all."""
-    strides = dilated_strides(output_stride)
-    net = timm_backbone(
-        name, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages, output_stride=output_stride
-    )
+    net = dilated_backbone(name, pretrained, output_stride, frozen_bn, freeze_stages)
     if multi_grid:
         dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid], "multi_grid")
     return net

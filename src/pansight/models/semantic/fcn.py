@@ -34,10 +34,10 @@ from pansight.models.options import (
     loss_weight,
     whole,
 )
-from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.backbones.pyramid import Backbone
 from pansight.nn.backbones.vgg import load_fully_connected, load_vgg16, timm_vgg16, vgg16_blocks, vgg16_channels
 from pansight.nn.input import IMAGENET_RGB, Input, PixelStatistics
-from pansight.nn.semantic.blocks import class_head, dilated_strides
+from pansight.nn.semantic.blocks import auxiliary_head, class_head, dilated_backbone
 from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import Segmenter, SemanticOutputs
 from pansight.ops.resize import ResizeRule
@@ -210,17 +210,10 @@ def fcn(
     freeze_stages: int = 0,
 ) -> FCN:
     """torchvision's FCN on any timm backbone that can be dilated. short, long: the resizing rule (short 0: keep it)."""
-    net = timm_backbone(
-        backbone,
-        pretrained,
-        dilated_strides(output_stride),
-        frozen_bn=frozen_bn,
-        freeze_stages=freeze_stages,
-        output_stride=output_stride,
-    )
-    before, last = net.channels[-2:]
+    net = dilated_backbone(backbone, pretrained, output_stride, frozen_bn, freeze_stages)
+    last = net.channels[-1]
     head = class_head(last, max(1, last // 4), len(labels), nn.Dropout(dropout))
-    aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout(dropout)) if aux_weight else None
+    aux_head = auxiliary_head(net, len(labels), nn.Dropout(dropout), aux_weight)
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     return FCN(net, head, aux_head, labels, Input(ResizeRule(short, long), net.pixels), criterion, aux_weight)
 

@@ -25,10 +25,11 @@ from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import IMAGENET_RGB, Input
 from pansight.nn.semantic.blocks import (
     PyramidPooling,
+    auxiliary_head,
     class_head,
     conv_norm,
     dilate_every_block,
-    dilated_strides,
+    dilated_backbone,
     size_divisor,
 )
 from pansight.nn.semantic.criterion import Criterion, criterion_of
@@ -85,19 +86,11 @@ def pspnet(
     freeze_stages: int = 0,
 ) -> PSPNet:
     """PSPNet on any timm backbone that can be dilated. short, long: the resizing rule (short 0: keep the size)."""
-    net = timm_backbone(
-        backbone,
-        pretrained,
-        dilated_strides(output_stride),
-        frozen_bn=frozen_bn,
-        freeze_stages=freeze_stages,
-        output_stride=output_stride,
-    )
+    net = dilated_backbone(backbone, pretrained, output_stride, frozen_bn, freeze_stages)
     dilate_every_block(net)
     ppm = PyramidPooling(net.channels[-1], bins)
     head = class_head(ppm.outputs, width, len(labels), nn.Dropout2d(0.1))
-    before = net.channels[-2]
-    aux_head = class_head(before, max(1, before // 4), len(labels), nn.Dropout2d(0.1)) if aux_weight else None
+    aux_head = auxiliary_head(net, len(labels), nn.Dropout2d(0.1), aux_weight)
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     return PSPNet(
         net,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import PansightError
-from pansight.nn.backbones.pyramid import Backbone
+from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.norms import BatchNorm2d
 from pansight.nn.semantic.segmenter import resized
 
@@ -31,6 +31,15 @@ def conv_norm(inputs: int, outputs: int, kernel: int, dilation: int = 1, separab
 def class_head(inputs: int, width: int, classes: int, dropout: nn.Module) -> nn.Sequential:
     """3×3 convolution, BatchNorm, ReLU, `dropout`, 1×1 convolution: (B, inputs, h, w) → logits (B, classes, h, w)."""
     return nn.Sequential(conv_norm(inputs, width, 3), dropout, nn.Conv2d(width, classes, 1))
+
+
+def auxiliary_head(backbone: Backbone, classes: int, dropout: nn.Module, weight: float) -> nn.Sequential | None:
+    """A `class_head` on the map before the last one, with a quarter of its channels; None for a loss without weight.
+
+    Zhao, Shi, Qi, Wang, Jia: Pyramid Scene Parsing Network, CVPR 2017, section 3.3.
+    """
+    inputs = backbone.channels[-2]
+    return class_head(inputs, max(1, inputs // 4), classes, dropout) if weight else None
 
 
 class PyramidPooling(nn.Module):
@@ -134,6 +143,14 @@ def dilate_every_block(backbone: Backbone) -> None:
 def dilated_strides(output_stride: int) -> tuple[int, ...]:
     """The strides of the maps of a backbone whose last ones are dilated: 8 → (4, 8, 8, 8)."""
     return tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+
+
+def dilated_backbone(name: str, pretrained: str, output_stride: int, frozen_bn: bool, freeze_stages: int) -> Backbone:
+    """A timm backbone with the maps of `dilated_strides`; options as those of `timm_backbone`."""
+    strides = dilated_strides(output_stride)
+    return timm_backbone(
+        name, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages, output_stride=output_stride
+    )
 
 
 def check_output_stride(stride: int) -> None:
