@@ -40,6 +40,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def peak_resident_mib() -> float:
+    """The most memory that this process has had so far."""
+    # VmHWM, not getrusage: the latter starts at what the parent process had when it forked
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
 def save(name: str, record: dict[str, Any]) -> Path:
     """Write `record`, with the machine's facts, to benchmarks/results/NAME.json."""
     path = RESULTS / f"{name}.json"

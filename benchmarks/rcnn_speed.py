@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from common import alternate, save
+from common import alternate, peak_resident_mib, save
 from pansight.data.categories.coco import coco_91
 from pansight.models import build
 from pansight.ops.targets import boxes_of_ids
@@ -181,9 +181,7 @@ def measure_memory(what: str, contender: str, setting: str, weights: str) -> Non
     run = JOBS[what](contender, setting, Path(weights))
     for _ in range(3):
         run()
-    # VmHWM, not getrusage: the latter starts at what the parent process had when it forked
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(json.dumps(int(status["VmHWM"].split()[0]) / 1024))
+    print(json.dumps(peak_resident_mib()))
 
 
 def rows_of(what: str, repeats: int) -> list[dict[str, Any]]:

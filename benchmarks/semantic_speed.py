@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import alternate, merge_rows
+from common import alternate, merge_rows, peak_resident_mib
 from pansight.weights import load_model
 
 SIDE, CLASSES = 640, 21
@@ -84,9 +84,7 @@ def measure_memory(who: str, name: str, setting: str, weights: str) -> None:
     run = contender(who, name, setting, Path(weights))
     for _ in range(3):
         run()
-    # VmHWM, not getrusage: the latter starts at what the parent process had when it forked
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) / 1024)
+    print(peak_resident_mib())
 
 
 def rows_of(name: str, repeats: int) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import hf_models
-from common import alternate, merge_rows
+from common import alternate, merge_rows, peak_resident_mib
 
 CONTENDERS = ("transformers", "ours")
 SETTINGS = ("float32", "fast")
@@ -187,9 +187,7 @@ def peak_of_this_process(device: str) -> float:
     """MiB: resident on the CPU, allocated by torch on an accelerator."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    # VmHWM, not getrusage: the latter starts at what the parent process had when it forked
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
+    return peak_resident_mib()
 
 
 def synchronised(run: Callable[[], Any], device: str) -> Callable[[], Any]:

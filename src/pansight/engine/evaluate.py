@@ -207,17 +207,7 @@ def predict_all(
 ) -> Iterator[tuple[Prediction, Sample]]:
     """(prediction, sample) of each image, both on the CPU at the size of the file; the workers resize the images."""
     precision = "fp32" if config.precision == "auto" else config.precision
-    settings = Inference(
-        device,
-        precision,
-        config.batch_size,
-        config.channels_last,
-        config.flip,
-        config.scales,
-        config.window,
-        config.window_stride,
-        config.decode,
-    )
+    settings = Inference.of(config, device, precision)
     prepare(model, settings)
     make = views_maker(model, settings)
     for views, samples in evaluation_loader(dataset, make, config.batch_size, workers, indices):

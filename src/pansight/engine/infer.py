@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pansight.config import EvaluateConfig
 from pansight.data.loader import View, Views, pad_images
 from pansight.data.transforms import resize_image
 from pansight.engine import distributed
@@ -66,6 +67,21 @@ class Inference:
     """From one window to the next, as a share of its side."""
     decode_options: Mapping[str, Any] = field(default_factory=dict)
     """Of the model's decode: thresholds, the task."""
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, device: torch.device, precision: str) -> Inference:
+        """As the settings of an evaluation say, in a precision that is no longer open."""
+        return cls(
+            device,
+            precision,
+            config.batch_size,
+            config.channels_last,
+            config.flip,
+            config.scales,
+            config.window,
+            config.window_stride,
+            config.decode,
+        )
 
     @property
     def averages(self) -> bool:

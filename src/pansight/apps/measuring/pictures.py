@@ -21,19 +21,7 @@ LONGEST = 640
 def predicted_pictures(model: Any, dataset: Dataset, config: Config, device: torch.device) -> list[Tensor]:
     """The predictions for the first ``train.tracker_images`` photos of `dataset` over them: uint8 (3, H, W) each."""
     photos = [dataset[index].image for index in range(min(config.train.tracker_images, len(dataset)))]
-    given = config.evaluate
-    precision = resolve_precision(given.precision, device)
-    settings = Inference(
-        device,
-        precision,
-        given.batch_size,
-        given.channels_last,
-        given.flip,
-        given.scales,
-        given.window,
-        given.window_stride,
-        given.decode,
-    )
+    settings = Inference.of(config.evaluate, device, resolve_precision(config.evaluate.precision, device))
     predictions = infer(prepare(model, settings), photos, settings)
     return [
         _small(draw_prediction(photo, found, dataset.labels)) for photo, found in zip(photos, predictions, strict=True)

@@ -16,13 +16,7 @@ from pansight.engine.automatic.counting import Counted, choose_class_weights, co
 from pansight.engine.automatic.memory import choose_batch_by_memory, memory_probe
 from pansight.engine.automatic.network import choose_network, choose_stuff
 from pansight.engine.automatic.schedule import _schedule, training_defaults
-from pansight.engine.automatic.sizes import (
-    choose_batch,
-    choose_counts,
-    choose_crop,
-    choose_rule,
-    rule_of,
-)
+from pansight.engine.automatic.sizes import choose_batch, choose_counts, choose_crop, choose_rule, rule_of
 from pansight.engine.automatic.statistics import Choice, Statistics, statistics
 from pansight.engine.distributed import resolve_precision
 from pansight.engine.optim import settled

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pansight.errors import PansightError
+from pansight.nn.backbones.vgg import CONVOLUTIONS
 from pansight.types import LabelSpace
 from pansight.weights.fitting import build_to_fit
 from pansight.weights.keys import Rule, rename, rows
@@ -22,8 +23,6 @@ from pansight.weights.official.semantic import labels_of
 
 BLOB = re.compile(r"(\w+?)[._/](?:(weights?|w|0|scale|gamma)|(bias(?:es)?|b|1|shift|beta))")
 """The name of a blob: its layer, and whether it is the first or the second."""
-CONVOLUTIONS = (2, 2, 3, 3, 3)
-"""Of each of the five blocks of VGG16."""
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 """In the order of SegNet's data set of CamVid."""
 BATCH_NORM_EPSILON = 1e-5

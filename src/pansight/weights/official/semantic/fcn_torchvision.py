@@ -7,16 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pansight.weights.fitting import build_to_fit
-from pansight.weights.keys import BACKBONE, Rule, rename, resnet_depth, rows
-from pansight.weights.official.semantic import labels_of
+from pansight.weights.keys import Rule
+from pansight.weights.official.semantic.torchvision import load_dilated
 
-RULES: list[Rule] = [
-    (r"backbone\.(.+)", BACKBONE + r"\1"),
+HEAD: list[Rule] = [
     (r"classifier\.([01])\.(\w+)", r"head.0.\1.\2"),
     (r"classifier\.4\.(\w+)", r"head.2.\1"),
-    (r"aux_classifier\.([01])\.(\w+)", r"aux_head.0.\1.\2"),
-    (r"aux_classifier\.4\.(\w+)", r"aux_head.2.\1"),
 ]
 
 
@@ -30,9 +26,4 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
 
     Raises PansightError for another backbone, a key too many or too few, or a shape that does not fit.
     """
-    depth = resnet_depth(state, "backbone.", ("layer1", "layer2", "layer3", "layer4"), source)
-    labels = labels_of(rows(state, "classifier.4.weight", source))
-    name, options = f"fcn_r{depth}_tv", dict[str, Any]()
-    if not any(key.startswith("aux_classifier.") for key in state):
-        options["aux_weight"] = 0.0
-    return build_to_fit(name, labels, options, rename(state, RULES, "", source), source), name, options
+    return load_dilated("fcn", state, HEAD, source)
