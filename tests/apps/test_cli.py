@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -585,8 +586,12 @@ def test_interruption_is_exit_code_130_and_resumes(data, tmp_path, capsys, monke
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(data, tmp_path):
-    """A real limit on the size of files, in a process of its own: the settings fit, the weights do not."""
+    """A real limit on the size of files, in a process of its own: the settings fit, the weights do not.
+
+    Compiled loops do not fit either, which is nobody's business. Python stores no bytecode: it would cut it off.
+    """
     out = tmp_path / "run"
+    kernels = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
     code = (
         "import resource, signal, sys; sys.path.insert(0, sys.argv.pop(1))\n"
         "import toy; from pansight.apps.cli import main\n"
@@ -595,7 +600,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(data, tmp_path):
     )
     command = train_on(data, out, "--model.options.width", "2048")
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(toy.__file__).parent), *command], capture_output=True, text=True
+        [sys.executable, "-B", "-c", code, str(Path(toy.__file__).parent), *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | kernels,
     )
     lines = done.stderr.splitlines()
     assert done.returncode == 2, done.stderr
