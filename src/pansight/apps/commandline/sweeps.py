@@ -29,7 +29,7 @@ def sweep(
     jobs: int | None = None,
     search: str | None = None,
     trials: int | None = None,
-    one_at_a_time: bool = False,
+    one_at_a_time: bool | None = None,
     data: str | None = None,
     out: Path | None = None,
     dry_run: bool = False,

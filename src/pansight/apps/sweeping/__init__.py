@@ -47,7 +47,7 @@ def sweep(
     out: str | Path | None = None,
     search: str | None = None,
     trials: int | None = None,
-    one_at_a_time: bool = False,
+    one_at_a_time: bool | None = None,
     settings: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> int:
@@ -87,7 +87,7 @@ def plan_of(
     seeds: int | None = None,
     search: str | None = None,
     trials: int | None = None,
-    one_at_a_time: bool = False,
+    one_at_a_time: bool | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[Plan, Path | None]:
     """(what `target` stands for with everything given over it, its folder where it is one of a sweep)."""

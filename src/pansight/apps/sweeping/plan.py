@@ -117,9 +117,7 @@ def _plan(content: Mapping[str, Any], folder: Path) -> Plan:
     settings = known_settings(flatten(head["settings"]), "settings")
     varied = tuple(_varied(name, values) for name, values in head["vary"].items())
     plan = Plan(recipe, settings, varied)
-    return with_counts(
-        plan, given.get("seeds"), given.get("search"), given.get("trials"), given.get("one_at_a_time", False)
-    )
+    return with_counts(plan, *(given.get(key) for key in ("seeds", "search", "trials", "one_at_a_time")))
 
 
 def _varied(name: str, values: Any) -> Varied:
@@ -140,7 +138,7 @@ def known_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def with_counts(
-    plan: Plan, seeds: object = None, search: object = None, trials: object = None, one_at_a_time: bool = False
+    plan: Plan, seeds: object = None, search: object = None, trials: object = None, one_at_a_time: object = None
 ) -> Plan:
     """`plan` with what is given changed. seeds: how many, from ``train.seed`` on, or which.
 
@@ -162,9 +160,11 @@ def with_counts(
         if type(trials) is not int or trials < 0:
             raise PansightError(where="--trials", expected="a number of trials", found=f"{trials!r}")
         plan = replace(plan, trials=trials)
-    if one_at_a_time is not True and one_at_a_time is not False:
-        raise PansightError(where="one_at_a_time", expected="true or false", found=f"{one_at_a_time!r}")
-    return replace(plan, one_at_a_time=plan.one_at_a_time or one_at_a_time)
+    if one_at_a_time is not None:
+        if not isinstance(one_at_a_time, bool):
+            raise PansightError(where="one_at_a_time", expected="true or false", found=f"{one_at_a_time!r}")
+        plan = replace(plan, one_at_a_time=one_at_a_time)
+    return plan
 
 
 def with_varied(plan: Plan, varied: Sequence[Varied]) -> Plan:
