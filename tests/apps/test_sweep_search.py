@@ -52,9 +52,11 @@ def test_a_search_comes_near_the_best_and_goes_on(tmp_path):
     trials, outcome = run(replace(PLAN, trials=5), folder)
     assert len(outcome.finished) == 5
     assert (folder / JOURNAL).is_file()
+    before = values(trials)
     again, outcome = run(PLAN, folder, jobs=2)
     assert len(outcome.finished) == 7  # those of before count, and are not trained again
-    assert values(again)[:5] == values(trials)
+    assert values(again)[:5] == before
+    assert len(set(values(again))) == 12  # what is drawn after the break is not what was drawn at the start
     assert max(value or 0.0 for value in values(again)) > 0.9
     listed = runs.read_listing(folder)
     assert [each.name.partition(",")[0] for each in listed] == [f"trial={number}" for number in range(12)]

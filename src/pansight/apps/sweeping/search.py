@@ -59,16 +59,18 @@ class Trials:
         self._failed: set[int] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # a trial that still runs is taken for a bad one, so that jobs beside each other try different settings
-            start = max(1, min(STARTUP, plan.trials // 2))
-            sampler = optuna.samplers.TPESampler(seed=plan.seeds[0], n_startup_trials=start, constant_liar=True)
             try:
                 storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
                 self._study = optuna.create_study(
-                    storage=storage, study_name=NAME, sampler=sampler, direction="maximize", load_if_exists=True
+                    storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
                 )
             except (OSError, ValueError, KeyError) as error:
                 raise PansightError("cannot be read", where=folder / JOURNAL, reason=error) from error
+            # a search that goes on must not draw again what it began with; and a trial that still runs is taken for a
+            # bad one, so that jobs beside each other try different settings
+            seed = plan.seeds[0] + 1000 * len(self._study.get_trials(deepcopy=False))
+            start = max(1, min(STARTUP, plan.trials // 2))
+            self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=start, constant_liar=True)
         self._spaces = {each.name: _space(each) for each in plan.varied}
         self._resume()
 
