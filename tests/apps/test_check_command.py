@@ -170,6 +170,7 @@ def test_a_zip_is_checked_like_its_folder(data, capsys):
     assert capsys.readouterr().out == SOUND.replace("data: COCO", "packed.zip: COCO")
 
 
+@pytest.mark.slow
 def test_instances_are_sent_to_convert(data_root, capsys):
     assert main(["check", str(data_root / "coco_tiny"), "--limit", "1"]) == 0
     assert capsys.readouterr().out.endswith(

@@ -16,6 +16,8 @@ from run_folder import make_run
 from pansight.apps.pages.comparison import compare
 from pansight.apps.pages.report import write_report
 
+pytestmark = pytest.mark.slow  # a browser
+
 NAMES = ("old & <b>", "new")
 
 

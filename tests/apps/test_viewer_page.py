@@ -314,12 +314,14 @@ def test_an_image_without_a_photo_and_one_without_any_segment(visit, tmp_path):
     page.wait_for_function("document.querySelector('[data-part=tally]').textContent === '0'")
 
 
+@pytest.mark.slow
 def test_no_image_at_all(visit, tmp_path):
     page = visit(write_page(tmp_path / "out.html", []))
     assert text_of(page, "count") == "0 images"
     assert text_of(page, "none") == "This evaluation has no image."
 
 
+@pytest.mark.slow
 def test_thousands_of_images_stay_quick(visit, tmp_path):
     row, content = encode(drawn("name", 0.25)._replace(photo=None))
     with ViewerWriter(tmp_path / "out.html", LABELS, "A model") as writer:

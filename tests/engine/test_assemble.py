@@ -271,6 +271,7 @@ def test_fine_tuning_keeps_classes_by_name(tmp_path, capsys):
     assert json.loads((out / "evaluation.json").read_text())["All"]["n"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["panoptic_fpn", "mask_rcnn", "faster_rcnn"])
 def test_real_models_resume_to_the_same_bits(tmp_path, name):
     options = {k: v for k, v in TINY.items() if k in models.builder_options(name)}

@@ -114,6 +114,7 @@ def _stream(dataset, config, first):
     return train_stream(dataset, None, config.batch_size, 8, config.steps, config.seed, first)
 
 
+@pytest.mark.slow
 def test_sigkill_and_resume_give_the_weights_of_an_unbroken_run(tmp_path):
     """A real process is killed in the middle of a step; the resumed one must not show it."""
     from pansight.apps.cli import main

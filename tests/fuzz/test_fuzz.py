@@ -164,6 +164,7 @@ def test_nothing_is_left_out(seeds):
     assert sum(any(isinstance(what, Special) for what in case.tree.values()) for case in cases) > 10
 
 
+@pytest.mark.slow
 def test_sound_seeds_give_results(seeds, sandbox):
     for seed in (seed for some in seeds.values() for seed in some):
         for command in seed.commands:

@@ -151,6 +151,7 @@ def test_loss_depends_on_the_seed_alone(name: str) -> None:
     assert totals[0] == totals[1]
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 def test_loss_in_half_precision(name: str) -> None:
     model, batch = small(name).train(), shapes_batch()

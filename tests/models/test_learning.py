@@ -12,7 +12,11 @@ from contract import SMALL, shapes_batch, small
 STEPS, RATE = 20, 3e-3
 
 
-@pytest.mark.parametrize("name", SMALL)
+QUICK = ("panoptic_fpn", "eomt", "segnet")
+"""The others are for make test-all."""
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SMALL])
 def test_a_few_steps_bring_the_loss_down(name: str) -> None:
     model, batch = small(name).train(), shapes_batch()
     parameters = [p for p in model.parameters() if p.requires_grad]

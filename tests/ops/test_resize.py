@@ -78,6 +78,7 @@ def test_sizes_of_transformers() -> None:
             assert rule.target(*size) == (max(1, height), max(1, width)), size
 
 
+@pytest.mark.slow
 def test_sizes_of_torchvision() -> None:
     for height, width in random_sizes(500):  # torchvision takes 10 ms each
         if 1333 * min(height, width) < max(height, width):

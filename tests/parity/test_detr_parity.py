@@ -22,6 +22,8 @@ from pansight.weights.huggingface.decode import decode_like_transformers
 from pansight.weights.huggingface.detr import RULES
 from pansight.weights.keys import rename
 
+pytestmark = pytest.mark.slow  # beside other code, on images of some size
+
 SIZES = [(97, 101), (64, 130)]
 CANVAS = (97, 130)
 STUFF = {3, 4}

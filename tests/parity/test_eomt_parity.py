@@ -19,6 +19,8 @@ from pansight.weights.huggingface import eomt as system
 from pansight.weights.huggingface import load_folder, read_state
 from pansight.weights.huggingface.decode import decode_like_transformers
 
+pytestmark = pytest.mark.slow  # beside other code, on images of some size
+
 STUFF = {3, 4}
 SIDE = 64
 SMALL: dict[str, Any] = {

@@ -15,6 +15,8 @@ from pansight.types import Batch, LabelSpace, PanopticSegmentation, Sample, Segm
 from pansight.weights.huggingface import load_folder
 from pansight.weights.huggingface.decode import decode_like_transformers
 
+pytestmark = pytest.mark.slow  # beside other code, on images of some size
+
 SIZES = [(61, 90), (96, 70)]
 CANVAS = (96, 96)
 STUFF = {3, 4}

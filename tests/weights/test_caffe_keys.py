@@ -19,6 +19,8 @@ from pansight.nn.backbones import vgg
 from pansight.weights import load_model
 from pansight.weights.official.semantic import caffe
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 Shapes = dict[str, tuple[int, ...]]
 KERNELS = {
     32: {"upscore": 64},

@@ -17,6 +17,8 @@ from pansight.weights import load_model
 from pansight.weights.official.semantic.fcn_torchvision import load
 from pansight.weights.official.semantic.vgg16 import load_encoder
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 
 def reference(name: str, classes: int = 21, aux: bool = True) -> Any:
     torch.manual_seed(0)

@@ -19,6 +19,8 @@ from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights import _load_official, _recognised, load_model
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PHOTO = np.random.default_rng(5).integers(0, 256, (3, 45, 67), np.uint8)

@@ -23,6 +23,8 @@ from pansight.types import LabelSpace
 from pansight.weights import load_model
 from pansight.weights.official.semantic.smp_unet import load
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 PARAMETERS = {"resnet18": 14_328_789, "resnet34": 24_436_949, "resnet50": 32_521_685, "convnext_atto": 5_775_053}
 PARAMETERS |= {"tf_efficientnet_lite0": 5_198_741, "mobilenetv3_small_050": 2_198_837}
 """Of Unet with five classes, on timm's encoders and its own ResNets alike."""

@@ -217,6 +217,7 @@ def panoptic_maps(draw) -> tuple[np.ndarray, list[Segment]]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(panoptic_maps(), min_size=1, max_size=3), st.sampled_from(["coco_instances", "yolo_seg", "cityscapes"]))
 def test_round_trips_of_any_map(tmp_path_factory, maps, target):

@@ -213,6 +213,7 @@ def test_the_sample_of_panopticapi_against_itself(data_root):
     assert record["All"]["n"] == len({r for k in range(len(truth)) for r in truth.table(k).categories.tolist()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, threads):
     """Beyond the figures themselves: some hundred bytes for each image that stay, whatever its size."""
