@@ -55,6 +55,7 @@ def test_trainings_of_the_toy_are_swept_broken_and_compared(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_recipe_with_two_backbones_and_two_seeds(tmp_path):
     """One run is killed in the middle by SIGKILL; the same command resumes it and skips what is finished."""
