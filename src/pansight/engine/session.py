@@ -195,6 +195,12 @@ class Session:
         """Whether so many evaluations were no better than the best one that the run ends before its time."""
         return 0 < self.config.patience <= self.state.waited
 
+    def ended_by(self) -> str:
+        """What ends the run: "steps", "time" or "patience"."""
+        if 0 < self.config.steps <= self.state.step:
+            return "steps"
+        return "patience" if self.out_of_patience() and self.progress() < 1 else "time"
+
     def evaluate_and_save(self, stopping: bool) -> bool:
         """After a step: whatever the settings have due now; returns whether the run is over.
 

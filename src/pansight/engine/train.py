@@ -116,8 +116,7 @@ def train(
         raise_if_stopped(stop, state.step, accelerator)
     if average is not None:
         average.into_model()
-    early = "patience" if session.out_of_patience() and session.progress() < 1 else "time"
-    return Result(state.step, "steps" if 0 < config.steps <= state.step else early, state.seconds)
+    return Result(state.step, session.ended_by(), state.seconds)
 
 
 def raise_if_stopped(stop: Stop, step: int, accelerator: Accelerator) -> None:

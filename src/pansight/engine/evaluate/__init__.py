@@ -74,9 +74,8 @@ def evaluate(
     SIGTERM the image at hand is finished, and Interrupted raised; nothing is written then.
     """
     if class_map is None and dataset.labels != model.labels:
-        raise PansightError(
-            where="evaluation", expected=f"the classes of the model {model.labels}", found=dataset.labels
-        )
+        expected = f"the classes of the model {model.labels}"
+        raise PansightError(where="evaluation", expected=expected, found=dataset.labels)
     if class_map is not None and config.loss:
         raise PansightError(where="evaluate.loss", expected="the classes of the model", found="a class map")
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -107,20 +106,17 @@ def evaluate(
                 heard = _heard(stop, accelerator, number if number <= count // world else 0)
                 if heard:
                     break
-            loss = None
+            loss = {}
             if config.loss and loss_batch and not heard:
-                precision = "fp32" if config.precision == "auto" else config.precision
-                facts = (loss_batch, accelerator, precision, workers, stop)
-                loss = validation_loss(model, dataset, mine, *facts)
+                how = loss_batch, accelerator, config.precision, workers, stop
+                loss = validation_loss(model, dataset, mine, *how)
             heard = heard or max(distributed.largest([stop.number], accelerator))
             if heard:
                 raise Interrupted(f"interrupted after image {number} of {len(mine)}; nothing is written", int(heard))
             record = _interruptible_record(figures, accelerator, intervals and out is not None)
-        if loss is not None:
-            record["loss"] = loss
+        record |= {"loss": loss} if loss else {}
         record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
-        record["images_per_second"] = count / record["seconds"]
-        record |= about or {}
+        record |= {"images_per_second": count / record["seconds"], **(about or {})}
         if out is not None:
             _write(out, record, figures, accelerator)
     return record

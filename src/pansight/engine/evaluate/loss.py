@@ -40,15 +40,17 @@ def validation_loss(
     indices: Sequence[int],
     batch_size: int,
     accelerator: Accelerator,
-    precision: str = "fp32",
+    precision: str = "auto",
     workers: int = 0,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
     """``{"total": …, "terms": {name: …}}``, the same on every process; None for a value that is not finite.
 
     model: on the accelerator's device, with the labels of `dataset`; it is in eval mode afterwards. indices: the images
-    of this process. stop: asked after every batch; what was counted until then is given.
+    of this process. precision: of `EvaluateConfig`; auto: fp32. stop: asked after every batch; what was counted until
+    then is given.
     """
+    precision = "fp32" if precision == "auto" else precision
     chunks = [list(indices[n : n + batch_size]) for n in range(0, len(indices), batch_size)]
     batches = _LossBatches(model, dataset, chunks)
     sums: dict[str, float] = {}
