@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 import toy
 
 
+@pytest.mark.slow  # four processes, each of which loads torch
 def test_trainings_of_the_toy_are_swept_broken_and_compared(tmp_path, monkeypatch, capsys):
     """One of the two variants breaks after its first checkpoint; the second sweep resumes it."""
     monkeypatch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])
