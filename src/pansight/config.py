@@ -239,6 +239,8 @@ class TrainConfig:
     evaluate_share: float = -1.0
     """Evaluations before the end take at most this share of the time of training; what would take longer is put off.
     0: they may take any time; -1: 0.2 where `evaluate_every` is left open, else 0."""
+    patience: int = 0
+    """Stop after so many evaluations in a row that are no better than the best before them; 0: go on to the end."""
     checkpoint_every: int = 500
     """Steps between checkpoints to resume from; 0: at the end only."""
     max_minutes: float = 0.0
@@ -262,17 +264,8 @@ class TrainConfig:
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise choice_error(f"train.{name}", getattr(self, name), known)
-        at_least_0 = (
-            "steps",
-            "epochs",
-            "tracker_images",
-            "lr",
-            "max_minutes",
-            "checkpoint_every",
-            "final_lr_factor",
-            "seed",
-        )
-        for name in at_least_0:
+        at_least_0 = ("steps", "epochs", "lr", "max_minutes", "checkpoint_every", "final_lr_factor", "seed")
+        for name in (*at_least_0, "tracker_images", "patience"):
             _check(getattr(self, name) >= 0, f"train.{name}", "0 or more", self)
         for name in ("evaluate_every", "warmup_steps", "batch_size", "weight_decay", "clip_norm", "backbone_lr_factor"):
             value = getattr(self, name)
@@ -321,6 +314,8 @@ class EvaluateConfig:
     """Channels-last memory."""
     limit: int = 0
     """Only the first so many images; 0: all."""
+    loss: bool = False
+    """Compute the loss on the measured images, too: a second pass through the network for each."""
     sheet: int = 6
     """How many of the best and of the worst images the report shows."""
 
@@ -380,9 +375,10 @@ def read_config(path: str | Path) -> Config:
 
 
 def recipes() -> dict[str, Path]:
-    """The shipped recipes by name, ``shapes/panoptic_fpn``, in order."""
+    """The shipped recipes by name, ``shapes/panoptic_fpn``, in order; without the studies, which are sweeps."""
     root = Path(__file__).parent / "recipes"
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.toml"))}
+    found = (path for path in sorted(root.rglob("*.toml")) if path.parent.name != "studies")
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in found}
 
 
 def read_recipe(name: str | Path) -> Config:

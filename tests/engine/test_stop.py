@@ -243,7 +243,7 @@ def test_predict_writes_all_or_nothing(trained, tmp_path, monkeypatch, capfd, nu
 def test_sigterm_ends_a_command_cleanly(tmp_path):
     """A real process, and a command that knows nothing of signals."""
     code = (
-        "import os, sys, time; from pansight.apps import cli_data, cli\n"
+        "import os, sys, time; from pansight.apps import cli\n"
         "from pansight.files import replacing\n"
         "@cli.app.command\n"
         "def wait(path: str):\n"

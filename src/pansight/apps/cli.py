@@ -12,17 +12,17 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 from cyclopts import App, Parameter
 
-from pansight.apps import cli_data, cli_scores
-from pansight.apps.cli_scores import FileSettings
-from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from pansight.apps.commandline import data as data_commands
+from pansight.apps.commandline import scores, sweeps
+from pansight.apps.commandline.scores import FileSettings
+from pansight.apps.commandline.settings import EvaluateSettings, Settings, given_settings, remember
 from pansight.errors import Interrupted, PansightError
 
 BAD_INPUT, READER_GONE, SIGNALLED = 2, 141, 128
@@ -31,61 +31,17 @@ LONGEST = 1200
 """Letters of a line of complaint."""
 
 
-@dataclass(frozen=True)
-class AllSettings:
-    """The settings of a run; those that are given go over the recipe."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """The settings of an evaluation."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-
-_given: dict[str, Any] = {}
-"""The settings that stand on the command line, by dotted key: filled while it is parsed."""
-
-
-def _remember(app: App, commands: tuple[str, ...], arguments: Any) -> None:
-    """Note what was given: afterwards a value that was given and a default look alike."""
-    _given.clear()
-    for argument in arguments:
-        name = argument.name.removeprefix("--").replace("-", "_")
-        if "." not in name:
-            continue
-        values: list[Any] = []
-        for token in argument.tokens:
-            value = token.value if token.implicit_value is cyclopts.UNSET else token.implicit_value
-            if token.keys:
-                _given[".".join([name, *(key.replace("-", "_") for key in token.keys)])] = value
-            else:
-                values.append(value)
-        if values:
-            _given[name] = values if len(values) > 1 else values[0]
-
-
 app = App(
     "pansight",
     help="Panoptic segmentation: from a folder of annotations to a trained, measured, explained model.",
     help_epilogue="Two commands to start with: pansight demo; pansight train --data DIR",
     version=f"pansight {version('pansight')}",
     help_format="plaintext",
-    config=_remember,
+    config=remember,
     result_action="return_value",
     default_parameter=Parameter(consume_multiple=True),
     suppress_keyboard_interrupt=False,
 )
-
-Settings = Annotated[AllSettings | None, Parameter(name="*", group="Settings")]
-EvaluateSettings = Annotated[EvaluationSettings | None, Parameter(name="*", group="Settings")]
 
 
 @app.command(help_epilogue="Example: pansight demo --minutes 3")
@@ -159,7 +115,7 @@ def train(
     """
     from pansight.apps import commands
 
-    commands.train(model, backbone, data, recipe, weights, out, resume, overwrite, max_minutes, dict(_given))
+    commands.train(model, backbone, data, recipe, weights, out, resume, overwrite, max_minutes, dict(given_settings))
 
 
 @app.command(
@@ -197,17 +153,17 @@ def evaluate(
     """
     if weights is None:
         options = {"--data": data, "--split": split, "--threshold": threshold}
-        given = [name for name, value in options.items() if value is not None] + [f"--{key}" for key in _given]
+        given = [name for name, value in options.items() if value is not None] + [f"--{key}" for key in given_settings]
         if given:
             raise PansightError(where="evaluate", expected=f"a run or model for {given[0]}", found="none")
-        cli_scores.evaluate_files(files or FileSettings(), overwrite, out)
+        scores.evaluate_files(files or FileSettings(), overwrite, out)
         return
     files = files or FileSettings()
     if files != FileSettings(map=files.map, miou=files.miou, report=files.report, charts=files.charts):
         raise PansightError(where="evaluate", expected=f"a model ({weights}) or files (--gt, --pred)", found="both")
     from pansight.apps import measuring
 
-    values = dict(_given) | ({} if files.miou is None else {"evaluate.miou": files.miou})
+    values = dict(given_settings) | ({} if files.miou is None else {"evaluate.miou": files.miou})
     measuring.evaluate(weights, data, out, split, overwrite, values, files.map, threshold, files.report, files.charts)
 
 
@@ -321,8 +277,9 @@ def datasets(name: str | None = None, /):
     print(commands.datasets(name))
 
 
-cli_scores.register(app)
-cli_data.register(app)
+scores.register(app)
+data_commands.register(app)
+sweeps.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from pansight.apps.listing import describe_model, first_line, list_models, table
 from pansight.apps.measuring import evaluate
+from pansight.apps.measuring.facts import ENDINGS, add_ending, write_facts
 from pansight.apps.measuring.pictures import predicted_pictures
 from pansight.apps.measuring.thresholds import lost_to_threshold
 from pansight.apps.measuring.trained import TRAINING_IMAGES, write_training_images
@@ -57,6 +58,7 @@ from pansight.engine.checkpoint.changes import asked_for, changes, heading_with
 from pansight.engine.checkpoint.lock import holding
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
+from pansight.engine.evaluate.loss import loss_batch
 from pansight.engine.infer import check_decode_options
 from pansight.engine.optim import freeze, parameter_groups
 from pansight.engine.progress import clock, stop_signal
@@ -108,8 +110,7 @@ def train(
     """
     short = {"model.name": model, "model.backbone": backbone, "model.weights": weights, "data.source": data}
     given = {k: v for k, v in (short | {"train.max_minutes": max_minutes}).items() if v is not None}
-    given |= flatten(settings or {})
-    given = _steps_or_epochs(given, resume)
+    given = _steps_or_epochs(given | flatten(settings or {}), resume)
     folder = Path(out) if out else Path("runs") / (str(recipe).replace("/", "-") if recipe else str(model or "run"))
     if weights and not recipe and not resume and "model.name" not in given:
         given["model.name"] = AUTO
@@ -120,14 +121,25 @@ def train(
             given = asked_for(given, recipe)
             if not (folder / FIRST / CONFIG).is_file():
                 last_checkpoint(folder)
-            config = read_config(folder / CONFIG)
+            config = override(read_config(folder / CONFIG), given)
+            check_together(config)
         else:
-            config, notes = for_other_data(read_recipe(recipe), given, str(recipe)) if recipe else (Config(), [])
-        config = override(config, given)
-        check_together(config)
+            config, notes = training_settings(recipe, given)
         if config.model.first_recipe and not config.model.weights:
             return _train_in_two_steps(config, given, folder, resume, overwrite, notes)
         return _train(config, folder, resume, overwrite, notes=notes)
+
+
+def training_settings(recipe: str | Path | None, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """(a recipe with the given settings over it, notes on what of it does not hold for other data).
+
+    Raises PansightError for settings that do not exist, cannot be, or cannot be together.
+    """
+    given = _steps_or_epochs(given, False)
+    config, notes = for_other_data(read_recipe(recipe), given, str(recipe)) if recipe else (Config(), [])
+    config = override(config, given)
+    check_together(config)
+    return config, notes
 
 
 def _steps_or_epochs(given: Mapping[str, Any], resume: bool) -> dict[str, Any]:
@@ -154,7 +166,7 @@ def _train(
     accelerator = distributed.make_accelerator(config.train.precision, folder, config.train.trackers)
     if first is None or resume:
         check_folder(folder, resume, overwrite)
-    say = print if accelerator.is_main_process else _silent
+    say = print if accelerator.is_main_process else silent
     for note in notes:
         say(f"recipe     {note}")
     config = with_absolute_paths(config)
@@ -166,13 +178,12 @@ def _train(
             say(f"changed    {change}, from step {step} on")
         heading = heading_with((folder / CONFIG).read_text(encoding="utf-8"), heading, step, changed)
     start = override(config, {"model.weights": folder / FIRST}) if first else config
-    prepared = _prepare(start, folder, accelerator, resume, say)
+    prepared = prepare(start, folder, accelerator, resume, say)
     if accelerator.is_main_process:
         # the weights of a first step are no setting: whoever repeats the run trains them again
         used = override(prepared.config, {"model.weights": ""}) if first else prepared.config
         start_folder(folder, used, heading, resume or first is not None)
-        facts = {"hardware": _hardware(accelerator), "started": time.strftime("%Y-%m-%d %H:%M")}
-        write_json(folder / "run.json", facts | ({"first": first} if first else {}))
+        write_facts(folder, prepared.model, accelerator, {"first": first} if first else {})
         if prepared.repeats is not None:
             write_repeats(folder, prepared.config.train.repeat_threshold, prepared.repeats)
         if not (resume and (folder / TRAINING_IMAGES).is_file()):
@@ -188,8 +199,9 @@ def _train(
         if isinstance(error, KeyboardInterrupt):
             raise _with_the_way_on(error, empty) from None
         raise
-    rate = f"{result.step} steps in {clock(result.seconds)}"
-    say(f"trained    {rate}" + (", stopped by the clock" if result.stopped_by == "time" else ""))
+    if accelerator.is_main_process:
+        add_ending(folder, result.stopped_by, accelerator.device)
+    say(f"trained    {result.step} steps in {clock(result.seconds)}" + ENDINGS[result.stopped_by])
     try:
         with stop_signal():
             return _finish(prepared, result, folder, accelerator, say)
@@ -221,7 +233,7 @@ def _train_in_two_steps(
     """
     inner = folder / FIRST
     accelerator = distributed.make_accelerator(config.train.precision, folder)
-    say = print if accelerator.is_main_process else _silent
+    say = print if accelerator.is_main_process else silent
     for note in notes:
         say(f"recipe     {note}")
     if not resume:
@@ -285,7 +297,7 @@ def _check_second_step(config: Config, folder: Path, accelerator: Accelerator) -
     """Find mistakes in the second step's settings before the first step spends its time."""
     if "pretrained" in builder_options(config.model.name):
         config = override(config, {"model.pretrained": "none"})  # nothing is downloaded for this check
-    _prepare(config, folder, accelerator, False, _silent)
+    prepare(config, folder, accelerator, False, silent)
 
 
 class _Prepared(NamedTuple):
@@ -298,7 +310,7 @@ class _Prepared(NamedTuple):
     repeats: list[float] | None  # how often each training image is shown; None: once
 
 
-def _prepare(
+def prepare(
     config: Config, folder: Path, accelerator: Accelerator, resume: bool, say: Callable[..., None]
 ) -> _Prepared:
     """Prepare a training; whatever can fail before the first step fails here, before anything is written."""
@@ -379,7 +391,7 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
         folder,
         accelerator,
         partial(write_model, model=run.model, name=run.name, options=run.options),
-        partial(_measure_in_training, run, accelerator),
+        partial(_measure, run, accelerator, run.model, False),
         resume,
         entry(run.name).rates,
         min(len(run.validation), config.evaluate.limit or len(run.validation)),
@@ -389,15 +401,17 @@ def _fit(run: _Prepared, folder: Path, accelerator: Accelerator, resume: bool) -
     )
 
 
-def _measure_in_training(run: _Prepared, accelerator: Accelerator, out: Path) -> dict[str, Any]:
-    """Without intervals, which can take as long as the images: the evaluation that stands at the end gets them."""
+def _measure(run: _Prepared, accelerator: Accelerator, model: Any, intervals: bool, out: Path) -> dict[str, Any]:
+    """Intervals can take as long as the images: in training there are none, the evaluation that stands gets them."""
     config = run.config
-    return measure(run.model, run.validation, config.evaluate, accelerator, out, config.data.workers, intervals=False)
+    facts = accelerator, out, config.data.workers
+    batch = loss_batch(config.train, accelerator.num_processes)
+    return measure(model, run.validation, config.evaluate, *facts, intervals=intervals, loss_batch=batch)
 
 
 def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerator, say: Callable[..., None]) -> Run:
     """The evaluation that chose the best weights, or where none chose any, one of the last; and the report of it."""
-    config, chosen = run.config, run.config.train.evaluate_every != 0
+    chosen = run.config.train.evaluate_every != 0
     weights = folder / "checkpoints" / ("best" if chosen else "last")
     record = _evaluation_of_training(folder) if chosen else None
     if record is not None:
@@ -406,7 +420,7 @@ def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerat
             write_json(folder / EVALUATION, record)
     else:
         model = load_model(weights)[0].to(accelerator.device) if chosen else run.model
-        record = measure(model, run.validation, config.evaluate, accelerator, folder, config.data.workers)
+        record = _measure(run, accelerator, model, True, folder)
     if accelerator.is_main_process:
         if not chosen:
             RunLog(folder / LOG).append(evaluation_row(result.step, record))
@@ -481,14 +495,5 @@ def _heading() -> str:
     )
 
 
-def _hardware(accelerator: Accelerator) -> str:
-    """What the run ran on, for the report: the device, and how many processes or threads."""
-    if accelerator.device.type == "cuda":
-        return f"{accelerator.num_processes} × {torch.cuda.get_device_name(accelerator.device)}"
-    if accelerator.device.type != "cpu":
-        return f"{accelerator.num_processes} × {accelerator.device.type}"
-    return f"CPU ({platform.machine()}), {accelerator.num_processes} × {torch.get_num_threads()} threads"
-
-
-def _silent(*values: object) -> None:
+def silent(*values: object) -> None:
     """The print function of all processes but the first, which prints nothing."""

@@ -44,6 +44,7 @@ class RunState:
     seconds: float = 0.0  # of training, earlier sessions included and evaluations left out
     parts: int = 1  # micro-batches that a process computes its batch in
     best: float | None = None  # the figure of checkpoints/best
+    waited: int = 0  # evaluations since the best one
     due: bool = False  # an evaluation was put off, or interrupted
     evaluations: float = 0.0  # seconds that all evaluations took together
     evaluation: float = 0.0  # seconds that the last one took
@@ -188,7 +189,17 @@ class Session:
         if self.state.due and (over or self._may_evaluate()):
             self.evaluate()
             self.save_last()
-        return over
+        return over or self.out_of_patience()
+
+    def out_of_patience(self) -> bool:
+        """Whether so many evaluations were no better than the best one that the run ends before its time."""
+        return 0 < self.config.patience <= self.state.waited
+
+    def ended_by(self) -> str:
+        """What ends the run: "steps", "time" or "patience"."""
+        if 0 < self.config.steps <= self.state.step:
+            return "steps"
+        return "patience" if self.out_of_patience() and self.progress() < 1 else "time"
 
     def evaluate_and_save(self, stopping: bool) -> bool:
         """After a step: whatever the settings have due now; returns whether the run is over.
@@ -207,6 +218,13 @@ class Session:
                     f"step {state.step}: the evaluation, of about {clock(self._expected())}, is put off: they take at "
                     f"most {100 * config.evaluate_share:.0f} % of the time of training (train.evaluate_share)"
                 )
+        if self.out_of_patience() and not over:
+            over = True
+            self.bar.say(
+                f"step {state.step}: stopped early: {state.waited} evaluations in a row were no better than the best, "
+                f"{100 * (state.best or 0.0):.1f} (train.patience)"
+            )
+            self.log.append({"step": state.step, "kind": "stopped", "by": "patience"})
         if over or stopping or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
             self.save_last()
         return over
@@ -255,9 +273,12 @@ class Session:
         self.log.append(evaluation_row(self.state.step, record))
         self._track(scalars_of(record))
         self._track_pictures()
-        self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}")
+        loss = record.get("loss", {}).get("total")
+        of_loss = "" if loss is None else f", loss {loss:.3f}"
+        self.bar.say(f"step {self.state.step}: {name} {100 * figure:.1f}{of_loss}")
+        self.state.waited += 1
         if self.state.best is None or figure > self.state.best:
-            self.state.best = figure
+            self.state.best, self.state.waited = figure, 0
             self._write("best", self._save)
             if self.accelerator.is_main_process:
                 take_evaluation(candidate, self.folder, {"step": self.state.step, **record})
@@ -370,4 +391,7 @@ def scalars_of(record: dict[str, Any]) -> dict[str, float]:
             scalars[f"evaluation/{kind} AP"] = figures["ap"]
     if "semantic" in record:
         scalars["evaluation/mIoU"] = record["semantic"]["miou"]
+    loss = record.get("loss", {"total": None, "terms": {}})
+    losses = {"loss": loss["total"]} | {f"loss/{name}": value for name, value in loss["terms"].items()}
+    scalars |= {f"evaluation/{name}": value for name, value in losses.items() if value is not None}
     return scalars

@@ -41,7 +41,7 @@ from pansight.types import Batch
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: after `step` steps, by "steps" or by "time"; `seconds` of training, all sessions together."""
+    """How a run ended: after `step` steps, by "steps", "time" or "patience"; `seconds` of training, in all sessions."""
 
     step: int
     stopped_by: str
@@ -117,7 +117,7 @@ def train(
         raise_if_stopped(stop, state.step, accelerator)
     if average is not None:
         average.into_model()
-    return Result(state.step, "steps" if 0 < config.steps <= state.step else "time", state.seconds)
+    return Result(state.step, session.ended_by(), state.seconds)
 
 
 def raise_if_stopped(stop: Stop, step: int, accelerator: Accelerator) -> None:

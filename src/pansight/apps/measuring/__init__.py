@@ -36,7 +36,7 @@ from pansight.metrics.files.class_map import read_class_map
 from pansight.metrics.files.summary import summary
 from pansight.weights import load_model
 
-WITHOUT_EFFECT = ("batch_size", "channels_last", "sheet")
+WITHOUT_EFFECT = ("batch_size", "channels_last", "sheet", "loss")
 """Settings that change how an evaluation is computed or shown, not what its figures are."""
 
 
@@ -94,7 +94,9 @@ def evaluate(
     accelerator = distributed.make_accelerator()
     model.to(accelerator.device)
     workers = max(config.data.workers, 0)
-    record = measure(model, dataset, used, accelerator, folder, workers, mapping, about={"about": about})
+    batch = max(1, run.train.batch_size if run else used.batch_size)
+    facts = accelerator, folder, workers, mapping
+    record = measure(model, dataset, used, *facts, about={"about": about}, loss_batch=batch)
     if accelerator.is_main_process:
         lost = None if mapping else lost_to_threshold(record, model, dataset, used, accelerator.device)
         if lost:

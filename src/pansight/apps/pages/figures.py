@@ -74,6 +74,7 @@ def measured_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     usual = {"miou": "cityscapes", "precision": "auto", "max_detections": 100, "scales": [1.0], "channels_last": True}
     usual |= {
         "flip": False,
+        "loss": False,
         "window": 0,
         "window_stride": 2 / 3,
         "limit": 0,

@@ -166,6 +166,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Training speed": f"{sorted(rates)[len(rates) // 2]:.1f} images/s" if rates else "",
         "Measured on": measured,
         "Prediction speed": f"{rate:.1f} images/s" if isinstance(rate, int | float) else "",
+        "Stopped early": "by train.patience" if run.facts.get("stopped_by") == "patience" else "",
         "Changed on the way": "; ".join(noted_changes(run.config_text)),
         "Hardware": run.facts.get("hardware"),
         "Date": run.facts.get("started") or run.date,
@@ -197,13 +198,22 @@ def curves(log: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     measured = [row for row in log if row.get("kind") == "evaluation" and isinstance(row.get("metrics"), dict)]
     names = dict.fromkeys(name for row in training for name in row.get("losses") or {})
     charts = [
-        _chart("Loss", "", training, {"total": ("loss",)} | {str(name): ("losses", name) for name in names}),
+        _with_validation(
+            _chart("Loss", "", training, {"total": ("loss",)} | {str(name): ("losses", name) for name in names}),
+            _chart("", "", measured, {"total, validation": ("loss", "total")}),
+        ),
         _chart("Quality on the validation images", "%", measured, FIGURES, 100.0),
         _chart("Learning rate", "", training, {"learning rate": ("lr",)}),
         _chart("Gradient norm", "", training, {"gradient norm": ("gradient_norm",)}),
         _chart("Training speed", "images/s", training, {"images/s": ("images_per_second",)}),
     ]
     return [chart | {"main": n < 2} for n, chart in enumerate(charts) if chart["series"]]
+
+
+def _with_validation(training: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
+    """The chart of the losses with that of the validation images as its second line."""
+    series = training["series"]
+    return training | {"series": [*series[:1], *validation["series"], *series[1:]]}
 
 
 FIGURES = {

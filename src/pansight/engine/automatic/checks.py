@@ -43,6 +43,8 @@ def _check_augmentation(config: Config) -> None:
 def _check_loop(config: Config) -> None:
     train = config.train
     parts = 0 < train.batch_size < train.accumulate
+    waits = train.patience > 0 and train.evaluate_every == 0
+    _refuse(waits, "train.patience", "evaluations to wait for", "one at the end only (train.evaluate_every 0)")
     _refuse(parts, "train.accumulate", f"at most train.batch_size ({train.batch_size})", train.accumulate)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pansight.apps.pages.charts import check_folder, comparison_charts, write_charts
 from pansight.apps.pages.comparison.evaluations import align, other_figures, read_evaluations, shared
-from pansight.apps.pages.comparison.measures import Counts, Measure, class_sums, figures_of, image_scores
+from pansight.apps.pages.comparison.measures import Counts, Measure, class_sums, figures_of, per_image
 from pansight.apps.pages.comparison.pairs import all_pairs, ranking
 from pansight.apps.pages.comparison.pictures import side_by_side
 from pansight.apps.pages.comparison.show import ALPHA, p_text, page, signed, table
@@ -79,7 +79,7 @@ def compare(
             for k, e in enumerate(read)
         ],
         "others": {} if notes else other_figures(read, measure),
-        "per_image": _per_image(image_ids, counts, measure),
+        "per_image": per_image(image_ids, counts, measure),
         "images": len(image_ids),
         "classes": len(things),
         "resamples": resamples,
@@ -204,25 +204,6 @@ def _scored(
 
 def _known(**values: float) -> dict[str, float | None]:
     return {key: None if math.isnan(value) else float(value) for key, value in values.items()}
-
-
-def _per_image(image_ids: Sequence[str | int], counts: Sequence[Counts], measure: Measure) -> list[dict[str, Any]]:
-    """Figure and counts of every image with something on any side, the largest difference to the first first."""
-    each = [image_scores(c, len(image_ids)) for c in counts]
-    scores = np.stack([score for score, _ in each])  # (E, n)
-    columns = {key: np.stack([sums[key] for _, sums in each]) for key in each[0][1]}  # each (E, n)
-    difference = scores - scores[0]
-    size = np.abs(np.nan_to_num(difference)).max(axis=0)  # (n,)
-    return [
-        {
-            "image_id": image_ids[i],
-            measure.image[0]: [_known(v=v)["v"] for v in scores[:, i]],
-            "difference": [_known(v=v)["v"] for v in difference[:, i]],
-            **{key: column[:, i].astype(int).tolist() for key, column in columns.items()},
-        }
-        for i in np.argsort(-size, kind="stable").tolist()
-        if not np.isnan(scores[:, i]).all()
-    ]
 
 
 def _verdict(result: Mapping[str, Any], k: int) -> str:

@@ -111,6 +111,29 @@ def image_scores(counts: Counts, images: int) -> tuple[FloatArray, Sums]:
     return np.bincount(counts.image, score, images) / np.where(present > 0, present, np.nan), sums
 
 
+def per_image(image_ids: Sequence[str | int], counts: Sequence[Counts], measure: Measure) -> list[dict[str, Any]]:
+    """Figure and counts of every image with something on any side, the largest difference to the first first."""
+    each = [image_scores(c, len(image_ids)) for c in counts]
+    scores = np.stack([score for score, _ in each])  # (E, n)
+    columns = {key: np.stack([sums[key] for _, sums in each]) for key in each[0][1]}  # each (E, n)
+    difference = scores - scores[0]
+    size = np.abs(np.nan_to_num(difference)).max(axis=0)  # (n,)
+    return [
+        {
+            "image_id": image_ids[i],
+            measure.image[0]: [_known(v) for v in scores[:, i]],
+            "difference": [_known(v) for v in difference[:, i]],
+            **{key: column[:, i].astype(int).tolist() for key, column in columns.items()},
+        }
+        for i in np.argsort(-size, kind="stable").tolist()
+        if not np.isnan(scores[:, i]).all()
+    ]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
 def _detection_scores(counts: DetectionCounts, images: int) -> tuple[FloatArray, Sums]:
     shown = counts.score >= DRAWN_SCORE
     right, ignored = (shown & (counts.code >> bit & 1).astype(bool) for bit in (0, 10))

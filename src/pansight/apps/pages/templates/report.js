@@ -24,7 +24,8 @@ function drawChart(chart, place) {
   const keys = html("div", card);
   keys.className = "keys";
   const hidden = new Set();
-  const color = (index) => `var(--c${index % 8})`;
+  const number = (index) => (chart.series[index].color ?? index) % 8; // lines may share a colour
+  const color = (index) => `var(--c${number(index)})`;
   const picture = svg("svg", { role: "img", "aria-label": chart.title }, card);
   addSaves(card, () => ({ picture: standalone(picture), title: heading.textContent, keys: shownKeys() }));
   const tip = html("div", card);
@@ -46,7 +47,7 @@ function drawChart(chart, place) {
   }
 
   function shownKeys() {
-    const rows = chart.series.map((series, index) => [series.name, getComputedStyle(card).getPropertyValue(`--c${index % 8}`)]);
+    const rows = chart.series.map((series, index) => [series.name, getComputedStyle(card).getPropertyValue(`--c${number(index)}`)]);
     return rows.length > 1 ? rows.filter((_, index) => !hidden.has(index)) : [];
   }
 

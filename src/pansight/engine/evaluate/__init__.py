@@ -21,6 +21,7 @@ from pansight.data.formats.results import ResultsWriter
 from pansight.data.images import write_png
 from pansight.data.loader import evaluation_loader
 from pansight.engine import distributed
+from pansight.engine.evaluate.loss import validation_loss
 from pansight.engine.infer import Inference, predict_views, prepare, views_maker
 from pansight.engine.progress import ProgressBar, Stop, stop_signal
 from pansight.errors import Interrupted, PansightError, interrupted
@@ -60,6 +61,7 @@ def evaluate(
     class_map: ClassMap | None = None,
     intervals: bool = True,
     about: Mapping[str, Any] | None = None,
+    loss_batch: int = 0,
 ) -> dict[str, Any]:
     """The record of evaluation.json, the same on every process; each of them measures its share of the images.
 
@@ -67,14 +69,15 @@ def evaluate(
     out: a folder for evaluation.json, for predictions/ (what `data.formats.results` writes), and for predictions/sheet
     with the best and the worst images; each appears whole or not at all. intervals: whether the record of an evaluation
     with a folder has those of `metrics.bootstrap`, which take seconds on a large data set. about: further keys of the
-    record.
+    record. loss_batch: images at once for ``config.loss``, see `evaluate.loss`; 0: it is not computed.
     Raises PansightError where the labels differ, an image is bad, or the folder cannot be written. After Ctrl-C or
     SIGTERM the image at hand is finished, and Interrupted raised; nothing is written then.
     """
     if class_map is None and dataset.labels != model.labels:
-        raise PansightError(
-            where="evaluation", expected=f"the classes of the model {model.labels}", found=dataset.labels
-        )
+        expected = f"the classes of the model {model.labels}"
+        raise PansightError(where="evaluation", expected=expected, found=dataset.labels)
+    if class_map is not None and config.loss:
+        raise PansightError(where="evaluate.loss", expected="the classes of the model", found="a class map")
     rank, world = accelerator.process_index, accelerator.num_processes
     count = min(len(dataset), config.limit) if config.limit else len(dataset)
     mine = range(rank, count, world)
@@ -103,13 +106,17 @@ def evaluate(
                 heard = _heard(stop, accelerator, number if number <= count // world else 0)
                 if heard:
                     break
+            loss = {}
+            if config.loss and loss_batch and not heard:
+                how = loss_batch, accelerator, config.precision, workers, stop
+                loss = validation_loss(model, dataset, mine, *how)
             heard = heard or max(distributed.largest([stop.number], accelerator))
             if heard:
                 raise Interrupted(f"interrupted after image {number} of {len(mine)}; nothing is written", int(heard))
             record = _interruptible_record(figures, accelerator, intervals and out is not None)
+        record |= {"loss": loss} if loss else {}
         record["seconds"] = max(distributed.largest([time.monotonic() - start], accelerator))
-        record["images_per_second"] = count / record["seconds"]
-        record |= about or {}
+        record |= {"images_per_second": count / record["seconds"], **(about or {})}
         if out is not None:
             _write(out, record, figures, accelerator)
     return record

@@ -10,6 +10,8 @@ from cyclopts import App, Parameter
 
 from pansight.errors import PansightError
 
+DEFAULT_PAGE = Path("comparison.html")
+
 
 @dataclass(frozen=True)
 class FileSettings:
@@ -65,7 +67,7 @@ def register(app: App) -> None:
 
 def compare(
     *evaluations: Path,
-    out: Path = Path("comparison.html"),
+    out: Path = DEFAULT_PAGE,
     json: Path | None = None,
     names: Annotated[list[str] | None, Parameter(negative=())] = None,
     resamples: int = 10_000,
@@ -80,7 +82,8 @@ def compare(
 ) -> int:
     """Compare evaluations, with the first and each with each: intervals, p-values, classes, images; table and page.
 
-    By PQ where all have it, else by AP of masks or boxes, else by mIoU.
+    By PQ where all have it, else by AP of masks or boxes, else by mIoU. The folder of a sweep is compared by itself,
+    and its page is written anew in it.
 
     Exit code: 0; 1 where --fail-below or --fail-worse finds fault; 2 for bad input.
 
@@ -116,7 +119,12 @@ def compare(
         Write the scores with their intervals into this folder, each as SVG and PNG.
     """
     from pansight.apps.pages import comparison
+    from pansight.apps.sweeping import compare_folder, is_sweep
 
+    if len(evaluations) == 1 and is_sweep(evaluations[0]):
+        page = None if out == DEFAULT_PAGE else out
+        compare_folder(evaluations[0], page, json, resamples, seed, overwrite)
+        return 0
     result = comparison.compare(
         evaluations, out, names, resamples, seed, fail_below, fail_worse, json, overwrite, gt, gt_dir, map, charts
     )

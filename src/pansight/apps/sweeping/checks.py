@@ -1,0 +1,71 @@
+"""Find what is wrong with any run of a sweep before the first one starts, with the checks of a training itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+
+from pansight.apps.commands import prepare, silent, training_settings
+from pansight.apps.sweeping.grid import Axis, Point, Range, Variant, short_names, variant_of, variants
+from pansight.apps.sweeping.plan import Plan
+from pansight.config import Config, override
+from pansight.engine.assemble import check_model
+from pansight.errors import PansightError
+from pansight.models import builder_options, entry
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises PansightError, headed by the variant, for the first one that could not be trained.
+
+    The settings of every variant are checked; data is opened and a network built once for each combination of the
+    settings that these depend on.
+    """
+    seen: list[tuple[Any, ...]] = []
+    chosen = _searched(plan) if plan.search else variants(plan.axes(), plan.one_at_a_time)
+    for variant in chosen:
+        try:
+            config = training_settings(plan.recipe or None, plan.settings | variant.settings)[0]
+            check_model(config.model, config.evaluate.decode)
+            train, augment = config.train, config.augment
+            what = (config.model, config.data, train.freeze, train.layer_decay, train.optimizer, augment.copy_paste > 0)
+            if what not in seen:
+                seen.append(what)
+                _build(config)
+        except PansightError as error:
+            raise error.at(variant.label) if len(chosen) > 1 else error from error
+
+
+def _searched(plan: Plan) -> list[Variant]:
+    """Variants that a search may come to: every value, and both ends of every range, one at a time."""
+    axes = [_ends(each) if isinstance(each, Range) else each for each in plan.varied]
+    names = short_names([axis.name for axis in axes])
+    firsts = [axis.points[0] for axis in axes]
+    others = ([*firsts[:n], point, *firsts[n + 1 :]] for n, axis in enumerate(axes) for point in axis.points[1:])
+    return [variant_of(names, points) for points in chain([firsts], others)]
+
+
+def _ends(each: Range) -> Axis:
+    return Axis(each.name, tuple(Point(f"{end:g}", {each.name: end}) for end in (each.low, each.high)))
+
+
+def _build(config: Config) -> None:
+    """Open the data and build the network as a training does; nothing is downloaded, counted or written for it."""
+    changes: dict[str, Any] = {"train.repeat_threshold": 0.0, "train.batch_size": max(config.train.batch_size, 0)}
+    if config.model.name != "auto":
+        if "pretrained" in builder_options(config.model.name):
+            changes["model.pretrained"] = "none"
+        changes |= {f"model.options.{key}": [] for key in _words(config.model.name, config.model.options)}
+    machine = SimpleNamespace(device=torch.device("cpu"), num_processes=1, is_main_process=False)
+    prepare(override(config, changes), Path(), cast(Accelerator, machine), False, silent)
+
+
+def _words(name: str, options: Mapping[str, Any]) -> Sequence[str]:
+    """The options that are given as a word, whose numbers are counted in the training images when a training starts."""
+    known = entry(name).options
+    return [key for key, value in options.items() if key in known and known[key].words and isinstance(value, str)]
