@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FUNCTION = "def total(values):\n    result = 0.0\n    for value in values:\n        result += value\n    return result\n"
+FUNCTION = "def total(values):\n    result = 0.0\n    for x in values:\n        result += x\n    return result\n"
 PROGRAM = """
 import resource, signal, sys
 import numpy as np
