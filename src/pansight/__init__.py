@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pansight.data.check import check
     from pansight.data.check.split import split
     from pansight.data.convert import convert
-    from pansight.engine.predict import Predictor, load
+    from pansight.engine.predict import Predictor, combine_models, load
     from pansight.errors import PansightError
     from pansight.types import (
         Batch,
@@ -46,6 +46,7 @@ __all__ = [
     "Sample",
     "Segment",
     "check",
+    "combine_models",
     "compare",
     "convert",
     "evaluate",
@@ -68,6 +69,7 @@ _HOME = {
     "export": "apps.exporting",
     "predict": "apps.photos",
     "load": "engine.predict",
+    "combine_models": "engine.predict",
     "Predictor": "engine.predict",
     "PansightError": "errors",
 }

@@ -417,7 +417,11 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         if get_origin(kind) is dict:
             if not option:
                 raise PansightError(where=key, expected=f"options as {key}.NAME", found=f"{value!r}")
+            table, _, inner = option.partition(".")
             new: Any = {**current, option: _guess(value)}
+            if inner:  # an option that is a table itself
+                outer = current.get(table)
+                new = {**current, table: {**(outer if isinstance(outer, dict) else {}), inner: _guess(value)}}
         elif option:
             raise PansightError("unknown key", where=key, hint=f"{section_name}.{name} is a single value")
         else:

@@ -44,11 +44,19 @@ def build_to_fit(
     Raises PansightError where an option is of another kind or out of bounds, or a weight is missing, left over, or of
     another shape or kind; in bounded time and memory.
     """
-    given = {key: "none" if key == "pretrained" else value for key, value in options.items()}  # weights are at hand
+    given = without_pretrained(options)  # weights are at hand
     check_settings(name, labels, given, state, source, described or source)
     model: Any = build(name, labels, **given)
     load_strictly(model, state, source)
     return model.eval()
+
+
+def without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a builder, those of its networks included, by which no backbone comes with weights of its own."""
+    return {
+        key: "none" if key == "pretrained" else without_pretrained(value) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
 
 
 def check_settings(
