@@ -27,6 +27,8 @@ from pansight.errors import Interrupted, PansightError
 
 BAD_INPUT, READER_GONE, SIGNALLED = 2, 141, 128
 """Exit codes; the number of the signal is added to the last, as in a shell."""
+INNER = ":"
+"""Stands for the last dot of ``--model.options.TABLE.NAME`` while it is parsed: the parser knows no table in a table."""
 LONGEST = 1200
 """Letters of a line of complaint."""
 
@@ -65,7 +67,8 @@ def _remember(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         for token in argument.tokens:
             value = token.value if token.implicit_value is cyclopts.UNSET else token.implicit_value
             if token.keys:
-                _given[".".join([name, *(key.replace("-", "_") for key in token.keys)])] = value
+                keys = (key.replace("-", "_").replace(INNER, ".") for key in token.keys)
+                _given[".".join([name, *keys])] = value
             else:
                 values.append(value)
         if values:
@@ -414,8 +417,18 @@ def _joined(tokens: list[str]) -> list[str]:
             is_option = "=" not in token and (
                 "options." in token or ".decode." in token or token.startswith("--option.")
             )
+            token = _with_inner_name(token)
         joined.append(token)
     return joined
+
+
+def _with_inner_name(flag: str) -> str:
+    """The flag with INNER in place of the dot before the name in an option that is a table."""
+    name, equals, value = flag.partition("=")
+    parts = name.split(".", 3)
+    if len(parts) == 4 and parts[:2] == ["--model", "options"]:
+        name = f"{'.'.join(parts[:3])}{INNER}{parts[3]}"
+    return f"{name}{equals}{value}"
 
 
 def _is_number(word: str) -> bool:

@@ -45,6 +45,7 @@ from pansight.models.contract import Entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
+from pansight.weights.fitting import without_pretrained
 
 
 class Relabelled:
@@ -336,7 +337,9 @@ def make_model(
 
 def _over(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options that weights bring, with those that are given over them; tables of options are joined."""
-    tables = {k: {**saved[k], **v} for k, v in given.items() if isinstance(v, Mapping) and isinstance(saved.get(k), Mapping)}
+    tables = {
+        k: {**saved[k], **v} for k, v in given.items() if isinstance(v, Mapping) and isinstance(saved.get(k), Mapping)
+    }
     return {**saved, **given, **tables}
 
 

@@ -42,14 +42,14 @@ def _of_one(
 ) -> list[Choice]:
     choices: list[Choice] = []
     for choose in (
-        lambda: choose_backbone(config, device),
-        lambda: choose_network(config, stats, device),
-        lambda: choose_stuff(config, labels),
-        lambda: choose_class_weights(config, labels, counted),
-        lambda: choose_rule(config, stats, device),
-        lambda: choose_counts(config, stats, rule_of(config, labels, None)),
+        lambda c: choose_backbone(c, device),
+        lambda c: choose_network(c, stats, device),
+        lambda c: choose_stuff(c, labels),
+        lambda c: choose_class_weights(c, labels, counted),
+        lambda c: choose_rule(c, stats, device),
+        lambda c: choose_counts(c, stats, rule_of(c, labels, None)),
     ):
-        for choice in choose():
+        for choice in choose(config):
             config = override(config, {choice.key: choice.value})
             choices.append(choice)
     return choices
