@@ -407,9 +407,8 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     Raises PansightError for an unknown key, listing what exists, and for a value of the wrong type.
     """
     for key, value in flatten(values).items():
-        section_name, _, rest = key.partition(".")
+        section_name, name, option = [*key.split(".", 2), "", ""][:3]
         section = _field(config, section_name, key)
-        name, _, option = rest.partition(".")
         if not name:
             raise PansightError(where=key, expected=f"settings as {key}.NAME", found=f"{value!r}")
         current = _field(section, name, key)
@@ -417,11 +416,9 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         if get_origin(kind) is dict:
             if not option:
                 raise PansightError(where=key, expected=f"options as {key}.NAME", found=f"{value!r}")
-            table, _, inner = option.partition(".")
-            new: Any = {**current, option: _guess(value)}
-            if inner:  # an option that is a table itself
-                outer = current.get(table)
-                new = {**current, table: {**(outer if isinstance(outer, dict) else {}), inner: _guess(value)}}
+            table, _, inner = option.partition(".")  # an option may be a table itself
+            outer = current.get(table) if isinstance(current.get(table), dict) else {}
+            new: Any = {**current, table: {**outer, inner: _guess(value)} if inner else _guess(value)}
         elif option:
             raise PansightError("unknown key", where=key, hint=f"{section_name}.{name} is a single value")
         else:

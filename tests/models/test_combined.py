@@ -36,7 +36,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def one(name: str, labels: LabelSpace = LABELS, **options: Any) -> tuple[Any, str, dict[str, Any]]:
     torch.manual_seed(3)
-    return build(name, labels, **SIZES[name] | options).eval(), name, SIZES[name] | options
+    model: Any = build(name, labels, **SIZES[name] | options)
+    return model.eval(), name, SIZES[name] | options
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_each_network_sees_a_photo_by_its_own_rule() -> None:
         assert torch.equal(joined.instances.scores, objects.instances.scores)
     same = combine_loaded(one("mask_rcnn"), one("pspnet", short=64, long=200), NO_THRESHOLDS).model
     assert same.further_inputs() == (same.semantic.input,)  # another filter or divisor is another input
-    assert build("combined", LABELS, **SMALL["combined"]).further_inputs() != ()
+    assert small("combined").further_inputs() != ()
 
 
 def test_views_cannot_be_averaged() -> None:
@@ -137,7 +138,8 @@ def test_classes_are_matched_by_name(caplog: pytest.LogCaptureFixture) -> None:
     expected = {"lamp": -1} | {c.name: c.id for c in whole.model.labels}
     table = torch.tensor([expected[name] for name in OTHER.names])
     assert torch.equal(joined.semantic, table[classes.semantic])
-    assert pansight.combine_models(*(pansight.Predictor(*part, device="cpu") for part in (objects, maps))).labels
+    predictors = [pansight.Predictor(*part, device="cpu") for part in (objects, maps)]
+    assert pansight.combine_models(predictors[0], predictors[1]).labels == whole.model.labels
     assert "lamp" in caplog.text
 
 
@@ -169,7 +171,7 @@ def test_it_learns_in_the_classes_of_each_network(tmp_path: Path) -> None:
     counts = whole.model.counts(batch)
     thing_pixels = sum(int((t.ids == s.id).sum()) for t in truths for s in t.segments if s.category == 0)
     of_all = sum(int((t.ids > 0).sum()) for t in truths)
-    assert 0 < thing_pixels
+    assert thing_pixels > 0
     assert int(counts["semantic_pixels"]) == of_all - thing_pixels  # triangle is none of its classes
     save_model(tmp_path / "saved", whole.model, whole.name, whole.options)
     model, name, options = load_model(tmp_path / "saved")
@@ -229,7 +231,7 @@ def test_models_of_several_tasks_may_be_either(tmp_path: Path) -> None:
     options = {"instances": "mask2former", "instances_options": SMALL["mask2former"]}
     options |= {"semantic": "mask2former", "semantic_options": SMALL["mask2former"]}
     assert check_options("combined", options)
-    model = build("combined", LABELS, **options, score_threshold=0.0, min_stuff_area=0)
+    model: Any = build("combined", LABELS, **options, score_threshold=0.0, min_stuff_area=0)
     batch = shapes_batch()
     with torch.inference_mode():
         found = model.eval().decode(model(batch.images, batch.valid), batch.sizes)

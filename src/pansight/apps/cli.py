@@ -28,7 +28,7 @@ from pansight.errors import Interrupted, PansightError
 BAD_INPUT, READER_GONE, SIGNALLED = 2, 141, 128
 """Exit codes; the number of the signal is added to the last, as in a shell."""
 INNER = ":"
-"""Stands for the last dot of ``--model.options.TABLE.NAME`` while it is parsed: the parser knows no table in a table."""
+"""Stands for the last dot of ``--model.options.TABLE.NAME`` while that is parsed: the parser knows no inner tables."""
 LONGEST = 1200
 """Letters of a line of complaint."""
 

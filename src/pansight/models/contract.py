@@ -22,7 +22,11 @@ class Model(Protocol):
     """What the engine asks of a network, which is an ``nn.Module`` besides. Nothing inherits from this type."""
 
     labels: LabelSpace
-    input: Input  # how a photo becomes what the network sees: size, filter, padding, mean, deviation, channel order
+
+    @property
+    def input(self) -> Input:
+        """How a photo becomes what the network sees: size, filter, padding, mean, deviation, channel order."""
+        ...
 
     def set_progress(self, share: float) -> None:
         """Called before every step of training with the share of the run that is over, 0 … 1.

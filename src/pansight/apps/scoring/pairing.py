@@ -188,7 +188,8 @@ def pair_images(objects: ObjectPredictions, semantic: SemanticPredictions, wante
             left_out.append(PansightError(where=missing[0], expected=f"a prediction of image {name}", found="none"))
         else:
             pairs.append(Pair(image, own))
-    if not pairs:
+    strangers = bool(with_rows) and with_rows.isdisjoint(pair.own_id for pair in pairs)
+    if not pairs or (strangers and objects.images is None):
         names = [_some(each) for each in ([i.file_name or i.id for i in images], _named(objects))]
         expected = f"images of both, such as {names[0]}"
         raise PansightError(where=objects.path, expected=expected, found=names[1] or "no image")

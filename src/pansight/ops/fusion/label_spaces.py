@@ -55,8 +55,8 @@ def joined_labels(instances: LabelSpace, semantic: LabelSpace) -> JoinedLabels:
         notes.append(f"stuff that only the instance side knows, which is never found: {_some(lost_stuff)}")
     if not semantic.stuff:
         notes.append("the semantic side has no stuff: what no object covers stays void")
-    columns = (tuple(place.get(c.name, MISSING) for c in each) for each in (instances, semantic))
-    return JoinedLabels(labels, *columns, tuple(notes))
+    columns = [tuple(place.get(c.name, MISSING) for c in each) for each in (instances, semantic)]
+    return JoinedLabels(labels, columns[0], columns[1], tuple(notes))
 
 
 def _things_then_stuff(instances: LabelSpace, semantic: LabelSpace) -> LabelSpace:
