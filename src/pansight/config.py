@@ -432,8 +432,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        # options that are tables themselves (depth 3) stay whole
-        if isinstance(value, Mapping) and name.count(".") < 2:
+        if isinstance(value, Mapping) and name.count(".") < 2:  # options that are tables themselves stay whole
             flat.update(flatten(value, name + "."))
         else:
             flat[name] = value

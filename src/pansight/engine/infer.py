@@ -112,8 +112,9 @@ def infer(model: Any, images: Iterable[Tensor], settings: Inference) -> Iterator
 
 def views_maker(model: Any, settings: Inference) -> partial[Views]:
     """`views_of` for this model, without the model: what the workers of `data.loader.evaluation_loader` call."""
+    rule = model.input.resize
     further = tuple(each.resize for each in model.further_inputs()) if isinstance(model, SeveralInputs) else ()
-    return partial(views_of, rule=model.input.resize, scales=settings.scales, flip=settings.flip, further=further)
+    return partial(views_of, rule=rule, scales=settings.scales, flip=settings.flip, further=further)
 
 
 def views_of(

@@ -20,7 +20,7 @@ def machine_rows(record: Mapping[str, Any], stuff_alone: Mapping[str, Any] | Non
     does not exist or is not known. stuff_alone: the figures (pq, n) of stuff before the merge.
     """
     iou = [c["iou"] for c in record["semantic"]["per_class"].values() if not c["isthing"] and c["iou"] is not None]
-    objects = record["instances"].get("mask") or record["instances"].get("box") or {}
+    objects: Mapping[str, Any] = record["instances"].get("mask") or record["instances"].get("box") or {}
     things = record["Things"]["pq"] if record["Things"]["n"] else None
     return {
         "separate": {

@@ -72,8 +72,16 @@ def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
-MACHINE = {"pq": "PQ", "pq_things": "things", "pq_stuff": "stuff", "miou": "mIoU", "iou_stuff": "stuff", "ap": "AP"}
-MACHINE |= {"ap50": "AP50"}
+MACHINE = {
+    "pq": "PQ",
+    "pq_things": "things",
+    "pq_stuff": "stuff",
+    "miou": "mIoU",
+    "iou_stuff": "stuff",
+    "ap": "AP",
+    "ap50": "AP50",
+}
+"""The columns of `machine_table`: PQ of all, things and stuff; IoU of all classes and of stuff; AP."""
 
 
 def machine_table(rows: dict[str, dict[str, Any]]) -> list[str]:
