@@ -436,6 +436,11 @@ def test_an_image_without_objects_gets_stuff_alone(plain: dict[str, Any], tmp_pa
     assert [c for c, _ in written(tmp_path / "out", 1)] == [92, 95]
 
 
+def test_a_threshold_that_takes_all_stuff_is_told(plain: dict[str, Any], tmp_path: Path) -> None:
+    found = combine_files(Inputs(**plain), tmp_path / "out")
+    assert "no image keeps any stuff: none of it has 4096 pixels (--min-stuff-area)" in found.notes
+
+
 def test_an_image_that_a_listing_lacks_is_left_out(tmp_path: Path) -> None:
     files = of_predict(tmp_path)
     content = json.loads((tmp_path / "a" / "instances.json").read_text())

@@ -216,7 +216,7 @@ def evaluate(
 
 @app.command(
     help_epilogue="Examples: pansight predict runs/demo photos/ --out found; "
-    "pansight predict runs/mask_rcnn photos/ --task instance --threshold 0.7"
+    "pansight predict runs/mask_rcnn photos/ --task instance --threshold 0.7; pansight predict runs/demo drive.mp4"
 )
 def predict(
     weights: str,
@@ -231,15 +231,17 @@ def predict(
     opacity: float = 0.5,
     names: bool = True,
     background: bool = False,
+    every: int = 1,
+    fps: float | None = None,
 ) -> int:
-    """Predict photos: overlays, COCO panoptic PNG and JSON, and a table. Ends with code 1 where a photo is unreadable.
+    """Predict photos and videos: overlays, COCO panoptic PNG and JSON, and a table. Code 1 where one is unreadable.
 
     Parameters
     ----------
     weights
         A run folder, a saved model, a hub id or a checkpoint file.
     images
-        Image files, folders with their sub-folders, and patterns.
+        Image files, folders with their sub-folders, and patterns; video files.
     out
         Where the results go.
     overwrite
@@ -258,13 +260,17 @@ def predict(
         Write class names and scores into the overlays.
     background
         Paint stuff of the name background, too.
+    every
+        Of a video, predict the first frame and every so many-th after it.
+    fps
+        Take the images for the frames of a video, so many a second, and write an overlay video of them.
     """
     from pansight.apps import photos
 
     given = {"task": task, "score_threshold": threshold}
     options = {name: value for name, value in given.items() if value is not None}
     drawing = photos.Drawing(score, opacity, names, background)
-    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive)
+    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive, every, fps)
     print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
     return 1 if results.failed else 0

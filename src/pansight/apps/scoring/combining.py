@@ -125,7 +125,7 @@ def combine_files(
         failed = job.run(paired.pairs, writer, strict)
     left_out += failed
     left_out += [job.unlisted_numbers()] if job.unlisted else []
-    notes = [*classes.notes, *paired.notes]
+    notes = [*classes.notes, *paired.notes, *job.notes()]
     record = None
     if job.figures is not None and truth is not None:
         record = job.figures.record() | {"about": _about(inputs, merge)}
@@ -191,6 +191,7 @@ class _Job:
         self.objects, self.semantic, self.classes, self.merge, self.truth = objects, semantic, classes, merge, truth
         self.figures = None if truth is None else MachineFigures(classes.labels)
         self.unlisted: Counter[int] = Counter()  # numbers of pixels that stand for no class → images
+        self.with_stuff = self.without_stuff = 0  # images whose stuff is kept in part, or dropped altogether
 
     def run(self, pairs: list[Pair], writer: PanopticWriter, strict: bool) -> list[PansightError]:
         """Combine, write and measure each image; the errors of those that are left out.
@@ -228,6 +229,13 @@ class _Job:
             where=self.semantic.path, expected="numbers of listed classes", found=numbers, code="unlisted_category"
         )
 
+    def notes(self) -> list[str]:
+        """A line where the threshold takes all stuff of all images, as that of large photos does with small ones."""
+        if self.with_stuff or not self.without_stuff:
+            return []
+        area = self.merge.min_stuff_area
+        return [f"no image keeps any stuff: none of it has {area} pixels (--min-stuff-area)"]
+
     def _predict(self, pair: Pair) -> tuple[Prediction, PanopticSegmentation]:
         """(everything that is known of an image, the stuff of its semantic map alone)."""
         size, masks = self.semantic.read(pair.image)
@@ -255,6 +263,9 @@ class _Job:
             self.classes.labels,
             min_stuff_area=self.merge.min_stuff_area,
         )
+        if any(not self.classes.labels[category].is_thing for category in categories):
+            self.with_stuff += bool(alone.segments)
+            self.without_stuff += not alone.segments
         return Prediction(panoptic, semantic, instances), alone
 
     def _size(self, pair: Pair, found: tuple[int, int] | None, rows: list[Row]) -> tuple[int, int]:
