@@ -608,7 +608,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(data, tmp_path):
 @pytest.mark.slow
 def test_shipped_recipes_build_their_models():
     found = recipes()
-    assert len(found) == 33, list(found)
+    assert {"shapes/panoptic_fpn", "custom/detr_step2", "nuclei/mask_rcnn", "camvid/fcn"} <= set(found)
     for name, path in found.items():
         head = path.read_text().split("\n[")[0]
         assert all(f"# {word}" in head for word in ("command", "hardware", "time", "measured")), name

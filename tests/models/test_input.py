@@ -129,7 +129,7 @@ def test_torchvisions_detectors(limits: tuple[int, int], photos: dict[str, Path]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.produces != ("semantic",)])
 def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
     with torch.device("meta"):
         given = build(name, LABELS).input
