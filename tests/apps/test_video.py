@@ -131,6 +131,13 @@ def test_photos_and_videos_together(predictor: Path, tmp_path: Path) -> None:
     assert [row["id"] for row in content["images"]] == [1, 2, 3]
 
 
+def test_videos_in_folders_are_counted(predictor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hours of them may lie beside photos."""
+    write_video(tmp_path / "in" / "a.avi", count=2)
+    run("predict", predictor, tmp_path / "in", "--out", tmp_path / "out", code=2)
+    assert "found none (1 .avi (a video is predicted where it is given by its name))" in capsys.readouterr().err
+
+
 def test_things_keep_the_colour_of_their_class() -> None:
     """Nothing follows an object from frame to frame, so colours of their own would jump."""
     import torch

@@ -334,3 +334,14 @@ def test_two_runs_become_one_by_the_command(tmp_path: Path, capsys: pytest.Captu
     assert "--gt: expected predictions, found two models" in capsys.readouterr().err
     run(*words[:3], "--semantic", tmp_path / "x.json", "--out", tmp_path / "d", code=2)
     assert "expected two models, or predictions of two" in capsys.readouterr().err
+
+
+def test_networks_of_more_than_a_thousand_classes(tmp_path: Path) -> None:
+    """As many as LVIS has; what is saved can be loaded."""
+    many = LabelSpace.from_names([f"thing {n}" for n in range(1203)], ["ground"])
+    few = LabelSpace.from_names([], ["ground", "sky"])
+    whole = combine_loaded(one("mask_rcnn", many, box_features=4), one("pspnet", few), NO_THRESHOLDS)
+    save_model(tmp_path / "saved", whole.model, whole.name, whole.options)
+    model, _, _ = load_model(tmp_path / "saved")
+    assert len(model.labels) == 1205
+    assert model.labels == whole.model.labels

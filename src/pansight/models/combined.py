@@ -154,10 +154,10 @@ class Combined(nn.Module):
         self.semantic.set_progress(share)
 
 
-def _decoded(model: Any, outputs: Any, sizes: Sequence[tuple[int, int]], task: str) -> list[Prediction]:
+def _decoded(network: Any, outputs: Any, sizes: Sequence[tuple[int, int]], task: str) -> list[Prediction]:
     """The predictions of a network, which is told its task where it can do several."""
-    has_tasks = "task" in inspect.signature(model.decode).parameters
-    return model.decode(outputs, sizes, **({"task": task} if has_tasks else {}))
+    has_tasks = "task" in inspect.signature(network.decode).parameters
+    return network.decode(outputs, sizes, **({"task": task} if has_tasks else {}))
 
 
 def _in_classes(found: Instances, classes: Sequence[int]) -> Instances:

@@ -22,7 +22,7 @@ from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights.keys import MISFITS, check_fit, load_strictly
 
-LARGEST, LONGEST, MOST = 10**6, 200, 1000
+LARGEST, LONGEST, MOST = 10**6, 200, 10_000
 """Of the settings of a model: the largest number, letters of a text, values of a list or table."""
 
 PARAMETERS_FREE, PARAMETERS_RATIO = 5000, 4
