@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from pansight.apps.pages.comparison import compare
     from pansight.apps.photos import predict
     from pansight.apps.scoring import evaluate_files
+    from pansight.apps.scoring.combining import combine_files
     from pansight.data.check import check
     from pansight.data.check.split import split
     from pansight.data.convert import convert
-    from pansight.engine.predict import Predictor, load
+    from pansight.engine.predict import Predictor, combine_models, load
     from pansight.errors import PansightError
     from pansight.types import (
         Batch,
@@ -46,6 +47,8 @@ __all__ = [
     "Sample",
     "Segment",
     "check",
+    "combine_files",
+    "combine_models",
     "compare",
     "convert",
     "evaluate",
@@ -68,6 +71,8 @@ _HOME = {
     "export": "apps.exporting",
     "predict": "apps.photos",
     "load": "engine.predict",
+    "combine_files": "apps.scoring.combining",
+    "combine_models": "engine.predict",
     "Predictor": "engine.predict",
     "PansightError": "errors",
 }

@@ -403,9 +403,8 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     Raises PansightError for an unknown key, listing what exists, and for a value of the wrong type.
     """
     for key, value in flatten(values).items():
-        section_name, _, rest = key.partition(".")
+        section_name, name, option = [*key.split(".", 2), "", ""][:3]
         section = _field(config, section_name, key)
-        name, _, option = rest.partition(".")
         if not name:
             raise PansightError(where=key, expected=f"settings as {key}.NAME", found=f"{value!r}")
         current = _field(section, name, key)
@@ -413,7 +412,9 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         if get_origin(kind) is dict:
             if not option:
                 raise PansightError(where=key, expected=f"options as {key}.NAME", found=f"{value!r}")
-            new: Any = {**current, option: _guess(value)}
+            table, _, inner = option.partition(".")  # an option may be a table itself
+            outer = current.get(table) if isinstance(current.get(table), dict) else {}
+            new: Any = {**current, table: {**outer, inner: _guess(value)} if inner else _guess(value)}
         elif option:
             raise PansightError("unknown key", where=key, hint=f"{section_name}.{name} is a single value")
         else:
@@ -427,8 +428,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        # options that are tables themselves (depth 3) stay whole
-        if isinstance(value, Mapping) and name.count(".") < 2:
+        if isinstance(value, Mapping) and name.count(".") < 2:  # options that are tables themselves stay whole
             flat.update(flatten(value, name + "."))
         else:
             flat[name] = value

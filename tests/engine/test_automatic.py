@@ -23,7 +23,7 @@ from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample, 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-GENERAL = [name for name, entry in models.MODELS.items() if not entry.variant_of]
+GENERAL = [name for name, entry in models.MODELS.items() if not entry.variant_of and not entry.networks]
 RULE = ("short", "long", "size")
 
 

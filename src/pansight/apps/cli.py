@@ -22,14 +22,13 @@ from cyclopts import App, Parameter
 from pansight.apps.commandline import data as data_commands
 from pansight.apps.commandline import scores, sweeps
 from pansight.apps.commandline.scores import FileSettings
-from pansight.apps.commandline.settings import EvaluateSettings, Settings, given_settings, remember
+from pansight.apps.commandline.settings import INNER, EvaluateSettings, Settings, given_settings, remember
 from pansight.errors import Interrupted, PansightError
 
 BAD_INPUT, READER_GONE, SIGNALLED = 2, 141, 128
 """Exit codes; the number of the signal is added to the last, as in a shell."""
 LONGEST = 1200
 """Letters of a line of complaint."""
-
 
 app = App(
     "pansight",
@@ -169,7 +168,7 @@ def evaluate(
 
 @app.command(
     help_epilogue="Examples: pansight predict runs/demo photos/ --out found; "
-    "pansight predict runs/mask_rcnn photos/ --task instance --threshold 0.7"
+    "pansight predict runs/mask_rcnn photos/ --task instance --threshold 0.7; pansight predict runs/demo drive.mp4"
 )
 def predict(
     weights: str,
@@ -184,15 +183,17 @@ def predict(
     opacity: float = 0.5,
     names: bool = True,
     background: bool = False,
+    every: int = 1,
+    fps: float | None = None,
 ) -> int:
-    """Predict photos: overlays, COCO panoptic PNG and JSON, and a table. Ends with code 1 where a photo is unreadable.
+    """Predict photos and videos: overlays, COCO panoptic PNG and JSON, and a table. Code 1 where one is unreadable.
 
     Parameters
     ----------
     weights
         A run folder, a saved model, a hub id or a checkpoint file.
     images
-        Image files, folders with their sub-folders, and patterns.
+        Image files, folders with their sub-folders, and patterns; video files.
     out
         Where the results go.
     overwrite
@@ -211,13 +212,17 @@ def predict(
         Write class names and scores into the overlays.
     background
         Paint stuff of the name background, too.
+    every
+        Of a video, predict the first frame and every so many-th after it.
+    fps
+        Take the images for the frames of a video, so many a second, and write an overlay video of them.
     """
     from pansight.apps import photos
 
     given = {"task": task, "score_threshold": threshold}
     options = {name: value for name, value in given.items() if value is not None}
     drawing = photos.Drawing(score, opacity, names, background)
-    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive)
+    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive, every, fps)
     print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
     return 1 if results.failed else 0
@@ -371,8 +376,18 @@ def _joined(tokens: list[str]) -> list[str]:
             is_option = "=" not in token and (
                 "options." in token or ".decode." in token or token.startswith("--option.")
             )
+            token = _with_inner_name(token)
         joined.append(token)
     return joined
+
+
+def _with_inner_name(flag: str) -> str:
+    """The flag with INNER in place of the dot before the name in an option that is a table."""
+    name, equals, value = flag.partition("=")
+    parts = name.split(".", 3)
+    if len(parts) == 4 and parts[:2] == ["--model", "options"]:
+        name = f"{'.'.join(parts[:3])}{INNER}{parts[3]}"
+    return f"{name}{equals}{value}"
 
 
 def _is_number(word: str) -> bool:

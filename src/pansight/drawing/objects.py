@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pansight.drawing.pixels import Color, Picture, font, picture_of, tensor_of
-from pansight.drawing.segments import overlay, segment_colors
+from pansight.drawing.segments import class_colors, overlay, segment_colors
 from pansight.ops.maps.regions import surer_than
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Segment
 
@@ -28,8 +28,11 @@ def draw_objects(
     *,
     opacity: float = 0.5,
     names: bool = True,
+    by_class: bool = False,
 ) -> Tensor:
     """Masks, boxes, names and scores over uint8 (3, H, W); objects under `score` are left out.
+
+    by_class: objects of one class have one colour, instead of one each.
 
     Of overlapping masks the smaller is in front. Each object has one colour for mask, box and plate. A plate lies
     inside the picture, at a corner of its box where no plate of a surer object lies; where all corners are taken, or
@@ -39,7 +42,7 @@ def draw_objects(
     size = (image.shape[1], image.shape[2])
     instances = surer_than(instances, score)
     segments = [Segment(n + 1, category) for n, category in enumerate(instances.labels.tolist())]
-    colors = segment_colors(segments, labels)
+    colors = class_colors(segments, labels) if by_class else segment_colors(segments, labels)
     if instances.masks is not None:
         regions = _regions(instances.masks, segments)
         image = overlay(image, regions, labels, opacity=opacity, names=False, colors=colors)

@@ -52,6 +52,11 @@ def segment_colors(
     return colors
 
 
+def class_colors(segments: Sequence[Segment], labels: LabelSpace) -> dict[int, Color]:
+    """Segment id → the colour of its category, for things, too: what stays the same from frame to frame of a video."""
+    return {segment.id: labels[segment.category].color for segment in segments}
+
+
 def overlay(
     image: Tensor,
     segmentation: PanopticSegmentation,

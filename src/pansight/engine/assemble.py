@@ -32,11 +32,20 @@ from pansight.data.transforms import (
     resize_sample,
 )
 from pansight.errors import PansightError, choice_error, shown
-from pansight.models import build, builder_options, check_decode, check_options, entry
+from pansight.models import (
+    build,
+    builder_options,
+    check_decode,
+    check_options,
+    entry,
+    networks_of,
+    settled_entry,
+)
 from pansight.models.contract import Entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
+from pansight.weights.fitting import without_pretrained
 
 
 class Relabelled:
@@ -302,26 +311,47 @@ def make_model(
     """
     name, options = config.name, model_options(config)
     if not config.weights:
-        return build(name, labels, **options), name, options, _never_taught(entry(name), labels, labels.names, freeze)
+        untaught = _never_taught(settled_entry(name, options), labels, labels.names, freeze)
+        return build(name, labels, **options), name, options, untaught
     loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
         raise PansightError(where=config.weights, expected=f"weights of {name}", found=f"{found} (--model {found})")
     known, declared = builder_options(name), entry(name).options
     # what was counted for other classes says nothing of these
     counted = {key for key in saved if key in declared and declared[key].words and loaded.labels != labels}
-    options = {**{key: value for key, value in saved.items() if key in known and key not in counted}, **options}
+    if loaded.labels != labels:
+        counted |= {f"{network}_classes" for network in entry(name).networks}
+    options = _over({key: value for key, value in saved.items() if key in known and key not in counted}, options)
     if "pretrained" in known:
-        options["pretrained"] = "none"  # the weights bring their own backbone: nothing needs to be downloaded first
+        options["pretrained"] = "none"
+    options = without_pretrained(options)  # the weights bring their own backbones: nothing needs to be downloaded first
     model: Any = build(name, labels, **options)
-    report = transfer(model, loaded.state_dict(), loaded.labels, labels, entry(name), entry(found))
-    own = model.input.resize
-    model.input = copy.deepcopy(loaded.input)
-    if any(key in config.options for key, option in entry(name).options.items() if option.resizes):
-        model.input.resize = own
+    entries = settled_entry(name, options), settled_entry(found, saved)
+    report = transfer(model, loaded.state_dict(), loaded.labels, labels, *entries)
+    _take_inputs(model, loaded, name, options, config.options)
     missing = set(report.classes_new)
     if entry(found).stuff and not saved.get(entry(found).stuff, False):
         missing |= {category.name for category in loaded.labels.stuff}
-    return model, name, options, str(report).splitlines() + _never_taught(entry(name), labels, missing, freeze)
+    return model, name, options, str(report).splitlines() + _never_taught(entries[0], labels, missing, freeze)
+
+
+def _over(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that weights bring, with those that are given over them; tables of options are joined."""
+    tables = {
+        k: {**saved[k], **v} for k, v in given.items() if isinstance(v, Mapping) and isinstance(saved.get(k), Mapping)
+    }
+    return {**saved, **given, **tables}
+
+
+def _take_inputs(model: Any, loaded: Any, name: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Give each network of `model` the input of the weights; its size is its own where an option of it is `given`."""
+    for network, each in networks_of(model, name).items():
+        own = each.input.resize
+        each.input = copy.deepcopy((getattr(loaded, network) if network else loaded).input)
+        declared = entry({**builder_options(name), **options}[network] if network else name).options
+        stated = given.get(f"{network}_options", {}) if network else given
+        if any(key in stated for key, option in declared.items() if option.resizes):
+            each.input.resize = own
 
 
 def _never_taught(model: Entry, labels: LabelSpace, missing: Collection[str], freeze: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ from pansight.data.transforms import resize_image
 from pansight.engine import distributed
 from pansight.errors import PansightError, choice_error
 from pansight.models.options import DECODE_OPTIONS
+from pansight.nn.input import Input
 from pansight.ops.fusion.components import predicted_components
 from pansight.ops.resize import ResizeRule
 from pansight.ops.semantic.windows import window_places
@@ -44,6 +45,15 @@ class ClassScorer(Protocol):
 
     def class_scores(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Float (C, H, W) of each image, C classes of the label space, at the given sizes; means make sense of them."""
+        ...
+
+
+@runtime_checkable
+class SeveralInputs(Protocol):
+    """A model of several networks that do not all look at a photo in the same way."""
+
+    def further_inputs(self) -> Sequence[Input]:
+        """Beside `input`: the photo is given to `forward` once more for each of these, as (images, valid)."""
         ...
 
 
@@ -118,11 +128,23 @@ def infer(model: Any, images: Iterable[Tensor], settings: Inference) -> Iterator
 
 def views_maker(model: Any, settings: Inference) -> partial[Views]:
     """`views_of` for this model, without the model: what the workers of `data.loader.evaluation_loader` call."""
-    return partial(views_of, rule=model.input.resize, scales=settings.scales, flip=settings.flip)
+    rule = model.input.resize
+    further = tuple(each.resize for each in model.further_inputs()) if isinstance(model, SeveralInputs) else ()
+    return partial(views_of, rule=rule, scales=settings.scales, flip=settings.flip, further=further)
 
 
-def views_of(images: Sequence[Tensor], rule: ResizeRule, scales: Sequence[float] = (1.0,), flip: bool = False) -> Views:
-    """Photos, uint8 (3, H, W) each, as a network takes them: by its rule times each scale, with `flip` mirrored too."""
+def views_of(
+    images: Sequence[Tensor],
+    rule: ResizeRule,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    further: Sequence[ResizeRule] = (),
+) -> Views:
+    """Photos, uint8 (3, H, W) each, as a network takes them: by its rule times each scale, with `flip` mirrored too.
+
+    further: the rules of the other networks of a model (`SeveralInputs`), which no scale or mirror goes with; their
+    views follow those of the first.
+    """
     views: list[View] = []
     for scale in scales:
         resized: list[Tensor] = []
@@ -132,7 +154,7 @@ def views_of(images: Sequence[Tensor], rule: ResizeRule, scales: Sequence[float]
         views.append(View(*pad_images(resized, rule.divisor)))
         if flip:  # before padding, which stays right and bottom
             views.append(View(*pad_images([image.flip(2) for image in resized], rule.divisor), mirrored=True))
-    return tuple(views)
+    return tuple(views) + tuple(view for each in further for view in views_of(images, each))
 
 
 def predict_views(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
@@ -140,15 +162,19 @@ def predict_views(model: Any, views: Views, sizes: Sequence[tuple[int, int]], se
     with torch.inference_mode():
         if settings.averages:
             return _average(model, views, sizes, settings)
-        predictions = model.decode(_outputs(model, views[0], settings), sizes, **settings.decode_options)
+        outputs = _outputs(model, views[0], settings, views[1:])
+        predictions = model.decode(outputs, sizes, **settings.decode_options)
         return [distributed.to_cpu(prediction) for prediction in predictions]
 
 
-def _outputs(model: Any, view: View, settings: Inference) -> Any:
-    images = view.images.to(settings.device, non_blocking=True)
-    valid = view.valid.to(settings.device, non_blocking=True)
+def _outputs(model: Any, view: View, settings: Inference, further: Sequence[View] = ()) -> Any:
+    """further: the views of the other networks of a model of several."""
+    pairs = [
+        tuple(tensor.to(settings.device, non_blocking=True) for tensor in (each.images, each.valid))
+        for each in (view, *further)
+    ]
     with distributed.autocast(settings.precision, settings.device):
-        return model(images, valid)
+        return model(*pairs[0], pairs[1:]) if further else model(*pairs[0])
 
 
 def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:

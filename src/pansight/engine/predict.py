@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pansight.engine.infer import Inference, check_decode_options, infer, prepar
 from pansight.errors import PansightError
 from pansight.types import LabelSpace, Prediction
 from pansight.weights import load_model, save_model
+from pansight.weights.combined import combine_loaded
 
 Photo = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 """A path, uint8 RGB as array (H, W, 3) or tensor (3, H, W), or a PIL image."""
@@ -120,6 +122,34 @@ def load(path: str | Path, device: str | torch.device | None = None, precision: 
     Raises PansightError, naming the file, where it is none of them or its tensors do not fit.
     """
     return Predictor(*load_model(path), device=device, precision=precision)
+
+
+def combine_models(
+    instances: str | Path | Predictor,
+    semantic: str | Path | Predictor,
+    score_threshold: float = 0.5,
+    max_overlap: float = 0.5,
+    min_stuff_area: int = 4096,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+) -> Predictor:
+    """An instance model and a semantic one as one model of panoptic maps; its `save` writes what `load` reads.
+
+    instances, semantic: what `load` takes, or gives. Thresholds of the merge (docs/combining.md): objects below
+    score_threshold are dropped, as are those of which better ones cover more than max_overlap, and stuff of fewer
+    pixels than min_stuff_area at the size of the photo. Lines on classes that only one of the two knows are logged by
+    the logger "pansight".
+    Raises PansightError as `weights.combined.combine_loaded` and `load` do.
+    """
+    thresholds = {"score_threshold": score_threshold, "max_overlap": max_overlap, "min_stuff_area": min_stuff_area}
+    loaded = [
+        (each.model, each.name, each.options) if isinstance(each, Predictor) else load_model(each)
+        for each in (instances, semantic)
+    ]
+    whole = combine_loaded(loaded[0], loaded[1], thresholds)
+    for note in whole.notes:
+        logging.getLogger("pansight").warning("combined   %s", note)
+    return Predictor(whole.model, whole.name, whole.options, device, precision)
 
 
 def read_photo(image: Photo) -> NDArray[np.uint8]:

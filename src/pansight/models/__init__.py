@@ -6,15 +6,17 @@ A model file is imported here and nowhere else; everyone else asks `MODELS` and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_type_hints
 
 from pansight.errors import PansightError, choice_error
-from pansight.models import detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
-from pansight.models.contract import Entry, Model
+from pansight.models import combined, detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
+from pansight.models.contract import ClassRows, Entry, Model
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
 from pansight.models.semantic import deeplab, fcn, pspnet, segnet, unet
+from pansight.ops.fusion.label_spaces import labels_of_network
 from pansight.types import LabelSpace
 
 MODELS: dict[str, Entry] = {
@@ -30,6 +32,7 @@ MODELS: dict[str, Entry] = {
     **unet.ENTRIES,
     **pspnet.ENTRIES,
     **deeplab.ENTRIES,
+    **combined.ENTRIES,
 }
 """name → what its file declares of it; see ``contract.Entry``."""
 
@@ -50,13 +53,41 @@ def build(name: str, labels: LabelSpace, **options: Any) -> Model:
     options = check_options(name, options)
     if chosen.needs_things and not labels.things:
         raise PansightError(where=f"model {name}", expected="at least one thing among the classes", found="stuff only")
-    return chosen.build(labels, **options)
+    means = {"build": build} if chosen.networks else {}
+    return chosen.build(labels, **means, **options)
 
 
 def builder_options(name: str) -> dict[str, Any]:
     """Option → default value of a builder. Raises PansightError for an unknown model."""
     parameters = list(inspect.signature(entry(name).build).parameters.values())[1:]  # labels come first
-    return {p.name: p.default for p in parameters}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}  # without `build`
+
+
+def networks_of(model: Any, name: str) -> dict[str, Any]:
+    """The networks that `model`, an instance of the model `name`, consists of, each with an `input` of its own.
+
+    By the names of ``Entry.networks``; under "" the model itself where it is a single network.
+    """
+    return {network: getattr(model, network) for network in entry(name).networks} or {"": model}
+
+
+def settled_entry(name: str, options: Mapping[str, Any]) -> Entry:
+    """The entry as these options of the builder make it: of networks put together, with the class rows of each.
+
+    Raises PansightError for an unknown model.
+    """
+    chosen, rows = entry(name), dict[str, ClassRows]()
+    complete = builder_options(name) | dict(options)
+    for network in chosen.networks:
+        inner = settled_entry(complete[network], complete[f"{network}_options"] or {})
+        classes = complete[f"{network}_classes"]
+        for module, of_network in inner.class_rows.items():
+            rows[f"{network}.{module}"] = partial(_rows_of_network, of_network, classes, network == "semantic")
+    return replace(chosen, class_rows={**chosen.class_rows, **rows})
+
+
+def _rows_of_network(rows: ClassRows, classes: Sequence[int], things: bool, labels: LabelSpace) -> Sequence[str]:
+    return rows(labels_of_network(labels, classes, things))
 
 
 def decode_options(name: str) -> dict[str, Option]:
@@ -100,6 +131,37 @@ def check_options(name: str, options: Mapping[str, Any], complete: bool = True) 
         key: declared[key].settled(value, f"{key} of model {name}") if key in declared else value
         for key, value in options.items()
     }
+    for network in entry(name).networks:
+        settled |= _settled_network(name, network, settled, known if complete else {})
     if complete:
         check_together(known | settled, {key: declared[key] for key in known if key in declared}, name)
     return settled
+
+
+def _settled_network(name: str, network: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `given` that say what the network `network` of the model `name` is, as they are passed on.
+
+    defaults: of the builder, {} where weights that are read later have options of their own.
+    """
+    values = {**defaults, **given}
+    if network not in values:
+        return {}
+    model, needed = values[network], NEEDED[network]
+    suited = [each for each, its in MODELS.items() if needed <= {*its.produces} and not its.networks]
+    if model not in suited:
+        if model in MODELS:
+            expected, found = f"a model of {' and '.join(sorted(needed))}", f"{model}, which is none"
+            raise PansightError(where=f"{network} of model {name}", expected=expected, found=found)
+        raise choice_error(
+            f"{network} of model {name}:", f"{model:.80}", [each for each in suited if not MODELS[each].variant_of]
+        )
+    key = f"{network}_options"
+    try:
+        options = check_options(model, values.get(key) or {}, complete=bool(defaults))
+    except PansightError as error:
+        raise error.at(f"{key} of model {name}") from error
+    return {key: options} if given.get(key) is not None else {}
+
+
+NEEDED = {"instances": {"panoptic", "instances"}, "semantic": {"semantic"}}
+"""What a network must produce to be used for this; objects of a model with panoptic maps have masks."""

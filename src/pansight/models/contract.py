@@ -22,7 +22,11 @@ class Model(Protocol):
     """What the engine asks of a network, which is an ``nn.Module`` besides. Nothing inherits from this type."""
 
     labels: LabelSpace
-    input: Input  # how a photo becomes what the network sees: size, filter, padding, mean, deviation, channel order
+
+    @property
+    def input(self) -> Input:
+        """How a photo becomes what the network sees: size, filter, padding, mean, deviation, channel order."""
+        ...
 
     def set_progress(self, share: float) -> None:
         """Called before every step of training with the share of the run that is over, 0 … 1.
@@ -76,8 +80,8 @@ class TrainingDefaults:
 class RateGroups:
     """Which parameters have a learning rate of their own, and which never decay, by their names."""
 
-    backbone: str = "backbone."
-    """Names that begin so learn at ``train.backbone_lr_factor`` times the rate."""
+    backbone: str | tuple[str, ...] = "backbone."
+    """Names that begin so (with one of several) learn at ``train.backbone_lr_factor`` times the rate."""
     block: str = ""
     """A pattern for names of the backbone, its group the number of a block from below: each of these learns at
     ``train.layer_decay`` times the rate of the one above. "": the backbone has no such blocks."""
@@ -177,6 +181,10 @@ class Entry:
     """Of the weights that its authors published, as ``weights.licences.LICENCES`` names it."""
     tiny: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Options that make a network of a moment, for the tests of the contract."""
+    networks: tuple[str, ...] = ()
+    """Options that name other models, which this one is put together of. Of each of them, say NAME: the model is the
+    module NAME; NAME_options is the option that holds its options, NAME_classes the one that says which class of this
+    model each of its own is (see ``combined.py``). The builder then takes `build` besides, by which it makes them."""
     variant_of: str = ""
     """The name of the general entry that this one is with every size fixed: it is tested by that one's tiny options."""
 

@@ -8,6 +8,7 @@ Masks are not expanded to one map for each object: an object is a value in a sha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -140,6 +141,38 @@ def semantic_targets(batch: Batch, class_of_category: Sequence[int]) -> Tensor:
         classes = semantic_map(truth, class_of_category)
         row[: classes.shape[0], : classes.shape[1]] = classes.to(row.device)
     return target
+
+
+def in_other_classes(batch: Batch, class_of_category: Sequence[int]) -> Batch:
+    """The same images with a truth of other classes: ``class_of_category[c]`` stands for category c.
+
+    Where that is IGNORE, segments become void and objects are left out.
+    """
+    truths = tuple(_truth_in_other_classes(truth, class_of_category) for truth in batch.truths)
+    objects = tuple(None if i is None else _objects_in_other_classes(i, class_of_category) for i in batch.instances)
+    return replace(batch, truths=truths, instances=objects)
+
+
+def _truth_in_other_classes(truth: PanopticSegmentation, class_of_category: Sequence[int]) -> PanopticSegmentation:
+    kept = [s for s in truth.segments if class_of_category[s.category] != IGNORE]
+    ids = truth.ids
+    if len(kept) < len(truth.segments):
+        numbers = torch.tensor([s.id for s in kept], dtype=ids.dtype, device=ids.device)
+        ids = torch.where(torch.isin(ids, numbers), ids, VOID)
+    return PanopticSegmentation(ids, tuple(s._replace(category=class_of_category[s.category]) for s in kept))
+
+
+def _objects_in_other_classes(objects: Instances, class_of_category: Sequence[int]) -> Instances:
+    labels = torch.tensor(class_of_category, dtype=torch.int64, device=objects.labels.device)[objects.labels]
+    kept = labels != IGNORE
+    masks, crowd = objects.masks, objects.is_crowd
+    return Instances(
+        objects.boxes_xyxy[kept],
+        labels[kept],
+        objects.scores[kept],
+        None if masks is None else masks[kept.to(masks.device)],
+        None if crowd is None else crowd[kept.to(crowd.device)],
+    )
 
 
 def valid_extents(images: Tensor, valid: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ from pansight.models import build
 from pansight.types import LabelSpace
 from pansight.weights.keys import MISFITS, check_fit, load_strictly
 
-LARGEST, LONGEST, MOST = 10**6, 200, 1000
+LARGEST, LONGEST, MOST = 10**6, 200, 10_000
 """Of the settings of a model: the largest number, letters of a text, values of a list or table."""
 
 PARAMETERS_FREE, PARAMETERS_RATIO = 5000, 4
@@ -44,11 +44,19 @@ def build_to_fit(
     Raises PansightError where an option is of another kind or out of bounds, or a weight is missing, left over, or of
     another shape or kind; in bounded time and memory.
     """
-    given = {key: "none" if key == "pretrained" else value for key, value in options.items()}  # weights are at hand
+    given = without_pretrained(options)  # weights are at hand
     check_settings(name, labels, given, state, source, described or source)
     model: Any = build(name, labels, **given)
     load_strictly(model, state, source)
     return model.eval()
+
+
+def without_pretrained(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a builder, those of its networks included, by which no backbone comes with weights of its own."""
+    return {
+        key: "none" if key == "pretrained" else without_pretrained(value) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
 
 
 def check_settings(

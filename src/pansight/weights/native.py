@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 
 from pansight.errors import PansightError
 from pansight.files import read_json, replacing_folder, standing_folder, write_json
-from pansight.models import entry
+from pansight.models import entry, networks_of
 from pansight.nn.backbones.hub import bounded_downloads
 from pansight.nn.input import Input, PixelStatistics
 from pansight.ops.resize import ResizeRule
 from pansight.weights import huggingface
-from pansight.weights.fitting import build_to_fit, labels_of
+from pansight.weights.fitting import build_to_fit, labels_of, without_pretrained
 from pansight.weights.unpickle import read_tensors
 
 FORMAT_VERSION = 1
@@ -54,21 +54,15 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
     """
     # Random weights suffice where the saved ones follow, and loading must not need the network. What the pretrained
     # weights expect of the input is the reason for writing it down.
-    options = {k: "none" if k == "pretrained" else v for k, v in options.items()}
-    given: Input = model.input
+    options = without_pretrained(options)
+    inputs = {network: _input_of(each) for network, each in networks_of(model, name).items()}
     config = {
         "format_version": FORMAT_VERSION,
         "pansight": version("pansight"),
         "model": name,
         "options": options,
         "labels": model.labels.to_json(),
-        "input": {
-            "mean": given.mean.flatten().tolist(),
-            "scale": given.scale.flatten().tolist(),
-            "bgr": given.bgr,
-            "black_padding": given.black_padding,
-            "resize": given.resize._asdict(),
-        },
+        "input": inputs.get("", inputs),  # of several networks, by their names
     }
     try:
         json.dumps(config)
@@ -81,6 +75,17 @@ def write_model(folder: Path, model: Any, name: str, options: Mapping[str, Any])
     except SafetensorError as error:
         raise OSError(f"{TENSORS}: {error}") from error  # replacing_folder names the folder
     write_json(folder / CONFIG, config)
+
+
+def _input_of(model: Any) -> dict[str, Any]:
+    given: Input = model.input
+    return {
+        "mean": given.mean.flatten().tolist(),
+        "scale": given.scale.flatten().tolist(),
+        "bgr": given.bgr,
+        "black_padding": given.black_padding,
+        "resize": given.resize._asdict(),
+    }
 
 
 def is_saved(folder: Path) -> bool:
@@ -114,8 +119,14 @@ def load_folder(folder: Path, source: str | None = None) -> tuple[Any, str, dict
     labels = labels_of(config["labels"], f"{folder / CONFIG}")
     state = read_tensors(folder / TENSORS)
     model = build_to_fit(name, labels, options, state, f"{folder / TENSORS}", f"{folder / CONFIG}")
-    _restore_input(model, config["input"], folder / CONFIG)
+    for network, each in networks_of(model, name).items():
+        _restore_input(each, _saved_input(config["input"], network), folder / CONFIG)
     return model, name, options
+
+
+def _saved_input(saved: Any, network: str) -> Any:
+    """What was saved of the input of a network; of a single one (""), the whole."""
+    return saved.get(network) if network and isinstance(saved, dict) else saved
 
 
 def _restore_input(model: Any, saved: Any, path: Path) -> None:

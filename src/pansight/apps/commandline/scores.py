@@ -63,6 +63,11 @@ def register(app: App) -> None:
         help_epilogue="Examples: pansight compare runs/old runs/new; "
         "pansight compare old.json new.json --fail-below 0.5 --fail-worse --overwrite",
     )
+    app.command(
+        combine,
+        help_epilogue="Examples: pansight combine --instances runs/mask_rcnn --semantic runs/pspnet --out runs/both; "
+        "pansight combine --instances results.json --semantic maps/ --gt panoptic_val.json --out combined",
+    )
 
 
 def compare(
@@ -201,3 +206,69 @@ def _shard(text: str) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and len(text) < 20):
         raise PansightError(where="--shard", expected="PART/PARTS such as 3/16", found=f"{text[:40]!r}")
     return int(part), int(parts)
+
+
+def combine(
+    *,
+    instances: Path,
+    semantic: Path,
+    out: Path,
+    rule: str = "panopticapi",
+    score_threshold: float = 0.5,
+    max_overlap: float = 0.5,
+    min_stuff_area: int = 4096,
+    data: Path | None = None,
+    categories: Path | None = None,
+    class_table: Path | None = None,
+    gt: Path | None = None,
+    gt_dir: Path | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Combine an instance prediction and a semantic one into panoptic predictions; or two models into one.
+
+    Things are those of the instances, stuff that of the semantic maps, classes are matched by name. Exit code 1 where
+    something was left out.
+
+    Parameters
+    ----------
+    instances
+        Objects as COCO results with masks (run lengths or polygons), or a folder that predict wrote. Or a model: a run
+        folder, a saved model, a hub id or a checkpoint file.
+    semantic
+        A folder of PNGs whose pixels are classes, semantic.json of predict, or COCO-stuff results. Or a model.
+    out
+        The new folder: predictions.json and its PNGs, combine.json, with --gt evaluation.json. Of models a saved model.
+    rule
+        panopticapi or detectron2: how stuff that overlaps is painted, and which ids segments get.
+    score_threshold
+        Objects below this score are dropped.
+    max_overlap
+        Objects are dropped if more than this share of them is covered by better ones.
+    min_stuff_area
+        Stuff of fewer pixels is dropped.
+    data
+        A COCO JSON that lists the images that are meant. [default: those that the predictions list]
+    categories
+        A JSON of COCO categories (id, name, isthing), where the predictions have numbers alone.
+    class_table
+        What the numbers in the PNGs stand for: a list of names, CSV or JSON. [default: the table beside them]
+    gt
+        COCO panoptic JSON of the truth: both parts and what they make are measured, and images and classes are its own.
+    gt_dir
+        Folder of its PNGs. [default: the folder of the JSON's name]
+    strict
+        Stop at what cannot be combined instead of leaving it out and telling it.
+    overwrite
+        Replace results that stand there.
+    """
+    from pansight.apps.scoring import combining
+
+    merge = combining.Merge(rule, score_threshold, max_overlap, min_stuff_area)
+    inputs = combining.Inputs(instances, semantic, data, categories, class_table, gt, gt_dir)
+    found = combining.combine(instances, semantic, out, merge, inputs, strict, overwrite)
+    if found is None:
+        print(f"{out}: pansight.load({str(out)!r}); pansight evaluate {out} --data DIR measures it")
+        return 0
+    print(found.text(out))
+    return int(bool(found.left_out))

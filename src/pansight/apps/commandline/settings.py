@@ -10,6 +10,9 @@ from cyclopts import App, Parameter
 
 from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 
+INNER = ":"
+"""Stands for the last dot of ``--model.options.TABLE.NAME`` while that is parsed: the parser knows no inner tables."""
+
 
 @dataclass(frozen=True)
 class AllSettings:
@@ -48,7 +51,8 @@ def remember(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         for token in argument.tokens:
             value = token.value if token.implicit_value is cyclopts.UNSET else token.implicit_value
             if token.keys:
-                given_settings[".".join([name, *(key.replace("-", "_") for key in token.keys)])] = value
+                keys = (key.replace("-", "_").replace(INNER, ".") for key in token.keys)
+                given_settings[".".join([name, *keys])] = value
             else:
                 values.append(value)
         if values:

@@ -71,6 +71,7 @@ MILLIONS: dict[str, float] = {
     "deeplabv3plus": 40.4,
     "deeplabv3plus_r103_d2": 59.5,
     "deeplabv3plus_smp": 22.5,
+    "combined": 93.5,
 }
 """Parameters in millions, trained and frozen ones, for COCO's 80 things and 53 stuff classes."""
 

@@ -1,24 +1,27 @@
-"""``pansight predict``: from photos to overlays, files that other tools read, and a table."""
+"""``pansight predict``: from photos and videos to overlays, files that other tools read, and a table."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pansight.apps.photos.finding import find_photos, left_out_line
+from pansight.apps.photos.finding import Photo, find_photos, left_out_line
+from pansight.apps.photos.video import MAX_RATE, OURS, Video, VideoWriter, in_natural_order, is_video
 from pansight.data.dataset import image_array, image_tensor
 from pansight.data.formats.results import ResultsWriter
 from pansight.data.images import read_image, write_png
 from pansight.drawing.prediction import draw_prediction
 from pansight.engine.infer import check_decode_options, known_decode_options
 from pansight.engine.predict import Predictor, load
-from pansight.engine.progress import ProgressBar, stop_signal
+from pansight.engine.progress import ProgressBar, Stop, stop_signal
 from pansight.errors import Interrupted, PansightError, choice_error, shown
 from pansight.files import flat_name, replacing_folder
 from pansight.models import entry
@@ -40,14 +43,19 @@ class PhotoRow(NamedTuple):
     segments: int
     classes: str  # "3 circle, 1 background"
     seconds: float
+    frames: int = 1  # of a video; segments, classes and seconds are those of all of them
 
 
 class PhotoResults(NamedTuple):
-    """What came of the photos: a row for each that was predicted, an error for each that could not be read."""
+    """What came of the photos: a row for each that was predicted, an error for each that could not be read.
+
+    notes: lines for the user on what was written otherwise than one may expect.
+    """
 
     rows: list[PhotoRow]
     failed: list[PansightError]
     left_out: Counter[str]  # files in folders that are no photos: kind → number
+    notes: Sequence[str] = ()
 
 
 class Drawing(NamedTuple):
@@ -68,57 +76,175 @@ def predict(
     decode_options: dict[str, Any] | None = None,
     drawing: Drawing = Drawing(),  # noqa: B008 (immutable)
     recursive: bool = True,
+    every: int = 1,
+    fps: float | None = None,
 ) -> PhotoResults:
-    """Predict photos and write what was found into `out`; all of it appears at the end, or nothing does.
+    """Predict photos and videos and write what was found into `out`; all of it appears at the end, or nothing does.
 
-    images: files, folders with their sub-folders (those only where `recursive`), and patterns. decode_options: of the
-    model's decode, thresholds and its `task`; any model takes a task that it produces, and `score_threshold`, the least
-    score of objects. Written: overlays/NAME.png, and what `data.formats.results` says: COCO panoptic, else semantic
-    maps or objects. A photo that cannot be read is left out and told in the results.
+    images: files, folders with their sub-folders (those only where `recursive`), and patterns; videos by their names,
+    of which every `every`-th frame is predicted. fps: all photos are the frames of one video, in the order of the
+    numbers in their names, so many a second. decode_options: of the model's decode, thresholds and its `task`; any
+    model takes a task that it produces, and `score_threshold`, the least score of objects. Written: overlays/NAME.png,
+    of a video overlays/NAME.mp4, and what `data.formats.results` says: COCO panoptic, else semantic maps or objects,
+    for each frame. A photo, video or frame that cannot be read is left out and told in the results.
     Raises PansightError where a path is missing, no photo can be read, or `out` has predictions and `overwrite` is not
     set, and for an option that the model does not know; Interrupted after Ctrl-C or SIGTERM, when nothing is written.
     """
     out, options = Path(out), dict(decode_options or {})
     _check_shares(options.get("score_threshold"), drawing)
+    if every < 1:
+        raise PansightError(where="--every", expected="1 or more", found=every)
+    if fps is not None and not 0 < fps <= MAX_RATE:
+        raise PansightError(where="--fps", expected=f"frames a second, up to {MAX_RATE}", found=f"{fps:g}")
     found = find_photos(images, recursive, without=out)
     taken = [p for p in map(out.joinpath, RESULTS) if p.exists()]
     if taken and not overwrite:
         raise PansightError(where=taken[0], expected="no predictions yet", found="some", hint="add --overwrite")
     predictor = load(weights)
     wanted = Wanted.of(predictor, options, drawing.score)
-    rows: list[PhotoRow] = []
-    failed: list[PansightError] = []
+    clips, failed, total = _clips(found.photos, images, every, fps)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signal("image"))
         bar = stack.enter_context(ProgressBar("predict"))
         overlays = stack.enter_context(replacing_folder(out / "overlays"))
         writer = stack.enter_context(ResultsWriter(out, predictor.labels, listing=True))
-        names: set[str] = set()
-        for number, (file, name) in enumerate(found.photos, 1):
-            bar.update(number / len(found.photos), f"image {number}/{len(found.photos)}")
-            try:
-                photo = read_image(file)
-            except PansightError as error:
-                failed.append(error)
+        job = _Job(predictor, wanted, drawing, overlays, writer, bar, stop, total)
+        job.failed += failed
+        for clip in clips:
+            job.predict(clip)
+        if not job.rows:
+            failed = job.failed
+            raise failed[0] if len(failed) == 1 else failed[0].at(f"none of {len(failed)} photos can be read")
+    return PhotoResults(job.rows, job.failed, found.left_out, job.notes)
+
+
+class Clip(NamedTuple):
+    """Frames that belong together: a photo, a video file, or photos that are the frames of one.
+
+    rate: frames a second of the overlay video; 0: a photo alone, which is drawn as one.
+    """
+
+    name: str
+    photos: list[Photo]
+    rate: float = 0.0
+    every: int = 1
+    video: bool = False
+
+
+def _clips(
+    photos: Sequence[Photo], given: Sequence[str | Path], every: int, fps: float | None
+) -> tuple[list[Clip], list[PansightError], int]:
+    """(what is to be predicted, the errors of videos that cannot be opened, the number of all frames)."""
+    stills = [photo for photo in photos if not is_video(photo.file)]
+    clips = [Clip(photo.name, [photo]) for photo in stills]
+    total = len(stills)
+    if fps is not None and stills:
+        folder = next((Path(path).resolve().name for path in given if Path(path).is_dir()), "frames")
+        kept = sorted(stills, key=lambda photo: in_natural_order(photo.name))[::every]
+        clips, total = [Clip(folder or "frames", kept, fps / every)], len(kept)
+    failed: list[PansightError] = []
+    for photo in photos:
+        if not is_video(photo.file):
+            continue
+        try:
+            with Video(photo.file) as video:
+                clips.append(Clip(photo.name, [photo], video.rate / every, every, video=True))
+                total += -(-video.count // every)
+        except PansightError as error:
+            failed.append(error)
+    return clips, failed, total
+
+
+class _Job:
+    """A prediction at work: what is the same for every frame, and what came of those so far."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        wanted: Wanted,
+        drawing: Drawing,
+        overlays: Path,
+        writer: ResultsWriter,
+        bar: ProgressBar,
+        stop: Stop,
+        total: int,
+    ):
+        self.predictor, self.wanted, self.drawing = predictor, wanted, drawing
+        self.overlays, self.writer, self.bar, self.stop, self.total = overlays, writer, bar, stop, total
+        self.rows: list[PhotoRow] = []
+        self.failed: list[PansightError] = []
+        self.notes: list[str] = []
+        self._names: set[str] = set()
+        self._seen = self._written = 0
+
+    def predict(self, clip: Clip) -> None:
+        """Predict, draw and write each frame; a row for all of them, errors for those that cannot be read."""
+        movie: VideoWriter | None = None
+        categories: list[int] = []
+        seconds, frames, size = 0.0, 0, (0, 0)
+        path = self.overlays / flat_name(clip.name, OURS if clip.rate else ".png", self._names)
+        for name, photo in self._paced(self._frames(clip)):
+            if clip.rate and frames and photo.shape[:2] != size:
+                expected, found = (f"{height}×{width}" for height, width in (size, photo.shape[:2]))
+                self.failed.append(
+                    PansightError(where=name, expected=f"frames of {expected}, as the first", found=found)
+                )
                 continue
             start = time.monotonic()
-            prediction = wanted.narrowed(predictor.predict(photo, **wanted.options))
-            seconds = time.monotonic() - start
-            size = (photo.shape[0], photo.shape[1])
-            writer.add(len(rows) + 1, name, prediction, size=size)
-            picture = draw_prediction(
-                image_tensor(photo), prediction, predictor.labels, **drawing._replace(score=wanted.drawn)._asdict()
-            )
-            write_png(overlays / flat_name(name, ".png", names), image_array(picture))
-            categories = found_categories(prediction, wanted.drawn)
-            classes = _counted(categories, predictor.labels)
-            rows.append(PhotoRow(shown(name), size, len(categories), classes, seconds))
-            if stop.is_set():
-                text = f"interrupted after image {number} of {len(found.photos)}; nothing is written"
-                raise Interrupted(text, stop.number)
-        if not rows:
-            raise failed[0] if len(failed) == 1 else failed[0].at(f"none of {len(failed)} photos can be read")
-    return PhotoResults(rows, failed, found.left_out)
+            prediction = self.wanted.narrowed(self.predictor.predict(photo, **self.wanted.options))
+            seconds += time.monotonic() - start
+            frames, size = frames + 1, (photo.shape[0], photo.shape[1])
+            self._written += 1
+            self.writer.add(self._written, name, prediction, size=size)
+            picture = self._drawn(photo, prediction, by_class=clip.rate > 0)
+            categories += found_categories(prediction, self.wanted.drawn)
+            if clip.rate:
+                movie = movie or VideoWriter(path, clip.rate, size)
+                movie.add(picture)
+            else:
+                write_png(path, picture)
+        if movie is not None:
+            movie.close()
+            if movie.written_size != size:
+                told = "×".join(map(str, reversed(movie.written_size)))
+                self.notes.append(f"{path.name} is {told} pixels large, since its codec needs even sides")
+        if frames:
+            classes = _counted(categories, self.predictor.labels)
+            self.rows.append(PhotoRow(shown(clip.name), size, len(categories), classes, seconds, frames))
+
+    def _drawn(self, photo: NDArray[np.uint8], prediction: Prediction, by_class: bool) -> NDArray[np.uint8]:
+        options = self.drawing._replace(score=self.wanted.drawn)._asdict()
+        labels = self.predictor.labels
+        return image_array(draw_prediction(image_tensor(photo), prediction, labels, **options, by_class=by_class))
+
+    def _frames(self, clip: Clip) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """(name, RGB uint8 (H, W, 3)) of the frames that can be read, one at a time."""
+        if clip.video:
+            stem = PurePosixPath(clip.name).with_suffix("")
+            with Video(clip.photos[0].file) as video:
+                for number, frame in video.frames(clip.every):
+                    yield f"{stem}/frame_{number:06d}.png", frame
+                complaint = video.complaint()
+            self.failed += [] if complaint is None else [complaint]
+            return
+        for photo in clip.photos:
+            try:
+                frame = read_image(photo.file)
+            except PansightError as error:
+                self.failed.append(error)
+                continue
+            yield photo.name, frame
+
+    def _paced(self, frames: Iterator[tuple[str, NDArray[np.uint8]]]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """The same frames, with progress. Raises Interrupted after the one at hand."""
+        for frame in frames:
+            self._seen += 1
+            total = max(self.total, self._seen)  # a video may have more frames than it promises
+            self.bar.update(self._seen / total, f"image {self._seen}/{total}")
+            yield frame
+            if self.stop.is_set():
+                text = f"interrupted after image {self._seen} of {total}; nothing is written"
+                raise Interrupted(text, self.stop.number)
 
 
 class Wanted(NamedTuple):
@@ -192,9 +318,11 @@ def photo_table(results: PhotoResults) -> str:
     lines = [f"{'file':{width}}  {'size':>11}  {'segments':>8}  {'seconds':>7}  classes"]
     for row in rows:
         size = f"{row.size[1]}×{row.size[0]}"
-        lines.append(f"{row.file:{width}}  {size:>11}  {row.segments:8d}  {row.seconds:7.2f}  {row.classes}")
+        frames = f"  ({row.frames} frames)" if row.frames > 1 else ""
+        lines.append(f"{row.file:{width}}  {size:>11}  {row.segments:8d}  {row.seconds:7.2f}  {row.classes}{frames}")
     total = sum(r.seconds for r in rows)
-    lines.append(f"{len(rows)} images, {sum(r.segments for r in rows)} segments, {total:.2f} s")
+    lines.append(f"{sum(r.frames for r in rows)} images, {sum(r.segments for r in rows)} segments, {total:.2f} s")
     lines += [left_out_line(results.left_out)] if results.left_out else []
+    lines += [f"note       {note}" for note in results.notes]
     lines += [f"not read   {error}" for error in results.failed]
     return "\n".join(lines)

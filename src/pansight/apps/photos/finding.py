@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pansight.apps.photos.video import is_video
 from pansight.data.images import IMAGE_SUFFIXES
 from pansight.errors import PansightError
 
@@ -116,6 +117,8 @@ def _left_out_as(file: Path) -> str:
         return "of the system"
     if file.suffix.lower() in IMAGE_SUFFIXES:
         return "" if file.is_file() else "that are no files"
+    if is_video(file):
+        return f"{file.suffix.lower()} (a video is predicted where it is given by its name)"
     return file.suffix.lower() or "without a suffix"
 
 

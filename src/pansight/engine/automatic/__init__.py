@@ -15,6 +15,7 @@ from pansight.engine.automatic.backbone import choose_backbone
 from pansight.engine.automatic.counting import Counted, choose_class_weights, count_pixels, epoch_length
 from pansight.engine.automatic.memory import choose_batch_by_memory, memory_probe
 from pansight.engine.automatic.network import choose_network, choose_stuff
+from pansight.engine.automatic.networks import choose_networks
 from pansight.engine.automatic.schedule import _schedule, training_defaults
 from pansight.engine.automatic.sizes import choose_batch, choose_counts, choose_crop, choose_rule, rule_of
 from pansight.engine.automatic.statistics import Choice, Statistics, statistics
@@ -51,7 +52,8 @@ def choose(
             config = override(config, {choice.key: choice.value})
             choices.append(choice)
 
-    entry(config.model.name)  # raises where there is no such model
+    if entry(config.model.name).networks:  # raises where there is no such model
+        take(choose_networks(config, dataset.labels, stats, device, counted or cache(partial(count_pixels, dataset))))
     if not config.model.weights:  # those bring their backbone
         take(choose_backbone(config, device))
     take(choose_network(config, stats, device))

@@ -18,6 +18,7 @@ from pansight.errors import PansightError
 from pansight.models import build, builder_options, entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
+from pansight.weights.fitting import without_pretrained
 
 JITTER = (0.7, 1.4)
 """The factors that images are scaled by where they differ in size."""
@@ -63,6 +64,7 @@ def rule_of(config: Config, labels: LabelSpace, of_weights: ResizeRule | None) -
         return ResizeRule(0, 0) if of_weights is None else of_weights
     if "pretrained" in builder_options(config.model.name):
         options["pretrained"] = "none"
+    options = without_pretrained(options)
     with torch.device("meta"):  # without memory for its weights, in a fraction of a second
         return build(config.model.name, labels, **options).input.resize
 

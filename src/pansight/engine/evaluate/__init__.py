@@ -29,6 +29,7 @@ from pansight.files import replacing_folder, write_json
 from pansight.metrics import create_metrics, evaluation_record
 from pansight.metrics.bootstrap.records import with_intervals
 from pansight.metrics.files.class_map import ClassMap
+from pansight.metrics.machine import machine_rows
 from pansight.metrics.mapped import map_prediction, map_truth
 from pansight.metrics.panoptic.dagger import PanopticQualityDagger
 from pansight.metrics.panoptic.errors import ErrorAnalysis
@@ -174,12 +175,14 @@ class _Figures:
         self.metrics = create_metrics(labels, config.max_detections, config.miou)
         self.errors, self.dagger = ErrorAnalysis(labels), PanopticQualityDagger(labels)
         self.sheet = Sheet(sheet)
+        self.of_networks = True  # whether every prediction has a panoptic map, and what it was merged from
 
     def update(self, prediction: Prediction, sample: Sample) -> tuple[str, ...] | None:
         """Add one image; gives the run-length codes of the predicted masks."""
         match = self.metrics["panoptic"].update(prediction, sample)
         classes = self.metrics["semantic"].update(prediction, sample)
         objects = self.metrics["instances"].update(prediction, sample)
+        self.of_networks &= None not in (prediction.panoptic, prediction.semantic, prediction.instances)
         if match is not None:
             self.errors.update(match)
             self.dagger.update(match)
@@ -196,6 +199,8 @@ class _Figures:
         record = evaluation_record(self.metrics)
         if "All" in record:
             record |= self.errors.compute() | {"pq_dagger": self.dagger.compute()}
+        if self.of_networks and {"All", "semantic", "instances"} <= record.keys():
+            record["machine"] = machine_rows(record)
         return with_intervals(record) if intervals else record
 
 

@@ -40,6 +40,8 @@ def summary(record: dict[str, Any]) -> str:
         semantic = record["semantic"]
         interval = semantic.get("intervals", {}).get("All", {}).get("iou")
         lines.append(f"{'mIoU':10s}| {100 * semantic['miou']:5.1f}  ({semantic['convention']}){_range(interval)}")
+    if "machine" in record:
+        lines += ["", *machine_table(record["machine"])]
     lines += _errors(record.get("errors", {}))
     return "\n".join(lines)
 
@@ -68,3 +70,25 @@ def _range(interval: list[float] | None) -> str:
 
 def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
+
+
+MACHINE = {
+    "pq": "PQ",
+    "pq_things": "things",
+    "pq_stuff": "stuff",
+    "miou": "mIoU",
+    "iou_stuff": "stuff",
+    "ap": "AP",
+    "ap50": "AP50",
+}
+"""The columns of `machine_table`: PQ of all, things and stuff; IoU of all classes and of stuff; AP."""
+
+
+def machine_table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The two rows of `metrics.machine`, side by side."""
+    lines = [f"{'':17s}| " + "  ".join(f"{title:>6s}" for title in MACHINE.values())]
+    lines.append("-" * len(lines[0]))
+    for name, row in rows.items():
+        cells = [_percent(row.get(key)) if key in row else "" for key in MACHINE]
+        lines.append(f"{f'machine-{name}':17s}| " + "  ".join(f"{cell:>6s}" for cell in cells).rstrip())
+    return lines

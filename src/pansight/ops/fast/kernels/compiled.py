@@ -23,7 +23,7 @@ def compiled(function: Function, reorder_sums: bool = False, fuse_products: bool
     fastmath: set[str] | bool = {"contract"} if fuse_products else False
     if reorder_sums:
         fastmath = {"reassoc", "contract", "nsz"}
-    kernel = njit(nogil=True, fastmath=fastmath)(function)
+    kernel: Any = njit(nogil=True, fastmath=fastmath)(function)
     with suppress(RuntimeError):  # numba found no folder
         kernel._cache = _store(function)
     return cast(Function, kernel)
@@ -37,13 +37,13 @@ def _store(function: Callable[..., Any]) -> Any:
     from numba.core.caching import FunctionCache  # type: ignore[import-untyped]
 
     class Store(FunctionCache):
-        def load_overload(self, *arguments: Any) -> Any:
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
             with suppress(OSError, EOFError, UnpicklingError):
-                return super().load_overload(*arguments)
+                return cast(Any, super()).load_overload(sig, target_context)
             return None
 
-        def save_overload(self, *arguments: Any) -> None:
+        def save_overload(self, sig: Any, data: Any) -> None:
             with suppress(OSError, EOFError, UnpicklingError):  # it reads its index first
-                super().save_overload(*arguments)
+                cast(Any, super()).save_overload(sig, data)
 
     return Store(function)
