@@ -31,11 +31,13 @@ from pansight.engine import distributed
 from pansight.engine.assemble import (
     check_model,
     describe,
+    left_out,
     make_model,
     make_transform,
     open_data,
     relabel,
     same_architecture,
+    told_left_out,
     with_absolute_paths,
     with_copy_paste,
 )
@@ -85,6 +87,8 @@ class Run(NamedTuple):
 
     folder: Path
     evaluation: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+    """A line for every image or annotation that could not be used."""
 
 
 def train(
@@ -307,6 +311,8 @@ def _prepare(
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")
+    for line in told_left_out(left_out(training, validation)):
+        say(f"left out   {line}")
     asked = config.train.batch_size
     batch = asked if resume else whole_batch(asked, len(training), accelerator.num_processes)
     if batch != asked:
@@ -418,7 +424,7 @@ def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerat
         say(f"weights    {weights}")
         say(f"report     {report}")
     accelerator.wait_for_everyone()
-    return Run(folder, record)
+    return Run(folder, record, left_out(run.training, run.validation))
 
 
 def _lost_to_threshold(
