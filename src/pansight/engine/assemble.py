@@ -34,7 +34,7 @@ from pansight.data.transforms import (
 )
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError, choice_error, shown
-from pansight.models import build, builder_options, check_decode, check_options, entry
+from pansight.models import build, builder_options, check_decode, check_options, check_size, entry
 from pansight.models.contract import Entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
@@ -302,14 +302,17 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def check_model(config: ModelConfig, decode: Mapping[str, Any]) -> None:
-    """Raises PansightError for an option of the model or of its decode that cannot be, before anything is read.
+    """Raises PansightError for an option of the model or of its decode that cannot be, and for a network that needs
+    several times the machine's memory, before anything is read.
 
     Options that the weights bring, and the model that they bring where it is left to them, are not known yet.
     """
     if config.name == "auto":
         return
-    check_options(config.name, model_options(config), complete=not config.weights)
+    options = check_options(config.name, model_options(config), complete=not config.weights)
     check_decode(config.name, decode)
+    if not config.weights:
+        check_size(config.name, LabelSpace.from_names(["thing"], ["stuff"]), options)
 
 
 def make_model(
