@@ -12,7 +12,7 @@ from pansight.apps.cli import main
 from pansight.data.images import write_png
 
 CLASS = "ca\x1b[31mr\nother\u202e"
-FILE = "a\x1b[2Jb.png"
+FILE = "a\x1b[2Jb\u202ec.png"
 
 
 @pytest.fixture
@@ -48,7 +48,10 @@ def test_every_command_prints_names_escaped(data: Path, capsys: pytest.CaptureFi
         ["split", "odd", "--out", "parts"],
         ["train", "--data", "pan", "--model", "faster_rcnn", "--out", "run", *TINY],
         ["evaluate", "run", "--out", "again", "--report", "again.html"],
+        ["evaluate", "run", "--data", "pan", "--part", "train", "--out", "other"],
+        ["compare", "again", "other", "--out", "compared.html"],
         ["predict", "run", "odd/train", "--out", "predicted", "--score", "0"],
+        ["check", "odd", "--fix", "fixed"],
         ["export", "run", "--to", "folder"],
     ]
     for command in commands:
@@ -56,5 +59,28 @@ def test_every_command_prints_names_escaped(data: Path, capsys: pytest.CaptureFi
         said = capsys.readouterr()
         text = said.out + said.err
         assert is_plain(text), (command[0], code, text)
+    for page in Path().rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "\x1b" not in text, page
+        assert "\u202e" not in text, page
+
+
+def test_what_is_left_out_is_told_escaped(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By convert, by train and by predict, whose lines name the file."""
+    broken = Path("odd", "train", f"2{FILE}")
+    broken.write_bytes(b"no photo")
+    codes: list[int] = []
+    for command in (
+        ["convert", "odd", "--to", "pan", "--things", "all"],
+        ["train", "--data", "odd", "--model", "faster_rcnn", "--out", "run", *TINY],
+        ["evaluate", "run", "--data", "odd", "--part", "train", "--out", "ev"],
+        ["predict", "run", "odd/train", "--out", "predicted", "--score", "0"],
+    ):
+        codes.append(main(command))
+        said = capsys.readouterr()
+        text = said.out + said.err
+        assert is_plain(text), command
+        assert "2a\\x1b[2Jb\\u202ec.png" in text, command
+    assert codes == [1, 1, 1, 1]
     for page in Path().rglob("*.html"):
         assert "\x1b" not in page.read_text(encoding="utf-8"), page

@@ -168,7 +168,7 @@ def _train(
         step = read_training_state(last_checkpoint(folder))["step"]
         for change in changed:
             say(f"changed    {change}, from step {step} on")
-        heading = heading_with((folder / CONFIG).read_text(encoding="utf-8"), heading, step, changed)
+        heading = heading_with((folder / CONFIG).read_text(encoding="utf-8-sig"), heading, step, changed)
     start = override(config, {"model.weights": folder / FIRST}) if first else config
     prepared = _prepare(start, folder, accelerator, resume, say)
     if accelerator.is_main_process:
