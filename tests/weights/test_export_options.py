@@ -64,6 +64,7 @@ SAME: dict[str, dict[str, list[Any]]] = {
         "score_threshold": [0.5],
         "stuff": [True],
         "class_hidden": [],
+        "class_relu": [False],  # without hidden layers there is none
     },
     "maskformer": COMMON
     | {
