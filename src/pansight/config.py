@@ -81,8 +81,9 @@ class DataConfig:
     test_split: str = ""
     """The part to test on, by `evaluate --part test`; empty: test."""
     limit: float = 0.0
-    """For a trial: only so many images of each part, evenly spread, from 1 on a number (200), below it a share (0.1);
-    0: all."""
+    """For a trial: so many images of each part (200), evenly spread, or that share of them (0.1); 0: all."""
+    strict: bool = False
+    """Stop at the first image that cannot be used, instead of leaving it out and telling it."""
     validation_fraction: float = 0.1
     """The share of images that is split off for validation where the source has no such part."""
     workers: int = -1
@@ -116,8 +117,7 @@ class AugmentConfig:
     rotate: tuple[float, ...] = (0.0, 0.0)
     """Turn by a random angle between these two, in degrees, counter-clockwise; the size of the image stays."""
     zoom: tuple[float, ...] = (1.0, 1.0)
-    """Enlarge about the middle by a random factor between these two; unlike `scale`, the size of the image stays, so
-    that above 1 its border is cut off and below 1 a border is added."""
+    """Enlarge about the middle by a random factor between these two, at the same size: below 1 a border is added."""
     fill: str = "zero"
     """Colour of what `rotate` and `zoom` bring into the image from outside. zero: black; mean: that of the image."""
     elastic: float = 0.0

@@ -520,6 +520,8 @@ def test_bad_data_is_one_line_and_leaves_nothing(data, trained, tmp_path, capsys
     arguments = train_on(data, out, "--train.batch-size", "6", "--train.steps", "2")
     if command == "evaluate":
         arguments = ["evaluate", str(trained), "--data", str(data), "--split", "train", "--out", str(out)]
+    if what.endswith("image"):  # which is left out and told otherwise
+        arguments.append("--strict")
     line = complaint(arguments, capsys)
     assert file in line
     assert text in line

@@ -10,9 +10,11 @@ import pytest
 
 from pansight.apps.cli import main
 from pansight.data.images import write_png
+from pansight.engine.progress import ProgressBar
+from pansight.errors import shown
 
 CLASS = "ca\x1b[31mr\nother\u202e"
-FILE = "a\x1b[2Jb.png"
+FILE = "a\x1b[2Jb\u202ec.png"
 
 
 @pytest.fixture
@@ -48,13 +50,49 @@ def test_every_command_prints_names_escaped(data: Path, capsys: pytest.CaptureFi
         ["split", "odd", "--out", "parts"],
         ["train", "--data", "pan", "--model", "faster_rcnn", "--out", "run", *TINY],
         ["evaluate", "run", "--out", "again", "--report", "again.html"],
+        ["evaluate", "run", "--data", "pan", "--part", "train", "--out", "other"],
+        ["compare", "other", "other", "--out", "compared.html"],
         ["predict", "run", "odd/train", "--out", "predicted", "--score", "0"],
-        ["export", "run", "--to", "folder"],
+        ["check", "pan", "--fix", "fixed"],
+        ["export", "run", "--to", "folder", "--out", "exported"],
     ]
     for command in commands:
         code = main(command)
         said = capsys.readouterr()
         text = said.out + said.err
         assert is_plain(text), (command[0], code, text)
+        assert code in (0, 1), (command, text)
+    for page in Path().rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "\x1b" not in text, page
+        assert "\u202e" not in text, page
+
+
+def test_what_is_left_out_is_told_escaped(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By convert, by train and by predict, whose lines name the file."""
+    broken = Path("odd", "train", f"2{FILE}")
+    broken.write_bytes(b"no photo")
+    codes: list[int] = []
+    for command in (
+        ["convert", "odd", "--to", "pan", "--things", "all"],
+        ["train", "--data", "odd", "--model", "faster_rcnn", "--out", "run", *TINY],
+        ["evaluate", "run", "--data", "odd", "--part", "train", "--out", "ev"],
+        ["predict", "run", "odd/train", "--out", "predicted", "--score", "0"],
+    ):
+        codes.append(main(command))
+        said = capsys.readouterr()
+        text = said.out + said.err
+        assert is_plain(text), command
+        assert "2a\\x1b[2Jb\\u202ec.png" in text, command
+    assert codes == [1, 1, 1, 1]
     for page in Path().rglob("*.html"):
         assert "\x1b" not in page.read_text(encoding="utf-8"), page
+
+
+def test_progress_is_printed_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a job says of a file: neither its letters nor the marks of the terminal's library count."""
+    with ProgressBar("train", every=0) as bar:
+        bar.update(1.0, f"{CLASS} [red]")
+        bar.say(f"{CLASS} [bold]")
+    said = capsys.readouterr().err
+    assert said.splitlines() == [f"train: {shown(CLASS)} [red]", f"{shown(CLASS)} [bold]"]

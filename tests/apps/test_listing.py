@@ -69,6 +69,13 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(facts_of("detr")))
 
 
+def test_the_keys_of_a_table_are_explained() -> None:
+    text, keys = describe_model("eomt"), facts_of("eomt")["options"]["vit_options"]["keys"]
+    assert "  vit_options.depth " in text
+    assert keys["embed_dim"] == "width of the tokens; a whole number from 1"
+    assert all(f"  vit_options.{key} " in text and told in text for key, told in keys.items())
+
+
 @pytest.mark.parametrize(
     ("command", "nearest"),
     [(["models", "mask_rcn"], "mask_rcnn"), (["datasets", "coco_panoptc"], "coco_panoptic")],

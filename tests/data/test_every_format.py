@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,3 +155,60 @@ def test_stuff_without_a_pixel(outlines, tmp_path, fill):
     content["categories"].append({"id": 99, "name": "sky", "isthing": 0})
     file.write_text(json.dumps(content))
     assert pansight.check(tmp_path / "data").findings.counts["no-stuff"] == (fill is None)
+
+
+def panoptic(root: Path) -> Path:
+    """Two photos of the names a and b, and their PNGs."""
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "car", "isthing": 1}]}
+    for number, name in enumerate("ab", 1):
+        write_png(root / "train" / f"{name}.png", np.full((6, 8, 3), number, np.uint8))
+        ids = np.zeros((6, 8, 3), np.uint8)
+        ids[1:4, 2:5, 0] = 1
+        write_png(root / "annotations" / "panoptic_train" / f"{name}.png", ids)
+        content["images"].append({"id": number, "file_name": f"{name}.png", "height": 6, "width": 8})
+        segment = {"id": 1, "category_id": 1, "iscrowd": 0, "area": 9, "bbox": [2, 1, 3, 3]}
+        content["annotations"].append({"image_id": number, "file_name": f"{name}.png", "segments_info": [segment]})
+    (root / "annotations" / "panoptic_train.json").write_text(json.dumps(content))
+    return root
+
+
+STATED = ["C:\\me\\x\\a.png", "..\\x\\a.png", "../x/a.png", "/home/me/a.png", "A.PNG", "file:///x/a.png"]
+
+
+@pytest.mark.parametrize("stated", STATED)
+@pytest.mark.parametrize("key", ["images", "annotations"])
+def test_paths_are_read_by_the_rule_of_all_readers(tmp_path, key, stated):
+    """check and split find what train and convert find; what is written then names the files themselves."""
+    source = panoptic(tmp_path / "in")
+    file = source / "annotations" / "panoptic_train.json"
+    content = json.loads(file.read_text())
+    content[key][0]["file_name"] = stated
+    file.write_text(json.dumps(content))
+    assert len(open_dataset(source)) == 2
+    found = pansight.check(source).findings
+    assert [(d.code, d.severity, d.image_id) for d in found.defects] == [("path-tail", "warning", 1)]
+    assert main(["check", str(source)]) == 0
+    assert pansight.split(source, tmp_path / "out", val=0.5).images == (1, 1)
+    assert pansight.check(tmp_path / "out").findings.defects == []
+    assert main(["check", str(source), "--fix", str(tmp_path / "fixed")]) == 0
+    assert pansight.check(tmp_path / "fixed").findings.defects == []
+
+
+@pytest.mark.parametrize("stated", ["../secret.png", "/etc/passwd", "C:\\x.png"])
+def test_a_path_that_leads_outside_finds_nothing(tmp_path, stated):
+    source = panoptic(tmp_path / "in")
+    write_png(tmp_path / "secret.png", np.zeros((6, 8, 3), np.uint8))
+    file = source / "annotations" / "panoptic_train.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = stated
+    file.write_text(json.dumps(content))
+    assert pansight.check(source).findings.counts["path"] == 1
+
+
+@pytest.mark.parametrize("command", [["check"], ["split"], ["convert", "--to", "out"]])
+def test_generated_shapes_are_no_folder(command, capsys):
+    assert main([command[0], "shapes", *command[1:]]) == 2
+    line = capsys.readouterr().err
+    assert "generated" in line
+    assert "pansight train --data shapes" in line
+    assert line.count("\n") == 1

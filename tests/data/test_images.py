@@ -3,12 +3,13 @@
 import io
 import struct
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
 
 from pansight.data import images
-from pansight.data.images import read_header, read_image, read_index_png, read_rgb_ids, write_png
+from pansight.data.images import decode_image, read_header, read_image, read_index_png, read_rgb_ids, write_png
 from pansight.errors import PansightError
 
 
@@ -173,3 +174,24 @@ def test_tiffs_of_any_depth_are_read_or_named_without_a_line_of_others(tmp_path,
     with pytest.raises(PansightError, match=r"b\.tif: expected"):
         read_image(tmp_path / "b.tif")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpegs_of_more_than_eight_bits_keep_their_upper_ones(bits, channels):
+    """As cameras and medical scanners write them; those of 16 bits are packed without loss."""
+    ramp = np.linspace(0, 2**bits - 1, 32 * 48).reshape(32, 48).astype(np.uint16)
+    pixels = np.stack([ramp] * 3, -1) if channels == 3 else ramp
+    data = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), bitspersample=bits, lossless=bits == 16)
+    found = decode_image(bytes(data), "a.jpg")
+    assert found.shape == (32, 48, 3)
+    assert np.abs(found.astype(int) - (ramp >> (bits - 8))[..., None]).max() <= 5
+
+
+def test_a_jpeg_that_no_decoder_takes_is_named_for_what_it_is():
+    target = io.BytesIO()
+    Image.new("CMYK", (16, 16)).save(target, "JPEG")
+    data = target.getvalue()
+    at = data.index(b"\xff\xc0") + 4
+    with pytest.raises(PansightError, match="found a JPEG of 12 bits and 4 channels"):
+        decode_image(data[:at] + b"\x0c" + data[at + 1 :], "a.jpg")

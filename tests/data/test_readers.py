@@ -265,7 +265,6 @@ def test_background_may_be_stuff(instances):
         (lambda c: c["annotations"][2]["segmentation"].update(size=[4, 4]), r"size \[8, 10\], found \[4, 4\]"),
         (lambda c: c["annotations"][2]["segmentation"].update(counts=[3]), "run lengths of 80 pixels, found 3"),
         (lambda c: c["annotations"][0].update(category_id=2), "annotation 1: expected a listed category, found 2"),
-        (lambda c: c["annotations"][0].update(image_id=3), "expected a listed image, found image_id 3"),
         (lambda c: c["images"][0].update(height=9), "expected an image of 9×10"),
         (lambda c: c["images"][0].pop("height"), "expected image sizes"),
         (lambda c: c["images"][0].update(file_name="../b.jpg"), "inside the data folder"),
@@ -317,10 +316,8 @@ def test_instance_pngs_of_both_layouts(tmp_path):
 def test_bad_instance_pngs_are_one_line(tmp_path):
     write_pairs(tmp_path, "images", "instances", "", [[0, 1]])
     write_png(tmp_path / "images" / "y.png", np.zeros((1, 2, 3), np.uint8))
-    bad(tmp_path, r"y\.png: expected instances/y\[_mask\]\.png, found no such file")
-    (tmp_path / "images" / "y.png").rename(tmp_path / "instances" / "z.png")
-    bad(tmp_path, r"z\.png: expected an image images/z\.\*, found none")
-    (tmp_path / "instances" / "z.png").unlink()
+    (tmp_path / "instances" / "x.png").rename(tmp_path / "x.png")
+    bad(tmp_path, r"x\.png: expected instances/x\[_mask\]\.png, found no such file")
     write_png(tmp_path / "instances" / "x.png", np.zeros((5, 2), np.uint8))
     bad(tmp_path, "expected an image of 5×2")
     for file in tmp_path.rglob("*.png"):

@@ -47,7 +47,7 @@ def _is_good(option: Option, value: Any) -> bool:
     if option.kind == "text":
         return value in option.choices
     if option.kind == "table":
-        return isinstance(value, dict)
+        return value == {}  # the keys that it may hold are told beside it
     if option.is_list and isinstance(value, str):  # a list in its other spelling
         value = {"1": [1], "": []}.get(value, value)
     numbers = value if option.is_list and isinstance(value, list) else [value]

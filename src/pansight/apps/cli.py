@@ -86,9 +86,10 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    strict: bool = False,
     max_minutes: float | None = None,
     settings: Settings = None,
-):
+) -> int:
     """Train a model, measure it and write its report. What is left open is chosen from the data and printed.
 
     Parameters
@@ -109,12 +110,16 @@ def train(
         Go on with the run in the folder, after a kill or an interruption, as if nothing had happened.
     overwrite
         Replace the run in the folder.
+    strict
+        Stop at an image that cannot be used, instead of leaving it out, telling it and ending with code 1.
     max_minutes
         Train for so many minutes, evaluations not counted; the whole schedule follows the clock.
     """
     from pansight.apps import commands
 
-    commands.train(model, backbone, data, recipe, weights, out, resume, overwrite, max_minutes, dict(given_settings))
+    given = dict(given_settings) | ({"data.strict": True} if strict else {})
+    run = commands.train(model, backbone, data, recipe, weights, out, resume, overwrite, max_minutes, given)
+    return 1 if run.left_out else 0
 
 
 @app.command(
@@ -129,10 +134,11 @@ def evaluate(
     split: Annotated[str | None, Parameter(name=["--split", "--part"])] = None,
     out: Path | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     threshold: float | None = None,
     files: Annotated[FileSettings | None, Parameter(name="*", group="Files")] = None,
     settings: EvaluateSettings = None,
-):
+) -> int:
     """Measure a model, or files with predictions: PQ, SQ, RQ of all, things and stuff; AP; mIoU; what went wrong.
 
     Parameters
@@ -147,6 +153,8 @@ def evaluate(
         Where evaluation.json, predictions and report.html go. [default: the run, or evaluations/NAME]
     overwrite
         Replace the results that stand there.
+    strict
+        Stop at an image that cannot be used, instead of leaving it out, telling it and ending with code 1.
     threshold
         How sure the model must be of a segment or object, 0 … 1; left out: the model's own.
     """
@@ -156,14 +164,17 @@ def evaluate(
         if given:
             raise PansightError(where="evaluate", expected=f"a run or model for {given[0]}", found="none")
         scores.evaluate_files(files or FileSettings(), overwrite, out)
-        return
+        return 0
     files = files or FileSettings()
     if files != FileSettings(map=files.map, miou=files.miou, report=files.report, charts=files.charts):
         raise PansightError(where="evaluate", expected=f"a model ({weights}) or files (--gt, --pred)", found="both")
     from pansight.apps import measuring
 
     values = dict(given_settings) | ({} if files.miou is None else {"evaluate.miou": files.miou})
-    measuring.evaluate(weights, data, out, split, overwrite, values, files.map, threshold, files.report, files.charts)
+    values |= {"data.strict": True} if strict else {}
+    pages = files.report, files.charts
+    record = measuring.evaluate(weights, data, out, split, overwrite, values, files.map, threshold, *pages)
+    return 1 if "left_out" in record["about"] else 0
 
 
 @app.command(

@@ -32,11 +32,13 @@ from pansight.engine import distributed
 from pansight.engine.assemble import (
     check_model,
     describe,
+    left_out,
     make_model,
     make_transform,
     open_data,
     relabel,
     same_architecture,
+    told_left_out,
     with_absolute_paths,
     with_copy_paste,
 )
@@ -87,6 +89,8 @@ class Run(NamedTuple):
 
     folder: Path
     evaluation: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+    """A line for every image or annotation that could not be used."""
 
 
 def train(
@@ -176,7 +180,7 @@ def _train(
         step = read_training_state(last_checkpoint(folder))["step"]
         for change in changed:
             say(f"changed    {change}, from step {step} on")
-        heading = heading_with((folder / CONFIG).read_text(encoding="utf-8"), heading, step, changed)
+        heading = heading_with((folder / CONFIG).read_text(encoding="utf-8-sig"), heading, step, changed)
     start = override(config, {"model.weights": folder / FIRST}) if first else config
     prepared = prepare(start, folder, accelerator, resume, say)
     if accelerator.is_main_process:
@@ -319,6 +323,8 @@ def prepare(
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")
+    for line in told_left_out(left_out(training, validation)):
+        say(f"left out   {line}")
     asked = config.train.batch_size
     batch = asked if resume else whole_batch(asked, len(training), accelerator.num_processes)
     if batch != asked:
@@ -432,7 +438,7 @@ def _finish(run: _Prepared, result: Result, folder: Path, accelerator: Accelerat
         say(f"weights    {weights}")
         say(f"report     {report}")
     accelerator.wait_for_everyone()
-    return Run(folder, record)
+    return Run(folder, record, left_out(run.training, run.validation))
 
 
 def _lost_to_threshold(

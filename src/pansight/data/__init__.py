@@ -26,6 +26,7 @@ from pansight.data.formats.official import (
     open_vistas,
 )
 from pansight.data.formats.shapes import Shapes
+from pansight.data.left_out import FileDataset
 from pansight.data.options import checked_options
 from pansight.errors import PansightError, choice_error
 from pansight.files import read_json
@@ -106,7 +107,7 @@ def reading_notes(dataset: Dataset) -> tuple[str, ...]:
     """What the user must know of how a data set was read, such as images that lie under another path than is stated."""
     if isinstance(dataset, Subset):
         return reading_notes(dataset.dataset)
-    return dataset.notes if isinstance(dataset, CocoPanoptic | CocoInstances) else ()
+    return tuple(dataset.notes) if isinstance(dataset, FileDataset) else ()
 
 
 def detect_format(source: str | Path, split: str | None = None) -> str:

@@ -28,7 +28,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pansight.data.kinds import an_animation, several_frames, what_else
 from pansight.errors import PansightError
-from pansight.files import read_plain, replacing
+from pansight.files import open_plain, read_plain, replacing
 from pansight.ops.idmap import IdArray
 from pansight.ops.maps.label_png import MAX_PIXELS, decode_ids, decode_index, open_label_png
 
@@ -39,6 +39,10 @@ PNG_GREY, PNG_RGB, PNG_PALETTE = 0, 2, 3
 
 MAX_DEFLATE = 1032
 """Deflate expands one byte to at most so many bytes (RFC 1951: 258 bytes from two bits)."""
+
+
+END = 2**16
+"""Bytes at either end of a large image file that are read to see whether it is whole."""
 
 
 class Header(NamedTuple):
@@ -194,15 +198,52 @@ def read_image(path: str | Path, mask_size: tuple[int, int] | None = None) -> ND
 def decode_image(data: bytes, name: str | Path, mask_size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """As read_image, from the bytes of a file; `name` is for error messages."""
     header = read_header(data, name)
-    turn = header.orientation
-    if mask_size is not None and mask_size != header.turned_size:
-        turn = 1
-        if mask_size != (header.height, header.width):
-            expected, (height, width) = f"{mask_size[0]}×{mask_size[1]} (its annotation)", header.turned_size
-            raise PansightError(
-                where=name, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)"
-            )
-    return _turn(_decode_rgb(data, header, name), turn)
+    return _turn(_decode_rgb(data, header, name), _fitting_turn(header, name, mask_size))
+
+
+def _fitting_turn(header: Header, name: str | Path, mask_size: tuple[int, int] | None) -> int:
+    """The EXIF orientation by which the pixels are to be turned, so that they fit the annotation where there is one."""
+    if mask_size is None or mask_size == header.turned_size:
+        return header.orientation
+    if mask_size != (header.height, header.width):
+        expected, (height, width) = f"{mask_size[0]}×{mask_size[1]} (its annotation)", header.turned_size
+        raise PansightError(where=name, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)")
+    return 1
+
+
+def check_stored(path: str | Path, mask_size: tuple[int, int] | None = None) -> Header:
+    """The header of an image file that can be read, as far as this is told without decoding its pixels.
+
+    Of a large JPEG or PNG only both ends are read. Raises PansightError as `read_image` does, but for pixels that are
+    damaged within the file.
+    """
+    try:
+        header = _whole_header(_both_ends(path), path)
+    except PansightError:  # the header may be longer than what was read
+        header = _whole_header(read_bytes(path), path)
+    _fitting_turn(header, path, mask_size)
+    return header
+
+
+def _whole_header(data: bytes, name: str | Path) -> Header:
+    header = read_header(data, name)
+    if header.kind == "png" and (data.rfind(b"IEND") < 0 or data.find(b"IDAT") < 0):
+        raise PansightError(where=name, expected="a whole PNG", found="no end chunk (truncated)")
+    if header.kind == "jpeg":
+        check_whole(data, header, name)
+    return header
+
+
+def _both_ends(path: str | Path) -> bytes:
+    """The first and the last END bytes of a JPEG or PNG; all of another file, and of a small one."""
+    try:
+        with open_plain(path) as file:
+            head = file.read(END)
+            if len(head) == END and head.startswith((b"\xff\xd8", PNG_SIGNATURE)):
+                file.seek(max(END, file.seek(0, 2) - END))
+            return head + file.read()
+    except OSError:
+        return read_bytes(path)  # which says what is wrong
 
 
 def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
@@ -221,7 +262,10 @@ def _decode_rgb(data: bytes, header: Header, name: str | Path) -> NDArray[Any]:
     except (RuntimeError, ValueError, cv2.error) as error:
         raise PansightError(where=name, expected="a whole image", reason=_one_line(error)) from error
     if image is None:
-        raise PansightError(where=name, expected="a whole image", found="one that cannot be decoded")
+        found = "one that cannot be decoded"
+        if header.kind == "jpeg" and header.bits != 8:
+            found = f"a JPEG of {header.bits} bits and {header.channels} channels, which is not read: save it with 8"
+        raise PansightError(where=name, expected="a whole image", found=found)
     if image.dtype == np.uint16:
         image = (image >> (header.bits - 8 if 8 < header.bits <= 16 else 8)).astype(np.uint8)
     if image.ndim == 2:

@@ -14,6 +14,7 @@ import numpy as np
 from pansight.config import AugmentConfig, Config, DataConfig, ModelConfig, override
 from pansight.data import DATASETS, SPLITS, Dataset, find_splits, open_dataset, reading_notes, split_dataset
 from pansight.data.dataset import limited
+from pansight.data.left_out import left_out_of, usable
 from pansight.data.transforms import (
     Compose,
     CopyPaste,
@@ -31,12 +32,14 @@ from pansight.data.transforms import (
     VerticalFlip,
     resize_sample,
 )
+from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError, choice_error, shown
 from pansight.models import (
     build,
     builder_options,
     check_decode,
     check_options,
+    check_size,
     entry,
     networks_of,
     settled_entry,
@@ -46,6 +49,12 @@ from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
 from pansight.weights.fitting import without_pretrained
+
+MANY_FILES = 5000
+"""Looking at more files than this takes seconds."""
+
+SHOWN_LEFT_OUT = 20
+"""So many lines on what was left out are printed."""
 
 
 class Relabelled:
@@ -123,19 +132,37 @@ def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
     own = "val" in parts and split != "val"
     if own and split is None and not config.validation_split:
         own = not _same_images(training, _part(config, "val", options))  # the validation part is all there is
-    training = limited(training, config.limit)
+    training = _usable(limited(training, config.limit), config)
     if config.validation_source or config.validation_split or own:
         source = config.validation_source or config.source
         part = config.validation_split or None
         if part is None and "val" in find_splits(source, config.format):
             part = "val"
-        validation = limited(open_dataset(source, config.format, part, options), config.limit)
+        validation = _usable(limited(open_dataset(source, config.format, part, options), config.limit), config)
         note = f"{len(validation)} images of {source}" + (f", part {part}" if part else "")
     else:
         training, validation = split_dataset(training, config.validation_fraction)
         note = f"{len(validation)} images split off {config.source}, which has no validation part"
     told = dict.fromkeys(line for data in (training, validation) for line in reading_notes(data))
     return training, relabel(validation, training.labels, "validation data"), "; ".join([note, *told])
+
+
+def _usable(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The images that can be used; all others are told by `left_out`. A bar shows where there are very many."""
+    with ProgressBar("files", len(dataset) > MANY_FILES) as bar:
+        return usable(dataset, config.strict, bar.update)
+
+
+def left_out(*datasets: Dataset) -> tuple[str, ...]:
+    """A line for every image and annotation that was left out of any of these, each once."""
+    plain = [data.dataset if isinstance(data, Relabelled) else data for data in datasets]
+    return tuple(dict.fromkeys(str(error) for data in plain for error in left_out_of(data)))
+
+
+def told_left_out(lines: Sequence[str]) -> list[str]:
+    """The first of these lines, and how many more there are."""
+    more = len(lines) - SHOWN_LEFT_OUT
+    return [*lines[:SHOWN_LEFT_OUT], *([f"and {more} more (pansight check lists all)"] if more > 0 else [])]
 
 
 def _part(config: DataConfig, part: str, options: dict[str, Any]) -> Dataset:
@@ -166,7 +193,7 @@ def open_part(config: DataConfig, part: str) -> Dataset:
         raise PansightError(
             where=source, expected="a test part", found=", ".join(parts) or "none", hint="--data.test-source DIR"
         )
-    return limited(open_dataset(source, config.format, split, config.options), config.limit)
+    return _usable(limited(open_dataset(source, config.format, split, config.options), config.limit), config)
 
 
 def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Dataset:
@@ -176,7 +203,7 @@ def open_evaluation_data(config: DataConfig, labels: LabelSpace | None) -> Datas
     """
     parts = find_splits(config.source, config.format)
     split = config.split or ("val" if "val" in parts else None)
-    dataset = limited(open_dataset(config.source, config.format, split, config.options), config.limit)
+    dataset = _usable(limited(open_dataset(config.source, config.format, split, config.options), config.limit), config)
     return dataset if labels is None else relabel(dataset, labels, str(config.source))
 
 
@@ -285,14 +312,17 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def check_model(config: ModelConfig, decode: Mapping[str, Any]) -> None:
-    """Raises PansightError for an option of the model or of its decode that cannot be, before anything is read.
+    """Raises PansightError for an option of the model or of its decode that cannot be, and for a network that needs
+    several times the machine's memory, before anything is read.
 
     Options that the weights bring, and the model that they bring where it is left to them, are not known yet.
     """
     if config.name == "auto":
         return
-    check_options(config.name, model_options(config), complete=not config.weights)
+    options = check_options(config.name, model_options(config), complete=not config.weights)
     check_decode(config.name, decode)
+    if not config.weights:
+        check_size(config.name, LabelSpace.from_names(["thing"], ["stuff"]), options)
 
 
 def make_model(

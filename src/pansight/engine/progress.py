@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from pansight.errors import Interrupted
+from pansight.errors import shown as escaped
 
 
 def clock(seconds: float) -> str:
@@ -42,7 +43,7 @@ class ProgressBar:
 
     def __enter__(self) -> Self:
         if self.shown and self.console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}", markup=False)
             self._live = Progress(*columns, console=self.console, transient=True)
             self._task = self._live.add_task(self.label, total=1.0, text="")
             self._live.start()
@@ -59,7 +60,7 @@ class ProgressBar:
         now = time.monotonic()
         if not self.shown or (now - self._drawn < 0.1 and share < 1):
             return
-        self._drawn = now
+        self._drawn, text = now, escaped(text)
         if self._first_share is None:  # in a resumed run, another process did the first part
             self._first_share, self._start = share, now
         done = share - self._first_share
@@ -71,7 +72,8 @@ class ProgressBar:
             print(f"{self.label}: {text}{left}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """A line of its own, above the bar; names from files may stand in it."""
+        text = escaped(text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         elif self.shown:

@@ -11,11 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_type_hints
 
+import torch
+
 from pansight.errors import PansightError, choice_error
 from pansight.models import combined, detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
 from pansight.models.contract import ClassRows, Entry, Model
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
 from pansight.models.semantic import deeplab, fcn, pspnet, segnet, unet
+from pansight.nn.memory import check_memory, machine_memory
 from pansight.ops.fusion.label_spaces import labels_of_network
 from pansight.types import LabelSpace
 
@@ -53,8 +56,49 @@ def build(name: str, labels: LabelSpace, **options: Any) -> Model:
     options = check_options(name, options)
     if chosen.needs_things and not labels.things:
         raise PansightError(where=f"model {name}", expected="at least one thing among the classes", found="stuff only")
+    known, is_outline = builder_options(name), torch.get_default_device().type == "meta"
+    if not is_outline and any(_is_larger(value, known[key]) for key, value in options.items()):
+        check_size(name, labels, options, training=False)
     means = {"build": build} if chosen.networks else {}
     return chosen.build(labels, **means, **options)
+
+
+SEVERAL_TIMES = 2
+"""A network is refused that needs so many times the memory of the machine, whatever the size of the images."""
+
+
+def check_size(
+    name: str, labels: LabelSpace, options: Mapping[str, Any], training: bool = True, memory: int | None = None
+) -> None:
+    """Raises PansightError where model `name` with these options needs several times the memory of the machine.
+
+    Each option is within its range, but their product may be anything. Nothing is built, and time is bounded.
+    training: gradients and the state of an optimiser count too. memory: another number of bytes. Of networks put
+    together each is looked at by itself.
+    """
+    chosen, given = entry(name), check_options(name, options)
+    if chosen.networks:
+        given = builder_options(name) | given
+        for network in chosen.networks:
+            check_size(given[network], labels, given[f"{network}_options"] or {}, training, memory)
+        return
+    by_class = {key for key, option in chosen.options.items() if option.words}  # lists as long as there are classes
+    given = {key: value for key, value in given.items() if key not in by_class}
+    given |= {"pretrained": "none"} if "pretrained" in builder_options(name) else {}
+    most = SEVERAL_TIMES * (machine_memory() if memory is None else memory)
+    try:
+        check_memory(lambda: chosen.build(labels, **given), most, training)
+    except PansightError as error:
+        raise error.at(f"model {name}") from error
+
+
+def _is_larger(value: Any, default: Any) -> bool:
+    """Whether an option may make a model larger than its default does."""
+    if isinstance(value, Mapping | list | tuple):
+        return bool(value) and value != default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not isinstance(default, int | float) or value > default
 
 
 def builder_options(name: str) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 from pansight.errors import PansightError, choice_error
 from pansight.files import listed
 from pansight.nn.backbones.names import check_backbone_name, check_vit_name
+from pansight.nn.backbones.vit_options import KEYS, check_vit_options
 from pansight.nn.semantic.blocks import check_output_stride
 from pansight.nn.semantic.criterion import LOSSES, loss_terms
 from pansight.ops.semantic.class_weights import WORDS
@@ -51,6 +52,8 @@ class Option:
     """It decides which size photos are resized to."""
     further: Callable[[Any], object] | None = None
     """Raises PansightError for a value of the right kind that cannot be meant."""
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What a table may hold: key → what it means, and which values it may have."""
 
     @property
     def is_list(self) -> bool:
@@ -209,7 +212,13 @@ SEMANTIC_OPTIONS: Options = {
 VIT_OPTIONS: Options = {
     "backbone": Option("any plain vision transformer of timm", "text", further=check_vit_name),
     "pretrained": choice("weights of the backbone: random, or timm's", "none", "timm"),
-    "vit_options": Option("timm's own arguments for its ViT", "table", optional=True),
+    "vit_options": Option(
+        "timm's own arguments for its ViT, as below",
+        "table",
+        optional=True,
+        further=check_vit_options,
+        keys={key: f"{each.meaning}; {each.expected}" for key, each in KEYS.items()},
+    ),
     "norm_eps": number("epsilon of all norms of the ViT; left out: timm's", 1e-12, 1, optional=True),
 }
 RCNN_OPTIONS: Options = {

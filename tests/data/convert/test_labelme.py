@@ -11,6 +11,7 @@ import pytest
 from drawn import names, photo, refused, same, turned_photo
 from PIL import Image
 
+from pansight.data.check import check
 from pansight.data.convert import convert, detect
 from pansight.data.convert.readers.labelme import is_labelme, open_labelme, splits_labelme
 
@@ -154,19 +155,24 @@ def test_images_within_the_json(tmp_path):
     annotation(tmp_path / "in/sub/a.json", [shape("car", SQUARE)], imageData=text)
     source = open_labelme(tmp_path / "in")
     image = source[0]
-    assert image.image is not None
-    assert image.image.read_bytes() == data
+    assert image.image == data
     assert image.file_name == "a.jpg"
-    assert not image.image.is_relative_to(tmp_path)
     assert source.notes == ("1 images are taken from imageData: their files are not there",)
-    kept = pickle.loads(pickle.dumps(source))
-    assert kept[0].image == image.image
-    summary = convert(tmp_path / "in", tmp_path / "out", things=["all"])
-    assert "train 1" in summary.text()
-    assert [file.read_bytes() for file in (tmp_path / "out").rglob("*.jpg")] == [data]
-    scratch = image.image
-    del source, image, kept
-    assert not scratch.exists()
+    assert pickle.loads(pickle.dumps(source))[0].image == data
+    for mode in ("copy", "hardlink", "symlink"):  # there is no file to link to
+        summary = convert(tmp_path / "in", tmp_path / mode, things=["all"], images=mode)
+        assert "train 1" in summary.text()
+        assert [file.read_bytes() for file in (tmp_path / mode).rglob("*.jpg")] == [data]
+
+
+def test_an_image_within_a_json_is_checked(tmp_path):
+    """`check` converts for the moment; the image must still be there when it looks at it."""
+    data = photo(tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").unlink()
+    annotation(tmp_path / "in/a.json", [shape("car", SQUARE)], imageData=base64.b64encode(data).decode())
+    report = check(tmp_path / "in")
+    assert report.images == 1
+    assert report.findings.number("error") == 0
 
 
 @pytest.mark.parametrize(

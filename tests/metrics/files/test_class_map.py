@@ -9,7 +9,7 @@ from panoptic_tree import CATEGORIES, Drawn, drawn, random_images, write_side
 from pansight.data.images import write_png
 from pansight.errors import PansightError
 from pansight.files import write_json
-from pansight.metrics.files.class_map import map_overlaps, map_table, read_class_map
+from pansight.metrics.files.class_map import map_overlaps, map_table, read_class_map, read_names
 from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import UNMAPPED, PanopticFile
 from pansight.metrics.files.score import Figures, score
@@ -258,3 +258,9 @@ def test_not_with_strict_compatibility(tmp_path):
     mapping = read_class_map("names", truth.labels, truth.labels)
     with pytest.raises(PansightError, match="strict compatibility: expected no class map"):
         PanopticPairs(truth, gt.with_suffix(""), truth, gt.with_suffix(""), mapping, strict=True)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    """Editors of Windows write one."""
+    (tmp_path / "map.toml").write_text("car = 'vehicle'\n", encoding="utf-8-sig")
+    assert read_names(tmp_path / "map.toml") == {"car": "vehicle"}

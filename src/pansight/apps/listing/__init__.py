@@ -58,10 +58,11 @@ def describe_model(name: str) -> str:
     licence = told["licence_of_published_weights"]
     facts += [("weights", f"published under {licence}")] if licence else []
     facts.append(("parts", f"{', '.join(parts_of(name))} (for train.freeze)"))
-    given = [
-        (f"--model.options.{key}", _explained(entry(name).options.get(key), f"default {value!r}"))
-        for key, value in builder_options(name).items()
-    ]
+    given: list[tuple[str, str]] = []
+    for key, value in builder_options(name).items():
+        option = entry(name).options.get(key)
+        given.append((f"--model.options.{key}", _explained(option, f"default {value!r}")))
+        given += [(f"  {key}.{inner}", meaning) for inner, meaning in option.keys.items()] if option else []
     decode = [(f"--evaluate.decode.{key}", _explained(option, "")) for key, option in decode_options(name).items()]
     return "\n".join([f"{name}: {told['summary']}", table(facts), table([*given, *decode])])
 
@@ -108,5 +109,9 @@ def _explained(option: Option | None, default: str) -> str:
 
 def _facts(declared: Mapping[str, Option], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     keys = [key for key in (defaults or declared) if key in declared]
-    told = {key: {"meaning": declared[key].meaning, "values": declared[key].expected()} for key in keys}
+    told: dict[str, dict[str, Any]] = {
+        key: {"meaning": declared[key].meaning, "values": declared[key].expected()} for key in keys
+    }
+    for key in keys:
+        told[key] |= {"keys": dict(declared[key].keys)} if declared[key].keys else {}
     return {key: facts | ({"default": defaults[key]} if key in defaults else {}) for key, facts in told.items()}

@@ -24,7 +24,7 @@ from pansight.config import Config, EvaluateConfig, flatten, override, read_conf
 from pansight.data import Dataset
 from pansight.data.dataset import part_names
 from pansight.engine import distributed
-from pansight.engine.assemble import relabel
+from pansight.engine.assemble import left_out, relabel, told_left_out
 from pansight.engine.checkpoint import CONFIG
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
@@ -62,6 +62,7 @@ def evaluate(
     data's classes; what has no counterpart on either side is void, and printed.
     threshold: the least score, 0 … 1, of segments, or of objects where a model gives boxes alone. report: another file
     for the page. charts: a folder for its charts as SVG and PNG.
+    Images that cannot be used are left out, printed, and listed under about.left_out of the record.
     Raises PansightError for bad input, or where `out` holds an evaluation already (of the run itself: with other
     settings than these) and `overwrite` is not set.
     """
@@ -81,6 +82,9 @@ def evaluate(
     used = with_threshold(config.evaluate, threshold, model, name)
     part = open_part(run, data, split, {k: v for k, v in given.items() if k.startswith("data.")})
     about = _about(weights, name, part, class_map, used)
+    missing = left_out(part.dataset)
+    for line in told_left_out(missing):
+        print(f"left out   {line}")
     if not out and not overwrite:
         _refuse_other(folder, about, _about(weights, name, part, None, (run or config).evaluate))
     dataset, mapping = part.dataset, None
@@ -90,6 +94,7 @@ def evaluate(
             print(line)
     else:
         dataset = _in_classes_of(model, part)
+    about |= {"left_out": list(missing)} if missing else {}
     about |= _trained_on(Path(weights), part, min(len(dataset), used.limit or len(dataset)))
     accelerator = distributed.make_accelerator()
     model.to(accelerator.device)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pansight.config import Config, DataConfig, override
 from pansight.data import Dataset, detect_format, find_splits, open_dataset
 from pansight.data.dataset import part_names
+from pansight.data.left_out import usable
 from pansight.engine import assemble
 from pansight.engine.assemble import open_data, open_evaluation_data
 from pansight.errors import PansightError
@@ -51,7 +52,7 @@ def _own_part(config: DataConfig, split: str | None, named: bool) -> Part:
         return Part(assemble.open_part(config, "test"), config.test_source or config.source, "test")
     if wanted not in ("train", "val") or elsewhere:
         part = split or ("val" if "val" in find_splits(config.source, config.format) else None)
-        dataset = open_dataset(config.source, config.format, part, config.options)
+        dataset = usable(open_dataset(config.source, config.format, part, config.options), config.strict)
         return Part(dataset, config.source, part or "all")
     training, validation, _ = open_data(config)
     if wanted == "train":

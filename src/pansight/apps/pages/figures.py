@@ -90,6 +90,7 @@ def measured_facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Predictions": about.get("predictions"),
         "Classes mapped by": about.get("map"),
         "Images trained on": "" if trained is None else f"{trained} of {count}" if count else trained,
+        "Images left out": f"{len(about['left_out'])}: {about['left_out'][0]}, …" if about.get("left_out") else "",
         "Decoding": ", ".join(f"{key} {value}" for key, value in decode.items()),
         "Other settings": ", ".join(f"{key} {value}" for key, value in other.items()),
         "Measured with": ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()),

@@ -38,6 +38,7 @@ RULES: dict[str, Rule] = {
     # images and annotations
     "duplicate-image-id": Rule("error", "an image id twice", "the later row dropped"),
     "path": Rule("error", "a path that leaves the data folder", DROPPED),
+    "path-tail": Rule("warning", "a path that leads elsewhere: of its tail a file is there, and is read", "that path"),
     "missing-annotation": Rule("error", "an image without an annotation", DROPPED),
     "unknown-image": Rule("error", "an annotation of an image that is not listed", "annotation dropped"),
     "several-annotations": Rule(

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from pansight.data.check.defects import Defect, defect, one_line, shown, shown_value
 from pansight.data.dataset import SPLITS, part_names
-from pansight.data.formats.coco_files import image_folders
+from pansight.data.formats.coco_files import best_folder, image_folders
+from pansight.data.paths import locate_all
 from pansight.errors import PansightError
 from pansight.files import json_text, read_plain, safe_join
 
@@ -173,6 +174,7 @@ def read_part(
             file.parent,
         ]
         panoptic = _folder(places, [a.get("file_name") for record in records for a in record.annotations[:1]])
+    records = _with_files(records, images, panoptic, where, defects)
     rest = {key: value for key, value in content.items() if key not in lists}
     name = part_name(file)
     return Part(name, root, file, kind, images, panoptic, classes, tuple(records), tuple(categories), rest), defects
@@ -196,17 +198,47 @@ def _rows(content: dict[str, Any], key: str, where: str, defects: list[Defect]) 
     return good
 
 
-def _folder(places: Iterable[Path], names: Sequence[object], tried: int = 50) -> Path | None:
-    """The first place that holds most of the first names; None where none holds any."""
-    best, most = None, 0
-    for place in dict.fromkeys(places):
-        hits = 0
-        for name in names[:tried]:
-            path = file_in(place, name)
-            hits += path is not None and is_file(path)
-        if hits > most:
-            best, most = place, hits
-    return best
+def _folder(places: Iterable[Path], names: Sequence[object]) -> Path | None:
+    """The place that holds most of the files, by the rule of all readers; None where none holds any."""
+    return best_folder(places, [name for name in names if isinstance(name, str) and name])
+
+
+def _with_files(
+    records: list[Record], images: Path | None, pngs: Path | None, where: str, defects: list[Defect]
+) -> list[Record]:
+    """The same records with the names of the files that are read: by the rule of all readers, of a path that leads
+    elsewhere the longest tail.
+    """
+    of_image = _other_names([record.row.get("file_name") for record in records], images)
+    of_png = _other_names([a.get("file_name") for record in records for a in record.annotations], pngs)
+    if not of_image and not of_png:
+        return records
+    found: list[Record] = []
+    for record in records:
+        row = _renamed(record.row, of_image, where, record.image_id, defects)
+        rows = tuple(_renamed(a, of_png, where, record.image_id, defects) for a in record.annotations)
+        found.append(Record(record.image_id, row, rows))
+    return found
+
+
+def _other_names(names: Sequence[object], folder: Path | None) -> dict[str, str]:
+    """Name → the name below `folder` of the file that it means, where it does not say so by the letter."""
+    texts = [name for name in names if isinstance(name, str) and name]
+    if folder is None:
+        return {}
+    files = locate_all(texts, [folder]).files
+    return {name: file.name for name, file in zip(texts, files) if file is not None and not file.as_written}
+
+
+def _renamed(
+    row: dict[str, Any], names: dict[str, str], where: str, image_id: str | int, defects: list[Defect]
+) -> dict[str, Any]:
+    stated = row.get("file_name")
+    name = names.get(stated) if isinstance(stated, str) else None
+    if name is None:
+        return row
+    defects.append(defect("path-tail", where, f"the path {one_line(name)}", shown_value(stated), image_id))
+    return {**row, "file_name": name}
 
 
 def file_in(folder: Path, name: object) -> Path | None:

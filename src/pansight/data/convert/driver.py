@@ -236,20 +236,13 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
         return
     if image.image is None:
         raise PansightError(where=image.file_name, expected="an image file", found="none (--images none does without)")
-    if not image.image.is_file():
-        options = known_options(READERS[tally.format].open)
-        option = next((name for name in ("images", "image_folder") if name in options), None)
-        hint = f"name the folder: --option.{option} DIR; or do without" if option else "do without"
-        found = f"no such file ({hint}: --images none)"
-        raise PansightError(where=image.image, expected="an image file", found=found, code="missing_file")
-    data = read_bytes(image.image)
-    header = read_header(data, image.image)
+    data = _content_of(image.image, tally.format)
+    place = image.file_name if isinstance(image.image, bytes) else image.image
+    header = read_header(data, place)
     fits_turned, fits_stored = image.size == header.turned_size, image.size == (header.height, header.width)
     if not fits_turned and not fits_stored:
         expected, (height, width) = f"{image.size[0]}×{image.size[1]} (its annotation)", header.turned_size
-        raise PansightError(
-            where=image.image, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)"
-        )
+        raise PansightError(where=place, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)")
     try:
         check_whole(data, header, image.file_name)
     except PansightError as error:
@@ -257,7 +250,7 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
     if header.orientation != 1:
         tally.turned(fits_turned, fits_stored)
     to.parent.mkdir(parents=True, exist_ok=True)
-    if mode == "copy":
+    if mode == "copy" or isinstance(image.image, bytes):  # what lies in another file has none to link to
         to.write_bytes(data)
     elif mode == "symlink":
         to.symlink_to(image.image.resolve())
@@ -269,6 +262,19 @@ def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
             raise PansightError(
                 "cannot be hard-linked", where=image.image, reason=f"{reason} (--images copy)"
             ) from error
+
+
+def _content_of(image: Path | bytes, format: str) -> bytes:
+    """The bytes of an image file. Raises PansightError, naming the option that helps, where it is missing."""
+    if isinstance(image, bytes):
+        return image
+    if not image.is_file():
+        options = known_options(READERS[format].open)
+        option = next((name for name in ("images", "image_folder") if name in options), None)
+        hint = f"name the folder: --option.{option} DIR; or do without" if option else "do without"
+        found = f"no such file ({hint}: --images none)"
+        raise PansightError(where=image, expected="an image file", found=found, code="missing_file")
+    return read_bytes(image)
 
 
 def _check_place(source: Path, to: Path, overwrite: bool) -> None:

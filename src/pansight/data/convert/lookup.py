@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from pansight.data.dataset import means_split, split_of
-from pansight.data.images import IMAGE_SUFFIXES, read_bytes, read_header
+from pansight.data.images import IMAGE_SUFFIXES, Header, read_bytes, read_header
 from pansight.errors import PansightError
 
 SYSTEM_FILES = (".", "Thumbs.db", "desktop.ini")
@@ -22,7 +22,11 @@ def image_size(path: Path, stated: tuple[int, int] | None = None) -> tuple[int, 
 
     Raises PansightError where the file is missing or no image, or `stated` is neither.
     """
-    header = read_header(read_bytes(path), path)
+    return fitting_size(read_header(read_bytes(path), path), path, stated)
+
+
+def fitting_size(header: Header, path: str | Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
+    """As `image_size`, of a header that is known already; `path` is for error messages."""
     if stated is None or stated == header.turned_size:
         return header.turned_size
     if stated != (header.height, header.width):

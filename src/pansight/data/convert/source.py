@@ -47,7 +47,7 @@ class Annotated:
 
     image_id: str | int
     file_name: str  # of the image in the output, e.g. "000000000139.jpg" or "aachen/aachen_000000_000019.png"
-    image: Path | None  # the image file; None where the source has none
+    image: Path | bytes | None  # the image file, or its content where it lies in another file; None: there is none
     size: tuple[int, int]  # (H, W)
     regions: tuple[Region, ...] = ()  # in the order of the source
     ids: IdArray | None = None  # int32 (H, W), 0 = not annotated

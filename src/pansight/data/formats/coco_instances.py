@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pansight.data.dataset import expect, ids_tensor, image_tensor
 from pansight.data.formats.coco_files import expect_folder, image_folders, names_in
 from pansight.data.formats.coco_panoptic import coco_json, image_names, read_coco_json
-from pansight.data.images import read_image
+from pansight.data.images import check_stored, read_image
 from pansight.data.paths import named_folder
 from pansight.errors import PansightError, choice_error
 from pansight.ops.idmap import boxes_xyxy, paint_in_order, present_ids
@@ -37,9 +37,10 @@ class CocoInstances:
     """Images with lists of objects.
 
     background: "void", or "stuff" to make the uncovered pixels one segment of a class of that name. notes: lines on
-    images that are read under another path than the JSON gives.
+    images that are read under another path than the JSON gives. damaged: annotations that are left out, since their
+    image is not listed or their outlines have too few points.
     Raises PansightError where the JSON has another shape than the format's; a sample raises it where its image is
-    missing, damaged or of another size than the JSON says, or an object's mask is malformed.
+    missing, damaged or of another size than the JSON says, or an object's mask or flag is malformed.
     """
 
     def __init__(
@@ -62,14 +63,17 @@ class CocoInstances:
         position = {image_id: index for index, image_id in enumerate(names)}
         self._names, self.notes = names_in(self.images, list(names.values()), self.json)
         self._objects: list[list[dict[str, Any]]] = [[] for _ in self._rows]
+        self.damaged: list[PansightError] = []
+        self._problems: dict[int, PansightError] = {}  # of images whose objects are not all known
         for annotation in content["annotations"]:
-            self._check(annotation, position)
-            self._objects[position[annotation["image_id"]]].append(annotation)
+            self._add(annotation, position)
 
-    def _check(self, annotation: dict[str, Any], position: dict[str | int, int]) -> None:
+    def _add(self, annotation: dict[str, Any], position: dict[str | int, int]) -> None:
+        """Put an annotation among the objects of its image, or among what is left out."""
         image_id, where = annotation.get("image_id"), f"{self.json}: annotation {annotation.get('id')}"
         if not isinstance(image_id, str | int) or image_id not in position:
-            raise PansightError(where=where, expected="a listed image", found=f"image_id {image_id!r}")
+            self.damaged.append(PansightError(where=where, expected="a listed image", found=f"image_id {image_id!r}"))
+            return
         if annotation.get("category_id") not in self._known:
             raise PansightError(
                 where=where,
@@ -77,10 +81,22 @@ class CocoInstances:
                 found=f"{annotation.get('category_id')!r}",
                 code="unlisted_category",
             )
-        if not isinstance(annotation.get("segmentation"), list | dict) or not annotation["segmentation"]:
-            found = repr(annotation.get("segmentation"))[:40]
-            raise PansightError(where=where, expected="polygons or a run-length mask in 'segmentation'", found=found)
-        read_flag(annotation.get("iscrowd"), where, "iscrowd")
+        index, segmentation = position[image_id], annotation.get("segmentation")
+        if isinstance(segmentation, list) and any(map(_is_degenerate, segmentation)):
+            whole = [polygon for polygon in segmentation if not _is_degenerate(polygon)]
+            if not whole:
+                found = f"{segmentation!r:.60}"
+                self.damaged.append(PansightError(where=where, expected="an outline of 3 or more points", found=found))
+                return
+            annotation, segmentation = {**annotation, "segmentation": whole}, whole
+        row = self._rows[index]
+        try:
+            read_flag(annotation.get("iscrowd"), where, "iscrowd")
+            _check_segmentation(segmentation, (row["height"], row["width"]), where)
+        except PansightError as error:
+            self._problems.setdefault(index, error.with_traceback(None))
+            return
+        self._objects[index].append(annotation)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -91,10 +107,21 @@ class CocoInstances:
     def file_name(self, index: int) -> str:
         return self._names[index]
 
+    def problem(self, index: int) -> PansightError | None:
+        """Why an image cannot be used, as far as this is told without decoding it; None where nothing is wrong."""
+        row = self._rows[index]
+        try:
+            check_stored(self.images / self._names[index], (row["height"], row["width"]))
+        except PansightError as error:
+            return error.with_traceback(None)  # which would keep what was read
+        return self._problems.get(index)
+
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
         size = row["height"], row["width"]
         image = read_image(self.images / self._names[index], mask_size=size)
+        if index in self._problems:
+            raise self._problems[index]
         objects = self._objects[index]
         masks = np.zeros((len(objects), *size), bool)  # (N, H, W)
         for n, annotation in enumerate(objects):
@@ -140,23 +167,8 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
 
     Raises PansightError where they are malformed or for another size.
     """
+    _check_segmentation(segmentation, size, where)
     height, width = size
-    if isinstance(segmentation, dict):
-        stated = segmentation.get("size")
-        if stated != [height, width]:
-            raise PansightError(where=where, expected=f"a mask of size {[height, width]}", found=f"{stated!r}")
-        counts = segmentation.get("counts")
-        if isinstance(counts, list):
-            total = sum(c for c in counts if isinstance(c, int))
-            if total != height * width or not all(isinstance(c, int) and c >= 0 for c in counts):
-                raise PansightError(where=where, expected=f"run lengths of {height * width} pixels", found=total)
-        elif not isinstance(counts, str):
-            raise PansightError(where=where, expected="run lengths", found=f"counts {counts!r:.60}")
-    else:
-        for polygon in segmentation:
-            good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            if not good or not all(isinstance(v, int | float) for v in polygon):
-                raise PansightError(where=where, expected="polygons of 3 or more x, y pairs", found=f"{polygon!r:.60}")
     try:
         if isinstance(segmentation, list):
             packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -170,6 +182,39 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int], where: str) ->
     if mask.shape != size:
         raise PansightError(where=where, expected=f"a mask of size {[height, width]}", found=list(mask.shape))
     return mask
+
+
+def _check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> None:
+    """Raises PansightError unless these are polygons or run lengths of an image of `size`; nothing is decoded."""
+    height, width = size
+    if not isinstance(segmentation, list | dict) or not segmentation:
+        found = f"{segmentation!r:.40}"
+        raise PansightError(where=where, expected="polygons or a run-length mask in 'segmentation'", found=found)
+    if isinstance(segmentation, dict):
+        stated = segmentation.get("size")
+        if stated != [height, width]:
+            raise PansightError(where=where, expected=f"a mask of size {[height, width]}", found=f"{stated!r}")
+        counts = segmentation.get("counts")
+        if isinstance(counts, list):
+            total = sum(c for c in counts if isinstance(c, int))
+            if total != height * width or not all(isinstance(c, int) and c >= 0 for c in counts):
+                raise PansightError(where=where, expected=f"run lengths of {height * width} pixels", found=total)
+        elif not isinstance(counts, str):
+            raise PansightError(where=where, expected="run lengths", found=f"counts {counts!r:.60}")
+        return
+    for polygon in segmentation:
+        good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        if not good or not all(isinstance(v, int | float) for v in polygon):
+            raise PansightError(where=where, expected="polygons of 3 or more x, y pairs", found=f"{polygon!r:.60}")
+
+
+def _is_degenerate(polygon: Any) -> bool:
+    """Whether a polygon has fewer than 3 different points, and so no pixel; a long one is not looked at."""
+    if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) > 8:
+        return False
+    if not all(isinstance(value, int | float) for value in polygon):
+        return False
+    return len(set(zip(polygon[::2], polygon[1::2]))) < 3
 
 
 def _labels(categories: list[dict[str, Any]], background: str, source: Path) -> LabelSpace:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pansight.data.dataset import Dataset, expect, ids_tensor, image_tensor
 from pansight.data.formats.coco_files import data_root, expect_folder, find_json, image_folders, names_in
-from pansight.data.images import read_image, read_rgb_ids, write_png
+from pansight.data.images import check_stored, read_image, read_rgb_ids, write_png
 from pansight.data.paths import named_file, named_folder
 from pansight.errors import PansightError
 from pansight.files import Publication, flat_name, read_json
@@ -24,7 +24,8 @@ from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment, re
 
 
 class CocoPanoptic:
-    """Images with a panoptic PNG each. notes: lines on files that are read under another path than the JSON gives.
+    """Images with a panoptic PNG each. notes: lines on files that are read under another path than the JSON gives, and
+    on images without an annotation, which are not listed. damaged: annotations of images that are not listed.
 
     json: the annotation file. images, panoptic: folders of the images and of the PNGs. content: the parsed file, where
     the caller has it already. absent_segments: listed segments without a pixel are left out, not an error (ADE20K).
@@ -53,20 +54,30 @@ class CocoPanoptic:
         self._image_ids: list[str | int] = []
         rows: list[tuple[int, int, bool]] = []
         self._first = [0]
+        self.damaged: list[PansightError] = []
+        pngs: list[Any] = []
         for annotation in content["annotations"]:
-            image_id = _image_id(annotation, names, self.json)
+            try:
+                image_id = _image_id(annotation, names, self.json)
+            except PansightError as error:
+                self.damaged.append(error.with_traceback(None))
+                continue
             rows += _segment_rows(annotation, known, f"{self.json}: image {image_id}")
             self._image_ids.append(image_id)
             self._first.append(len(rows))
+            pngs.append(annotation.get("file_name"))
         stated = [names[image_id] for image_id in self._image_ids]
         self._image_names, notes = names_in(self.images, stated, self.json)
-        stated = [annotation.get("file_name") for annotation in content["annotations"]]
-        self._png_names, more = names_in(self.panoptic, stated, self.json)
+        self._png_names, more = names_in(self.panoptic, pngs, self.json)
         self.notes = notes + more
         missing = set(names) - set(self._image_ids)
+        first = min(missing, key=str, default="")
+        if missing and not self._image_ids:
+            found = f"none for image {first} ({len(missing)} in all)"
+            none = PansightError(where=self.json, expected="an annotation for every image", found=found)
+            raise next(iter(self.damaged), none)
         if missing:
-            found = f"none for image {min(missing, key=str)} ({len(missing)} in all)"
-            raise PansightError(where=self.json, expected="an annotation for every image", found=found)
+            self.notes += (f"{len(missing)} images without annotation are left out, such as {first!r:.80}",)
         if len(set(self._image_ids)) != len(self._image_ids):
             raise PansightError(where=self.json, expected="one annotation per image", found="an image_id twice")
         self._rows = np.array(rows, np.int32).reshape(-1, 3)  # (S, 3): id, category, is_crowd
@@ -79,6 +90,21 @@ class CocoPanoptic:
 
     def file_name(self, index: int) -> str:
         return self._image_names[index]
+
+    def problem(self, index: int) -> PansightError | None:
+        """Why an image cannot be used, as far as this is told without decoding it; None where nothing is wrong."""
+        try:
+            png = check_stored(self.panoptic / self._png_names[index])
+            if png.kind != "png":
+                raise PansightError(
+                    where=self.panoptic / self._png_names[index],
+                    expected="an 8-bit RGB PNG of segment ids",
+                    found="another format",
+                )
+            check_stored(self.images / self._image_names[index], (png.height, png.width))
+        except PansightError as error:
+            return error.with_traceback(None)  # which would keep what was read
+        return None
 
     def __getitem__(self, index: int) -> Sample:
         rows = self._rows[self._first[index] : self._first[index + 1]].tolist()

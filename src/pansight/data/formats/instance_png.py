@@ -12,7 +12,7 @@ from unicodedata import normalize
 import numpy as np
 
 from pansight.data.dataset import ids_tensor, image_tensor, means_split, part_folders, part_names
-from pansight.data.images import IMAGE_SUFFIXES, read_image, read_index_png
+from pansight.data.images import IMAGE_SUFFIXES, check_stored, read_image, read_index_png
 from pansight.data.paths import named_folder
 from pansight.errors import PansightError, choice_error
 from pansight.ops.idmap import present_ids
@@ -26,7 +26,8 @@ class InstancePng:
     """Images with a PNG each, of the same stem or of that stem + ``_mask``.
 
     thing: name of the class. background: "stuff" makes the zeros one segment of a class `background`, "void" leaves
-    them void. Raises PansightError where an image lacks its PNG or the reverse, or there is none at all.
+    them void. notes: a line on images without a PNG, which are left out. damaged: PNGs without an image.
+    Raises PansightError where there is no pair at all.
     """
 
     def __init__(self, images: str | Path, masks: str | Path, thing: str = "object", background: str = "stuff"):
@@ -45,18 +46,17 @@ class InstancePng:
         }
         if not files:
             raise PansightError(where=self.images, expected=f"images ({' '.join(IMAGE_SUFFIXES)})", found="none")
-        for stem in sorted(files.keys() ^ masks_by_stem.keys()):
-            if stem in files:
-                raise PansightError(
-                    where=files[stem],
-                    expected=f"{self.masks.name}/{stem}[_mask].png",
-                    found="no such file",
-                    code="missing_file",
-                )
-            raise PansightError(
-                where=masks_by_stem[stem], expected=f"an image {self.images.name}/{stem}.*", found="none"
-            )
-        self._pairs = [(files[stem], masks_by_stem[stem]) for stem in sorted(files)]
+        paired = sorted(files.keys() & masks_by_stem.keys())
+        alone = sorted(files.keys() - masks_by_stem.keys())
+        if alone and not paired:
+            expected = f"{self.masks.name}/{alone[0]}[_mask].png"
+            raise PansightError(where=files[alone[0]], expected=expected, found="no such file", code="missing_file")
+        self.notes = (f"{len(alone)} images without a PNG are left out, such as {alone[0]!r:.80}",) if alone else ()
+        self.damaged = [
+            PansightError(where=masks_by_stem[stem], expected=f"an image {self.images.name}/{stem}.*", found="none")
+            for stem in sorted(masks_by_stem.keys() - files.keys())
+        ]
+        self._pairs = [(files[stem], masks_by_stem[stem]) for stem in paired]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -67,6 +67,16 @@ class InstancePng:
 
     def file_name(self, index: int) -> str:
         return self._pairs[index][0].name
+
+    def problem(self, index: int) -> PansightError | None:
+        """Why an image cannot be used, as far as this is told without decoding it; None where nothing is wrong."""
+        image, mask = self._pairs[index]
+        try:
+            png = check_stored(mask)
+            check_stored(image, (png.height, png.width))
+        except PansightError as error:
+            return error.with_traceback(None)  # which would keep what was read
+        return None
 
     def __getitem__(self, index: int) -> Sample:
         image_file, mask_file = self._pairs[index]

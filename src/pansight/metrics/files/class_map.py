@@ -90,7 +90,7 @@ def read_class_map(source: str | Path, prediction: LabelSpace, truth: LabelSpace
 def read_names(path: Path) -> dict[str, str]:
     """The lines of a TOML file, name → name. Raises PansightError for anything else."""
     try:
-        content = tomllib.loads(read_plain(path).decode("utf-8"))
+        content = tomllib.loads(read_plain(path).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise PansightError(
             "no such file", where=path, hint=f"expected a class map (TOML) or the word {BY_NAME}", code="missing_file"

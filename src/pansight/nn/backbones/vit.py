@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pansight.errors import PansightError, choice_error
 from pansight.nn.backbones.hub import bounded_downloads
 from pansight.nn.backbones.pyramid import timm_pixels
+from pansight.nn.backbones.vit_options import check_vit_options
 from pansight.nn.checkpointing import recomputed
 from pansight.nn.input import PixelStatistics
 from pansight.ops.fast import use_plain
@@ -93,43 +94,6 @@ class PlainViT(nn.Module):
         return tokens + (out if block.gamma_2 is None else block.gamma_2 * out)
 
 
-LARGEST = 10**6
-
-COUNTS = {"embed_dim": 1, "depth": 1, "num_heads": 1, "reg_tokens": 0, "num_reg_tokens": 0}
-"""Whole numbers among the options of a ViT, each with the least that it may be."""
-
-SHARES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
-NUMBERS = ("mlp_ratio", "init_values", "rope_temperature", "rope_grid_offset")
-NUMBERS += ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords")
-FLAGS = ("qkv_bias", "proj_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "scale_mlp", "swiglu_mlp", "pre_norm")
-FLAGS += ("class_token", "no_embed_class", "use_abs_pos_emb", "use_rot_pos_emb", "rope_rotate_half")
-TEXTS = ("act_layer", "norm_layer")
-VIT_OPTIONS = (*COUNTS, *SHARES, *NUMBERS, *FLAGS, *TEXTS)
-"""The arguments of timm's ViTs that an option may give. Others replace what this file relies on (the size of the input,
-the classes of layers), or name a file of weights to open."""
-
-
-def check_vit_options(name: str, options: dict[str, Any]) -> None:
-    """Raises PansightError for an argument that is none of VIT_OPTIONS, or a value of another kind or range."""
-    for key, value in options.items():
-        if key not in VIT_OPTIONS:
-            expected = f"a ViT that takes {', '.join(VIT_OPTIONS)}"
-            raise PansightError(where=f"backbone {name}", expected=expected, found=f"{key!r}")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
-        if key in COUNTS:
-            expected, fits = f"a whole number from {COUNTS[key]}", type(value) is int and COUNTS[key] <= value <= 2**16
-        elif key in SHARES:
-            expected, fits = "a share, 0 … 1", is_number and 0 <= value < 1
-        elif key in NUMBERS:
-            expected, fits = "a number above 0", value is None or (is_number and value >= 0)
-        elif key in FLAGS:
-            expected, fits = "true or false", isinstance(value, bool)
-        else:
-            expected, fits = "the name of a layer of timm", isinstance(value, str) and len(value) < 40
-        if not fits:
-            raise PansightError(where=f"backbone {name}: vit_options.{key}", expected=expected, found=f"{value!r:.80}")
-
-
 def vit_backbone(
     name: str,
     pretrained: str = "none",
@@ -141,7 +105,7 @@ def vit_backbone(
     """The timm ViT `name` for `patch` px patches and positions on the grid of a `size` px square.
 
     pretrained: "none" or "timm" (downloaded; patch kernel and positions are resampled). options: further arguments of
-    timm's model (VIT_OPTIONS), such as {"depth": 4, "embed_dim": 64}. norm_eps: another epsilon for all norms.
+    timm's model (`vit_options.KEYS`), such as {"depth": 4, "embed_dim": 64}. norm_eps: another epsilon for all norms.
     Raises PansightError for a name that is unknown or no plain ViT, an unknown option, or weights that cannot be had.
     """
     if pretrained not in ("none", "timm"):
@@ -151,11 +115,10 @@ def vit_backbone(
         raise PansightError(f"unknown backbone {name!r}", hint=f"expected a ViT of timm, such as {some}")
     if size % patch:
         raise PansightError(where=f"backbone {name}", expected=f"a size that {patch} px patches divide", found=size)
-    if not isinstance(options, dict | None):
-        raise PansightError(
-            where=f"backbone {name}", expected="vit_options as a table (in a recipe)", found=f"{options!r:.80}"
-        )
-    check_vit_options(name, options or {})
+    try:
+        check_vit_options(options)
+    except PansightError as error:
+        raise error.at(f"backbone {name}") from error
     given: dict[str, Any] = {"img_size": size, "patch_size": patch, "num_classes": 0, "global_pool": ""}
     given |= {"dynamic_img_size": True} | (options or {})
     try:

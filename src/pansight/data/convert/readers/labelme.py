@@ -10,9 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import shutil
-import tempfile
-import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from pansight.data.convert.class_table import read_classes
 from pansight.data.convert.lookup import (
     choose_part,
     files_ending,
+    fitting_size,
     image_beside,
     image_size,
     short_names,
@@ -38,7 +36,7 @@ from pansight.data.dataset import part_folders
 from pansight.data.images import IMAGE_SUFFIXES, check_png, read_header
 from pansight.data.paths import locate_all
 from pansight.errors import PansightError
-from pansight.files import decode_json, read_plain, replacing
+from pansight.files import decode_json, read_plain
 
 OUTLINES = ("polygon", "rotation", "oriented_rectangle")
 REGIONS = (*OUTLINES, "rectangle", "circle", "mask")
@@ -93,10 +91,6 @@ class _LabelMe:
         self.notes = tuple(notes)
         self._root, self._entries = root, entries
         self._known = {label: index for index, label in enumerate(labels)}
-        self._scratch: Path | None = None
-        if any(image is None for _, image, _ in entries):
-            self._scratch = Path(tempfile.mkdtemp(prefix="pansight-labelme-"))
-            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,9 +100,13 @@ class _LabelMe:
         data = _read(file)
         expect_short(data, b",", file)
         content = decode_json(data, _File, file)
-        if image is None:
-            image = self._unpacked(data, file, name)
-        size = image_size(image, _stated_size(content, file))
+        stated = _stated_size(content, file)
+        within = _image_within(data, file) if image is None else None
+        if image is not None:
+            size = image_size(image, stated)
+        else:
+            assert within is not None
+            size = fitting_size(read_header(within, f"{file}: imageData"), f"{file}: imageData", stated)
         groups: dict[Any, list[Region]] = {}
         empty: list[int] = []
         for number, shape in enumerate(content.shapes, 1):
@@ -124,19 +122,12 @@ class _LabelMe:
                 groups.setdefault(number if alone else (category, shape.group_id), []).append(region)
         regions = tuple(joined(parts) for parts in groups.values())
         image_id = file.relative_to(self._root).with_suffix("").as_posix()
-        return Annotated(image_id, name, image, size, regions, empty=tuple(empty))
+        return Annotated(image_id, name, within or image, size, regions, empty=tuple(empty))
 
-    def _unpacked(self, data: bytes, file: Path, name: str) -> Path:
-        """The image within a JSON as a file that lives as long as this source."""
-        text = decode_json(data, _ImageData, file).imageData or ""
-        assert self._scratch is not None
-        target = self._scratch / name
-        if not target.is_file():
-            image = _from_base64(text, f"{file}: imageData")
-            read_header(image, f"{file}: imageData")
-            with replacing(target) as temporary:
-                temporary.write_bytes(image)
-        return target
+
+def _image_within(data: bytes, file: Path) -> bytes:
+    """The content of the image file that a JSON holds. Raises PansightError where that is none."""
+    return _from_base64(decode_json(data, _ImageData, file).imageData or "", f"{file}: imageData")
 
 
 def open_labelme(source: Path, split: str | None = None) -> Source:

@@ -261,7 +261,7 @@ def open_coco_panoptic(
     json: str | None = None,
     images: str | None = None,
     panoptic: str | None = None,
-) -> ListSource:
+) -> Source:
     """COCO panoptic itself: to change classes, to fill, or to write it in another format.
 
     json, images, panoptic: the annotation file and the folders of images and PNGs; else looked for. `isthing` may be
@@ -276,10 +276,15 @@ def open_coco_panoptic(
     pngs, names, more = _pngs(root, file, panoptic, [annotation.file_name for annotation in content.annotations])
     notes += (*told, *more)
     seen: set[int | str] = set()
-    for annotation in content.annotations:
+    pairs: list[tuple[_Panoptic, str]] = []
+    damaged: list[PansightError] = []
+    for annotation, name in zip(content.annotations, names):
         where = f"{file}: image {annotation.image_id!r}"
         if annotation.image_id not in rows:
-            raise PansightError(where=file, expected="annotations of listed images", found=f"{annotation.image_id!r}")
+            found = f"{annotation.image_id!r}"
+            damaged.append(PansightError(where=file, expected="annotations of listed images", found=found))
+            continue
+        pairs.append((annotation, name))
         if annotation.image_id in seen:
             raise PansightError(where=where, expected="one annotation per image", found="several")
         seen.add(annotation.image_id)
@@ -300,7 +305,7 @@ def open_coco_panoptic(
         size = ids.shape[0], ids.shape[1]
         return Annotated(row.id, row.file_name, folder / row.file_name, size, (), ids, segments)
 
-    return ListSource(categories, [partial(one, *pair) for pair in zip(content.annotations, names)], notes)
+    return with_damaged(ListSource(categories, [partial(one, *pair) for pair in pairs], notes), damaged)
 
 
 def _check_segments(segments: list[_Segment], index: dict[int, int], where: str) -> None:
