@@ -1,7 +1,7 @@
 """Stands in for ``pansight train`` in tests of sweeps: a process of milliseconds that needs nothing but Python.
 
 FAKE_RUN, in the environment: a run folder that a training "ends" with a copy of. A learning rate of 13 fails with a
-line on stderr; one of 99 waits for SIGTERM and then saves, as a training does.
+line on stderr; one of 17 leaves out a part of the data; one of 99 waits for SIGTERM and then saves, as a training does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(words: list[str]) -> int:
     shutil.copytree(os.environ["FAKE_RUN"], out, dirs_exist_ok=True)
     if os.environ.get("FAKE_FIGURE"):
         (out / "evaluation.json").write_text(json.dumps({"All": {"pq": 1 - abs(rate - 0.3)}}))
-    return 0
+    return 1 if rate == 17 else 0
 
 
 def wait(out: Path) -> int:

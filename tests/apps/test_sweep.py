@@ -112,6 +112,16 @@ def test_a_broken_run_is_named_at_the_end_and_stops_nobody(data, tmp_path, capsy
     assert len(commands_of(out / "runs" / "lr=0.1,seed=0")) == 1
 
 
+def test_a_run_that_left_out_data_is_finished_and_told(data, tmp_path, capsys):
+    out = tmp_path / "sweep"
+    assert main(words(data, out, "--vary", "train.lr=17,0.1")) == 1
+    printed = capsys.readouterr().out
+    assert "finished   2 of 2 runs" in printed
+    assert f"left out   parts of the data, in 1 run (log: {out / 'logs' / 'lr=17,seed=0.log'})" in printed
+    assert {row["name"] for row in read_json(out / "comparison.json")["variants"]} == {"lr=17", "lr=0.1"}
+    assert main(["sweep", str(out)]) == 0  # nothing is left to do
+
+
 def test_where_every_run_is_broken_there_is_nothing_to_compare(data, tmp_path, capsys):
     assert main(words(data, tmp_path / "sweep", "--train.lr", "13")) == 1
     assert "finished   0 of 1 runs" in capsys.readouterr().out

@@ -51,7 +51,8 @@ def sweep(
     settings: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Train the runs of a sweep that are not finished yet and compare all; returns 1 where a run failed, else 0.
+    """Train the runs of a sweep that are not finished yet and compare all; returns 1 where a run failed or left out
+    a part of its data, else 0.
 
     target: a recipe, a study, a file with a plan, or the folder of a sweep that goes on. vary: as of `parse_varied`.
     seeds: runs of each variant. jobs: runs at a time; None: one for each accelerator, or one. out: the folder.
@@ -78,7 +79,7 @@ def sweep(
         _tell(folder, queued, outcome, retried=not plan.search)
         if any(is_finished(folder_of(folder, run)) for run in queued):
             compare_folder(folder)
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or outcome.left_out else 0
 
 
 def plan_of(
@@ -185,6 +186,10 @@ def _tell(folder: Path, runs: Sequence[Run], outcome: Outcome, retried: bool) ->
     done = len(outcome.finished) + len(outcome.skipped)
     print(f"finished   {done} of {done + len(outcome.failed)} runs")
     logs = {run.name: log_of(folder, run) for run in runs}
+    if outcome.left_out:
+        count = len(outcome.left_out)
+        where = logs[outcome.left_out[0]]
+        print(f"left out   parts of the data, in {count} run{'s' if count > 1 else ''} (log: {where})")
     for name, line in outcome.failed.items():
         print(f"FAILED     {name}: {line} (log: {logs[name]})")
     if outcome.failed and retried:

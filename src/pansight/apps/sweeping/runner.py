@@ -59,6 +59,10 @@ class Listed:
         """A list does not depend on how its runs end."""
 
 
+LEFT_OUT = 1
+"""The exit code of a training that ended well, without the images or annotations that it could not use."""
+
+
 @dataclass
 class Outcome:
     """How the runs of a sweep ended: names of those that were finished before, and now; and name → last line."""
@@ -66,6 +70,7 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # finished now, without images or annotations that are of no use
 
 
 @dataclass
@@ -160,7 +165,7 @@ def _note(job: _Job, sweep: Path, queue: Queue, outcome: Outcome, say: Callable[
     """A process has ended: finished, or broken with a last line."""
     job.log.close()
     name, failure = job.run.name, ""
-    if job.process.returncode or not is_finished(folder_of(sweep, job.run)):
+    if job.process.returncode not in (0, LEFT_OUT) or not is_finished(folder_of(sweep, job.run)):
         failure = last_line(log_of(sweep, job.run))
         if job.process.returncode < 0:  # by a signal: the program could not say anything of it
             failure = f"killed by {_signal_name(-job.process.returncode)}"
@@ -168,6 +173,8 @@ def _note(job: _Job, sweep: Path, queue: Queue, outcome: Outcome, say: Callable[
         say(f"failed     {name}: {failure}")
     else:
         outcome.finished.append(name)
+        if job.process.returncode == LEFT_OUT:
+            outcome.left_out.append(name)
         say(f"finished   {name}")
     queue.ended(job.run, failure)
 
