@@ -189,7 +189,7 @@ def test_counted_numbers_stand_in_config_and_a_resumption_does_not_count(
     def counting(*_: object) -> None:
         raise AssertionError("counted again")
 
-    monkeypatch.setattr("pansight.apps.commands.count_pixels", counting)
+    monkeypatch.setattr("pansight.apps.commands.preparing.count_pixels", counting)
     assert main(["train", "--resume", "--out", str(short), "--train.steps", "6"]) == 0
     a, b = weights_of(whole), weights_of(short)
     assert all(torch.equal(a[key], b[key]) for key in a)

@@ -112,7 +112,7 @@ def test_a_full_disk_names_the_log(words, tmp_path, monkeypatch, capfd) -> None:
         start(folder, *arguments)
         (folder / "metrics.jsonl").symlink_to("/dev/full")
 
-    monkeypatch.setattr("pansight.apps.commands.start_folder", started)
+    monkeypatch.setattr("pansight.apps.commands.running.start_folder", started)
     line = said([*words, "--train.trackers", ""], capfd)
     assert line == f"pansight: {tmp_path / 'run' / 'metrics.jsonl'}: cannot be written: No space left on device"
 

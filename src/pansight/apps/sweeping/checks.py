@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 
-from pansight.apps.commands import prepare, silent, training_settings
+from pansight.apps.commands.preparing import prepare, silent, training_settings
 from pansight.apps.sweeping.grid import Axis, Point, Range, Variant, short_names, variant_of, variants
 from pansight.apps.sweeping.plan import Plan
 from pansight.config import Config, override

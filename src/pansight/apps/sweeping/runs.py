@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pansight.apps.commands.running import FIRST
 from pansight.apps.pages.report import REPORT
 from pansight.apps.sweeping.grid import Run
 from pansight.config import read_config
@@ -20,8 +21,6 @@ from pansight.files import read_json, write_json
 
 PROGRAM = (sys.executable, "-m", "pansight.apps.cli")
 RUNS, LOGS, LISTING = "runs", "logs", "runs.json"
-FIRST = "first"
-"""The folder of the first of two steps within that of a run."""
 
 
 def folder_of(sweep: Path, run: Run) -> Path:
