@@ -228,7 +228,7 @@ def test_the_best_weights_are_measured_once(clean, tmp_path, monkeypatch):
 
 
 def test_weights_are_loaded_once(clean, trained, tmp_path, monkeypatch):
-    from pansight.apps import commands
+    from pansight.apps.commands import preparing
     from pansight.engine import assemble
 
     loaded = []
@@ -237,8 +237,8 @@ def test_weights_are_loaded_once(clean, trained, tmp_path, monkeypatch):
         loaded.append(str(path))
         return load_model(path)
 
-    load_model = commands.load_model
-    monkeypatch.setattr(commands, "load_model", counting)
+    load_model = preparing.load_model
+    monkeypatch.setattr(preparing, "load_model", counting)
     monkeypatch.setattr(assemble, "load_model", counting)
     settings = {"train": {"steps": 1, "batch_size": 2, "trackers": [], "evaluate_every": 0}}
     run = pansight.train(weights=trained, data=clean, out=tmp_path / "run", settings=settings)

@@ -178,7 +178,7 @@ def test_values_that_look_alike_keep_labels_of_their_own():
 )
 def test_a_setting_survives_the_command_line(key, value, monkeypatch):
     given: list[dict] = []
-    monkeypatch.setattr(commands, "train", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr(commands, "train", lambda *all: given.append(all[-1]) or commands.Run(Path(), {}))
     assert cli.main(["train", *flags(key, value)]) == 0
     assert flatten(override(Config(), given[0]).to_dict())[key] == value
 

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 
 from pansight import load, models
-from pansight.apps import commands
 from pansight.apps.cli import main
+from pansight.apps.commands import running
 from pansight.config import EvaluateConfig
 from pansight.data import open_dataset
 from pansight.data.formats.shapes import Shapes
@@ -164,7 +164,7 @@ def test_a_training_that_saved_nothing_leaves_no_folder(tmp_path, monkeypatch, c
 def test_the_report_and_the_intervals_stop_at_once(tmp_path, monkeypatch, capfd, every):
     """Both come after the training; the next session makes them."""
     out = tmp_path / "run"
-    target, name = (commands, "with_intervals") if every == "2" else (commands, "write_report")
+    target, name = (running, "with_intervals") if every == "2" else (running, "write_report")
     with monkeypatch.context() as patch:
         patch.setattr(target, name, lambda *given: send(signal.SIGTERM) or time.sleep(60))
         assert main(command(out, "--train.evaluate-every", every)) == 143

@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numba.core.caching import FunctionCache
+
+from pansight.ops.fast.kernels.compiled import compiled
 
 FUNCTION = "def total(values):\n    result = 0.0\n    for x in values:\n        result += x\n    return result\n"
 PROGRAM = """
@@ -30,6 +34,19 @@ def result(folder: Path, limit: int = 10**9) -> str:
     """The sum and how often stored machine code was found, in a process whose files have at most `limit` bytes."""
     words = [sys.executable, "-B", "-c", PROGRAM, str(folder), str(limit)]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_without_a_place_for_machine_code(monkeypatch):
+    """As numba says it where neither the package nor the home can be written: compiled anew in each process."""
+
+    def refuse(self, function):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    def last(values):
+        return values[-1]
+
+    monkeypatch.setattr(FunctionCache, "__init__", refuse)
+    assert compiled(last)(np.arange(4)) == 3
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import struct
 import zlib
 
 import imagecodecs
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +16,6 @@ from pngs import chunk, filtered, header, interlaced_png, packed_png, png, rgb_o
 
 from pansight.errors import PansightError
 from pansight.ops.fast.kernels import png as png_kernels
-from pansight.ops.fast.kernels.compiled import compiled
 from pansight.ops.maps.label_png import (
     MAX_PIXELS,
     SIGNATURE,
@@ -255,18 +253,6 @@ def test_a_damaged_byte_is_an_error_or_no_damage():
 )  # fmt: skip
 def test_what_is_no_id_png(data, found):
     assert found in refused(data)
-
-
-def test_without_a_place_for_machine_code(monkeypatch):
-    """As numba says it where neither the package nor the home can be written: compiled anew in each process."""
-
-    def njit(nogil: bool, fastmath: object, cache: bool = False):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: ("compiled", function)
-
-    monkeypatch.setattr(numba, "njit", njit)
-    assert compiled(len) == ("compiled", len)
 
 
 def test_a_bomb_is_refused_by_its_header(monkeypatch):
