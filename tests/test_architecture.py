@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "pansight"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -31,8 +30,6 @@ ALLOWED = {
 }
 """What a part may import besides itself."""
 
-NAME_IDS = [str(f.relative_to(SOURCE)) for f in FILES]
-
 
 def part_of(module: str) -> str | None:
     """pansight.ops.regions.boxes → ops; pansight itself → "" ; foreign modules → None."""
@@ -47,9 +44,19 @@ def module_of(path: Path) -> str:
     return ".".join(names[:-1] if names[-1] == "__init__" else names)
 
 
-def imports_of(path: Path) -> Iterator[tuple[int, str, bool]]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(path: Path) -> list[tuple[int, str, bool]]:
     """(line, absolute module, is lazy) of every import; ``from pansight import ops`` counts as pansight.ops."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return list(_imports_of(path))
+
+
+def _imports_of(path: Path) -> Iterator[tuple[int, str, bool]]:
+    tree = tree_of(path)
     lazy = {
         id(inner)
         for outer in ast.walk(tree)
@@ -76,17 +83,17 @@ def test_there_is_something_to_check() -> None:
     assert {part_of(module_of(f)) for f in FILES} >= {"types", "ops", "nn", "models", "weights", "data", "metrics"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAME_IDS)
-def test_imports_point_one_way(path: Path) -> None:
-    part = part_of(module_of(path))
-    if part in ("", "__main__"):
-        return  # the public face and the entry point may import anything; how, is tested below
-    assert part in ALLOWED, f"{path}: a part that ALLOWED does not know"
-    for line, module, _ in imports_of(path):
-        target = part_of(module)
-        assert target is None or target == part or target in ALLOWED[part], (
-            f"{path.relative_to(SOURCE)}:{line}: {part} imports {module}; it may import {sorted(ALLOWED[part])}"
-        )
+def test_imports_point_one_way() -> None:
+    for path in FILES:
+        part = part_of(module_of(path))
+        if part in ("", "__main__"):
+            continue  # the public face and the entry point may import anything; how, is tested below
+        assert part in ALLOWED, f"{path}: a part that ALLOWED does not know"
+        for line, module, _ in imports_of(path):
+            target = part_of(module)
+            assert target is None or target == part or target in ALLOWED[part], (
+                f"{path.relative_to(SOURCE)}:{line}: {part} imports {module}; it may import {sorted(ALLOWED[part])}"
+            )
 
 
 def test_imports_of_finds_every_form(tmp_path: Path) -> None:
@@ -133,7 +140,7 @@ def test_nobody_else_imports_a_model_file() -> None:
 
 def test_a_model_is_one_file_and_one_line() -> None:
     """Every model file ends with a literal table ENTRIES, and MODELS is nothing but these tables."""
-    tree = ast.parse((SOURCE / "models" / "__init__.py").read_text(encoding="utf-8"))
+    tree = tree_of(SOURCE / "models" / "__init__.py")
     (table,) = [
         node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MODELS"
     ]
@@ -143,7 +150,7 @@ def test_a_model_is_one_file_and_one_line() -> None:
     lines = [value.lineno for value in table.values]
     assert len(set(lines)) == len(lines)
     for path in MODEL_FILES:
-        last = ast.parse(path.read_text(encoding="utf-8")).body[-1]
+        last = tree_of(path).body[-1]
         assert isinstance(last, ast.AnnAssign), path
         assert ast.unparse(last.target) == "ENTRIES", path
         assert ast.unparse(last.annotation) == "dict[str, Entry]", path  # which pyright holds the builders to
@@ -156,15 +163,14 @@ def test_no_star_imports() -> None:
             assert not module.endswith(".*"), f"{path}:{line}: import *"
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAME_IDS)
-def test_files_and_functions_stay_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    length = len(text.splitlines())
-    assert length <= 500, f"{path}: {length} lines; split it by what it is about"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert lines <= 70, f"{path}:{node.lineno}: {node.name} has {lines} lines"
+def test_files_and_functions_stay_short() -> None:
+    for path in FILES:
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        assert length <= 500, f"{path}: {length} lines; split it by what it is about"
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert lines <= 70, f"{path}:{node.lineno}: {node.name} has {lines} lines"
 
 
 def test_folders_stay_small() -> None:
@@ -177,9 +183,9 @@ def test_folders_stay_small() -> None:
         assert len(entries) <= limit, f"{folder}: {len(entries)} entries: {sorted(entries)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAME_IDS)
-def test_no_hasattr_exec_eval(path: Path) -> None:
+def test_no_hasattr_exec_eval() -> None:
     """hasattr hides that a contract is missing; exec and eval hide code."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("hasattr", "exec", "eval"), f"{path}:{node.lineno}: {node.func.id}"
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("hasattr", "exec", "eval"), f"{path}:{node.lineno}: {node.func.id}"

@@ -30,6 +30,7 @@ def test_every_model_has_a_size() -> None:
     assert all(MODELS[name].variant_of for name in (*SCORES, *SCORES_ELSEWHERE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mask_rcnn_r50_d2", "detr_panoptic_r50", "mask2former_swin_tiny", "eomt_small_640", *SEMANTIC]
 )

@@ -160,6 +160,7 @@ def test_things_keep_the_colour_of_their_class() -> None:
         assert torch.equal(by_class[:, 12, 12], by_class[:, 12, 40])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(predictor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame is let go before the next one is read."""
     import gc

@@ -286,6 +286,7 @@ def test_a_lost_folder_is_named(chromium, tmp_path, monkeypatch):
     page.close()
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(visit, tmp_path):
     page = visit(write_page(tmp_path / "out.html", [drawn(HOSTILE)]))
     assert page.locator("#viewer [role=option] .name").text_content() == HOSTILE
@@ -305,6 +306,7 @@ def test_more_segments_than_a_byte_counts(visit, tmp_path):
     assert page.locator("#viewer tbody tr").count() == 800
 
 
+@pytest.mark.slow
 def test_an_image_without_a_photo_and_one_without_any_segment(visit, tmp_path):
     empty = drawn("empty", None, truth_ids=np.zeros((20, 40), np.int32), truth=[])
     page = visit(write_page(tmp_path / "out.html", [drawn()._replace(photo=None), empty]))

@@ -287,6 +287,7 @@ NESTED = [[], [1], {}, [0, 0, 8, 2], [[]], {"id": 1}, {"id": 1, "category_id": 7
 VALUES = st.sampled_from(PLAIN + NESTED)
 
 
+@pytest.mark.slow
 @given(edits=st.lists(st.tuples(VALUES, st.integers(0, 10**6)), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_copy_passes_check_whatever_the_json_holds(tmp_path_factory, edits):

@@ -60,6 +60,7 @@ QUICK += ["--train.evaluate-every", "0", "--train.trackers", "", "--evaluate.lim
 QUICK += ["--train.precision", "fp32", "--model.options.channels", "32", "--model.options.hidden", "32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("things", "stuff"),
     [

@@ -20,6 +20,7 @@ SEMANTIC = [name for name, entry in MODELS.items() if entry.produces == ("semant
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEMANTIC)
 @pytest.mark.parametrize("views", [{}, {"flip": True}, {"scales": (0.5, 1.0)}])
 def test_components_of_one_view_and_of_the_mean_of_several(name: str, views: dict[str, object]) -> None:

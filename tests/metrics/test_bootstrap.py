@@ -213,6 +213,7 @@ def test_a_better_model_is_found():
     assert hits >= 18
 
 
+@pytest.mark.slow
 def test_intervals_cover():
     """The figures of 100,000 images lie in the 95 % intervals of about 95 % of 300 sets of 150 images."""
     rng = np.random.default_rng(14)

@@ -57,6 +57,7 @@ def test_outputs_and_predictions(name: str) -> None:
                 assert (ours != theirs).float().mean() < 1e-3
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 def test_losses_and_gradients(name: str) -> None:
     batch = shapes_batch()

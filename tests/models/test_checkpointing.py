@@ -30,6 +30,7 @@ ON_TIMM = [name for name in SMALL if MODELS[name].backbone]
 """The networks of fixed layers (VGG16, the U-Net of 2015) have nothing that can be computed again."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_TIMM)
 def test_gradients_are_the_same(name: str) -> None:
     expected, statistics = step(small(name))

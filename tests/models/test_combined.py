@@ -59,6 +59,7 @@ def segments_of(found: PanopticSegmentation) -> list[tuple[int, float, bytes]]:
     return sorted((s.category, s.score, (found.ids == s.id).numpy().tobytes()) for s in found.segments)
 
 
+@pytest.mark.slow
 def test_a_whole_is_its_parts_run_alone_and_combined_on_files(tmp_path: Path, photos: Path) -> None:
     """Pixel for pixel, by the command on files that predict writes of each network."""
     parts = {"mask_rcnn": one("mask_rcnn"), "pspnet": one("pspnet")}
@@ -282,6 +283,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_from_training_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trained jointly, evaluated, predicted, exported and compared."""
     out = tmp_path / "run"
@@ -311,6 +313,7 @@ def test_from_training_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     run("compare", out, tmp_path / "again", "--out", tmp_path / "compared.html")
 
 
+@pytest.mark.slow
 def test_two_runs_become_one_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in SIZES:
         save_model(tmp_path / name, *one(name))

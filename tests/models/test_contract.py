@@ -127,6 +127,7 @@ def test_loss_is_finite_and_reaches_every_parameter(name: str) -> None:
         assert parameter.grad.abs().sum() > 0 or key.endswith(IDLE), key
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 @pytest.mark.parametrize("make_batch", [void_batch, stuff_batch, mixed_batch])
 def test_batches_without_objects_train(name: str, make_batch: Callable[[], Batch]) -> None:
@@ -201,6 +202,7 @@ def test_predictions_are_legal_at_the_sizes_asked_for(name: str) -> None:
     assert found.panoptic is None or len(found.panoptic.segments) > 0
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 @pytest.mark.parametrize("labels", [LabelSpace.from_names(["one"]), LABELS_VOID], ids=["one_thing", "no_stuff"])
 def test_few_classes(name: str, labels: LabelSpace) -> None:
@@ -296,6 +298,7 @@ def test_every_option_has_a_default_and_unknown_ones_are_named(name: str) -> Non
         build(name, LABELS, no_option=3)
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 @pytest.mark.parametrize("size", [(32, 32), (4096, 64), (64, 4096)])
 def test_long_images(name: str, size: tuple[int, int]) -> None:

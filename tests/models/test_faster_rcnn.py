@@ -11,6 +11,7 @@ from pansight.data.categories.coco import coco_91, coco_things
 from pansight.models import build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(128, 160), (160, 96), (97, 160)])
 def test_small_twins_find_the_same(size):
     theirs, ours = small_twins(masks=False)

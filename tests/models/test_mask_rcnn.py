@@ -44,6 +44,7 @@ def assert_same(ours: Any, theirs: Any, image: Tensor, at_least: int) -> None:
     assert 0 < int(instances.masks.sum()) < instances.masks.numel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(128, 160), (160, 96)])
 def test_small_twins_find_the_same(size):
     theirs, ours = small_twins(masks=True)

@@ -22,6 +22,7 @@ def batch_of(size: tuple[int, int], model: Any) -> Any:
     return collate([random_sample(*size, 1)], model.input.resize.divisor)
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_one_place_trains_and_predicts(name: str, frozen_bn: bool) -> None:
@@ -39,6 +40,7 @@ def test_one_place_trains_and_predicts(name: str, frozen_bn: bool) -> None:
     assert found is not None
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_convolutions_of_stride_2_to_one_column_are_in_float32(name: str, size: tuple[int, int]) -> None:

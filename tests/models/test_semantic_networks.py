@@ -89,6 +89,7 @@ def test_output_strides(name: str, stride: int) -> None:
         build(name, LABELS, output_stride=24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "convnext_atto", "tf_efficientnet_lite0"])
 def test_other_backbones(name: str, backbone: str) -> None:
@@ -97,6 +98,7 @@ def test_other_backbones(name: str, backbone: str) -> None:
     assert sum(model.train().loss(batch).values(), torch.zeros(())).isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("loss", [*LOSSES, "cross_entropy+dice"])
 def test_every_loss_trains(name: str, loss: str) -> None:

@@ -54,11 +54,13 @@ def test_everything_at_its_largest_is_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_small_models_pass(name: str) -> None:
     check_size(name, LABELS, SMALL.get(name, {}) | {}, memory=64 * GIB)
 
 
+@pytest.mark.slow
 def test_a_network_of_very_many_layers_is_refused_in_bounded_time() -> None:
     options = {"vit_options": {"embed_dim": 2, "depth": 2**16, "num_heads": 1}}
     with pytest.raises(PansightError, match="at most 10000 weight tensors"):

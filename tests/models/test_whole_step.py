@@ -55,6 +55,7 @@ def test_parts_add_up_to_the_whole(name: str) -> None:
         assert_same_step(step(model, batch, parts, Accelerator(cpu=True)), whole(name))
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 def test_an_empty_part_beside_a_full_one_and_beside_another(name: str) -> None:
     model, machine = without_chance(name), Accelerator(cpu=True)
@@ -74,6 +75,7 @@ def test_two_processes_add_up_to_the_whole(tmp_path: Path) -> None:
         assert_same_step(each, whole(name))
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 def test_counts_of_the_whole_change_nothing(name: str) -> None:
     """What a loss counts on its way is what `counts` says."""
@@ -92,6 +94,7 @@ def test_counts_of_the_whole_change_nothing(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept.images, batch.images, strict=True))
 
 
+@pytest.mark.slow
 @EVERY_SMALL
 def test_counting_leaves_no_trace(name: str) -> None:
     """With BatchNorm that is trained, too, where an entry has any."""
