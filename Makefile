@@ -9,7 +9,7 @@ READY := .venv/.ready
 help:
 	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
 	@echo "make demo      train, measure and explain Panoptic FPN on generated shapes (about 4 minutes, CPU)"
-	@echo "make test      the newcomer's tests (about 6 minutes on 2 cores)"
+	@echo "make test      the newcomer's tests (about 5 minutes on 2 cores)"
 	@echo "make test-all  the long ones too: every system memorises images, full-size networks, 2,000 damaged inputs"
 	@echo "               (about 20 minutes); ORDER=7 runs either in an order drawn from the number 7"
 	@echo "make check     ruff and pyright"

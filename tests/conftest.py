@@ -1,5 +1,6 @@
 """Fixtures that every test may use, and the order of the tests."""
 
+import gc
 import os
 import random
 from collections.abc import Generator
@@ -38,6 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         random.Random(order).shuffle(items)
     else:
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # stable
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the garbage collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -407,6 +407,7 @@ def test_the_page_asks_for_nothing_and_escapes_names(old, new, tmp_path):
     assert not re.search(r"https?://|@import|url\(|<link|<iframe|<img", html)
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(old, new, tmp_path):
     """Headless Chromium: no console message, nothing wider than the window, figures as in the dict, sorting works."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the page in a browser: needs playwright")

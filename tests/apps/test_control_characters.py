@@ -42,6 +42,7 @@ def is_plain(text: str) -> bool:
 TINY = ["--train.steps", "1", "--train.trackers", "", "--backbone", "resnet10t", "--model.options.short", "0"]
 
 
+@pytest.mark.slow
 def test_every_command_prints_names_escaped(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [
         ["convert", "odd", "--to", "pan", "--things", "all"],

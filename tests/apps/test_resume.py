@@ -89,6 +89,7 @@ def equal(one, two) -> bool:
     return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("lr", 1e-5), ("weight_decay", 0.5), ("backbone_lr_factor", 0.0), ("clip_norm", 1e-4), ("steps", 6)],

@@ -318,6 +318,7 @@ DAMAGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", DAMAGES)
 def test_damaged_shards(capsys, parts, key):
     sound = load("p2.json")
@@ -329,6 +330,7 @@ def test_damaged_shards(capsys, parts, key):
     assert "damaged" in complaint(capsys, "evaluate", "--merge", *parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "value"), [(0, 7), (0, -1), (1, 2), (1, -1), (1, 10**30), (2, -5), (3, "x"), (4, None), (5, -(2**62))]
 )

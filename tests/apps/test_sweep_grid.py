@@ -252,6 +252,7 @@ def test_a_wrong_plan_is_one_line_with_its_file(tmp_path, text, complaint):
     assert complaint in str(caught.value)
 
 
+@pytest.mark.slow
 def test_numbers_that_do_not_belong_together():
     axis = parse_varied("train.lr=1,2")
     for plan, complaint in [

@@ -275,6 +275,7 @@ def test_a_folder_is_read_as_it_is_looked_at(visit, tmp_path, monkeypatch):
     assert text_of(page, "tip").startswith("Truth 77 · cat found")
 
 
+@pytest.mark.slow
 def test_a_lost_folder_is_named(chromium, tmp_path, monkeypatch):
     monkeypatch.setattr(viewer, "INLINE_IMAGES", 0)
     page = chromium.new_page()
@@ -296,6 +297,7 @@ def test_hostile_names_stay_text(visit, tmp_path):
     assert page.locator("img[src=x]").count() == 0
 
 
+@pytest.mark.slow
 def test_more_segments_than_a_byte_counts(visit, tmp_path):
     ids = np.arange(1, 801, dtype=np.int32).reshape(20, 40)
     page = visit(write_page(tmp_path / "out.html", [drawn(truth_ids=ids, truth=[(k, 0) for k in range(1, 801)])]))

@@ -256,6 +256,7 @@ def test_two_annotations_that_share_a_png_do_not_share_the_copy(data):
 HARMS = st.lists(st.sampled_from(damages.ON_IMAGES), max_size=3)
 
 
+@pytest.mark.slow
 @given(harms=HARMS, others=st.lists(st.sampled_from(damages.ON_CATEGORIES), max_size=1), twice=st.booleans())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_copy_passes_check_whatever_was_wrong(tmp_path_factory, harms, others, twice):

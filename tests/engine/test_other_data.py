@@ -81,6 +81,7 @@ def test_two_steps_train_on_data_of_every_kind(tmp_path, capsys, things, stuff):
     assert json.loads((out / "evaluation.json").read_text())["All"]["n"] >= 1
 
 
+@pytest.mark.slow
 def test_the_first_step_is_taught_stuff_by_every_recipe(tmp_path):
     """A first recipe that says nothing of it."""
     (tmp_path / "one.toml").write_text('[model]\nname = "detr"\n')
@@ -91,6 +92,7 @@ def test_the_first_step_is_taught_stuff_by_every_recipe(tmp_path):
     assert read_config(out / "first" / "config.toml").model.options["stuff"] is True
 
 
+@pytest.mark.slow
 def test_a_recipe_drops_what_belongs_to_its_own_source(tmp_path, capsys):
     data, out = write(tmp_path / "data"), tmp_path / "run"
     assert main(["train", "--recipe", "shapes/detr_step2", "--data", str(data), "--out", str(out), *QUICK]) == 0

@@ -114,6 +114,7 @@ def test_a_forked_worker_leaves_it_to_its_parent():
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), BOTH)
 @pytest.mark.parametrize("image", [3, 11])  # of the evaluation after step 2, and of that after step 4, the last one
 def test_an_evaluation_in_training_stops_after_the_image_at_hand(tmp_path, monkeypatch, capfd, number, code, image):

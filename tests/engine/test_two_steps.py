@@ -124,6 +124,7 @@ def test_given_weights_skip_the_first_step(recipe, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 4])
 def test_whichever_step_is_unfinished_is_resumed(recipe, tmp_path, monkeypatch, capsys, stop):
     """Interrupted after step 2 of the first run, or after step 1 of the second."""
