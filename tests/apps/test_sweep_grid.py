@@ -301,9 +301,18 @@ def test_unknown_targets_are_one_line(tmp_path):
         read_plan(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "count"), [("studies/cityscapes_detr", 10), ("studies/cityscapes_detr_repaired", 33)])
+STUDIES = {
+    "studies/cityscapes_detr": 10,
+    "studies/cityscapes_detr_repaired": 33,
+    "studies/rare_shapes": 18,
+    "studies/rare_camvid": 18,
+}
+"""name → runs."""
+
+
+@pytest.mark.parametrize(("name", "count"), STUDIES.items())
 def test_the_shipped_studies(name, count):
-    assert set(studies()) == {"studies/cityscapes_detr", "studies/cityscapes_detr_repaired"}
+    assert set(studies()) == set(STUDIES)
     head = studies()[name].read_text().split("\n[")[0]
     assert all(f"# {word}" in head for word in ("command", "hardware", "time", "measured"))
     assert f"pansight sweep {name}" in head
@@ -312,7 +321,8 @@ def test_the_shipped_studies(name, count):
     assert len(runs) == count
     assert f"{count} runs" in head
     for run in runs:
-        config, _ = commands.training_settings(None, plan.settings | run.settings | {"data.source": "shapes"})
+        recipe = plan.recipe or None
+        config, _ = commands.training_settings(recipe, plan.settings | run.settings | {"data.source": "shapes"})
         check_model(config.model, config.evaluate.decode)
 
 

@@ -75,8 +75,26 @@ def test_triangles_are_equilateral_and_squares_square():
     assert all(shares.values())
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_the_share_of_images_with_a_triangle(share):
+    data = Shapes(300, triangles=share)
+    triangle = SHAPES.index("triangle")
+    found = sum(any(s.category == triangle for s in data[index].truth.segments) for index in range(300))
+    assert found == {0.0: 0, 1.0: 300}.get(share) or 15 <= found <= 45
+    assert torch.equal(data[7].truth.ids, Shapes(8, triangles=share)[7].truth.ids)
+
+
 @pytest.mark.parametrize(
-    "options", [{"height": 8}, {"count": 0}, {"seed": -1}, {"background": "grass"}, {"split": "dev"}, {"size": 3}]
+    "options",
+    [
+        {"height": 8},
+        {"count": 0},
+        {"seed": -1},
+        {"background": "grass"},
+        {"split": "dev"},
+        {"size": 3},
+        {"triangles": 1.5},
+    ],
 )
 def test_bad_options_are_one_line(options):
     with pytest.raises(PansightError):

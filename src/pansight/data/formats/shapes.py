@@ -24,6 +24,7 @@ STREAMS = {"train": 0, "val": 1, "test": 2}
 LABELS = LabelSpace.from_names(SHAPES, ("background",))
 LABELS_VOID = LabelSpace.from_names(SHAPES)
 BACKGROUND = len(SHAPES)
+TRIANGLE = SHAPES.index("triangle")
 
 SIN_60 = math.sin(math.radians(60))
 
@@ -32,7 +33,9 @@ class Shapes:
     """`count` images of `height` × `width` px, made on demand.
 
     split: train, val and test are different streams of the same seed. background: "stuff" makes the uncovered pixels
-    one segment of a stuff class, "void" leaves them 0. Raises PansightError for sizes under 16 px and negative numbers.
+    one segment of a stuff class, "void" leaves them 0. triangles: the share of the images that have a triangle, to
+    study a rare class; in the others, what would be one is a square or a circle. None: what chance brings, about two
+    of three. Raises PansightError for sizes under 16 px, negative numbers, and a share that is none.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Shapes:
         seed: int = 0,
         split: str = "train",
         background: str = "stuff",
+        triangles: float | None = None,
     ):
         if split not in STREAMS:
             raise choice_error("split of shapes", split, STREAMS)
@@ -52,6 +56,9 @@ class Shapes:
             raise PansightError(where="shapes", expected="count ≥ 1 and seed ≥ 0", found=f"count {count}, seed {seed}")
         if min(height, width) < 16:
             raise PansightError(where="shapes", expected="at least 16×16 pixels", found=f"{height}×{width}")
+        if triangles is not None and not 0 <= triangles <= 1:
+            raise PansightError(where="shapes: triangles", expected="a share from 0 to 1", found=triangles)
+        self.triangles = triangles
         self.count, self.height, self.width = count, height, width
         self.seed, self.split, self.background = seed, split, background
         self.labels = LABELS if background == "stuff" else LABELS_VOID
@@ -71,7 +78,7 @@ class Shapes:
             raise IndexError(index)
         rng = np.random.default_rng((self.seed, STREAMS[self.split], index))
         image = np.empty((self.height, self.width, 3), np.uint8)
-        ids, kinds = draw_shapes(image, rng)
+        ids, kinds = draw_shapes(image, rng, self.triangles)
         visible = {int(n) for n in present_ids(ids)} - {0}
         segments = [Segment(n, kind) for n, kind in enumerate(kinds, 1) if n in visible]
         if self.background == "stuff":
@@ -83,8 +90,10 @@ class Shapes:
         return Sample(image_tensor(image), truth, self.image_id(index), (self.height, self.width))
 
 
-def draw_shapes(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[IdArray, list[int]]:
-    """Fill `image` uint8 (H, W, 3) with a new drawing.
+def draw_shapes(
+    image: NDArray[np.uint8], rng: np.random.Generator, triangles: float | None = None
+) -> tuple[IdArray, list[int]]:
+    """Fill `image` uint8 (H, W, 3) with a new drawing. triangles: as of `Shapes`.
 
     Returns int32 ids (H, W), k for the k-th shape drawn and 0 elsewhere, and each shape's index into SHAPES.
     """
@@ -98,6 +107,8 @@ def draw_shapes(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[IdA
     center_y = rng.integers(border, height - border, count).tolist()
     center_x = rng.integers(border, width - border, count).tolist()
     extents = rng.integers(border, side // 4 + 1, count).tolist()
+    if triangles is not None:
+        kinds = _with_triangles(kinds, rng.random() < triangles, rng)
     placed = list(zip(kinds, center_y, center_x, extents, colors[1:]))
     image[:] = colors[0]
     ids = np.zeros((height, width), np.int32)
@@ -107,6 +118,13 @@ def draw_shapes(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[IdA
         _draw(image, kind, y, x, s, color)
         _draw(ids, kind, y, x, s, [number])
     return ids, [kinds[n] for n in kept]
+
+
+def _with_triangles(kinds: list[int], wanted: bool, rng: np.random.Generator) -> list[int]:
+    """The kinds of shapes with at least one triangle, or with none; the last one is never covered by others."""
+    if wanted:
+        return kinds if TRIANGLE in kinds else [*kinds[:-1], TRIANGLE]
+    return [int(rng.integers(0, TRIANGLE)) if kind == TRIANGLE else kind for kind in kinds]
 
 
 def _draw(canvas: NDArray[np.uint8] | IdArray, kind: int, y: int, x: int, s: int, color: list[int]) -> None:
