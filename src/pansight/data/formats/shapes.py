@@ -121,9 +121,9 @@ def draw_shapes(
 
 
 def _with_triangles(kinds: list[int], wanted: bool, rng: np.random.Generator) -> list[int]:
-    """The kinds of shapes with at least one triangle, or with none; the last one is never covered by others."""
+    """The kinds of shapes with a triangle at the end, which nothing covers or suppresses, or with none."""
     if wanted:
-        return kinds if TRIANGLE in kinds else [*kinds[:-1], TRIANGLE]
+        return [*kinds[:-1], TRIANGLE]
     return [int(rng.integers(0, TRIANGLE)) if kind == TRIANGLE else kind for kind in kinds]
 
 
