@@ -216,6 +216,17 @@ def first_hour(record: Record) -> str:
     return table(["command", "seconds", "exit code", "figure", "expected"], rows) + f"\n\n{where(record)}; 2 threads"
 
 
+def before_after(record: Record) -> str:
+    """Time and memory of each case after the redesign as ratios to the commit before it; least and greatest ratio."""
+    rows: list[list[str]] = []
+    for row in sorted(record["rows"], key=lambda row: row["case"]):
+        spread = f"{min(row['ratios']):.2f} … {max(row['ratios']):.2f}"
+        times = [f"{row['before_ms']:.0f}", f"{row['after_ms']:.0f}", f"{row['ratio']:.2f}", spread]
+        rows.append([row["case"], row["what"], *times, f"{row['memory_ratio']:.2f}"])
+    header = ["case", "part", "before, ms", "after, ms", "ratio", "least … greatest", "ratio of memory"]
+    return table(header, rows) + f"\n\n{where(record)}; {record['threads']} threads"
+
+
 def cpu_defaults(record: Record) -> str:
     """Mean and spread over the seeds of each variant."""
     rows: list[list[str]] = []
@@ -285,6 +296,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "pq_speed": pq_speed,
     "bootstrap": bootstrap,
     "first_hour": first_hour,
+    "before_after": before_after,
     "cpu_defaults": cpu_defaults,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
