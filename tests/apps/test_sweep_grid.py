@@ -8,6 +8,7 @@ import pytest
 
 from pansight.apps import cli, commands
 from pansight.apps.sweeping import plan_of
+from pansight.apps.sweeping.checks import check_plan
 from pansight.apps.sweeping.grid import (
     LONGEST_NAME,
     Axis,
@@ -324,6 +325,15 @@ def test_the_shipped_studies(name, count):
         recipe = plan.recipe or None
         config, _ = commands.training_settings(recipe, plan.settings | run.settings | {"data.source": "shapes"})
         check_model(config.model, config.evaluate.decode)
+
+
+@pytest.mark.slow
+def test_a_study_of_generated_shapes_can_start():
+    """By the check of a sweep itself, which opens the data; the other studies need data of their own."""
+    plan, _ = plan_of("studies/rare_shapes")
+    check_plan(plan)
+    for split, share in (("options", 0.02), ("validation_options", 0.5)):
+        assert plan.settings[f"data.{split}.triangles"] == share
 
 
 def test_the_full_grid_of_the_repaired_study():

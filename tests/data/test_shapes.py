@@ -77,7 +77,7 @@ def test_triangles_are_equilateral_and_squares_square():
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_the_share_of_images_with_a_triangle(share):
-    data = Shapes(300, triangles=share)
+    data = open_dataset("shapes", count=300, triangles=share)
     triangle = SHAPES.index("triangle")
     found = sum(any(s.category == triangle for s in data[index].truth.segments) for index in range(300))
     assert found == {0.0: 0, 1.0: 300}.get(share) or 15 <= found <= 45
@@ -94,6 +94,9 @@ def test_the_share_of_images_with_a_triangle(share):
         {"split": "dev"},
         {"size": 3},
         {"triangles": 1.5},
+        {"triangles": "many"},
+        {"triangles": True},
+        {"triangles": float("nan")},
     ],
 )
 def test_bad_options_are_one_line(options):

@@ -56,6 +56,7 @@ def open_shapes(
     width: int = 128,
     seed: int = 0,
     background: str = "stuff",
+    triangles: float | None = None,
 ) -> Shapes:
     """Generated shapes: 1000 images to train on and 200 to measure on, or `count` of each.
 
@@ -63,7 +64,7 @@ def open_shapes(
     """
     if count is None:
         count = 1000 if split in (None, "train") else 200
-    return Shapes(count, height, width, seed, split or "train", background)
+    return Shapes(count, height, width, seed, split or "train", background, triangles)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

@@ -46,8 +46,19 @@ def _typed(where: str, value: Any, parameter: inspect.Parameter) -> Any:
         if type(number) is not int:
             raise PansightError(where=where, expected="a whole number", found=f"{value!r:.60}")
         return number
+    if kinds.startswith("float"):
+        return _number(where, value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str | Path):
         raise PansightError(where=where, expected="a text", found=f"{value!r:.60}")
     return value
+
+
+def _number(where: str, value: Any) -> float:
+    try:
+        if not isinstance(value, int | float | str) or isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except ValueError:
+        raise PansightError(where=where, expected="a number", found=f"{value!r:.60}") from None
