@@ -19,6 +19,7 @@ from typing import Any
 
 from camvid import convert, pansight
 from common import merge_rows
+from pansight.apps.sweeping.plan import read_plan
 
 RARE = {"rare_shapes": ("triangle",), "rare_camvid": ("pole", "sign", "pedestrian", "bicyclist")}
 
@@ -30,9 +31,10 @@ def figures(run: Path, rare: Sequence[str]) -> dict[str, float]:
     return {"miou": 100 * semantic["miou"], "rare": statistics.mean(iou.values()), **iou}
 
 
-def rows(study: str, folder: Path, minutes: float) -> list[dict[str, Any]]:
+def rows(study: str, folder: Path) -> list[dict[str, Any]]:
     """A row for each variant: figure → {mean, deviation, gain over none: one for each seed}."""
     found: dict[str, dict[int, dict[str, float]]] = {}
+    minutes = read_plan(folder)[0].settings["train.max_minutes"]
     for run in json.loads((folder / "runs.json").read_text()):
         found.setdefault(run["variant"], {})[run["seed"]] = figures(folder / "runs" / run["name"], RARE[study])
     none = next(seeds for variant, seeds in found.items() if variant.endswith("none"))
@@ -49,9 +51,10 @@ def rows(study: str, folder: Path, minutes: float) -> list[dict[str, Any]]:
 
 
 def run_study(study: str, folder: Path, seeds: int, minutes: float, data: Sequence[str]) -> None:
-    limits = ("--seeds", str(seeds), "--train.max-minutes", f"{minutes:g}", "--train.trackers", "")
-    pansight("sweep", f"studies/{study}", "--out", str(folder), *limits, *data)
-    merge_rows("rare_classes", {}, rows(study, folder, minutes), key=("study", "variant"))
+    words = ["--seeds", str(seeds), "--train.trackers", "", *data]
+    words += ["--train.max-minutes", f"{minutes:g}"] if minutes else []
+    pansight("sweep", f"studies/{study}", "--out", str(folder), *words)
+    merge_rows("rare_classes", {}, rows(study, folder), key=("study", "variant"))
 
 
 def main() -> None:
@@ -68,8 +71,7 @@ def main() -> None:
             if study == "rare_camvid":
                 convert(folder / "camvid")
                 data = ["--data", str(folder / "camvid")]
-            minutes = args.minutes or {"rare_shapes": 1.5, "rare_camvid": 5.0}[study]
-            run_study(study, folder / study, args.seeds, minutes, data)
+            run_study(study, folder / study, args.seeds, args.minutes, data)
 
 
 if __name__ == "__main__":

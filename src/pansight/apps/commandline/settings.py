@@ -8,21 +8,10 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, Parameter
 
-from pansight.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from pansight.config import Config, DataConfig, EvaluateConfig
 
 INNER = ":"
 """Stands for the last dot of ``--model.options.TABLE.NAME`` while that is parsed: the parser knows no inner tables."""
-
-
-@dataclass(frozen=True)
-class AllSettings:
-    """The settings of a run; those that are given go over the recipe."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 @dataclass(frozen=True)
@@ -33,7 +22,7 @@ class EvaluationSettings:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
-Settings = Annotated[AllSettings | None, Parameter(name="*", group="Settings")]
+Settings = Annotated[Config | None, Parameter(name="*", group="Settings")]
 EvaluateSettings = Annotated[EvaluationSettings | None, Parameter(name="*", group="Settings")]
 
 given_settings: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pansight.apps.commands.preparing import AUTO
 from pansight.apps.pages.comparison.sweeps import compare_sweep
 from pansight.apps.sweeping.checks import check_plan
 from pansight.apps.sweeping.grid import SEED, Run, parse_varied
@@ -95,7 +96,7 @@ def plan_of(
     plan, folder = read_plan(target)
     given = known_settings(flatten(settings or {}), "")
     if given.get("model.weights") and not plan.recipe and "model.name" not in given:
-        given["model.name"] = "auto"  # that of the weights
+        given["model.name"] = AUTO
     plan = replace(plan, settings=plan.settings | given)
     plan = with_varied(plan, [parse_varied(text) for text in vary])
     if seeds is None and SEED in given:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 
-from pansight.apps.commands.preparing import prepare, silent, training_settings
+from pansight.apps.commands.preparing import AUTO, prepare, silent, training_settings
 from pansight.apps.sweeping.grid import Axis, Point, Range, Variant, short_names, variant_of, variants
 from pansight.apps.sweeping.plan import Plan
 from pansight.config import Config, override
@@ -31,11 +31,11 @@ def check_plan(plan: Plan) -> None:
     for variant in chosen:
         try:
             config = training_settings(plan.recipe or None, plan.settings | variant.settings)[0]
-            check_model(config.model, config.evaluate.decode)
-            train, augment = config.train, config.augment
-            what = (config.model, config.data, train.freeze, train.layer_decay, train.optimizer, augment.copy_paste > 0)
+            train, decode, pasted = config.train, config.evaluate.decode, config.augment.copy_paste > 0
+            what = (config.model, decode, config.data, train.freeze, train.layer_decay, train.optimizer, pasted)
             if what not in seen:
                 seen.append(what)
+                check_model(config.model, decode)
                 _build(config)
         except PansightError as error:
             raise error.at(variant.label) if len(chosen) > 1 else error from error
@@ -57,7 +57,7 @@ def _ends(each: Range) -> Axis:
 def _build(config: Config) -> None:
     """Open the data and build the network as a training does; nothing is downloaded, counted or written for it."""
     changes: dict[str, Any] = {"train.repeat_threshold": 0.0, "train.batch_size": max(config.train.batch_size, 0)}
-    if config.model.name != "auto":
+    if config.model.name != AUTO:
         if "pretrained" in builder_options(config.model.name):
             changes["model.pretrained"] = "none"
         changes |= {f"model.options.{key}": [] for key in _words(config.model.name, config.model.options)}
