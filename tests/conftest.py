@@ -46,6 +46,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Libraries that count what is left at the end would print that all of it leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data: PANSIGHT_DATA, or a default beside the repository."""

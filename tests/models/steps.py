@@ -87,8 +87,8 @@ def fixed_draws() -> Iterator[None]:
 
     with (
         patch.object(boxes, "_some_of", lambda index, count: index[:count]),
-        patch.object(import_module("pansight.models.mask2former"), "point_set_loss", points),
-        patch.object(import_module("pansight.models.eomt"), "point_set_loss", points),
+        patch.object(import_module("pansight.models.queries.mask2former"), "point_set_loss", points),
+        patch.object(import_module("pansight.models.queries.eomt"), "point_set_loss", points),
     ):
         yield
 

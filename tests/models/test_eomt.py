@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pansight.data.categories.coco import coco_panoptic
 from pansight.errors import PansightError
-from pansight.models.eomt import (
+from pansight.models.queries.eomt import (
     EoMT,
     EoMTOutputs,
     eomt,

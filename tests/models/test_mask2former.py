@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pansight.data.loader import collate
 from pansight.errors import PansightError
-from pansight.models.mask2former import Mask2FormerOutputs, may_look
+from pansight.models.queries.mask2former import Mask2FormerOutputs, may_look
 from pansight.ops.fast import plain
 from pansight.ops.queries.masks import features_at, masks_at
 

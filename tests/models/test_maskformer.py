@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pansight.data.categories.coco import coco_panoptic
 from pansight.errors import PansightError
-from pansight.models.maskformer import (
+from pansight.models.queries.maskformer import (
     MaskFormer,
     maskformer,
     maskformer_r50,

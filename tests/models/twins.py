@@ -14,8 +14,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from pansight.models.faster_rcnn import FasterRCNN
-from pansight.models.mask_rcnn import MaskRCNN
+from pansight.models.instances.faster_rcnn import FasterRCNN
+from pansight.models.instances.mask_rcnn import MaskRCNN
 from pansight.nn.backbones.pyramid import timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import IMAGENET_RGB, Input

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pansight.data.loader import collate
 from pansight.errors import PansightError
-from pansight.models.eomt import EoMT
+from pansight.models.queries.eomt import EoMT
 from pansight.ops.queries.losses import point_set_loss
 from pansight.ops.queries.targets import dense_masks, segment_targets
 from pansight.types import Batch, LabelSpace, PanopticSegmentation, Sample, Segment

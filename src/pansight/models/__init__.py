@@ -14,9 +14,12 @@ from typing import Any, get_type_hints
 import torch
 
 from pansight.errors import PansightError, choice_error
-from pansight.models import combined, detr, eomt, faster_rcnn, mask2former, mask_rcnn, maskformer, panoptic_fpn
+from pansight.models import combined
 from pansight.models.contract import ClassRows, Entry, Model
+from pansight.models.instances import faster_rcnn, mask_rcnn
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
+from pansight.models.panoptic import panoptic_fpn
+from pansight.models.queries import detr, eomt, mask2former, maskformer
 from pansight.models.semantic import deeplab, fcn, pspnet, segnet, unet
 from pansight.nn.memory import check_memory, machine_memory
 from pansight.ops.fusion.label_spaces import labels_of_network

@@ -1,0 +1,1 @@
+"""The detectors: boxes, and masks where they have them, of things; one file each."""
