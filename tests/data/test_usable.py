@@ -177,6 +177,59 @@ def test_masks(name: str, damage: str, tmp_path: Path) -> None:
         expect_two_of_three(name, source)
 
 
+@pytest.mark.parametrize("name", sorted({*MASKED, "cityscapes"}))
+def test_a_small_png_that_is_damaged_in_its_middle(name: str, tmp_path: Path) -> None:
+    """One bit of its pixels; where photos are PNGs, of a photo."""
+    source = MAKERS[name](tmp_path / "in")
+    file = photo_of(source, "b")
+    file = file if file.suffix == ".png" else mask_of(source, "b")
+    data = bytearray(file.read_bytes())
+    data[data.index(b"IDAT") + 6] ^= 1
+    file.write_bytes(data)
+    expect_two_of_three(name, source)
+
+
+EMPTY: dict[str, Any] = {
+    "on a line": [[4, 4, 24, 4, 30, 4]],
+    "on a slanting line": [[0, 0, 8, 8, 16, 16, 24, 24]],
+    "thinner than a pixel": [[4, 4.1, 24, 4.1, 24, 4.15, 4, 4.15]],
+    "right of the image": [[44, 4, 60, 4, 60, 20, 44, 20]],
+    "above the image": [[4, -20, 24, -20, 24, -4] + [14, -5] * 12],
+    "outside, twice": [[-9, -9, -4, -9, -4, -4], [44, 40, 60, 40, 60, 50]],
+    "no runs of it": {"size": [*SIZE], "counts": [SIZE[0] * SIZE[1]]},
+    "no runs of it, packed": {"size": [*SIZE], "counts": "PX1"},
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_an_object_without_a_pixel_is_told(kind: str, tmp_path: Path) -> None:
+    source = coco_instances(tmp_path / "in")
+    file = source / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1]["segmentation"] = EMPTY[kind]
+    file.write_text(json.dumps(content))
+    rest = usable(open_dataset(source))
+    (error,) = left_out_of(rest)
+    assert "annotation 2: expected a mask with pixels in the image (32×40)" in str(error)
+    found = [rest[n].instances for n in range(3)]
+    assert [0 if each is None else len(each) for each in found] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[[4, 4, 5, 4, 5, 5, 4, 5]], [[-4, 4, 24, 4, 24, 20]], [[1, 1, 2, 2, 3, 3], [4, 4, 9, 4, 9, 9, 4, 9]]],
+)
+def test_a_small_object_and_one_that_begins_outside_stay(segmentation: Any, tmp_path: Path) -> None:
+    source = coco_instances(tmp_path / "in")
+    file = source / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1]["segmentation"] = segmentation
+    file.write_text(json.dumps(content))
+    data = open_dataset(source)
+    assert usable(data) is data
+    assert len(data[1].instances or ()) == 1
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_hidden_files_are_no_data(name: str, tmp_path: Path) -> None:
     source = MAKERS[name](tmp_path / "in")

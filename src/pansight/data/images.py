@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,9 @@ MAX_DEFLATE = 1032
 
 END = 2**16
 """Bytes at either end of a large image file that are read to see whether it is whole."""
+
+CHECKED = 2**20
+"""A PNG of at most so many bytes is read to its end, and its checksums are compared."""
 
 
 class Header(NamedTuple):
@@ -214,15 +218,34 @@ def _fitting_turn(header: Header, name: str | Path, mask_size: tuple[int, int] |
 def check_stored(path: str | Path, mask_size: tuple[int, int] | None = None) -> Header:
     """The header of an image file that can be read, as far as this is told without decoding its pixels.
 
-    Of a large JPEG or PNG only both ends are read. Raises PansightError as `read_image` does, but for pixels that are
-    damaged within the file.
+    Of a JPEG and of a large PNG only both ends are read. Raises PansightError as `read_image` does, but for pixels that
+    are damaged within such a file: of a JPEG the decoder makes something all the same.
     """
     try:
         header = _whole_header(_both_ends(path), path)
     except PansightError:  # the header may be longer than what was read
         header = _whole_header(read_bytes(path), path)
+    if header.kind == "png" and Path(path).stat().st_size <= CHECKED:
+        _check_png_sums(read_bytes(path), path)
     _fitting_turn(header, path, mask_size)
     return header
+
+
+def _check_png_sums(data: bytes, name: str | Path) -> None:
+    """Raises PansightError where a chunk of a PNG that decoders need has other bytes than were written."""
+    position, end, content = len(PNG_SIGNATURE), len(data), memoryview(data)
+    while position + 12 <= end:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunk = content[position + 4 : position + 8 + length]
+        if position + 12 + length > end:
+            break
+        is_needed = not kind[0] & 0x20  # an upper-case first letter
+        if is_needed and zlib.crc32(chunk) != struct.unpack_from(">I", data, position + 8 + length)[0]:
+            raise PansightError(where=name, expected="a whole PNG", found="bytes that are not those that were written")
+        if kind == b"IEND":
+            return
+        position += 12 + length
+    raise PansightError(where=name, expected="a whole PNG", found="no end chunk (truncated)")
 
 
 def _whole_header(data: bytes, name: str | Path) -> Header:

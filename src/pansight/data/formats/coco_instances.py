@@ -38,7 +38,7 @@ class CocoInstances:
 
     background: "void", or "stuff" to make the uncovered pixels one segment of a class of that name. notes: lines on
     images that are read under another path than the JSON gives. damaged: annotations that are left out, since their
-    image is not listed or their outlines have too few points.
+    image is not listed, their outlines have too few points or lie outside of the image, or their masks are empty.
     Raises PansightError where the JSON has another shape than the format's; a sample raises it where its image is
     missing, damaged or of another size than the JSON says, or an object's mask or flag is malformed.
     """
@@ -82,6 +82,8 @@ class CocoInstances:
                 code="unlisted_category",
             )
         index, segmentation = position[image_id], annotation.get("segmentation")
+        row = self._rows[index]
+        size = row["height"], row["width"]
         if isinstance(segmentation, list) and any(map(_is_degenerate, segmentation)):
             whole = [polygon for polygon in segmentation if not _is_degenerate(polygon)]
             if not whole:
@@ -89,12 +91,15 @@ class CocoInstances:
                 self.damaged.append(PansightError(where=where, expected="an outline of 3 or more points", found=found))
                 return
             annotation, segmentation = {**annotation, "segmentation": whole}, whole
-        row = self._rows[index]
         try:
             read_flag(annotation.get("iscrowd"), where, "iscrowd")
-            _check_segmentation(segmentation, (row["height"], row["width"]), where)
+            _check_segmentation(segmentation, size, where)
         except PansightError as error:
             self._problems.setdefault(index, error.with_traceback(None))
+            return
+        if _may_be_empty(segmentation, size) and not decode_segmentation(segmentation, size, where).any():
+            expected, found = f"a mask with pixels in the image ({size[0]}×{size[1]})", f"{segmentation!r:.60}"
+            self.damaged.append(PansightError(where=where, expected=expected, found=found))
             return
         self._objects[index].append(annotation)
 
@@ -215,6 +220,30 @@ def _is_degenerate(polygon: Any) -> bool:
     if not all(isinstance(value, int | float) for value in polygon):
         return False
     return len(set(zip(polygon[::2], polygon[1::2]))) < 3
+
+
+SHORT = 16
+"""A shape of at most so many numbers or letters may have no pixel, and is looked at before it is used."""
+
+
+def _may_be_empty(segmentation: Any, size: tuple[int, int]) -> bool:
+    """Whether polygons or run lengths, well formed, are worth drawing to see whether they have any pixel.
+
+    Polygons that all begin outside of the image, or are short and cover less than a few pixels; short run lengths.
+    """
+    if isinstance(segmentation, dict):
+        return len(segmentation["counts"]) <= SHORT
+    height, width = size
+    return all(
+        not (0 <= polygon[0] < width and 0 <= polygon[1] < height)
+        or (len(polygon) <= SHORT and _doubled_area(polygon) < 8)
+        for polygon in segmentation
+    )
+
+
+def _doubled_area(polygon: list[float]) -> float:
+    xs, ys = polygon[::2], polygon[1::2]
+    return abs(sum(x * below - right * y for x, y, right, below in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1])))
 
 
 def _labels(categories: list[dict[str, Any]], background: str, source: Path) -> LabelSpace:
