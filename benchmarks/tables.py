@@ -241,6 +241,94 @@ def cpu_defaults(record: Record) -> str:
     return table(header, rows) + f"\n\n{record['what']}; seeds {seeds}; {where(record)}"
 
 
+def camvid(record: Record) -> str:
+    """A row for each network, a column for each class; the mean over the seeds where there are several."""
+    rows: list[list[str]] = []
+    classes = list(record["rows"][0]["iou"])
+    for model in dict.fromkeys(row["model"] for row in record["rows"]):
+        runs = [row for row in record["rows"] if row["model"] == model]
+        figures = [f"{statistics.mean(run['iou'][name] for run in runs):.1f}" for name in classes]
+        steps = f"{statistics.median(run['steps'] for run in runs):.0f}"
+        rows.append([MODEL_TITLES[model], spread([run["miou"] for run in runs]), *figures, steps])
+    first = record["rows"][0]
+    seeds = ", ".join(dict.fromkeys(str(row["seed"]) for row in record["rows"]))
+    budget = f"{first['minutes']:g} minutes on {first['threads']} thread{'s' if first['threads'] > 1 else ''} each"
+    return (
+        table(["", "mIoU", *classes, "steps"], rows) + f"\n\n{record['what']}; {budget}; seed {seeds}; {where(record)}"
+    )
+
+
+MODEL_TITLES = {"fcn": "FCN", "segnet": "SegNet", "unet": "U-Net", "pspnet": "PSPNet"}
+MODEL_TITLES |= {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+"}
+
+
+def semantic_speed(record: Record) -> str:
+    keys = ("theirs_ms", "ours_ms", "time_ratio", "theirs_mib", "ours_mib", "memory_ratio")
+    rows = [
+        [
+            row["what"],
+            row["beside"],
+            row["settings"],
+            *(f"{row[k]:.2f}" if k.endswith("ratio") else f"{row[k]:.0f}" for k in keys),
+        ]
+        for row in record["rows"]
+    ]
+    header = ["", "beside", "settings (ours / theirs)", "their ms", "our ms", "ratio", "their MiB", "our MiB", "ratio"]
+    size = f"one image of {record['side']}×{record['side']}, {record['threads']} threads"
+    return table(header, rows) + f"\n\n{size}; {where(record)}"
+
+
+def rare_classes(record: Record) -> str:
+    """IoU of the rare classes and of all, mean ± deviation over the seeds, and the gain over none."""
+    rows: list[list[str]] = []
+    for row in record["rows"]:
+        figures = [f"{row[key]['mean']:.1f} ± {row[key]['deviation']:.1f}" for key in ("rare", "miou")]
+        gains = [f"{statistics.mean(row[key]['gains']):+.1f}" for key in ("rare", "miou")]
+        gained = f"{sum(gain > 0 for gain in row['rare']['gains'])} of {len(row['seeds'])}"
+        words = [row["study"].removeprefix("rare_"), row["variant"]]
+        rows.append([*words, figures[0], gains[0], gained, figures[1], gains[1], f"{row['minutes']:g}"])
+    header = ["data", "options", "IoU of rare classes", "gain", "seeds that gain", "mIoU", "gain", "minutes each"]
+    return table(header, rows) + f"\n\n{where(record)}"
+
+
+def combined(record: Record) -> str:
+    columns = {"pq": "PQ", "pq_things": "PQ things", "miou": "mIoU", "iou_stuff": "mean IoU of stuff", "ap": "AP"}
+    rows: list[list[str]] = []
+    for line in ("separate", "panoptic"):
+        found = [[row.get(f"{line}_{key}") for row in record["rows"]] for key in [*columns, "pq_stuff"]]
+        rows.append([f"machine-{line}", *(spread([v for v in values if v is not None]) for values in found)])
+    seeds = ", ".join(str(row["seed"]) for row in record["rows"])
+    minutes = f"{record['rows'][0]['minutes']:g} minutes each"
+    header = ["", *columns.values(), "PQ stuff"]
+    return table(header, rows) + f"\n\n{record['what']}; {minutes}; seed {seeds}; {where(record)}"
+
+
+def checkpointing(record: Record) -> str:
+    rows: list[list[str]] = []
+    for model in dict.fromkeys(row["model"] for row in record["rows"]):
+        off, on = (next(r for r in record["rows"] if r["model"] == model and r["on"] is flag) for flag in (False, True))
+        memory = [f"{row['peak_mib']:.0f}" for row in (off, on)] + [f"{on['peak_mib'] / off['peak_mib']:.2f}"]
+        seconds = [f"{row['seconds']:.2f}" for row in (off, on)] + [f"{on['seconds'] / off['seconds']:.2f}"]
+        rows.append([model, f"{off['batch']} × {off['side']}×{off['side']}", *memory, *seconds])
+    header = ["", "step of", "MiB", "MiB with it", "ratio", "seconds", "seconds with it", "ratio"]
+    return table(header, rows) + f"\n\n{where(record)}"
+
+
+def nuclei_unet(record: Record) -> str:
+    """U-Net's rows: the recipe as it is, and with border weights and elastic deformation."""
+    keys = ("pq_nucleus", "sq_nucleus", "rq_nucleus", "ap", "ap50", "ap75")
+    titles = {"unet": "U-Net", "unet_border": "U-Net, borders weighted, elastic deformation"}
+    rows: list[list[str]] = []
+    bordered = optional("nuclei_unet_border")
+    for source in [record] if bordered is None else [record, bordered]:
+        for run in source["runs"]:
+            minutes = f"{run['training_seconds'] / 60:.1f}"
+            figures = [f"{run[key]:.1f}" for key in keys]
+            rows.append([titles[run["model"]], str(run["seed"]), minutes, str(run["steps"]), *figures])
+    header = ["", "seed", "minutes", "steps", "PQ nucleus", "SQ", "RQ", "mask AP", "AP50", "AP75"]
+    return table(header, rows) + f"\n\n{record['what']}; objects are connected components; {where(record)}"
+
+
 def demo_sentence(record: Record) -> str:
     """What the demo reaches, in one sentence of README.md: the median over its runs."""
     pq, steps, seconds = (statistics.median(run[key] for run in record["runs"]) for key in ("pq", "steps", "seconds"))
@@ -298,6 +386,12 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "first_hour": first_hour,
     "before_after": before_after,
     "cpu_defaults": cpu_defaults,
+    "camvid": camvid,
+    "semantic_speed": semantic_speed,
+    "rare_classes": rare_classes,
+    "combined": combined,
+    "checkpointing": checkpointing,
+    "nuclei_unet": nuclei_unet,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
 
