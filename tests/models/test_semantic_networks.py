@@ -33,6 +33,7 @@ def labels(classes: int) -> LabelSpace:
         ("pspnet_r101_semseg", 150, 65_774_678, 2_398_358),
         ("deeplabv3_r50_tv", 21, 39_638_869, 2_365_205),
         ("deeplabv3_r101_tv", 21, 58_630_997, 2_365_205),
+        ("deeplabv3_mobilenet_v3_large_tv", 21, 11_025_477, 3_851),
         ("deeplabv3_r103_d2", 19, 58_163_667, 0),
         ("deeplabv3plus_r103_d2", 19, 59_467_315, 0),
     ],

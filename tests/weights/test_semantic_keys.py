@@ -85,11 +85,32 @@ def test_deeplabv3_of_torchvision_has_its_keys() -> None:
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters()) == 60_996_202
 
 
+@pytest.mark.parametrize("aux", [True, False])
+def test_mobilenet_of_torchvision_is_loaded(tmp_path: Path, aux: bool) -> None:
+    make: Any = segmentation.deeplabv3_mobilenet_v3_large
+    theirs = shaken(make(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux))
+    model, name, options = load_model(save(tmp_path / "mobile.pth", theirs.state_dict()))
+    assert name == "deeplabv3_mobilenet_v3_large_tv"
+    assert options == ({} if aux else {"aux_weight": 0.0})
+    assert sum(p.numel() for p in model.parameters()) == (11_029_328 if aux else 11_025_477)
+    padded, valid, normalised = images()
+    with torch.inference_mode():
+        outputs, expected = model(padded, valid), theirs(normalised)
+        (logits,) = model._of_images(outputs)
+        torch.testing.assert_close(logits, expected["out"], rtol=1e-4, atol=1e-4)
+        (found,) = model.decode(outputs, [(45, 67)])
+        assert torch.equal(found.semantic, expected["out"][0].argmax(0))
+        if aux:
+            before = model.backbone(model.input(padded, valid))[-2]
+            auxiliary = nn.functional.interpolate(model.aux_head(before), (45, 67), mode="bilinear")
+            torch.testing.assert_close(auxiliary, expected["aux"], rtol=1e-4, atol=1e-4)
+
+
 def test_other_backbones_of_torchvision_are_named(tmp_path: Path) -> None:
     theirs = segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21)
-    path = save(tmp_path / "mobile.pth", theirs.state_dict())
+    small = {key: value for key, value in theirs.state_dict().items() if not key.startswith("backbone.16.")}
     with pytest.raises(PansightError, match=r"expected a ResNet-50 or ResNet-101, found stages of \[0, 0, 0, 0\]"):
-        load_model(path)
+        load_model(save(tmp_path / "mobile.pth", small))
 
 
 def bottlenecks(depth: int, stages: list[str], names: tuple[str, str, str, str]) -> dict[str, tuple[int, ...]]:

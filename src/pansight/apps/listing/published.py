@@ -67,6 +67,7 @@ MILLIONS: dict[str, float] = {
     "deeplabv3": 39.7,
     "deeplabv3_r50_tv": 42.1,
     "deeplabv3_r101_tv": 61.1,
+    "deeplabv3_mobilenet_v3_large_tv": 11.0,
     "deeplabv3_r103_d2": 58.2,
     "deeplabv3plus": 40.4,
     "deeplabv3plus_r103_d2": 59.5,
@@ -126,6 +127,7 @@ SCORES_ELSEWHERE: dict[str, str] = {
     "pspnet_r101_semseg": "mIoU 43.1 on ADE20K val",
     "deeplabv3_r50_tv": "mIoU 66.4 on COCO val2017 with VOC's classes",
     "deeplabv3_r101_tv": "mIoU 67.4 on COCO val2017 with VOC's classes",
+    "deeplabv3_mobilenet_v3_large_tv": "mIoU 60.3 on COCO val2017 with VOC's classes",
     "deeplabv3_r103_d2": "mIoU 78.5 on Cityscapes val",
     "deeplabv3plus_r103_d2": "mIoU 80.0 on Cityscapes val",
 }

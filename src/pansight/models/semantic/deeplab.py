@@ -5,10 +5,12 @@ backbone, whose last map is seen at several dilations and as its mean (ASPP). Ch
 Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation, ECCV 2018 (V3+): a decoder joins the
 map of stride 4, so that edges are sharper.
 
-VOC 2012 test (papers): V3 85.7, V3+ 87.8. COCO val with VOC's classes (torchvision): R50 66.4, R101 67.4 mIoU.
+VOC 2012 test (papers): V3 85.7, V3+ 87.8. COCO val with VOC's classes (torchvision): R50 66.4, R101 67.4,
+MobileNetV3 60.3 mIoU.
 Cityscapes val (detectron2, R103): V3 78.5, V3+ 80.0.
-`deeplabv3_r50_tv` and `_r101_tv` differ in nothing from torchvision. `deeplabv3_r103_d2` and `deeplabv3plus_r103_d2`
-are those of detectron2's projects/DeepLab, which refuses maps that its pooling windows do not divide; here they pass.
+`deeplabv3_r50_tv`, `_r101_tv` and `_mobilenet_v3_large_tv` differ in nothing from torchvision. `deeplabv3_r103_d2` and
+`deeplabv3plus_r103_d2` are those of detectron2's projects/DeepLab, which refuses maps that its pooling windows do not
+divide; here they pass.
 `deeplabv3plus_smp` is that of segmentation_models_pytorch. The general `deeplabv3` has torchvision's head, the general
 `deeplabv3plus` that of detectron2. See docs/systems/deeplab.md.
 """
@@ -34,6 +36,7 @@ from pansight.models.options import (
     loss_weight,
     whole,
 )
+from pansight.nn.backbones.mobilenet import dilated_mobilenet_v3_large
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import IMAGENET_RGB, Input
 from pansight.nn.semantic.blocks import (
@@ -184,13 +187,28 @@ def _backbone(
 def deeplabv3_r50_tv(labels: LabelSpace, backbone: str = "resnet50", aux_weight: float = 0.5) -> DeepLab:
     """torchvision's deeplabv3_resnet50: 42,004,074 parameters for 21 classes, with its auxiliary head."""
     model = deeplabv3(labels, backbone, output_stride=8, dropout=0.5, aux_weight=aux_weight)
-    model.input = Input(ResizeRule(520, WITHOUT_LIMIT, divisor=1, rounding="detr"), IMAGENET_RGB)
+    model.input = _input_of_torchvision()
     return model
 
 
 def deeplabv3_r101_tv(labels: LabelSpace, aux_weight: float = 0.5) -> DeepLab:
     """torchvision's deeplabv3_resnet101: 60,996,202 parameters for 21 classes, with its auxiliary head."""
     return deeplabv3_r50_tv(labels, "resnet101", aux_weight)
+
+
+def deeplabv3_mobilenet_v3_large_tv(labels: LabelSpace, aux_weight: float = 0.5) -> DeepLab:
+    """torchvision's deeplabv3_mobilenet_v3_large: 11,029,328 parameters for 21 classes, with its auxiliary head."""
+    net, width = dilated_mobilenet_v3_large(), 256
+    last, classes = net.channels[-1], len(labels)
+    aspp = ASPP(last, width, (12, 24, 36), ImagePooling(last, width), 0.5)
+    decoder = Decoder(nn.Identity(), None, conv_norm(width, width, 3))
+    aux_head = auxiliary_head(net, classes, nn.Dropout(0.1), aux_weight)
+    classifier, input = nn.Conv2d(width, classes, 1), _input_of_torchvision()
+    return DeepLab(net, aspp, decoder, classifier, aux_head, labels, input, Criterion(), aux_weight)
+
+
+def _input_of_torchvision() -> Input:
+    return Input(ResizeRule(520, WITHOUT_LIMIT, divisor=1, rounding="detr"), IMAGENET_RGB)
 
 
 def deeplabv3_r103_d2(labels: LabelSpace) -> DeepLab:
@@ -266,11 +284,13 @@ V3 = Entry(
 )
 V3_PLUS = replace(V3, build=deeplabv3plus, architecture="deeplabv3plus")
 TV = replace(V3, options=OF_TORCHVISION, licence="bsd-3-clause")
+OF_MOBILENET = replace(TV, options={"aux_weight": OF_TORCHVISION["aux_weight"]})
 D2, D2_PLUS = (replace(each, options={}, licence="cc-by-sa-3.0") for each in (V3, V3_PLUS))
 ENTRIES: dict[str, Entry] = {
     "deeplabv3": V3,
     "deeplabv3_r50_tv": TV.published(deeplabv3_r50_tv, "deeplabv3"),
     "deeplabv3_r101_tv": TV.published(deeplabv3_r101_tv, "deeplabv3"),
+    "deeplabv3_mobilenet_v3_large_tv": OF_MOBILENET.published(deeplabv3_mobilenet_v3_large_tv, "deeplabv3"),
     "deeplabv3_r103_d2": D2.published(deeplabv3_r103_d2, "deeplabv3"),
     "deeplabv3plus": V3_PLUS,
     "deeplabv3plus_r103_d2": D2_PLUS.published(deeplabv3plus_r103_d2, "deeplabv3plus"),

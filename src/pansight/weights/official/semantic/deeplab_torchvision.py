@@ -1,4 +1,4 @@
-"""Loading torchvision's DeepLabV3 (R50, R101). Source: torchvision.models.segmentation, BSD-3-Clause."""
+"""Loading torchvision's DeepLabV3 (R50, R101, MobileNetV3). Source: torchvision.models.segmentation, BSD-3-Clause."""
 
 from __future__ import annotations
 
@@ -30,4 +30,6 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
 
     Raises PansightError for another backbone, a key too many or too few, or a shape that does not fit.
     """
-    return load_dilated("deeplabv3", state, HEAD, source)
+    # only MobileNet squeezes and excites, and only the large one has a sixteenth layer
+    is_mobilenet = "backbone.16.0.weight" in state and any(".fc1." in key for key in state)
+    return load_dilated("deeplabv3", state, HEAD, source, "mobilenet_v3_large" if is_mobilenet else "")

@@ -1,4 +1,4 @@
-"""What torchvision's FCN and DeepLabV3 have in common: a dilated ResNet and an auxiliary head."""
+"""What torchvision's FCN and DeepLabV3 have in common: a dilated backbone, mostly a ResNet, and an auxiliary head."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ SHARED: list[Rule] = [
 
 
 def load_dilated(
-    system: str, state: Mapping[str, Tensor], head: Sequence[Rule], source: str
+    system: str, state: Mapping[str, Tensor], head: Sequence[Rule], source: str, network: str = ""
 ) -> tuple[Any, str, dict[str, Any]]:
     """→ (model in eval mode, name, options) of a `system` (``fcn``), whose own keys the rules of `head` rename.
 
-    21 classes are Pascal VOC's; the auxiliary head may be missing. Raises PansightError for another backbone, a key too
-    many or too few, or a shape that does not fit.
+    network: how the backbone is called in our name where it is no ResNet. 21 classes are Pascal VOC's; the auxiliary
+    head may be missing. Raises PansightError for another backbone, a key too many or too few, or a shape that does not
+    fit.
     """
-    depth = resnet_depth(state, "backbone.", ("layer1", "layer2", "layer3", "layer4"), source)
+    if not network:
+        depth = resnet_depth(state, "backbone.", ("layer1", "layer2", "layer3", "layer4"), source)
+        network = f"r{depth}"
     labels = labels_of(rows(state, "classifier.4.weight", source))
-    name, options = f"{system}_r{depth}_tv", dict[str, Any]()
+    name, options = f"{system}_{network}_tv", dict[str, Any]()
     if not any(key.startswith("aux_classifier.") for key in state):
         options["aux_weight"] = 0.0
     ours = rename(state, [*SHARED, *head], "", source)
