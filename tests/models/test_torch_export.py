@@ -32,6 +32,7 @@ def tensors(outputs: Any) -> list[Tensor]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in GENERAL]
 )
+@pytest.mark.filterwarnings("ignore:.create_unbacked_symint:FutureWarning")  # torchvision's own
 @torch.no_grad()
 def test_one_graph_for_any_number_of_images(name: str) -> None:
     torch.manual_seed(0)
