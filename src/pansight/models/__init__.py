@@ -16,11 +16,11 @@ import torch
 from pansight.errors import PansightError, choice_error
 from pansight.models import combined
 from pansight.models.contract import ClassRows, Entry, Model
-from pansight.models.instances import faster_rcnn, mask_rcnn
+from pansight.models.instances import faster_rcnn, fcis, mask_rcnn
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
 from pansight.models.panoptic import panoptic_fpn
 from pansight.models.queries import detr, eomt, mask2former, maskformer
-from pansight.models.semantic import deeplab, fcn, pspnet, segnet, unet
+from pansight.models.semantic import deeplab, fcn, pspnet, segnet, semantic_fpn, unet
 from pansight.nn.memory import check_memory, machine_memory
 from pansight.ops.fusion.label_spaces import labels_of_network
 from pansight.types import LabelSpace
@@ -28,6 +28,7 @@ from pansight.types import LabelSpace
 MODELS: dict[str, Entry] = {
     **faster_rcnn.ENTRIES,
     **mask_rcnn.ENTRIES,
+    **fcis.ENTRIES,
     **panoptic_fpn.ENTRIES,
     **detr.ENTRIES,
     **maskformer.ENTRIES,
@@ -38,6 +39,7 @@ MODELS: dict[str, Entry] = {
     **unet.ENTRIES,
     **pspnet.ENTRIES,
     **deeplab.ENTRIES,
+    **semantic_fpn.ENTRIES,
     **combined.ENTRIES,
 }
 """name → what its file declares of it; see ``contract.Entry``."""
