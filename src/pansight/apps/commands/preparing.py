@@ -16,6 +16,7 @@ from pansight.data.loader import whole_batch
 from pansight.data.transforms import Compose
 from pansight.engine.assemble import (
     check_model,
+    check_proposals,
     describe,
     left_out,
     make_model,
@@ -120,6 +121,7 @@ def prepare(config: Config, folder: Path, accelerator: Accelerator, resume: bool
     for line in lines:
         say(f"weights    {line}")
     check_decode_options(model, name, config.evaluate.decode)
+    check_proposals(model, name, config.data)
     with_copy_paste(Compose(()), training, config.augment)  # raises where there is nothing to paste
     if config.train.checkpointing:
         parts = set_checkpointing(model, True)

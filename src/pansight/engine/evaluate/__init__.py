@@ -230,7 +230,7 @@ def predict_all(
     make = views_maker(model, settings)
     for views, samples in evaluation_loader(dataset, make, config.batch_size, workers, indices):
         sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-        found = predict_views(model, views, sizes, settings)
+        found = predict_views(model, views, sizes, settings, [sample.proposals for sample in samples])
         yield from zip([_surer_than(each, config.least_score) for each in found], samples, strict=True)
 
 
