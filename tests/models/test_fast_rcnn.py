@@ -11,13 +11,17 @@ import torch
 from accelerate import Accelerator
 from contract import LABELS, SMALL, shapes_batch, small
 from steps import fixed_draws, step, uneven_batch
+from test_overfit import train
 
 from pansight.config import ModelConfig
+from pansight.data.formats.shapes import Shapes
 from pansight.engine.assemble import make_model
-from pansight.engine.infer import GivenProposals
+from pansight.engine.infer import GivenProposals, Inference, infer, prepare
 from pansight.errors import PansightError
+from pansight.metrics import AveragePrecision
 from pansight.models import build
-from pansight.types import Batch, LabelSpace
+from pansight.ops.targets import boxes_of_ids
+from pansight.types import Batch, LabelSpace, Sample
 from pansight.weights import load_model, save_model
 
 TINY = {key: value for key, value in SMALL["fast_rcnn"].items() if not key.startswith("proposer")}
@@ -172,3 +176,44 @@ def test_counts_are_those_of_the_loss() -> None:
     with fixed_draws(), torch.no_grad():
         assert model.loss(batch).keys() == model.loss(batch, model.counts(batch)).keys()
         assert set(model.counts(batch)) == {"regions", "objects"}
+
+
+class Near:
+    """Generated images, each with regions near its objects and anywhere."""
+
+    def __init__(self, dataset: Shapes):
+        self.dataset, self.labels = dataset, dataset.labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def image_id(self, index: int) -> str | int:
+        return self.dataset.image_id(index)
+
+    def file_name(self, index: int) -> str:
+        return self.dataset.file_name(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, drawn = self.dataset[index], torch.Generator().manual_seed(index)
+        things = [s.id for s in sample.truth.segments if self.labels[s.category].is_thing]
+        boxes = boxes_of_ids(sample.truth.ids, torch.tensor(things)).repeat(8, 1)
+        boxes = boxes + 4 * torch.randn(boxes.shape, generator=drawn)
+        anywhere = (96 * torch.rand(40, 2, 2, generator=drawn)).sort(1).values.flatten(1)
+        shares = (torch.cat((boxes, anywhere)) / 96).clamp(0, 1)
+        return replace(sample, proposals=shares[(shares[:, 2:] > shares[:, :2] + 0.02).all(1)])
+
+
+@pytest.mark.slow
+def test_eight_images_are_memorised_from_given_regions() -> None:
+    torch.manual_seed(0)
+    dataset = Near(Shapes(8, 96, 96, seed=0))
+    options = {"backbone": "tf_efficientnet_lite0", "pretrained": "packaged", "short": 0, "long": 0, "fpn_channels": 64}
+    options |= {"region_size": 84.0, "roi_samples": 32, "detections": 20, "box_features": 128}
+    model: Any = build("fast_rcnn", dataset.labels, **options)
+    train(model, dataset, 200, 1.5e-3, 4)
+    metric, settings = AveragePrecision(dataset.labels), Inference(torch.device("cpu"), batch_size=4)
+    samples = [dataset[index] for index in range(8)]
+    regions = [sample.proposals for sample in samples]
+    for found, sample in zip(infer(prepare(model, settings), [s.image for s in samples], settings, regions), samples):
+        metric.update(found, sample)
+    assert metric.compute()["box"]["ap"] >= 0.8
