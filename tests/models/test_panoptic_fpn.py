@@ -98,9 +98,9 @@ def test_a_step_of_one_branch_in_parts_is_the_whole_step(share: float) -> None:
     resting = "rcnn." if share else "semantic_head."
     for key, gradient in whole.items():
         torch.testing.assert_close(parts[key], gradient, rtol=1e-4, atol=1e-6)
-        assert bool(gradient.any()) or key.startswith((resting, "fpn.", "backbone.")) or share == 0.0, key
         assert not (key.startswith(resting) and gradient.any()), key
     assert any(key.startswith(resting) for key in whole)
+    assert any(gradient.any() for gradient in whole.values())
 
 
 def test_both_branches_are_measured_where_nothing_is_learnt() -> None:
