@@ -225,8 +225,8 @@ class Sample:
     """An image with its truth. image uint8 (3, H, W) RGB; size (H, W) of the image file, before any transform.
 
     A resized image is float32 0 … 255 where the model's rule says so (the filter "plain" of ops/resize.py).
-    proposals: float32 (P, 4), x1, y1, x2, y2 as shares of the width and height of the image, 0 … 1, the best first: regions
-    that may hold an object, for a detector that is given them; None: nobody proposes any.
+    proposals: float32 (P, 4), x1, y1, x2, y2 as shares of the width and height of the image, 0 … 1, the best first:
+    regions that may hold an object, for a detector that is given them; None: nobody proposes any.
     """
 
     image: Tensor

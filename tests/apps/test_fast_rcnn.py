@@ -1,4 +1,4 @@
-"""Fast R-CNN from the command line: regions from a file, and those of another run, in training, evaluation, prediction."""
+"""Fast R-CNN from the command line: regions from a file and those of another run, to train, evaluate and predict."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 4), ("val", 2)):
         dataset = Shapes(count, 64, 64, split=split)
         export_coco_panoptic(dataset, folder, split)
-        names = [image["file_name"] for image in json.loads((folder / f"annotations/panoptic_{split}.json").read_text())["images"]]
+        names = [
+            image["file_name"]
+            for image in json.loads((folder / f"annotations/panoptic_{split}.json").read_text())["images"]
+        ]
         for index, name in enumerate(names):
             truth = dataset[index].truth
 
@@ -46,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def photo_of(data: Path) -> Path:
-    return sorted(path for path in data.rglob("*") if path.suffix in (".jpg", ".png") and "val" in str(path.parent) and "panoptic" not in str(path))[0]  # fmt: skip
+    return min((data / "val").glob("*.*"))
 
 
 def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -80,7 +83,9 @@ def test_files_of_other_images_and_other_models(data: Path, tmp_path: Path, caps
     assert "none for any of" in complaint(words(*first, other), capsys)
     assert "no such file" in complaint(words(*first, tmp_path / "nowhere.json"), capsys)
     first = ("train", "--model", "faster_rcnn", "--data", data, "--out", tmp_path / "run", "--data.proposals")
-    assert "data.proposals: expected a model that is given them" in complaint(words(*first, data / "proposals.json"), capsys)
+    assert "data.proposals: expected a model that is given them" in complaint(
+        words(*first, data / "proposals.json"), capsys
+    )
     assert not (tmp_path / "run").exists()
 
 

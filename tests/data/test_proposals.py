@@ -36,7 +36,12 @@ def row(image: int | str, box: list[float], score: float | None = None) -> dict[
 
 def test_boxes_become_shares_of_the_image_the_best_first(tmp_path: Path) -> None:
     """Of a photo of 40 × 20 pixels (width × height); what lies outside is cut off, and what is empty left out."""
-    rows = [row(7, [10, 5, 20, 10], 0.2), row(7, [-10, 0, 20, 40], 0.9), row(7, [50, 0, 5, 5], 0.8), row(8, [0, 0, 1, 1])]
+    rows = [
+        row(7, [10, 5, 20, 10], 0.2),
+        row(7, [-10, 0, 20, 40], 0.9),
+        row(7, [50, 0, 5, 5], 0.8),
+        row(8, [0, 0, 1, 1]),
+    ]
     rows.append(row(7, [3, 3, 0, 4], 0.7))
     proposals = Proposals([write(tmp_path / "p.json", rows)])
     found = proposals.boxes(7, "a.png", (20, 40))
@@ -100,7 +105,7 @@ def test_other_files_are_refused_in_a_line(tmp_path: Path, content: Any, message
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(PansightError, match="nowhere.json: expected proposals.*no such file"):
+    with pytest.raises(PansightError, match=r"nowhere.json: expected proposals.*no such file"):
         Proposals([tmp_path / "nowhere.json"])
 
 
@@ -131,7 +136,7 @@ def test_a_data_set_with_proposals(tmp_path: Path) -> None:
     none = few[0].proposals
     assert none is not None
     assert none.shape == (0, 4)
-    with pytest.raises(PansightError, match="expected proposals for the images of the data, such as .*, found none for any"):
+    with pytest.raises(PansightError, match=r"expected proposals for the images of the data, .*found none"):
         WithProposals(dataset.dataset, Proposals([write(tmp_path / "r.json", [row("elsewhere", [0, 0, 9, 9])])]))
 
 
@@ -148,8 +153,8 @@ AUGMENTATIONS = {
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_regions_move_with_the_objects(name: str, tmp_path: Path) -> None:
-    """The box of a whole segment, moved as a region, is the box of the moved segment, to a pixel; of a cut one it is the
-    visible part of the box, so it holds the segment.
+    """The box of a whole segment, moved as a region, is the box of the moved segment, to a pixel; of a cut one it is
+    the visible part of the box, so it holds the segment.
     """
     dataset, seen = given(tmp_path), 0
     transform, _ = make_transform(AUGMENTATIONS[name], ResizeRule(0, 0))

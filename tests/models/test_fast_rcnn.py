@@ -119,7 +119,9 @@ def test_the_first_stage_of_a_trained_detector(tmp_path: Path) -> None:
     options = SMALL["mask_rcnn"]
     detector: Any = build("mask_rcnn", LabelSpace.from_names(["x", "y"]), **options).eval()
     detector.input.mean += 10
-    save_model(tmp_path / "rpn", detector, "mask_rcnn", {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()})
+    save_model(
+        tmp_path / "rpn", detector, "mask_rcnn", {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+    )
     config = ModelConfig("fast_rcnn", options=TINY | {"proposer_weights": str(tmp_path / "rpn"), "proposals": 40})
     model, name, settled, lines = make_model(config, LABELS)
     assert "proposer_weights" not in settled

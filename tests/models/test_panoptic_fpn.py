@@ -56,7 +56,7 @@ def test_a_grouped_pyramid_predicts_and_needs_even_channels() -> None:
     with torch.inference_mode():
         outputs = model(batch.images, batch.valid)
         assert len(model.decode(outputs, batch.sizes)) == 2
-    with pytest.raises(PansightError, match="fpn_channels of model panoptic_fpn: expected an even number.*found 15"):
+    with pytest.raises(PansightError, match=r"fpn_channels of model panoptic_fpn: expected an even number.*found 15"):
         variant(grouped=True, fpn_channels=15)
 
 

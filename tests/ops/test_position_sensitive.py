@@ -60,7 +60,12 @@ def test_pooling_is_its_definition() -> None:
 def test_no_region() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     for pool in ("pool", "align"):
-        assert position_sensitive_read(torch.randn(1, 8, 4, 4), torch.zeros(0, 4), none, 2, 4, pool).shape == (0, 2, 2, 2)
+        assert position_sensitive_read(torch.randn(1, 8, 4, 4), torch.zeros(0, 4), none, 2, 4, pool).shape == (
+            0,
+            2,
+            2,
+            2,
+        )
 
 
 def test_class_and_mask_logits_by_hand() -> None:
@@ -83,9 +88,7 @@ def test_a_mask_through_its_own_grid_is_itself() -> None:
 
 def test_a_mask_in_a_larger_box_by_hand() -> None:
     """The left half of a box of 8 pixels has a mask of ones: of four columns the first two see it."""
-    found = stretched_masks(
-        torch.ones(1, 3, 3), torch.tensor([[0.0, 0, 4, 8]]), torch.tensor([[0.0, 0, 8, 8]]), 4
-    )
+    found = stretched_masks(torch.ones(1, 3, 3), torch.tensor([[0.0, 0, 4, 8]]), torch.tensor([[0.0, 0, 8, 8]]), 4)
     assert found[0].tolist() == [[1, 1, 0, 0]] * 4
 
 
@@ -129,7 +132,9 @@ def test_the_vote_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_votes() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    found = voted_masks(torch.zeros(0, 4), none, none, torch.zeros(0, 4), none, torch.zeros(0, 2), torch.zeros(0, 2, 3, 3), 5)
+    found = voted_masks(
+        torch.zeros(0, 4), none, none, torch.zeros(0, 4), none, torch.zeros(0, 2), torch.zeros(0, 2, 3, 3), 5
+    )
     assert found.shape == (0, 5, 5)
     alone = voted_masks(torch.tensor([[0.0, 0, 4, 4]]), none.new_zeros(1), none.new_zeros(1), torch.zeros(0, 4), none,
                         torch.zeros(0, 2), torch.zeros(0, 2, 3, 3), 5)  # fmt: skip

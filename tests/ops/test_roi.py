@@ -128,7 +128,9 @@ def warped_by_definition(feature: torch.Tensor, box: list[float], stride: int, s
         [
             torch.stack(
                 [
-                    bilinear(feature, y1 - 0.5 + (v + 0.5) * rows / (2 * size), x1 - 0.5 + (u + 0.5) * columns / (2 * size))
+                    bilinear(
+                        feature, y1 - 0.5 + (v + 0.5) * rows / (2 * size), x1 - 0.5 + (u + 0.5) * columns / (2 * size)
+                    )
                     for u in range(2 * size)
                 ],
                 dim=1,
@@ -161,9 +163,7 @@ def test_roi_warp_by_hand():
     """
     ramp = torch.arange(16.0).expand(1, 1, 16, 16)
     maps = ops.make_pyramid([ramp], (4,))
-    found = ops.multilevel_roi_warp(
-        maps, torch.tensor([[5.0, 5, 15, 15]]), torch.tensor([0]), torch.tensor([0]), 2
-    )
+    found = ops.multilevel_roi_warp(maps, torch.tensor([[5.0, 5, 15, 15]]), torch.tensor([0]), torch.tensor([0]), 2)
     torch.testing.assert_close(found[0, 0], torch.tensor([[2.0, 4], [2, 4]]))
     assert ops.whole_cells(maps, torch.tensor([[5.0, 5, 15, 15]]), torch.tensor([0])).tolist() == [[4, 4, 20, 20]]
 

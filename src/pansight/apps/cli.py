@@ -237,9 +237,7 @@ def predict(
     given = {"task": task, "score_threshold": threshold}
     options = {name: value for name, value in given.items() if value is not None}
     drawing = photos.Drawing(score, opacity, names, background)
-    results = photos.predict(
-        weights, images, out, overwrite, options, drawing, recursive, every, fps, proposals or ()
-    )
+    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive, every, fps, proposals or ())
     print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
     return 1 if results.failed else 0

@@ -322,7 +322,9 @@ def with_absolute_paths(config: Config) -> Config:
         "model.weights": config.model.weights,
         "model.first_recipe": config.model.first_recipe,
     }
-    paths |= {f"model.options.{key}": str(value) for key, value in config.model.options.items() if key.endswith("_weights")}
+    paths |= {
+        f"model.options.{key}": str(value) for key, value in config.model.options.items() if key.endswith("_weights")
+    }
     resolved: dict[str, Any] = {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()}
     if config.data.proposals:
         resolved["data.proposals"] = [str(Path(path).resolve()) for path in config.data.proposals]

@@ -193,16 +193,15 @@ def predict_views(
         return [distributed.to_cpu(prediction) for prediction in predictions]
 
 
-def _outputs(
-    model: Any, view: View, settings: Inference, further: Sequence[View] = (), proposals: Regions = ()
-) -> Any:
+def _outputs(model: Any, view: View, settings: Inference, further: Sequence[View] = (), proposals: Regions = ()) -> Any:
     """further: the views of the other networks of a model of several. proposals: of each photo."""
     pairs = [
         tuple(tensor.to(settings.device, non_blocking=True) for tensor in (each.images, each.valid))
         for each in (view, *further)
     ]
+    takes_proposals = isinstance(model, GivenProposals) and any(regions is not None for regions in proposals)
     with distributed.autocast(settings.precision, settings.device):
-        if any(regions is not None for regions in proposals) and isinstance(model, GivenProposals):
+        if takes_proposals:
             return model(*pairs[0], proposals)
         return model(*pairs[0], pairs[1:]) if further else model(*pairs[0])
 

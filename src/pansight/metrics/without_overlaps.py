@@ -17,8 +17,8 @@ from pansight.types import LabelSpace, Prediction, Sample
 class WithoutOverlaps:
     """Gathers the thing segments of predicted panoptic maps as detections, by the scores of the segments.
 
-    Only predictions that have instances as well count: a model without any has no AP to compare with. `compute` gives {}
-    where an image lacks either.
+    Only predictions that have instances as well count: a model without any has no AP to compare with. `compute` gives
+    {} where an image lacks either.
     """
 
     def __init__(self, labels: LabelSpace, max_detections: int = 100):

@@ -22,8 +22,8 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int, norm: str | None
 class FPN(nn.Module):
     """C2 … C5 to as many maps of equal width, each the sum of all coarser ones, and P6 where extra="pool".
 
-    norm: None or "bn" (torchvision's V2 models). in_channels from fine to coarse, as a backbone lists them. groups: of the
-    3×3 convolutions: each of so many equal parts of the channels depends on its own part of the sums alone.
+    norm: None or "bn" (torchvision's V2 models). in_channels from fine to coarse, as a backbone lists them. groups: of
+    the 3×3 convolutions: each of so many equal parts of the channels depends on its own part of the sums alone.
     """
 
     def __init__(

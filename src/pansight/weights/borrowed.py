@@ -16,7 +16,7 @@ Loaded = tuple[Any, str, Mapping[str, Any]]
 def borrowing_options(entry: Entry, options: Mapping[str, Any], source: Loaded) -> dict[str, Any]:
     """The options of a model of `entry` that borrows from `source`: whose name and options stand for its weights.
 
-    So the options say all that the model must be built from wherever it is loaded, without the place it was copied from.
+    So the options say all that the model must be built from wherever it is loaded, without where it was copied from.
     """
     name = entry.borrows
     kept = {key: value for key, value in options.items() if key != f"{name}_weights"}

@@ -3,7 +3,8 @@
 Geometry is decided once and applied to the image (resized by the filter of the model's rule, bent bilinearly), the id
 map and the masks of `Sample.instances` (nearest), all with pixel centres at half-integers, so
 that nothing shifts. Segments that vanish leave the table; objects that vanish leave the instances; boxes are taken anew
-from the masks. A proposed region becomes the box of the pixels that came from inside of it. A sample may lose everything.
+from the masks. A proposed region becomes the box of the pixels that came from inside of it. A sample may lose all of
+these.
 All randomness comes from the generator that is passed in: the same generator state gives the same sample.
 """
 
@@ -74,7 +75,7 @@ GRID = 128
 
 
 def _warp_proposals(proposals: Tensor, warp: Warp, size: tuple[int, int]) -> Tensor:
-    """Regions, float32 (P, 4) as shares of an image of `size` (H, W), in the warped image; those that vanish are left out.
+    """Regions, float32 (P, 4) as shares of an image of `size` (H, W), in the warped image, without those that vanish.
 
     Some pixels of the new image are asked which pixel of the old one they show. Where one affine map explains all of
     them, as it does for resizing, cutting, mirroring and turning, a region becomes the box of its four mapped corners;
@@ -108,7 +109,7 @@ def _mapped_boxes(boxes: Array, inverse: Array, offset: Array) -> Array:
 
 
 def _spanned_boxes(boxes: Array, x: Array, y: Array, columns: Array, rows: Array) -> Array:
-    """The boxes, in the grid with these edges, of the points that came from inside of each region, empty where none did.
+    """The boxes, in the grid with these edges, of the points that came from inside of each region; empty for none.
 
     boxes float64 (P, 4); x, y float64 (r, c), where each point came from, negative where from nowhere → (P, 4).
     """

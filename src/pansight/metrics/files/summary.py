@@ -29,7 +29,7 @@ def summary(record: dict[str, Any]) -> str:
                 lines.append(
                     f"{'':10s}| AP of {', '.join(f'{name} {_percent(ap)}' for name, ap in sizes.items())} objects"
                 )
-    without = (record.get("without_overlaps") or {}).get("mask")
+    without: dict[str, Any] | None = record.get("without_overlaps", {}).get("mask")
     if without:
         told = f"AP {_percent(without['ap'])}  AP50 {_percent(without['ap50'])}"
         lines.append(f"{'AP^NO':10s}| {told}  (masks of the things of the panoptic map)")

@@ -2,8 +2,8 @@
 
 The second stage of Faster R-CNN alone: it says the class and corrects the box of regions that something else proposes.
 Either they are given, with each image, by files of any tool (Selective Search, EdgeBoxes, another detector), or they
-come from the region proposal network of another, trained detector, which becomes a frozen part of the model (`proposer`),
-as in the published ablations that share proposals between systems.
+come from the region proposal network of another, trained detector, which becomes a frozen part of the model
+(`proposer`).
 
 The model predicts boxes only. VOC 2007 test (paper, VGG16): mAP 66.9; COCO test-dev box AP 19.7 (VGG16).
 Different from the paper: a feature pyramid and any timm backbone instead of one map of VGG16, RoIAlign unless `roi_op`
@@ -189,8 +189,8 @@ def fast_rcnn(
 ) -> FastRCNN:
     """Fast R-CNN on any timm backbone, for regions from files or from another detector.
 
-    short, long: the resizing rule in pixels (short 0: keep the size). region_size: side of the regions that are read from
-    the third level. proposer, proposer_options: the model whose first stage proposes, which `build` makes;
+    short, long: the resizing rule in pixels (short 0: keep the size). region_size: side of the regions that are read
+    from the third level. proposer, proposer_options: the model whose first stage proposes, which `build` makes;
     proposer_weights is read by training, which then sets these two and copies the weights.
     Raises PansightError for a proposer without an RPN, and for options without a proposer.
     """
@@ -218,7 +218,7 @@ def fast_rcnn(
 def _proposer(build: Callable[..., Model], name: str | None, options: Mapping[str, Any] | None) -> Proposer | None:
     if name is None:
         if options:
-            found = f"{list(options)[0]:.80} without a proposer"
+            found = f"{next(iter(options)):.80} without a proposer"
             raise PansightError(where="proposer_options of model fast_rcnn", expected="a proposer", found=found)
         return None
     try:

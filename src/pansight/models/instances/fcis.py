@@ -8,8 +8,8 @@ the same scores, and a region costs next to nothing. Masks of regions that overl
 COCO test-dev mask AP (paper): R101 29.2 (AP50 49.5), with online hard example mining.
 Different from the paper, which reads a mask of 21 × 21 cells from maps for 7 × 7: here the grids of maps and mask are
 one (`cells`). Masks are learned as the share of each cell that the object covers. `roi_op` "align" reads exact cells
-where the paper rounds them; maps of stride 8 are an option (`output_stride`). Any timm backbone that can be dilated; the
-published weights, which are for another framework, are not read. See docs/systems/fcis.md.
+where the paper rounds them; maps of stride 8 are an option (`output_stride`). Any timm backbone that can be dilated
+will do. The published weights, which are for another framework, are not read. See docs/systems/fcis.md.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class ScoreMaps(nn.Module):
 class FCISHead(nn.Module):
     """Region proposals on one map, score maps on another, and what regions read from these.
 
-    score_threshold (exclusive), nms_threshold, detections (per image): of the inference. samples: regions of an image to
-    learn from; hardest: those with the largest loss (online hard example mining), else a random sample of which at most
-    positive_fraction are objects. cells: k. stride: of the map that the score maps are computed from.
+    score_threshold (exclusive), nms_threshold, detections (per image): of the inference. samples: regions of an image
+    to learn from; hardest: those with the largest loss (online hard example mining), else a random sample of which at
+    most positive_fraction are objects. cells: k. stride: of the map that the score maps are computed from.
     """
 
     def __init__(

@@ -5,9 +5,9 @@ The semantic branch has one class for all things together (0) and one for each s
 
 COCO val2017 PQ (detectron2): R50 1x 39.4, R50 3x 41.5, R101 3x 43.0. Cityscapes val (paper, R50): 57.7.
 `panoptic_fpn_r50_d2` and `panoptic_fpn_r101_d2` differ from detectron2 in nothing; the general `panoptic_fpn` takes any
-timm backbone, with the stride in the 3×3 convolution and RGB input. Two variants that the paper compares with are options:
-`grouped`, in which the branches share no channel of the pyramid, and `turns`, in which they are trained by turns. See
-docs/systems/panoptic_fpn.md.
+timm backbone, with the stride in the 3×3 convolution and RGB input. Two variants that the paper compares with are
+options: `grouped`, in which the branches share no channel of the pyramid, and `turns`, in which they learn by turns.
+See docs/systems/panoptic_fpn.md.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class PanopticFPN(nn.Module):
     criterion: what the semantic branch is trained by; None: cross-entropy, as in the paper.
     semantic_weight: λ_s of the paper's eq. 1 (0.5 on COCO); λ_i is 1.
     score_threshold, max_overlap, min_stuff_area: defaults of the merge (docs/systems/merging.md).
-    grouped: the first half of the channels of the pyramid is read by the instance branch, the second by the semantic one.
-    turns: the run is cut into so many parts of equal length, in which the instance branch and the semantic branch learn by
-    turns; 0: both learn in every step.
+    grouped: the instance branch reads the first half of the channels of the pyramid, the semantic one the second.
+    turns: the run is cut into so many parts of equal length, in which the instance branch and the semantic branch learn
+    by turns; 0: both learn in every step.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class PanopticFPN(nn.Module):
         return self.criterion(logits, target, totals, batch)
 
     def _resting(self) -> str:
-        """The branch that does not learn now: "semantic" in the first part of the run, "instances" in the second, and so
-        on; "" for none. A share that is a whole number of parts belongs to the part that begins there.
+        """The branch that does not learn now: "semantic" in the first part of the run, "instances" in the second, and
+        so on; "" for none. A share that is a whole number of parts belongs to the part that begins there.
         """
         if not self.turns:
             return ""

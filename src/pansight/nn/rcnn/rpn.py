@@ -55,8 +55,8 @@ def cell_anchors(size: float, ratios: Sequence[float], rounded: bool) -> Tensor:
 class RPN(nn.Module):
     """Scores and refines anchors at every position of every level.
 
-    anchor_sizes: one per level, or several for each, in pixels; ratios: height / width; rounded_anchors: to integers, as
-    torchvision.
+    anchor_sizes: one per level, or several for each, in pixels; ratios: height / width; rounded_anchors: to integers,
+    as torchvision.
     strides: pixels between positions, one per level; None: torchvision's rule, ⌊padded size / map size⌋ in each axis.
     pre_nms: kept per level and image before suppression; post_nms: per image after it; both (training, inference).
     min_size: proposals with a smaller side are dropped. beta: of the smooth-L1 loss, 0 = L1.

@@ -178,7 +178,8 @@ class RCNN(nn.Module):
         """
         outputs = self.rpn(features)
         anchors = self.rpn.count(self.rpn.sample(outputs, targets), len(targets))
-        return {"anchors": anchors, **self.counts_of_regions(self.rpn.propose(outputs, extents, training=True), targets)}
+        proposals = self.rpn.propose(outputs, extents, training=True)
+        return {"anchors": anchors, **self.counts_of_regions(proposals, targets)}
 
     def counts_of_regions(self, proposals: Proposals, targets: Sequence[InstanceTargets]) -> dict[str, float]:
         """What `loss_of_regions` divides by: "regions" and "objects". Draws what that draws."""

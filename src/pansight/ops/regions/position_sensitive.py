@@ -1,8 +1,8 @@
 """Position-sensitive score maps: how regions read them, what inside and outside scores mean, and the vote of masks.
 
-Dai, Li, He, Sun: R-FCN, NeurIPS 2016 (the maps: each cell of a region's k × k grid reads a map of its own); Li, Qi, Dai,
-Ji, Wei: Fully Convolutional Instance-aware Semantic Segmentation, CVPR 2017 (FCIS: for each class a pair of such maps,
-one for "inside the object" and one for "in the box, but outside of the object").
+Dai, Li, He, Sun: R-FCN, NeurIPS 2016 (the maps: each cell of a region's k × k grid reads a map of its own); Li, Qi,
+Dai, Ji, Wei: Fully Convolutional Instance-aware Semantic Segmentation, CVPR 2017 (FCIS: for each class a pair of such
+maps, one for "inside the object" and one for "in the box, but outside of the object").
 """
 
 # torch leaves some of its return types open
@@ -41,9 +41,9 @@ def position_sensitive_read(
 def class_and_mask_logits(inside_outside: Tensor) -> tuple[Tensor, Tensor]:
     """What the two scores of each cell say of a region: float (N, C, 2, k, k), inside before outside.
 
-    → class logits (N, C), the mean over the cells of the larger of the two: a cell in the box of an object belongs to it
-    or not, but either fits the class (FCIS, section 2.2). Mask logits (N, C, k, k): inside minus outside, whose sigmoid
-    is the softmax over the two.
+    → class logits (N, C), the mean over the cells of the larger of the two: a cell in the box of an object belongs to
+    it or not, but either fits the class (FCIS, section 2.2). Mask logits (N, C, k, k): inside minus outside, whose
+    sigmoid is the softmax over the two.
     """
     inside, outside = inside_outside.unbind(2)
     return torch.maximum(inside, outside).mean((2, 3)), inside - outside

@@ -83,9 +83,7 @@ def multilevel_roi_align(
     return roi_align_as_bags(pyramid, boxes_xyxy, image_index, level, size, rule)
 
 
-def multilevel_roi_warp(
-    pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, level: Tensor, size: int
-) -> Tensor:
+def multilevel_roi_warp(pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, level: Tensor, size: int) -> Tensor:
     """RoIWarp of each box on its level: the region is cut to whole cells as in RoIPool, resampled bilinearly to twice
     the grid, and of each 2 × 2 samples the largest remains. Arguments and result as `multilevel_roi_align`.
 
