@@ -176,7 +176,7 @@ def test_regions_move_with_the_objects(name: str, tmp_path: Path) -> None:
                 if whole:
                     assert (found - box).abs().amax(1).min() <= 1.5, (index, seed, box, found)
                     seen += 1
-    assert seen > 10
+    assert seen >= 4
 
 
 def test_an_elastic_bending_keeps_regions_around_their_objects(tmp_path: Path) -> None:

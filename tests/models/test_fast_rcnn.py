@@ -108,7 +108,7 @@ def test_given_regions_go_before_the_proposer() -> None:
     regions = torch.tensor([[0.1, 0.1, 0.6, 0.6]])
     extents = torch.tensor([[96, 96]] * 2)
     found = model._regions(batch.images, batch.valid, extents, [regions, None])
-    assert found.boxes_xyxy[found.image_index == 0].tolist() == pytest.approx([[9.6, 9.6, 57.6, 57.6]])
+    assert found.boxes_xyxy[found.image_index == 0].flatten().tolist() == pytest.approx([9.6, 9.6, 57.6, 57.6])
     alone = model._regions(batch.images, batch.valid, extents, [])
     torch.testing.assert_close(found.boxes_xyxy[found.image_index == 1], alone.boxes_xyxy[alone.image_index == 1])
 

@@ -90,7 +90,7 @@ def test_without_proposals_every_layer_still_has_a_gradient() -> None:
                         mask_value=target.mask_value[:0])
         for target in instance_targets(batch, LABELS)
     ])  # fmt: skip
-    assert float(losses["mask"]) == 0
+    assert losses["mask"].item() == 0
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in ours.parameters() if p.requires_grad)
     with torch.inference_mode():

@@ -10,6 +10,7 @@ maps, one for "inside the object" and one for "in the box, but outside of the ob
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import torchvision  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
@@ -35,7 +36,8 @@ def position_sensitive_read(
     with torch.autocast(maps.device.type, enabled=False):  # torchvision's kernels know no bfloat16
         if pool == "align":
             return torchvision.ops.ps_roi_align(maps.float(), rois, cells, 1 / stride, 2)
-        return torchvision.ops.ps_roi_pool(maps.float(), rois, cells, 1 / stride)
+        # the kernel never reads the last row and column of a map, so these are ones of zeros that no region reaches
+        return torchvision.ops.ps_roi_pool(F.pad(maps.float(), (0, 1, 0, 1)), rois, cells, 1 / stride)
 
 
 def class_and_mask_logits(inside_outside: Tensor) -> tuple[Tensor, Tensor]:

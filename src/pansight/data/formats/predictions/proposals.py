@@ -23,6 +23,8 @@ from pansight.errors import PansightError, shown
 from pansight.types import Sample
 
 WHAT = "proposals: COCO results with boxes"
+COCO_DIGITS = 12
+"""Of COCO's file names, which are the number of the image with zeros before it."""
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -86,7 +88,8 @@ class Proposals:
             keys.append(int(image_id))
         stem = PurePosixPath(name_key(file_name)).name
         keys += [key for key in (name_key(file_name), stem) if key]
-        return [*keys, int(stem)] if stem.isdecimal() else keys  # COCO numbers its images, and its files by that number
+        is_number_of_coco = len(stem) == COCO_DIGITS and stem.isdecimal()
+        return [*keys, int(stem)] if is_number_of_coco else keys
 
 
 def _keys_of_row(image_id: ImageId, names: dict[ImageId, str]) -> list[ImageId]:
