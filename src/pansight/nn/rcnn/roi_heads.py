@@ -136,7 +136,7 @@ class MaskHead(nn.Module):
         if not use_plain():
             return deconv_mask(x, self.deconv, self.predictor, classes)
         logits = self.predictor(F.relu(self.deconv(x)))  # (N, C, 2 S, 2 S)
-        return logits[torch.arange(len(x), device=x.device), classes].float()
+        return logits[torch.arange(x.shape[0], device=x.device), classes].float()
 
 
 def _xavier(module: nn.Module) -> None:

@@ -138,7 +138,7 @@ class RPN(nn.Module):
         """
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         strides = self.level_strides([logits.shape[2:] for logits in outputs.logits])
-        count = len(extents)
+        count = extents.shape[0]
         image = torch.arange(count, device=extents.device)[:, None]  # (B, 1)
         for level, (logits, deltas) in enumerate(zip(outputs.logits, outputs.deltas, strict=True)):
             scores = logits.detach().permute(0, 2, 3, 1).reshape(count, -1).float()  # (B, H W A)

@@ -148,7 +148,8 @@ class RCNN(nn.Module):
         boxes, score, thing, image_index = boxes[usable], score[usable], thing[usable], image_index[usable]
         keep = box_ops.batched_nms(boxes, score, image_index * scores.shape[1] + thing, self.nms_threshold)
         keep = keep[box_ops.first_of_each(image_index[keep], self.detections)]
-        return Detections(boxes[keep], thing[keep], score[keep], boxes.new_zeros((len(keep), 0, 0)), image_index[keep])
+        no_masks = boxes.new_zeros((keep.shape[0], 0, 0))
+        return Detections(boxes[keep], thing[keep], score[keep], no_masks, image_index[keep])
 
     def _classify(self, pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         return self.box_predictor(self.box_head(self.box_pooler(pyramid, boxes_xyxy, image_index)))

@@ -109,11 +109,12 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, threshold: f
     boxes (N, 4), scores (N,), groups int64 (N,) → int64 (K,), the indices kept, by falling score, ties in input order.
     A box is dropped where its IoU with a kept one of its group is > threshold.
     """
+    boxes_xyxy, scores = boxes_xyxy.float(), scores.float()
+    if torch.compiler.is_exporting():  # whose number of boxes is unknown, so that nothing may be decided by it
+        return _nms_of_moved_boxes(boxes_xyxy, scores, groups, threshold)
     if boxes_xyxy.numel() == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes_xyxy.device)
-    boxes_xyxy, scores = boxes_xyxy.float(), scores.float()
-    exporting = torch.compiler.is_exporting()
-    if not exporting and boxes_xyxy.device.type == "cpu" and len(boxes_xyxy) > 1000:
+    if boxes_xyxy.device.type == "cpu" and len(boxes_xyxy) > 1000:
         # quadratic in the group size: on the CPU many small problems beat one large one
         order = torch.argsort(groups, stable=True)  # (N,), group after group
         _, counts = torch.unique_consecutive(groups[order], return_counts=True)
@@ -123,8 +124,13 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, threshold: f
         ]
         keep = torch.cat(parts).sort().values
         return keep[scores[keep].argsort(descending=True, stable=True)]
-    # groups are moved so far apart that boxes of two never meet
-    offset = groups.to(boxes_xyxy.dtype)[:, None] * (boxes_xyxy.max() + 1)
+    return _nms_of_moved_boxes(boxes_xyxy, scores, groups, threshold)
+
+
+def _nms_of_moved_boxes(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """`batched_nms` by a single suppression: groups are moved so far apart that boxes of two never meet."""
+    farthest = torch.cat((boxes_xyxy.flatten(), boxes_xyxy.new_zeros(1))).max()  # the zero is for no boxes at all
+    offset = groups.to(boxes_xyxy.dtype)[:, None] * (farthest + 1)
     return torchvision.ops.nms(boxes_xyxy + offset, scores, threshold)
 
 
@@ -133,7 +139,7 @@ def first_of_each(image_index: Tensor, limit: int) -> Tensor:
     order = torch.argsort(image_index, stable=True)
     sorted_index = image_index[order]
     start = torch.searchsorted(sorted_index, sorted_index)  # (N,): where the entry's image begins
-    rank = torch.arange(len(order), device=order.device) - start
+    rank = torch.arange(order.shape[0], device=order.device) - start
     return order[rank < limit]
 
 
