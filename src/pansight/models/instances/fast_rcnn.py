@@ -30,7 +30,7 @@ from pansight.nn.rcnn.rpn import RPN, Proposals
 from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn
 from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.instances import Detections, detections_to_instances
-from pansight.ops.regions.boxes import usable_boxes
+from pansight.ops.regions.boxes import first_of_each, usable_boxes
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
@@ -106,13 +106,12 @@ class FastRCNN(nn.Module):
 
         Raises PansightError where an image has neither.
         """
-        given = given or [None] * len(images)
+        if not any(each is not None for each in given):
+            found = self._found(images, valid, extents, images.shape[0])
+            best = first_of_each(found.image_index, self.proposals)
+            return Proposals(found.boxes_xyxy[best], found.image_index[best])
         lacking = sum(each is None for each in given)
-        if lacking and self.proposer is None:
-            hint = "proposals from a file, or a proposer (proposer_weights)"
-            expected = f"regions for each of {len(images)} images"
-            raise PansightError(where="fast_rcnn", expected=expected, found=f"none for {lacking}", hint=hint)
-        found = self.proposer(images, valid, extents) if lacking and self.proposer is not None else None
+        found = self._found(images, valid, extents, lacking) if lacking else None
         columns: list[Proposals] = []
         for image, shares in enumerate(given):
             if shares is None:
@@ -120,10 +119,18 @@ class FastRCNN(nn.Module):
                 boxes = found.boxes_xyxy[found.image_index == image]
             else:
                 boxes = shares.to(extents.device, torch.float32) * extents[image, [1, 0, 1, 0]]
-                boxes = boxes[usable_boxes(boxes, boxes.new_zeros(len(boxes)), 0.0)]
+                boxes = boxes[usable_boxes(boxes, torch.zeros_like(boxes[:, 0]), 0.0)]
             boxes = boxes[: self.proposals]
             columns.append(Proposals(boxes, torch.full((len(boxes),), image, device=boxes.device)))
         return Proposals(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+    def _found(self, images: Tensor, valid: Tensor | None, extents: Tensor, lacking: int) -> Proposals:
+        """What the proposer finds. Raises PansightError where there is none, for `lacking` images that need it."""
+        if self.proposer is None:
+            hint = "proposals from a file, or a proposer (proposer_weights)"
+            expected = f"regions for each of {len(images)} images"
+            raise PansightError(where="fast_rcnn", expected=expected, found=f"none for {lacking}", hint=hint)
+        return self.proposer(images, valid, extents)
 
     def forward(
         self, images: Tensor, valid: Tensor | None = None, proposals: Sequence[Tensor | None] = ()
@@ -260,9 +267,9 @@ OPTIONS: dict[str, Option] = {
 }
 
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}
-TINY |= {"region_size": 56.0, "proposals": 40, "roi_samples": 32, "detections": 20}
+TINY |= {"region_size": 24.0, "proposals": 400, "roi_samples": 400, "detections": 20}
 TINY_PROPOSER: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}
-TINY_PROPOSER |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 40}
+TINY_PROPOSER |= {"anchor_sizes": (8, 16, 32, 64, 128), "proposals": 400}
 
 SMALL: dict[str, Any] = {"fpn_channels": 96, "roi_samples": 64, "box_features": 256}
 

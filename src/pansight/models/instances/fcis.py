@@ -35,7 +35,6 @@ from pansight.models.options import (
 )
 from pansight.nn.backbones.pyramid import Backbone
 from pansight.nn.input import Input
-from pansight.nn.rcnn.roi_heads import zero_of
 from pansight.nn.rcnn.rpn import RPN, Proposals
 from pansight.nn.rcnn.two_stage import CODE_WEIGHTS, Regions, draw_regions
 from pansight.nn.semantic.blocks import dilated_backbone
@@ -157,7 +156,7 @@ class FCISHead(nn.Module):
     def _refined(self, proposals: Proposals, reading: Reading, extents: Tensor) -> Proposals:
         boxes = box_ops.decode_boxes(reading.codes, proposals.boxes_xyxy, CODE_WEIGHTS)
         boxes = box_ops.clip_boxes(boxes, extents[proposals.image_index])
-        usable = box_ops.usable_boxes(boxes, boxes.new_zeros(len(boxes)), 0.0)
+        usable = box_ops.usable_boxes(boxes, torch.zeros_like(boxes[:, 0]), 0.0).nonzero().flatten()
         return Proposals(boxes[usable], proposals.image_index[usable])
 
     def _detections(self, regions: Proposals, reading: Reading) -> Detections:
@@ -201,7 +200,7 @@ class FCISHead(nn.Module):
         maps = self.maps(features[1])
         regions = self.sample_regions(self.rpn.propose(outputs, extents, training=True), targets, maps)
         if len(regions.things) == 0:
-            nothing = zero_of([self.conv, self.score_maps, self.box_maps])
+            nothing = maps[0][:0].sum() + maps[1][:0].sum()  # a zero by which every layer has gradients
             return losses | dict.fromkeys(("box_class", "box_regression", "mask"), nothing)
         reading = self.read(maps, regions.boxes_xyxy, regions.image_index)
         count = max(1, len(regions.things) if totals is None else totals["regions"])

@@ -96,10 +96,10 @@ def voted_masks(
     """
     near = box_iou_matrix(boxes_xyxy, voters_xyxy) > min_iou  # (D, R)
     near &= image_index[:, None] == voters_image
-    total = boxes_xyxy.new_zeros((len(boxes_xyxy), size, size), dtype=torch.float32)
-    weight = boxes_xyxy.new_zeros(len(boxes_xyxy), dtype=torch.float32)
+    total = boxes_xyxy.new_zeros((boxes_xyxy.shape[0], size, size), dtype=torch.float32)
+    weight = boxes_xyxy.new_zeros(boxes_xyxy.shape[0], dtype=torch.float32)
     pairs = near.nonzero()  # (P, 2) object, region
-    for part in pairs.split(PAIRS_AT_ONCE):
+    for part in [pairs] if torch.compiler.is_exporting() else pairs.split(PAIRS_AT_ONCE):  # a graph has no such loop
         thing, region = part.unbind(1)
         of_class = classes[thing]
         votes = scores[region, of_class].float()
