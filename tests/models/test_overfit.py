@@ -57,7 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "pretrained": "packaged",
         "short": 0,
         "long": 0,
-        "output_stride": 8,
+        "output_stride": 16,
         "roi_op": "align",
         "width": 128,
         "cells": 9,

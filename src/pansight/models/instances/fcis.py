@@ -405,7 +405,7 @@ OPTIONS: dict[str, Option] = {
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "width": 16, "cells": 3}
 TINY |= {"anchor_sizes": (16, 32, 64), "proposals": 40, "roi_samples": 32, "detections": 20}
 
-SMALL: dict[str, Any] = {"width": 256, "output_stride": 8, "roi_op": "align", "roi_samples": 64}
+SMALL: dict[str, Any] = {"width": 256, "roi_op": "align", "roi_samples": 64}
 
 ENTRIES: dict[str, Entry] = {
     "fcis": Entry(
