@@ -80,6 +80,9 @@ class DataConfig:
     """Where the test images are, which nothing is trained or chosen on; empty: the same source."""
     test_split: str = ""
     """The part to test on, by `evaluate --part test`; empty: test."""
+    proposals: tuple[str, ...] = ()
+    """Files of regions that may hold an object, as COCO results with boxes, of all images: for a detector that is given
+    them (fast_rcnn)."""
     limit: float = 0.0
     """For a trial: so many images of each part (200), evenly spread, or that share of them (0.1); 0: all."""
     strict: bool = False

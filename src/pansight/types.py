@@ -225,6 +225,8 @@ class Sample:
     """An image with its truth. image uint8 (3, H, W) RGB; size (H, W) of the image file, before any transform.
 
     A resized image is float32 0 … 255 where the model's rule says so (the filter "plain" of ops/resize.py).
+    proposals: float32 (P, 4), x1, y1, x2, y2 as shares of the width and height of the image, 0 … 1, the best first:
+    regions that may hold an object, for a detector that is given them; None: nobody proposes any.
     """
 
     image: Tensor
@@ -232,6 +234,7 @@ class Sample:
     image_id: str | int
     size: tuple[int, int]
     instances: Instances | None = None  # where the annotations overlap (COCO instances); else derived from truth
+    proposals: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +242,8 @@ class Batch:
     """B samples padded to one size. images uint8 (or float32, as in Sample) (B, 3, H, W); valid bool (B, H, W),
     False on padding.
 
-    truths are not padded: truths[b].ids is (h, w), the top left corner of the padded image.
+    truths are not padded: truths[b].ids is (h, w), the top left corner of the padded image. proposals: as in Sample, of
+    the image without its padding; (): of none.
     """
 
     images: Tensor
@@ -248,6 +252,7 @@ class Batch:
     truths: tuple[PanopticSegmentation, ...]
     image_ids: tuple[str | int, ...]
     instances: tuple[Instances | None, ...]
+    proposals: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -202,9 +202,9 @@ def test_the_best_weights_are_measured_once(clean, tmp_path, monkeypatch):
     measured = []
     plain = engine.predict_views
 
-    def counting(model, views, sizes, settings):
+    def counting(model, views, sizes, *rest):
         measured.append(len(sizes))
-        return plain(model, views, sizes, settings)
+        return plain(model, views, sizes, *rest)
 
     monkeypatch.setattr(engine, "predict_views", counting)
     out = tmp_path / "run"

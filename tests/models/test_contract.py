@@ -37,6 +37,7 @@ from pansight.data.loader import collate
 from pansight.engine.optim import parameter_groups
 from pansight.errors import PansightError
 from pansight.models import MODELS, build, builder_options, settled_entry
+from pansight.models.instances.fcis import FCISHead
 from pansight.nn.rcnn.two_stage import RCNN
 from pansight.types import Batch, LabelSpace
 from pansight.weights import load_model, save_model
@@ -221,7 +222,7 @@ def test_no_detection_at_all(name: str) -> None:
     if MODELS[name].tasks:
         asked = asked | {"score_threshold": 1.1, "task": None}
     for module in model.modules():
-        if isinstance(module, RCNN):
+        if isinstance(module, RCNN | FCISHead):
             module.score_threshold = 1.1
     batch = shapes_batch()
     with torch.inference_mode():

@@ -138,6 +138,8 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
         expected = ResizeRule(side, side, side, "eomt")
     elif "_tv" in name:
         expected = TORCHVISION
+    elif name == "fcis":
+        expected = ResizeRule(600, 1000, 32, "detectron2")
     elif name.startswith("detr"):
         expected = ResizeRule(800, 1333, 1, "detr")
     else:  # the authors of MaskFormer pad photos of COCO to no multiple

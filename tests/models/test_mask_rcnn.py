@@ -203,7 +203,7 @@ def test_four_hundred_objects_at_the_size_of_a_large_file():
     assert found.instances.masks.dtype == torch.bool
 
 
-@pytest.mark.parametrize("roi_op", ["align", "pool"])
+@pytest.mark.parametrize("roi_op", ["align", "pool", "warp"])
 def test_both_ways_to_pool_learn(roi_op: str):
     ours = build("mask_rcnn", LabelSpace.from_names(["a", "b", "c"]), **TINY, roi_op=roi_op).train()
     batch = drawn_batch()

@@ -20,11 +20,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fcn": {"backbone": "lcnet_050", "short": 0, "long": 0, "output_stride": 8, "dropout": 0.0, "aux_weight": 0.0},
     "fcn_vgg16": {"width": 8, "hidden": 32, "dropout": 0.0, "learn_upsampling": True},
     "segnet": {"width": 8, "class_weights": (2.0, 2.0, 2.0, 0.5)},
+    "semantic_fpn": {"backbone": "tf_efficientnet_lite0", "pretrained": "packaged", "short": 0, "long": 0}
+    | {"fpn_channels": 64, "width": 64},
 }
 SCHEDULES: dict[str, tuple[int, int, float]] = {
     "fcn": (128, 100, 5e-3),  # a coarse map cannot be exact along the outlines of small objects
     "fcn_vgg16": (48, 150, 3e-3),
     "segnet": (32, 200, 2e-2),
+    "semantic_fpn": (128, 120, 2e-3),
 }
 """(side of the images, steps, peak rate)."""
 

@@ -208,7 +208,7 @@ LOSSES = {"rpn_objectness", "rpn_box", "box_class", "box_regression", "mask"}
 
 
 @pytest.mark.parametrize("objects", [(2, 3), (0, 3), (0, 0)])
-@pytest.mark.parametrize("roi_op", ["align", "pool"])
+@pytest.mark.parametrize("roi_op", ["align", "pool", "warp"])
 def test_losses_are_finite_and_reach_every_parameter(objects, roi_op):
     rcnn = small(roi_op=roi_op).train()
     losses = rcnn.loss(pyramid(requires_grad=True), extents(), [targets(n) for n in objects])
@@ -328,5 +328,5 @@ def test_to_the_size_of_the_file():
 
 
 def test_unknown_roi_op():
-    with pytest.raises(PansightError, match="unknown roi_op 'warp'; known: align, pool"):
-        small(roi_op="warp")
+    with pytest.raises(PansightError, match="unknown roi_op 'mean'; known: align, pool, warp"):
+        small(roi_op="mean")

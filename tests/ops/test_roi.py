@@ -1,4 +1,4 @@
-"""RoIAlign and RoIPool against torchvision's kernels."""
+"""RoIAlign and RoIPool against torchvision's kernels, RoIWarp against its definition."""
 
 import pytest
 import torch
@@ -104,3 +104,70 @@ def test_levels_by_the_papers_rule():
     almost = torch.tensor([[0.0, 0, 224 * (1 - 2e-7), 224]])
     assert ops.pyramid_levels(almost, 4).tolist() == [1]
     assert ops.pyramid_levels(almost, 4, eps_after_log=1e-6).tolist() == [2]
+
+
+def bilinear(feature: torch.Tensor, y: float, x: float) -> torch.Tensor:
+    """The value of a map (C, H, W) between its cells, whose centres have whole coordinates; moved onto the border."""
+    height, width = feature.shape[1:]
+    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    above = (1 - (x - left)) * feature[:, top, left] + (x - left) * feature[:, top, right]
+    below = (1 - (x - left)) * feature[:, bottom, left] + (x - left) * feature[:, bottom, right]
+    return (1 - (y - top)) * above + (y - top) * below
+
+
+def warped_by_definition(feature: torch.Tensor, box: list[float], stride: int, size: int) -> torch.Tensor:
+    """RoIWarp of one region, cell by cell: cut, sampled at 2 · size points a side, the largest of each four."""
+    height, width = feature.shape[1:]
+    x1, y1, x2, y2 = (int(corner / stride + 0.5) for corner in box)  # halves away from zero, as RoIPool rounds
+    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+    x2, y2 = min(max(x2, x1), width - 1), min(max(y2, y1), height - 1)
+    columns, rows = x2 - x1 + 1, y2 - y1 + 1
+    samples = torch.stack(
+        [
+            torch.stack(
+                [
+                    bilinear(
+                        feature, y1 - 0.5 + (v + 0.5) * rows / (2 * size), x1 - 0.5 + (u + 0.5) * columns / (2 * size)
+                    )
+                    for u in range(2 * size)
+                ],
+                dim=1,
+            )
+            for v in range(2 * size)
+        ],
+        dim=1,
+    )  # (C, 2 size, 2 size)
+    return samples.unfold(1, 2, 2).unfold(2, 2, 2).amax((-1, -2))
+
+
+def test_roi_warp_is_its_definition():
+    source = pyramid(channels=3, side=64)
+    boxes = torch.cat((torch.rand(12, 2) * 40, torch.zeros(12, 2)), dim=1)
+    boxes[:, 2:] = (boxes[:, :2] + 1 + torch.rand(12, 2) * 40).clamp(max=64)
+    boxes = torch.cat((boxes, torch.tensor([[10.0, 6, 18, 30], [0, 0, 64, 64], [5, 5, 5.5, 5.5]])))  # halves; all; less
+    image = torch.arange(len(boxes)) % 2
+    level = torch.arange(len(boxes)) % 4
+    found = ops.multilevel_roi_warp(source, boxes, image, level, 3)
+    assert found.shape == (len(boxes), 3, 3, 3)
+    for n, box in enumerate(boxes.tolist()):
+        feature = source.features[int(level[n])][int(image[n])]
+        expected = warped_by_definition(feature, box, STRIDES[int(level[n])], 3)
+        torch.testing.assert_close(found[n], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_roi_warp_by_hand():
+    """A ramp of 0, 1, 2 … along x. The box from 5 to 15 pixels at stride 4 is cut to the cells 1 … 4 (5 / 4 = 1.25,
+    15 / 4 = 3.75). Four samples lie at 1, 2, 3 and 4, and the larger of each pair are 2 and 4.
+    """
+    ramp = torch.arange(16.0).expand(1, 1, 16, 16)
+    maps = ops.make_pyramid([ramp], (4,))
+    found = ops.multilevel_roi_warp(maps, torch.tensor([[5.0, 5, 15, 15]]), torch.tensor([0]), torch.tensor([0]), 2)
+    torch.testing.assert_close(found[0, 0], torch.tensor([[2.0, 4], [2, 4]]))
+    assert ops.whole_cells(maps, torch.tensor([[5.0, 5, 15, 15]]), torch.tensor([0])).tolist() == [[4, 4, 20, 20]]
+
+
+def test_roi_warp_of_no_region():
+    none = torch.zeros(0, dtype=torch.int64)
+    assert ops.multilevel_roi_warp(pyramid(), torch.zeros(0, 4), none, none, 7).shape == (0, 8, 7, 7)

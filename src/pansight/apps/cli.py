@@ -196,6 +196,7 @@ def predict(
     background: bool = False,
     every: int = 1,
     fps: float | None = None,
+    proposals: list[Path] | None = None,
 ) -> int:
     """Predict photos and videos: overlays, COCO panoptic PNG and JSON, and a table. Code 1 where one is unreadable.
 
@@ -227,13 +228,16 @@ def predict(
         Of a video, predict the first frame and every so many-th after it.
     fps
         Take the images for the frames of a video, so many a second, and write an overlay video of them.
+    proposals
+        Files of regions that may hold an object, as COCO results with boxes, by the names of the photos: for a detector
+        that is given them (fast_rcnn).
     """
     from pansight.apps import photos
 
     given = {"task": task, "score_threshold": threshold}
     options = {name: value for name, value in given.items() if value is not None}
     drawing = photos.Drawing(score, opacity, names, background)
-    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive, every, fps)
+    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive, every, fps, proposals or ())
     print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
     return 1 if results.failed else 0

@@ -41,6 +41,7 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         tuple(s.truth for s in samples),
         tuple(s.image_id for s in samples),
         tuple(s.instances for s in samples),
+        tuple(s.proposals for s in samples),
     )
 
 
@@ -304,18 +305,23 @@ def _packed(item: Item) -> Item:
     views, samples = ((View(item.images, item.valid),), []) if isinstance(item, Batch) else item
     truths = item.truths if isinstance(item, Batch) else tuple(s.truth for s in samples)
     instances = item.instances if isinstance(item, Batch) else tuple(s.instances for s in samples)
+    proposals = item.proposals if isinstance(item, Batch) else tuple(s.proposals for s in samples)
     owners: list[PanopticSegmentation | Instances] = [*truths, *(i for i in instances if i is not None)]
     tensors = [t for view in views for t in (view.images.permute(0, 2, 3, 1), view.valid)]
     tensors += [s.image.permute(1, 2, 0) for s in samples] + [t for owner in owners for t in _tensors(owner)]
+    tensors += [p for p in proposals if p is not None]
     shared = iter(_share(tensors))
     views = tuple(View(next(shared).permute(0, 3, 1, 2), next(shared), view.mirrored) for view in views)
     images = [next(shared).permute(2, 0, 1) for _ in samples]
     truths = tuple(PanopticSegmentation(next(shared), t.segments) for t in truths)
     instances = tuple(None if i is None else _rebuilt(i, shared) for i in instances)
+    proposals = tuple(None if p is None else next(shared) for p in proposals)
     if isinstance(item, Batch):
-        return replace(item, images=views[0].images, valid=views[0].valid, truths=truths, instances=instances)
-    parts = zip(samples, images, truths, instances)
-    return views, [replace(s, image=i, truth=t, instances=n) for s, i, t, n in parts]
+        seen = views[0]
+        parts = {"truths": truths, "instances": instances, "proposals": proposals}
+        return replace(item, images=seen.images, valid=seen.valid, **parts)
+    columns = zip(samples, images, truths, instances, proposals)
+    return views, [replace(s, image=i, truth=t, instances=n, proposals=p) for s, i, t, n, p in columns]
 
 
 def _tensors(owner: PanopticSegmentation | Instances) -> list[Tensor]:

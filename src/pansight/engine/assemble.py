@@ -14,6 +14,7 @@ import numpy as np
 from pansight.config import AugmentConfig, Config, DataConfig, ModelConfig, override
 from pansight.data import DATASETS, SPLITS, Dataset, find_splits, open_dataset, reading_notes, split_dataset
 from pansight.data.dataset import limited
+from pansight.data.formats.predictions.proposals import Proposals, WithProposals
 from pansight.data.left_out import left_out_of, usable
 from pansight.data.transforms import (
     Compose,
@@ -32,6 +33,7 @@ from pansight.data.transforms import (
     VerticalFlip,
     resize_sample,
 )
+from pansight.engine.infer import GivenProposals
 from pansight.engine.progress import ProgressBar
 from pansight.errors import PansightError, choice_error, shown
 from pansight.models import (
@@ -48,6 +50,7 @@ from pansight.models.contract import Entry
 from pansight.ops.resize import ResizeRule
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Sample
 from pansight.weights import load_model, transfer
+from pansight.weights.borrowed import borrow, borrowing_options
 from pansight.weights.fitting import without_pretrained
 
 MANY_FILES = 5000
@@ -148,9 +151,20 @@ def open_data(config: DataConfig) -> tuple[Dataset, Dataset, str]:
 
 
 def _usable(dataset: Dataset, config: DataConfig) -> Dataset:
-    """The images that can be used; all others are told by `left_out`. A bar shows where there are very many."""
+    """The images that can be used; all others are told by `left_out`. A bar shows where there are very many.
+
+    They have the regions of ``config.proposals``, where it names any file.
+    """
     with ProgressBar("files", len(dataset) > MANY_FILES) as bar:
-        return usable(dataset, config.strict, bar.update)
+        return with_proposals(usable(dataset, config.strict, bar.update), config)
+
+
+def with_proposals(dataset: Dataset, config: DataConfig) -> Dataset:
+    """`dataset` with the regions of ``config.proposals``; itself where that names no file.
+
+    Raises PansightError for a file that is none of its kind, or proposes nothing for any of the images.
+    """
+    return WithProposals(dataset, Proposals(config.proposals)) if config.proposals else dataset
 
 
 def left_out(*datasets: Dataset) -> tuple[str, ...]:
@@ -308,7 +322,25 @@ def with_absolute_paths(config: Config) -> Config:
         "model.weights": config.model.weights,
         "model.first_recipe": config.model.first_recipe,
     }
-    return override(config, {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()})
+    paths |= {
+        f"model.options.{key}": str(value) for key, value in config.model.options.items() if key.endswith("_weights")
+    }
+    resolved: dict[str, Any] = {k: str(Path(v).resolve()) for k, v in paths.items() if v and Path(v).exists()}
+    if config.data.proposals:
+        resolved["data.proposals"] = [str(Path(path).resolve()) for path in config.data.proposals]
+    return override(config, resolved)
+
+
+def check_proposals(model: Any, name: str, config: DataConfig) -> None:
+    """Raises PansightError where a detector must be given regions and is not, and where a model takes none that it is
+    given.
+    """
+    takes = isinstance(model, GivenProposals)
+    if config.proposals and not takes:
+        raise PansightError(where="data.proposals", expected="a model that is given them, fast_rcnn", found=name)
+    if takes and model.needs_proposals and not config.proposals:
+        hint = "--data.proposals FILE, or --model.options.proposer_weights RUN"
+        raise PansightError(where=f"model {name}", expected="regions that may hold an object", found="none", hint=hint)
 
 
 def check_model(config: ModelConfig, decode: Mapping[str, Any]) -> None:
@@ -342,7 +374,8 @@ def make_model(
     name, options = config.name, model_options(config)
     if not config.weights:
         untaught = _never_taught(settled_entry(name, options), labels, labels.names, freeze)
-        return build(name, labels, **options), name, options, untaught
+        model, options, lines = _built(name, labels, options)
+        return model, name, options, [*untaught, *lines]
     loaded, found, saved = source or load_model(config.weights)
     if not same_architecture(name, found):
         raise PansightError(where=config.weights, expected=f"weights of {name}", found=f"{found} (--model {found})")
@@ -355,14 +388,31 @@ def make_model(
     if "pretrained" in known:
         options["pretrained"] = "none"
     options = without_pretrained(options)  # the weights bring their own backbones: nothing needs to be downloaded first
-    model: Any = build(name, labels, **options)
+    model, options, borrowed = _built(name, labels, options)
     entries = settled_entry(name, options), settled_entry(found, saved)
-    report = transfer(model, loaded.state_dict(), loaded.labels, labels, *entries)
+    state = loaded.state_dict()
+    if borrowed:  # a first stage that is asked for goes before that of the weights
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{entry(name).borrows}.")}
+    report = transfer(model, state, loaded.labels, labels, *entries)
     _take_inputs(model, loaded, name, options, config.options)
     missing = set(report.classes_new)
     if entry(found).stuff and not saved.get(entry(found).stuff, False):
         missing |= {category.name for category in loaded.labels.stuff}
-    return model, name, options, str(report).splitlines() + _never_taught(entries[0], labels, missing, freeze)
+    lines = [*str(report).splitlines(), *_never_taught(entries[0], labels, missing, freeze), *borrowed]
+    return model, name, options, lines
+
+
+def _built(name: str, labels: LabelSpace, options: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
+    """(the model, the options that say all of it, a line on what it borrows from a trained detector)."""
+    borrows = entry(name).borrows
+    path = options.get(f"{borrows}_weights") if borrows else None
+    if path is None:
+        return build(name, labels, **options), options, []
+    source = load_model(path)
+    options = borrowing_options(entry(name), options, source)
+    model: Any = build(name, labels, **options)
+    borrow(entry(name), model, source)
+    return model, options, [f"{borrows}: the first stage of {source[1]} from {path}, frozen"]
 
 
 def _over(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,22 @@ class SeveralInputs(Protocol):
         ...
 
 
+@runtime_checkable
+class GivenProposals(Protocol):
+    """A detector that may be given regions that may hold an object: `forward` takes those of each photo, as
+    ``Sample.proposals`` has them, behind the images and their valid pixels.
+    """
+
+    @property
+    def needs_proposals(self) -> bool:
+        """Whether it finds none by itself."""
+        ...
+
+
+Regions = Sequence[Tensor | None]
+"""Of each photo what ``Sample.proposals`` has; (): of none."""
+
+
 @dataclass(frozen=True)
 class Inference:
     """How photos are predicted."""
@@ -118,12 +134,17 @@ def prepare(model: Any, settings: Inference) -> Any:
     return model.to(settings.device, memory_format=layout).eval()
 
 
-def infer(model: Any, images: Iterable[Tensor], settings: Inference) -> Iterator[Prediction]:
-    """The prediction of each photo, uint8 (3, H, W) RGB, at its size and on the CPU; `model` as `prepare` leaves it."""
-    photos, make = iter(images), views_maker(model, settings)
+def infer(
+    model: Any, images: Iterable[Tensor], settings: Inference, proposals: Iterable[Tensor | None] = ()
+) -> Iterator[Prediction]:
+    """The prediction of each photo, uint8 (3, H, W) RGB, at its size and on the CPU; `model` as `prepare` leaves it.
+
+    proposals: the regions of each photo, for a model that is given them; left out: of none.
+    """
+    photos, make, regions = iter(images), views_maker(model, settings), iter(proposals)
     while chunk := list(islice(photos, settings.batch_size)):
         sizes = [(image.shape[1], image.shape[2]) for image in chunk]
-        yield from predict_views(model, make(chunk), sizes, settings)
+        yield from predict_views(model, make(chunk), sizes, settings, list(islice(regions, len(chunk))))
 
 
 def views_maker(model: Any, settings: Inference) -> partial[Views]:
@@ -157,23 +178,31 @@ def views_of(
     return tuple(views) + tuple(view for each in further for view in views_of(images, each))
 
 
-def predict_views(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
-    """The prediction of each photo at `sizes` (H, W), on the CPU, from all views of it."""
+def predict_views(
+    model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference, proposals: Regions = ()
+) -> list[Prediction]:
+    """The prediction of each photo at `sizes` (H, W), on the CPU, from all views of it.
+
+    proposals: of each photo; passed over where the model takes none.
+    """
     with torch.inference_mode():
         if settings.averages:
             return _average(model, views, sizes, settings)
-        outputs = _outputs(model, views[0], settings, views[1:])
+        outputs = _outputs(model, views[0], settings, views[1:], proposals)
         predictions = model.decode(outputs, sizes, **settings.decode_options)
         return [distributed.to_cpu(prediction) for prediction in predictions]
 
 
-def _outputs(model: Any, view: View, settings: Inference, further: Sequence[View] = ()) -> Any:
-    """further: the views of the other networks of a model of several."""
+def _outputs(model: Any, view: View, settings: Inference, further: Sequence[View] = (), proposals: Regions = ()) -> Any:
+    """further: the views of the other networks of a model of several. proposals: of each photo."""
     pairs = [
         tuple(tensor.to(settings.device, non_blocking=True) for tensor in (each.images, each.valid))
         for each in (view, *further)
     ]
+    takes_proposals = isinstance(model, GivenProposals) and any(regions is not None for regions in proposals)
     with distributed.autocast(settings.precision, settings.device):
+        if takes_proposals:
+            return model(*pairs[0], proposals)
         return model(*pairs[0], pairs[1:]) if further else model(*pairs[0])
 
 

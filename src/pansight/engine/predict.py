@@ -98,18 +98,24 @@ class Predictor:
     def labels(self) -> LabelSpace:
         return self.model.labels
 
-    def predict(self, image: Photo, **decode_options: Any) -> PhotoPrediction:
-        """The prediction at the size of the image, on the CPU. decode_options: thresholds and task of the decode."""
-        return self.predict_batch([image], **decode_options)[0]
+    def predict(self, image: Photo, proposals: Tensor | None = None, **decode_options: Any) -> PhotoPrediction:
+        """The prediction at the size of the image, on the CPU. decode_options: thresholds and task of the decode.
 
-    def predict_batch(self, images: Sequence[Photo], **decode_options: Any) -> list[PhotoPrediction]:
-        """As `predict`, in one pass; images of different sizes are padded to the largest."""
+        proposals: for a detector that is given them (fast_rcnn), float32 (P, 4), regions that may hold an object, as
+        x1, y1, x2, y2 in shares of the width and height, 0 … 1, the best first.
+        """
+        return self.predict_batch([image], [proposals], **decode_options)[0]
+
+    def predict_batch(
+        self, images: Sequence[Photo], proposals: Sequence[Tensor | None] = (), **decode_options: Any
+    ) -> list[PhotoPrediction]:
+        """As `predict`, in one pass; images of different sizes are padded to the largest. proposals: of each image."""
         check_decode_options(self.model, self.name, decode_options)
         photos = [read_photo(image) for image in images]
         settings = replace(self._settings, batch_size=max(1, len(photos)), decode_options=decode_options)
         if self._stamp != (now := stamp(self.model)):  # it has learnt since, or was moved
             self._twin, self._stamp = folded(self.model), now
-        found = infer(self._twin, map(image_tensor, photos), settings)
+        found = infer(self._twin, map(image_tensor, photos), settings, proposals)
         return [
             PhotoPrediction(each.panoptic, each.semantic, each.instances, photo=photo, labels=self.labels)
             for each, photo in zip(found, photos, strict=True)

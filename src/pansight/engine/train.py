@@ -217,4 +217,5 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
             batch.truths[piece],
             batch.image_ids[piece],
             batch.instances[piece],
+            batch.proposals[piece],
         )

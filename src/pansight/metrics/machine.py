@@ -16,8 +16,9 @@ ROWS = ("separate", "panoptic")
 def machine_rows(record: Mapping[str, Any], stuff_alone: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The two rows from an evaluation whose semantic maps and instances are those of the networks; fractions 0..1.
 
-    separate: pq_things, pq_stuff, miou, iou_stuff, ap, ap50; panoptic: pq, pq_things, pq_stuff. None stands for what
-    does not exist or is not known. stuff_alone: the figures (pq, n) of stuff before the merge.
+    separate: pq_things, pq_stuff, miou, iou_stuff, ap, ap50; panoptic: pq, pq_things, pq_stuff, and ap_no, the AP of
+    the things after the merge (`metrics.without_overlaps`). None stands for what does not exist or is not known.
+    stuff_alone: the figures (pq, n) of stuff before the merge.
     """
     iou = [c["iou"] for c in record["semantic"]["per_class"].values() if not c["isthing"] and c["iou"] is not None]
     objects: Mapping[str, Any] = record["instances"].get("mask") or record["instances"].get("box") or {}
@@ -35,5 +36,12 @@ def machine_rows(record: Mapping[str, Any], stuff_alone: Mapping[str, Any] | Non
             "pq": record["All"]["pq"],
             "pq_things": things,
             "pq_stuff": record["Stuff"]["pq"] if record["Stuff"]["n"] else None,
+            "ap_no": _mask_ap(record.get("without_overlaps")),
         },
     }
+
+
+def _mask_ap(figures: Mapping[str, Any] | None) -> float | None:
+    """AP of masks, None where there is none."""
+    masks: Mapping[str, Any] | None = (figures or {}).get("mask")
+    return None if masks is None else masks["ap"]

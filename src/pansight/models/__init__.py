@@ -16,18 +16,20 @@ import torch
 from pansight.errors import PansightError, choice_error
 from pansight.models import combined
 from pansight.models.contract import ClassRows, Entry, Model
-from pansight.models.instances import faster_rcnn, mask_rcnn
+from pansight.models.instances import fast_rcnn, faster_rcnn, fcis, mask_rcnn
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
 from pansight.models.panoptic import panoptic_fpn
 from pansight.models.queries import detr, eomt, mask2former, maskformer
-from pansight.models.semantic import deeplab, fcn, pspnet, segnet, unet
+from pansight.models.semantic import deeplab, fcn, pspnet, segnet, semantic_fpn, unet
 from pansight.nn.memory import check_memory, machine_memory
 from pansight.ops.fusion.label_spaces import labels_of_network
 from pansight.types import LabelSpace
 
 MODELS: dict[str, Entry] = {
+    **fast_rcnn.ENTRIES,
     **faster_rcnn.ENTRIES,
     **mask_rcnn.ENTRIES,
+    **fcis.ENTRIES,
     **panoptic_fpn.ENTRIES,
     **detr.ENTRIES,
     **maskformer.ENTRIES,
@@ -38,6 +40,7 @@ MODELS: dict[str, Entry] = {
     **unet.ENTRIES,
     **pspnet.ENTRIES,
     **deeplab.ENTRIES,
+    **semantic_fpn.ENTRIES,
     **combined.ENTRIES,
 }
 """name → what its file declares of it; see ``contract.Entry``."""
@@ -62,8 +65,12 @@ def build(name: str, labels: LabelSpace, **options: Any) -> Model:
     known, is_outline = builder_options(name), torch.get_default_device().type == "meta"
     if not is_outline and any(_is_larger(value, known[key]) for key, value in options.items()):
         check_size(name, labels, options, training=False)
-    means = {"build": build} if chosen.networks else {}
-    return chosen.build(labels, **means, **options)
+    return chosen.build(labels, **_means(chosen), **options)
+
+
+def _means(chosen: Entry) -> dict[str, Any]:
+    """What a builder is given besides the options, where it makes other models."""
+    return {"build": build} if chosen.networks or chosen.borrows else {}
 
 
 SEVERAL_TIMES = 2
@@ -90,7 +97,7 @@ def check_size(
     given |= {"pretrained": "none"} if "pretrained" in builder_options(name) else {}
     most = SEVERAL_TIMES * (machine_memory() if memory is None else memory)
     try:
-        check_memory(lambda: chosen.build(labels, **given), most, training)
+        check_memory(lambda: chosen.build(labels, **_means(chosen), **given), most, training)
     except PansightError as error:
         raise error.at(f"model {name}") from error
 
@@ -180,9 +187,26 @@ def check_options(name: str, options: Mapping[str, Any], complete: bool = True) 
     }
     for network in entry(name).networks:
         settled |= _settled_network(name, network, settled, known if complete else {})
+    _check_borrowed(name, settled)
     if complete:
         check_together(known | settled, {key: declared[key] for key in known if key in declared}, name)
     return settled
+
+
+def _check_borrowed(name: str, given: Mapping[str, Any]) -> None:
+    """Raises PansightError where the detector that the model `name` borrows from is none, or has other options."""
+    key = entry(name).borrows
+    model = given.get(key) if key else None
+    if model is None:
+        return
+    detectors = [each for each, its in MODELS.items() if its.needs_things and not (its.networks or its.borrows)]
+    if model not in detectors:
+        general = [each for each in detectors if not MODELS[each].variant_of]
+        raise choice_error(f"{key} of model {name}:", f"{model:.80}", general)
+    try:
+        check_options(model, given.get(f"{key}_options") or {})
+    except PansightError as error:
+        raise error.at(f"{key}_options of model {name}") from error
 
 
 def _settled_network(name: str, network: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -185,6 +185,10 @@ class Entry:
     """Options that name other models, which this one is put together of. Of each of them, say NAME: the model is the
     module NAME; NAME_options is the option that holds its options, NAME_classes the one that says which class of this
     model each of its own is (see ``combined.py``). The builder then takes `build` besides, by which it makes them."""
+    borrows: str = ""
+    """An option, say NAME, that names another detector, of which this model has a frozen part as its module NAME.
+    NAME_options is the option that holds the options of that one, and NAME_weights the one that names a trained one,
+    which training replaces by these two. The builder then takes `build` besides, by which it makes the other one."""
     variant_of: str = ""
     """The name of the general entry that this one is with every size fixed: it is tested by that one's tiny options."""
 

@@ -236,7 +236,7 @@ RCNN_OPTIONS: Options = {
     "box_features": whole("width of the layers that classify a region", 1, 16_384),
     "mask_convs": whole("convolutions of the mask head", 1, 16),
     "mask_channels": whole("width of the mask head", 1, 4096),
-    "roi_op": choice("how the features of a region are read", "align", "pool"),
+    "roi_op": choice("how the features of a region are read", "align", "pool", "warp"),
 }
 RCNN_OPTIONS_D2: Options = {
     **RCNN_OPTIONS,

@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from pansight.nn.norms import BatchNorm2d
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel: int, norm: str | None) -> nn.Module:
+def conv_norm(in_channels: int, out_channels: int, kernel: int, norm: str | None, groups: int = 1) -> nn.Module:
     """A "same" convolution with a bias; with norm="bn": without one, followed by BatchNorm."""
+    padding = kernel // 2
     if norm is None:
-        return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False), BatchNorm2d(out_channels)
-    )
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=padding, groups=groups)
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, groups=groups, bias=False)
+    return nn.Sequential(convolution, BatchNorm2d(out_channels))
 
 
 class FPN(nn.Module):
     """C2 … C5 to as many maps of equal width, each the sum of all coarser ones, and P6 where extra="pool".
 
-    norm: None or "bn" (torchvision's V2 models). in_channels from fine to coarse, as a backbone lists them.
+    norm: None or "bn" (torchvision's V2 models). in_channels from fine to coarse, as a backbone lists them. groups: of
+    the 3×3 convolutions: each of so many equal parts of the channels depends on its own part of the sums alone.
     """
 
     def __init__(
@@ -31,12 +32,13 @@ class FPN(nn.Module):
         out_channels: int = 256,
         extra: str | None = "pool",
         norm: str | None = None,
+        groups: int = 1,
     ):
         super().__init__()
         self.channels = out_channels
         self.extra = extra
         self.lateral = nn.ModuleList(conv_norm(c, out_channels, 1, norm) for c in in_channels)
-        self.output = nn.ModuleList(conv_norm(out_channels, out_channels, 3, norm) for _ in in_channels)
+        self.output = nn.ModuleList(conv_norm(out_channels, out_channels, 3, norm, groups) for _ in in_channels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)  # "xavier" of Caffe2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from pansight.config import Config, override, read_recipe
+from pansight.config import Config, ModelConfig, override, read_recipe
 from pansight.data import Dataset
 from pansight.data.loader import whole_batch
 from pansight.data.transforms import Compose
 from pansight.engine.assemble import (
     check_model,
+    check_proposals,
     describe,
     left_out,
     make_model,
@@ -79,7 +81,7 @@ class Prepared(NamedTuple):
 def prepare(config: Config, folder: Path, accelerator: Accelerator, resume: bool, say: Callable[..., None]) -> Prepared:
     """Prepare a training; whatever can fail before the first step fails here, before anything is written."""
     config = with_absolute_paths(config)
-    check_model(config.model, config.evaluate.decode)
+    check_model(_without_borrowed(config.model) if resume else config.model, config.evaluate.decode)
     training, validation, note = open_data(config.data)
     say(f"training   {describe(config.data.source, training)}")
     say(f"validation {note}")
@@ -120,6 +122,7 @@ def prepare(config: Config, folder: Path, accelerator: Accelerator, resume: bool
     for line in lines:
         say(f"weights    {line}")
     check_decode_options(model, name, config.evaluate.decode)
+    check_proposals(model, name, config.data)
     with_copy_paste(Compose(()), training, config.augment)  # raises where there is nothing to paste
     if config.train.checkpointing:
         parts = set_checkpointing(model, True)
@@ -127,6 +130,12 @@ def prepare(config: Config, folder: Path, accelerator: Accelerator, resume: bool
     freeze(model, config.train.freeze)
     parameter_groups(model, config.train, entry(name).rates)  # raises where nothing is left to train
     return Prepared(config, training, validation, model, name, options, repeats)
+
+
+def _without_borrowed(config: ModelConfig) -> ModelConfig:
+    """The same model without the place of another one that it was once copied from, which may be gone by now."""
+    borrowed = f"{entry(config.name).borrows}_weights" if config.name != AUTO else ""
+    return replace(config, options={key: value for key, value in config.options.items() if key != borrowed})
 
 
 def silent(*values: object) -> None:

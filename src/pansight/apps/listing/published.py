@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MILLIONS: dict[str, float] = {
+    "fast_rcnn": 41.1,
     "faster_rcnn": 41.7,
     "faster_rcnn_r50_tv": 41.7,
     "faster_rcnn_r50_tv_v2": 43.7,
@@ -13,6 +14,7 @@ MILLIONS: dict[str, float] = {
     "mask_rcnn_r50_tv_v2": 46.3,
     "mask_rcnn_r50_d2": 44.3,
     "mask_rcnn_r101_d2": 63.3,
+    "fcis": 57.6,
     "panoptic_fpn": 46.0,
     "panoptic_fpn_r50_d2": 46.0,
     "panoptic_fpn_r101_d2": 64.9,
@@ -72,6 +74,7 @@ MILLIONS: dict[str, float] = {
     "deeplabv3plus": 40.4,
     "deeplabv3plus_r103_d2": 59.5,
     "deeplabv3plus_smp": 22.5,
+    "semantic_fpn": 28.5,
     "combined": 93.5,
 }
 """Parameters in millions, trained and frozen ones, for COCO's 80 things and 53 stuff classes."""

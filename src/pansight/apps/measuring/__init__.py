@@ -24,7 +24,7 @@ from pansight.config import Config, EvaluateConfig, flatten, override, read_conf
 from pansight.data import Dataset
 from pansight.data.dataset import part_names
 from pansight.engine import distributed
-from pansight.engine.assemble import left_out, relabel, told_left_out
+from pansight.engine.assemble import check_proposals, left_out, relabel, told_left_out
 from pansight.engine.checkpoint import CONFIG
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.evaluate import evaluate as measure
@@ -80,7 +80,7 @@ def evaluate(
     model, name, _ = load_model(weights)
     check_decode_options(model, name, config.evaluate.decode)
     used = with_threshold(config.evaluate, threshold, model, name)
-    part = open_part(run, data, split, {k: v for k, v in given.items() if k.startswith("data.")})
+    part = open_part(run, data, split, _of_data(given, run, model, name))
     about = _about(weights, name, part, class_map, used)
     missing = left_out(part.dataset)
     for line in told_left_out(missing):
@@ -110,6 +110,13 @@ def evaluate(
         _tell(record, folder, len(dataset), report, charts)
     accelerator.wait_for_everyone()
     return record
+
+
+def _of_data(given: Mapping[str, Any], run: Config | None, model: Any, name: str) -> dict[str, Any]:
+    """The given settings under data. Raises PansightError where the model lacks regions, or takes none."""
+    settings = {key: value for key, value in given.items() if key.startswith("data.")}
+    check_proposals(model, name, override(run or Config(), settings).data)
+    return settings
 
 
 def _in_classes_of(model: Any, part: Part) -> Dataset:

@@ -36,7 +36,9 @@ def open_part(run: Config | None, data: str | Path | None, split: str | None, gi
         return _own_part(override(run, given).data, split, data is not None)
     assert data is not None
     options = {} if run is None else _reader_options(run.data, data)
-    config = override(replace(Config(), data=DataConfig(source=str(data), options=options)), given).data
+    proposals = () if run is None else run.data.proposals
+    other = DataConfig(source=str(data), options=options, proposals=proposals)
+    config = override(replace(Config(), data=other), given).data
     if split:
         config = replace(config, split=split)
     parts = find_splits(config.source, config.format)
@@ -53,7 +55,7 @@ def _own_part(config: DataConfig, split: str | None, named: bool) -> Part:
     if wanted not in ("train", "val") or elsewhere:
         part = split or ("val" if "val" in find_splits(config.source, config.format) else None)
         dataset = usable(open_dataset(config.source, config.format, part, config.options), config.strict)
-        return Part(dataset, config.source, part or "all")
+        return Part(assemble.with_proposals(dataset, config), config.source, part or "all")
     training, validation, _ = open_data(config)
     if wanted == "train":
         return Part(training, config.source, "train")

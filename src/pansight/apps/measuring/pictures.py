@@ -20,9 +20,10 @@ LONGEST = 640
 
 def predicted_pictures(model: Any, dataset: Dataset, config: Config, device: torch.device) -> list[Tensor]:
     """The predictions for the first ``train.tracker_images`` photos of `dataset` over them: uint8 (3, H, W) each."""
-    photos = [dataset[index].image for index in range(min(config.train.tracker_images, len(dataset)))]
+    samples = [dataset[index] for index in range(min(config.train.tracker_images, len(dataset)))]
+    photos = [sample.image for sample in samples]
     settings = Inference.of(config.evaluate, device, resolve_precision(config.evaluate.precision, device))
-    predictions = infer(prepare(model, settings), photos, settings)
+    predictions = infer(prepare(model, settings), photos, settings, [sample.proposals for sample in samples])
     return [
         _small(draw_prediction(photo, found, dataset.labels)) for photo, found in zip(photos, predictions, strict=True)
     ]

@@ -121,6 +121,10 @@ def score_cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             interval = instances.get("intervals", {}).get(kind, {}).get("All", {}).get("ap")
             card = {"title": f"{kind.capitalize()} AP", "value": figures.get("ap"), "detail": detail}
             cards.append(card | {"interval": interval})
+    without_overlaps = (evaluation.get("without_overlaps") or {}).get("mask")
+    if without_overlaps:
+        detail = f"AP50 {percent(without_overlaps.get('ap50'))} · masks of the things of the panoptic map"
+        cards.append({"title": "AP^NO", "value": without_overlaps.get("ap"), "detail": detail})
     semantic = evaluation.get("semantic")
     if semantic:
         detail = f"{percent(semantic.get('pixel_accuracy'))} % of pixels · {semantic.get('convention', '')} convention"

@@ -12,13 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pansight.apps.photos.finding import Photo, find_photos, left_out_line
 from pansight.apps.photos.video import MAX_RATE, OURS, Video, VideoWriter, in_natural_order, is_video
+from pansight.config import DataConfig
 from pansight.data.dataset import image_array, image_tensor
+from pansight.data.formats.predictions.proposals import Proposals
 from pansight.data.formats.results import ResultsWriter
 from pansight.data.images import read_image, write_png
 from pansight.drawing.prediction import draw_prediction
+from pansight.engine.assemble import check_proposals
 from pansight.engine.infer import check_decode_options, known_decode_options
 from pansight.engine.predict import Predictor, load
 from pansight.engine.progress import ProgressBar, Stop, stop_signal
@@ -78,6 +82,7 @@ def predict(
     recursive: bool = True,
     every: int = 1,
     fps: float | None = None,
+    proposals: Sequence[str | Path] = (),
 ) -> PhotoResults:
     """Predict photos and videos and write what was found into `out`; all of it appears at the end, or nothing does.
 
@@ -87,6 +92,7 @@ def predict(
     model takes a task that it produces, and `score_threshold`, the least score of objects. Written: overlays/NAME.png,
     of a video overlays/NAME.mp4, and what `data.formats.results` says: COCO panoptic, else semantic maps or objects,
     for each frame. A photo, video or frame that cannot be read is left out and told in the results.
+    proposals: files of regions, by the names of the photos, for a detector that is given them.
     Raises PansightError where a path is missing, no photo can be read, or `out` has predictions and `overwrite` is not
     set, and for an option that the model does not know; Interrupted after Ctrl-C or SIGTERM, when nothing is written.
     """
@@ -100,7 +106,9 @@ def predict(
     taken = [p for p in map(out.joinpath, RESULTS) if p.exists()]
     if taken and not overwrite:
         raise PansightError(where=taken[0], expected="no predictions yet", found="some", hint="add --overwrite")
+    regions = Proposals(proposals) if proposals else None
     predictor = load(weights)
+    check_proposals(predictor.model, predictor.name, DataConfig(proposals=tuple(map(str, proposals))))
     wanted = Wanted.of(predictor, options, drawing.score)
     clips, failed, total = _clips(found.photos, images, every, fps)
     with ExitStack() as stack:
@@ -108,7 +116,7 @@ def predict(
         bar = stack.enter_context(ProgressBar("predict"))
         overlays = stack.enter_context(replacing_folder(out / "overlays"))
         writer = stack.enter_context(ResultsWriter(out, predictor.labels, listing=True))
-        job = _Job(predictor, wanted, drawing, overlays, writer, bar, stop, total)
+        job = _Job(predictor, wanted, drawing, overlays, writer, bar, stop, total, regions)
         job.failed += failed
         for clip in clips:
             job.predict(clip)
@@ -168,7 +176,9 @@ class _Job:
         bar: ProgressBar,
         stop: Stop,
         total: int,
+        proposals: Proposals | None = None,
     ):
+        self.proposals = proposals
         self.predictor, self.wanted, self.drawing = predictor, wanted, drawing
         self.overlays, self.writer, self.bar, self.stop, self.total = overlays, writer, bar, stop, total
         self.rows: list[PhotoRow] = []
@@ -191,7 +201,8 @@ class _Job:
                 )
                 continue
             start = time.monotonic()
-            prediction = self.wanted.narrowed(self.predictor.predict(photo, **self.wanted.options))
+            options = self.wanted.options | self._regions(name, photo)
+            prediction = self.wanted.narrowed(self.predictor.predict(photo, **options))
             seconds += time.monotonic() - start
             frames, size = frames + 1, (photo.shape[0], photo.shape[1])
             self._written += 1
@@ -211,6 +222,13 @@ class _Job:
         if frames:
             classes = _counted(categories, self.predictor.labels)
             self.rows.append(PhotoRow(shown(clip.name), size, len(categories), classes, seconds, frames))
+
+    def _regions(self, name: str, photo: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """The argument by which a photo of this name comes with its regions; none where its file says nothing of it."""
+        if self.proposals is None:
+            return {}
+        found = self.proposals.boxes("", name, (photo.shape[0], photo.shape[1]))
+        return {"proposals": torch.zeros(0, 4) if found is None else found}
 
     def _drawn(self, photo: NDArray[np.uint8], prediction: Prediction, by_class: bool) -> NDArray[np.uint8]:
         options = self.drawing._replace(score=self.wanted.drawn)._asdict()

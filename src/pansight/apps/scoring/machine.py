@@ -20,6 +20,7 @@ from pansight.metrics.machine import machine_rows
 from pansight.metrics.panoptic.dagger import PanopticQualityDagger
 from pansight.metrics.panoptic.errors import ErrorAnalysis
 from pansight.metrics.panoptic.quality import PanopticQuality
+from pansight.metrics.without_overlaps import WithoutOverlaps
 from pansight.ops.idmap import present_ids
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction, Sample, Segment
 
@@ -67,6 +68,7 @@ class MachineFigures:
         self.metrics = create_metrics(labels)
         self.alone = PanopticQuality(labels)
         self.errors, self.dagger = ErrorAnalysis(labels), PanopticQualityDagger(labels)
+        self.without_overlaps = WithoutOverlaps(labels)
 
     def update(self, prediction: Prediction, stuff_alone: PanopticSegmentation, truth: Sample) -> None:
         """Add one image. stuff_alone: of its semantic map. Raises PansightError where sizes differ from the truth's."""
@@ -82,6 +84,7 @@ class MachineFigures:
         match = self.metrics["panoptic"].update(prediction, truth)
         self.metrics["semantic"].update(prediction, truth)
         self.metrics["instances"].update(prediction, truth)
+        self.without_overlaps.update(prediction, truth, self.metrics["instances"].last_truth)
         self.alone.update(Prediction(stuff_alone), truth)
         self.errors.update(match)
         self.dagger.update(match)
@@ -89,5 +92,6 @@ class MachineFigures:
     def record(self) -> dict[str, Any]:
         """The content of evaluation.json."""
         record = evaluation_record(self.metrics) | self.errors.compute() | {"pq_dagger": self.dagger.compute()}
+        record["without_overlaps"] = self.without_overlaps.compute()
         record["machine"] = machine_rows(record, self.alone.compute()["Stuff"])
         return with_intervals(record)

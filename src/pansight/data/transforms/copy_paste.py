@@ -98,7 +98,18 @@ def paste_objects(
     instances = None
     if sample.instances is not None or other.instances is not None:
         instances = _joined(sample, labels, masks, pasted_labels, covered)
-    return replace(sample, image=image, truth=PanopticSegmentation(ids, tuple(stay)), instances=instances)
+    truth, proposals = PanopticSegmentation(ids, tuple(stay)), _joined_proposals(sample, other, shift)
+    return replace(sample, image=image, truth=truth, instances=instances, proposals=proposals)
+
+
+def _joined_proposals(sample: Sample, other: Sample, shift: tuple[int, int]) -> Tensor | None:
+    """The regions that were proposed for either image, as shares of the first; None where there are none for one."""
+    if sample.proposals is None or other.proposals is None:
+        return sample.proposals
+    sides = [torch.tensor([width, height] * 2) for height, width in (sample.truth.size, other.truth.size)]
+    moved = (other.proposals * sides[1] + torch.tensor([shift[1], shift[0]] * 2)) / sides[0]
+    moved = moved.clamp(0, 1)
+    return torch.cat([sample.proposals, moved[(moved[:, 2:] > moved[:, :2]).all(1)]])
 
 
 def _joined(sample: Sample, labels: LabelSpace, masks: Tensor, pasted: Tensor, covered: Tensor) -> Instances:

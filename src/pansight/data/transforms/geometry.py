@@ -3,7 +3,8 @@
 Geometry is decided once and applied to the image (resized by the filter of the model's rule, bent bilinearly), the id
 map and the masks of `Sample.instances` (nearest), all with pixel centres at half-integers, so
 that nothing shifts. Segments that vanish leave the table; objects that vanish leave the instances; boxes are taken anew
-from the masks. A sample may lose everything.
+from the masks. A proposed region becomes the box of the pixels that came from inside of it. A sample may lose all of
+these.
 All randomness comes from the generator that is passed in: the same generator state gives the same sample.
 """
 
@@ -45,7 +46,8 @@ def apply_warp(sample: Sample, warp: Warp, keeps_all: bool = False) -> Sample:
         segments = tuple(s for s in segments if s.id in visible)
     truth = PanopticSegmentation(ids_tensor(ids), segments)
     instances = None if sample.instances is None else _warp_instances(sample.instances, warp, ids.shape)
-    return replace(sample, image=image_tensor(image), truth=truth, instances=instances)
+    proposals = None if sample.proposals is None else _warp_proposals(sample.proposals, warp, sample.truth.size)
+    return replace(sample, image=image_tensor(image), truth=truth, instances=instances, proposals=proposals)
 
 
 def _warp_instances(instances: Instances, warp: Warp, size: tuple[int, ...]) -> Instances:
@@ -66,6 +68,64 @@ def _warp_instances(instances: Instances, warp: Warp, size: tuple[int, ...]) -> 
         torch.from_numpy(masks).view(torch.bool)[keep],
         None if instances.is_crowd is None else instances.is_crowd[keep],
     )
+
+
+GRID = 128
+"""Regions are followed through a warp by at most so many pixels of a row and of a column."""
+
+
+def _warp_proposals(proposals: Tensor, warp: Warp, size: tuple[int, int]) -> Tensor:
+    """Regions, float32 (P, 4) as shares of an image of `size` (H, W), in the warped image, without those that vanish.
+
+    Some pixels of the new image are asked which pixel of the old one they show. Where one affine map explains all of
+    them, as it does for resizing, cutting, mirroring and turning, a region becomes the box of its four mapped corners;
+    else the box of the pixels that came from inside of it.
+    """
+    height, width = size
+    warped = warp(np.arange(1, height * width + 1, dtype=np.int32).reshape(height, width), False)
+    rows, columns = (np.linspace(0, side, min(side, GRID) + 1) for side in warped.shape)
+    v, u = (((edges[:-1] + edges[1:]) / 2).astype(np.intp) for edges in (rows, columns))
+    shown = warped[np.ix_(v, u)].astype(np.int64)  # (r, c), 0 where nothing of the old image is
+    y, x = (part + 0.5 for part in np.divmod(shown - 1, width))
+    boxes = proposals.double().numpy() * np.array([width, height] * 2)
+    grid_v, grid_u = np.meshgrid(v + 0.5, u + 0.5, indexing="ij")
+    seen = shown > 0
+    points = np.stack((grid_u[seen], grid_v[seen], np.ones(int(seen.sum()))), axis=1)  # (n, 3)
+    fitted, _, rank, _ = np.linalg.lstsq(points, np.stack((x[seen], y[seen]), axis=1), rcond=None)
+    if rank == 3 and np.abs(points @ fitted - np.stack((x[seen], y[seen]), axis=1)).max() <= 1:
+        found = _mapped_boxes(boxes, np.linalg.inv(fitted[:2]), fitted[2])
+    else:
+        found = _spanned_boxes(boxes, np.where(seen, x, -1.0), np.where(seen, y, -1.0), columns, rows)
+    found = found.clip(0, [warped.shape[1], warped.shape[0]] * 2)
+    kept = (found[:, 2:] > found[:, :2]).all(1)
+    return torch.from_numpy(found[kept] / ([warped.shape[1], warped.shape[0]] * 2)).float()
+
+
+def _mapped_boxes(boxes: Array, inverse: Array, offset: Array) -> Array:
+    """The boxes of the corners of float64 (P, 4), each moved by (corner − offset) @ inverse → (P, 4)."""
+    corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]]  # (P, 4, 2)
+    moved = (corners - offset) @ inverse
+    return np.concatenate((moved.min(1), moved.max(1)), axis=1)
+
+
+def _spanned_boxes(boxes: Array, x: Array, y: Array, columns: Array, rows: Array) -> Array:
+    """The boxes, in the grid with these edges, of the points that came from inside of each region; empty for none.
+
+    boxes float64 (P, 4); x, y float64 (r, c), where each point came from, negative where from nowhere → (P, 4).
+    """
+    x1, y1, x2, y2 = boxes.T[:, :, None, None]
+    inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)  # (P, r, c)
+    left, right = _span(inside.any(1), columns)
+    top, bottom = _span(inside.any(2), rows)
+    return np.stack((left, top, right, bottom), axis=1)
+
+
+def _span(inside: Array, edges: Array) -> tuple[Array, Array]:
+    """Of bool (P, parts) the edges before the first and behind the last part; both 0 where there is none."""
+    first = inside.argmax(1)
+    last = inside.shape[1] - inside[:, ::-1].argmax(1)
+    found = inside.any(1)
+    return np.where(found, edges[first], 0.0), np.where(found, edges[last], 0.0)
 
 
 def resize_ids(ids: Array, height: int, width: int) -> Array:

@@ -37,6 +37,7 @@ from pansight.metrics.panoptic.matching import ImageMatch
 from pansight.metrics.panoptic.quality import match_maps
 from pansight.metrics.scores import image_f1, image_pq
 from pansight.metrics.semantic_iou import image_miou
+from pansight.metrics.without_overlaps import WithoutOverlaps
 from pansight.nn.backbones.folding import folded
 from pansight.ops.idmap import ids_to_rgb
 from pansight.ops.maps.overlap import IntArray
@@ -175,6 +176,7 @@ class _Figures:
         self.labels = labels
         self.metrics = create_metrics(labels, config.max_detections, config.miou)
         self.errors, self.dagger = ErrorAnalysis(labels), PanopticQualityDagger(labels)
+        self.without_overlaps = WithoutOverlaps(labels, config.max_detections)
         self.sheet = Sheet(sheet)
         self.of_networks = True  # whether every prediction has a panoptic map, and what it was merged from
 
@@ -183,6 +185,8 @@ class _Figures:
         match = self.metrics["panoptic"].update(prediction, sample)
         classes = self.metrics["semantic"].update(prediction, sample)
         objects = self.metrics["instances"].update(prediction, sample)
+        truth = None if objects is None else self.metrics["instances"].last_truth
+        self.without_overlaps.update(prediction, sample, truth)
         self.of_networks &= None not in (prediction.panoptic, prediction.semantic, prediction.instances)
         if match is not None:
             self.errors.update(match)
@@ -195,11 +199,13 @@ class _Figures:
 
     def record(self, accelerator: Accelerator, intervals: bool) -> dict[str, Any]:
         """The record of all processes together."""
-        for metric in (*self.metrics.values(), self.errors, self.dagger):
+        for metric in (*self.metrics.values(), self.errors, self.dagger, self.without_overlaps):
             _join_ranks(metric, accelerator)
         record = evaluation_record(self.metrics)
         if "All" in record:
             record |= self.errors.compute() | {"pq_dagger": self.dagger.compute()}
+        if without_overlaps := self.without_overlaps.compute():
+            record["without_overlaps"] = without_overlaps
         if self.of_networks and {"All", "semantic", "instances"} <= record.keys():
             record["machine"] = machine_rows(record)
         return with_intervals(record) if intervals else record
@@ -224,7 +230,7 @@ def predict_all(
     make, network = views_maker(model, settings), folded(prepare(model, settings))
     for views, samples in evaluation_loader(dataset, make, config.batch_size, workers, indices):
         sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-        found = predict_views(network, views, sizes, settings)
+        found = predict_views(network, views, sizes, settings, [sample.proposals for sample in samples])
         yield from zip([_surer_than(each, config.least_score) for each in found], samples, strict=True)
 
 

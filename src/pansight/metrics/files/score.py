@@ -84,7 +84,7 @@ class Scores:
 
     def record(self) -> dict[str, Any]:
         """The content of evaluation.json: All, Things, Stuff, per_class, images, counts of PanopticQuality; `semantic`,
-        `pq_dagger`; `errors`, `confusion` of ErrorAnalysis; `boundary`; `instances`.
+        `pq_dagger`; `errors`, `confusion` of ErrorAnalysis; `boundary`; `instances` and `without_overlaps`.
         """
         record = self.panoptic.compute()
         if not record:
@@ -97,6 +97,9 @@ class Scores:
             record["boundary"] = self.boundary.compute()
         if self.instances is not None:
             record["instances"] = self.instances.compute()
+            # the objects are the things of panoptic maps, so this is AP without overlaps, which has a key of its own
+            figures = record["instances"]
+            record["without_overlaps"] = {kind: figures[kind] for kind in ("box", "mask") if kind in figures}
         record["stale_areas"] = self.stale_areas
         return record
 

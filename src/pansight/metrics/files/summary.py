@@ -29,6 +29,10 @@ def summary(record: dict[str, Any]) -> str:
                 lines.append(
                     f"{'':10s}| AP of {', '.join(f'{name} {_percent(ap)}' for name, ap in sizes.items())} objects"
                 )
+    without: dict[str, Any] | None = record.get("without_overlaps", {}).get("mask")
+    if without:
+        told = f"AP {_percent(without['ap'])}  AP50 {_percent(without['ap50'])}"
+        lines.append(f"{'AP^NO':10s}| {told}  (masks of the things of the panoptic map)")
     if "boundary" in record:
         row, iou = record["boundary"]["All"], record["boundary"]["boundary_iou"]
         figures = "  ".join(f"{100 * row[k]:5.1f}" for k in ("pq", "sq", "rq"))
@@ -80,8 +84,9 @@ MACHINE = {
     "iou_stuff": "stuff",
     "ap": "AP",
     "ap50": "AP50",
+    "ap_no": "AP^NO",
 }
-"""The columns of `machine_table`: PQ of all, things and stuff; IoU of all classes and of stuff; AP."""
+"""The columns of `machine_table`: PQ of all, things and stuff; IoU of all classes and of stuff; AP; AP^NO."""
 
 
 def machine_table(rows: dict[str, dict[str, Any]]) -> list[str]:

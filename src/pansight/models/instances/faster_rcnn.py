@@ -96,7 +96,7 @@ def faster_rcnn(
 
     detections: at most as many per image, of a score > score_threshold, of each class no two with an IoU above
     nms_threshold. proposals: kept per image by the first stage. roi_samples: regions per image to learn from.
-    roi_op: "align" or "pool".
+    roi_op: "align", "pool" or "warp".
     """
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
     rcnn = detectron2_rcnn(

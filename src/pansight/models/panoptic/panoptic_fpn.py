@@ -5,7 +5,9 @@ The semantic branch has one class for all things together (0) and one for each s
 
 COCO val2017 PQ (detectron2): R50 1x 39.4, R50 3x 41.5, R101 3x 43.0. Cityscapes val (paper, R50): 57.7.
 `panoptic_fpn_r50_d2` and `panoptic_fpn_r101_d2` differ from detectron2 in nothing; the general `panoptic_fpn` takes any
-timm backbone, with the stride in the 3×3 convolution and RGB input. See docs/systems/panoptic_fpn.md.
+timm backbone, with the stride in the 3×3 convolution and RGB input. Two variants that the paper compares with are
+options: `grouped`, in which the branches share no channel of the pyramid, and `turns`, in which they learn by turns.
+See docs/systems/panoptic_fpn.md.
 """
 
 from __future__ import annotations
@@ -19,11 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.errors import PansightError
 from pansight.models.contract import Entry, background_and_stuff, boxes_of, things, things_and_background
-from pansight.models.options import RCNN_OPTIONS, RCNN_OPTIONS_D2, SEMANTIC_OPTIONS, Option, loss_weight, whole
+from pansight.models.options import (
+    RCNN_OPTIONS,
+    RCNN_OPTIONS_D2,
+    SEMANTIC_OPTIONS,
+    Option,
+    flag,
+    loss_weight,
+    whole,
+)
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import FPN
 from pansight.nn.input import CAFFE_BGR, Input
+from pansight.nn.rcnn.roi_heads import zero_of
 from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn
 from pansight.nn.semantic.criterion import Criterion
 from pansight.nn.semantic.fpn_head import SemanticFPNHead
@@ -46,6 +58,9 @@ class PanopticFPN(nn.Module):
     criterion: what the semantic branch is trained by; None: cross-entropy, as in the paper.
     semantic_weight: λ_s of the paper's eq. 1 (0.5 on COCO); λ_i is 1.
     score_threshold, max_overlap, min_stuff_area: defaults of the merge (docs/systems/merging.md).
+    grouped: the instance branch reads the first half of the channels of the pyramid, the semantic one the second.
+    turns: the run is cut into so many parts of equal length, in which the instance branch and the semantic branch learn
+    by turns; 0: both learn in every step.
     """
 
     def __init__(
@@ -61,6 +76,8 @@ class PanopticFPN(nn.Module):
         max_overlap: float = 0.5,
         min_stuff_area: int = 4096,
         criterion: Criterion | None = None,
+        grouped: bool = False,
+        turns: int = 0,
     ):
         super().__init__()
         self.backbone = backbone
@@ -74,38 +91,67 @@ class PanopticFPN(nn.Module):
         self.score_threshold = score_threshold
         self.max_overlap = max_overlap
         self.min_stuff_area = min_stuff_area
+        self.grouped = grouped
+        self.turns = turns
+        self.share = 0.0  # of the run that is over
         stuff_class = {c.id: index + 1 for index, c in enumerate(labels.stuff)}
         self.class_of_category = [stuff_class.get(c.id, 0) for c in labels]
 
-    def _features(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        return self.fpn(self.backbone(self.input(images, valid))), valid_extents(images, valid)
+    def _features(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The levels of the pyramid for the instance branch, P2 … P6, and for the semantic one, P2 … P5."""
+        levels = self.fpn(self.backbone(self.input(images, valid)))
+        count = len(self.semantic_head.levels)
+        if not self.grouped:
+            return levels, levels[:count]
+        halves = [level.chunk(2, dim=1) for level in levels]
+        return [half[0] for half in halves], [half[1] for half in halves[:count]]
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> PanopticFPNOutputs:
         """images uint8 (B, 3, H, W), H and W multiples of 32; valid bool (B, H, W), False on padding."""
-        features, extents = self._features(images, valid)
-        semantic_logits = self.semantic_head(features[: len(self.semantic_head.levels)])
-        return PanopticFPNOutputs(self.rcnn(features, extents), semantic_logits, extents)
+        of_instances, of_semantic = self._features(images, valid)
+        extents = valid_extents(images, valid)
+        return PanopticFPNOutputs(self.rcnn(of_instances, extents), self.semantic_head(of_semantic), extents)
 
     @torch.no_grad()
     def counts(self, batch: Batch) -> dict[str, float | Tensor]:
         """What `loss` divides by, for these images; the network runs as far as its proposals, and learns nothing."""
         counts = self.criterion.counts(batch, semantic_targets(batch, self.class_of_category))
         with kept_statistics(self):
-            features, extents = self._features(batch.images, batch.valid)
+            features, _ = self._features(batch.images, batch.valid)
+            extents = valid_extents(batch.images, batch.valid)
             return {**counts, **self.rcnn.counts(features, extents, instance_targets(batch, self.labels))}
 
     def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """L = L_rpn + L_cls + L_box + L_mask + λ_s · L_s; L_s is the mean cross-entropy unless `loss` says otherwise.
 
         totals: the sum of `counts` over the parts of the step; None: `batch` is the whole of it.
+        With `turns`, a step of training has the terms of one branch, and `idle`, a zero by which the parameters of the
+        other one have gradients too. Where no gradients are wanted, both branches are measured.
         """
-        features, extents = self._features(batch.images, batch.valid)
-        losses = self.rcnn.loss(features, extents, instance_targets(batch, self.labels), totals)
-        logits = self.semantic_head(features[: len(self.semantic_head.levels)]).float()
-        target = semantic_targets(batch, self.class_of_category)  # (B, H, W)
-        logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-        losses["semantic"] = self.semantic_weight * self.criterion(logits, target, totals, batch)
+        of_instances, of_semantic = self._features(batch.images, batch.valid)
+        resting = self._resting() if torch.is_grad_enabled() else ""
+        losses: dict[str, Tensor] = {}
+        if resting != "instances":
+            extents, targets = valid_extents(batch.images, batch.valid), instance_targets(batch, self.labels)
+            losses |= self.rcnn.loss(of_instances, extents, targets, totals)
+        if resting != "semantic":
+            losses["semantic"] = self.semantic_weight * self._semantic_loss(of_semantic, batch, totals)
+        if resting:
+            losses["idle"] = zero_of([self.rcnn if resting == "instances" else self.semantic_head])
         return losses
+
+    def _semantic_loss(self, features: list[Tensor], batch: Batch, totals: Mapping[str, float] | None) -> Tensor:
+        target = semantic_targets(batch, self.class_of_category)  # (B, H, W)
+        logits = upsample(self.semantic_head(features).float(), target.shape[1:])
+        return self.criterion(logits, target, totals, batch)
+
+    def _resting(self) -> str:
+        """The branch that does not learn now: "semantic" in the first part of the run, "instances" in the second, and
+        so on; "" for none. A share that is a whole number of parts belongs to the part that begins there.
+        """
+        if not self.turns:
+            return ""
+        return ("semantic", "instances")[math.floor(self.share * self.turns + 1e-6) % 2]
 
     def decode(
         self,
@@ -143,7 +189,8 @@ class PanopticFPN(nn.Module):
         return category_of_class[classes]
 
     def set_progress(self, share: float) -> None:
-        """Nothing changes as training progresses."""
+        """Whose turn it is, where the branches learn by turns, follows from the share of the run that is over."""
+        self.share = share
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -173,14 +220,23 @@ def panoptic_fpn(
     loss: str = "cross_entropy",
     class_weights: Sequence[float] = (),
     min_stuff_area: int = 4096,
+    grouped: bool = False,
+    turns: int = 0,
     frozen_bn: bool = True,
     freeze_stages: int = 0,
 ) -> PanopticFPN:
-    """Panoptic FPN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size)."""
+    """Panoptic FPN on any timm backbone. short, long: the resizing rule in pixels (short 0: keep the size).
+
+    grouped, turns: the variants that the paper compares with, see `PanopticFPN`.
+    """
+    if grouped and fpn_channels % 2:
+        expected = "an even number of channels for grouped"
+        raise PansightError(where="fpn_channels of model panoptic_fpn", expected=expected, found=fpn_channels)
+    of_branch = fpn_channels // 2 if grouped else fpn_channels
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
     rcnn = detectron2_rcnn(
         len(labels.things),
-        fpn_channels,
+        of_branch,
         anchor_sizes=anchor_sizes,
         roi_op=roi_op,
         sampling_ratio=2,
@@ -192,8 +248,8 @@ def panoptic_fpn(
         detections=detections,
     )
     groups = max(1, math.gcd(64, semantic_width) // 2)  # 32; two channels in each, since P5 may be a single cell
-    semantic = SemanticFPNHead(fpn_channels, net.strides, 1 + len(labels.stuff), semantic_width, groups)
-    fpn = FPN(net.channels, fpn_channels)
+    semantic = SemanticFPNHead(of_branch, net.strides, 1 + len(labels.stuff), semantic_width, groups)
+    fpn = FPN(net.channels, fpn_channels, groups=2 if grouped else 1)
     input = Input(ResizeRule(short, long), net.pixels)
     criterion = Criterion(loss, class_weights, classes=1 + len(labels.stuff))
     return PanopticFPN(
@@ -206,6 +262,8 @@ def panoptic_fpn(
         semantic_weight,
         min_stuff_area=min_stuff_area,
         criterion=criterion,
+        grouped=grouped,
+        turns=turns,
     )
 
 
@@ -232,6 +290,8 @@ OPTIONS: dict[str, Option] = {
         meaning="weight of all things together, then of each stuff class, in the loss; empty: all are equal",
     ),
     "min_stuff_area": whole("stuff of fewer pixels is dropped", 0, 2**40),
+    "grouped": flag("each branch has half of the channels of the pyramid for itself"),
+    "turns": whole("parts of the run in which the branches learn by turns; 0: both in every step", 0, 10_000_000),
 }
 
 TINY: dict[str, Any] = {"backbone": "resnet10t", "short": 0, "long": 0, "fpn_channels": 16, "box_features": 16}

@@ -19,9 +19,16 @@ from pansight.nn.fpn import conv_norm
 from pansight.ops.fast import use_plain
 from pansight.ops.fast.convolutions import deconv_mask
 from pansight.ops.fast.linear import fc_over_grid
-from pansight.ops.regions.roi import AlignRule, Pyramid, multilevel_roi_align, pyramid_levels, roi_by_kernel
+from pansight.ops.regions.roi import (
+    AlignRule,
+    Pyramid,
+    multilevel_roi_align,
+    multilevel_roi_warp,
+    pyramid_levels,
+    roi_by_kernel,
+)
 
-ROI_OPS = ("align", "pool")
+ROI_OPS = ("align", "pool", "warp")
 
 MASK_CHUNK = 128
 """In inference, masks of so many regions are predicted at a time, which bounds the memory."""
@@ -30,7 +37,7 @@ MASK_CHUNK = 128
 class RoIPooler(NamedTuple):
     """Boxes to grids of features, each box from the level that suits its size (FPN, eq. 1).
 
-    op: "align" or "pool". sampling_ratio, aligned: see `AlignRule`. The rest: see `pyramid_levels`.
+    op: one of ROI_OPS. sampling_ratio, aligned: of "align", see `AlignRule`. The rest: see `pyramid_levels`.
     """
 
     size: int
@@ -47,6 +54,8 @@ class RoIPooler(NamedTuple):
         level = pyramid_levels(boxes_xyxy, len(pyramid.strides), *rule)
         if self.op == "pool":
             return roi_by_kernel(pyramid, boxes_xyxy, image_index, level, self.size, None)
+        if self.op == "warp":
+            return multilevel_roi_warp(pyramid, boxes_xyxy, image_index, level, self.size)
         if self.op != "align":
             raise choice_error("roi_op", self.op, ROI_OPS)
         align = AlignRule(self.sampling_ratio, self.aligned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,18 +55,20 @@ def cell_anchors(size: float, ratios: Sequence[float], rounded: bool) -> Tensor:
 class RPN(nn.Module):
     """Scores and refines anchors at every position of every level.
 
-    anchor_sizes: one per level, in pixels; ratios: height / width; rounded_anchors: to integers, as torchvision.
+    anchor_sizes: one per level, or several for each, in pixels; ratios: height / width; rounded_anchors: to integers,
+    as torchvision.
     strides: pixels between positions, one per level; None: torchvision's rule, ⌊padded size / map size⌋ in each axis.
     pre_nms: kept per level and image before suppression; post_nms: per image after it; both (training, inference).
     min_size: proposals with a smaller side are dropped. beta: of the smooth-L1 loss, 0 = L1.
     loss_per_budget: losses are divided by samples · images, whether or not as many could be drawn (detectron2);
     else by the number drawn (torchvision).
+    channels: width of the 3×3 convolutions; None: in_channels.
     """
 
     def __init__(
         self,
         in_channels: int,
-        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        anchor_sizes: Sequence[float | Sequence[float]] = (32, 64, 128, 256, 512),
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         strides: Sequence[int] | None = (4, 8, 16, 32, 64),
         rounded_anchors: bool = False,
@@ -80,6 +83,7 @@ class RPN(nn.Module):
         beta: float = 0.0,
         loss_per_budget: bool = True,
         base_stride: int = 4,
+        channels: int | None = None,
     ):
         super().__init__()
         self.strides = None if strides is None else tuple(strides)
@@ -87,11 +91,13 @@ class RPN(nn.Module):
         self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
         self.min_size, self.samples, self.positive_fraction = min_size, samples, positive_fraction
         self.iou_range, self.beta, self.loss_per_budget = iou_range, beta, loss_per_budget
-        self.anchors_per_place = len(ratios)
-        self.conv = nn.ModuleList(nn.Conv2d(in_channels, in_channels, 3, padding=1) for _ in range(conv_depth))
-        self.objectness = nn.Conv2d(in_channels, len(ratios), 1)
-        self.deltas = nn.Conv2d(in_channels, 4 * len(ratios), 1)
-        cells = torch.stack([cell_anchors(size, ratios, rounded_anchors) for size in anchor_sizes])
+        sizes = [[each] if isinstance(each, int | float) else list(each) for each in anchor_sizes]  # of each level
+        cells = torch.stack([torch.cat([cell_anchors(size, ratios, rounded_anchors) for size in s]) for s in sizes])
+        self.anchors_per_place = cells.shape[1]
+        widths = [in_channels] + [in_channels if channels is None else channels] * conv_depth
+        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
+        self.objectness = nn.Conv2d(widths[-1], self.anchors_per_place, 1)
+        self.deltas = nn.Conv2d(widths[-1], 4 * self.anchors_per_place, 1)
         self.register_buffer("cells", cells, persistent=False)  # (levels, A, 4)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -47,6 +47,39 @@ class Regions(NamedTuple):
     match: Tensor  # int64 (P,): the row of their truth within their image's InstanceTargets
 
 
+@torch.no_grad()
+def draw_regions(
+    proposals: Proposals,
+    targets: Sequence[InstanceTargets],
+    samples: int,
+    positive_fraction: float,
+    iou_threshold: float,
+) -> Regions:
+    """Proposals and the true boxes themselves, matched and sampled: at most `samples` of each image, of which at most
+    that fraction are objects, by torch's global generator. An object overlaps a true box by an IoU ≥ iou_threshold.
+    """
+    columns: list[Regions] = []
+    count = 0
+    for image, target in enumerate(targets):
+        boxes = torch.cat((proposals.boxes_xyxy[proposals.image_index == image], target.boxes_xyxy))
+        iou = box_ops.box_iou_matrix(target.boxes_xyxy, boxes)
+        match = box_ops.match_boxes(iou, iou_threshold, iou_threshold, low_quality=False)
+        positive, negative = box_ops.sample_matches(match, samples, positive_fraction)
+        chosen, truth = torch.cat((positive, negative)), match[positive]
+        columns.append(
+            Regions(
+                boxes[chosen],
+                torch.full_like(chosen, image),
+                torch.cat((target.things[truth], torch.full_like(negative, -1))),
+                torch.arange(len(positive), device=chosen.device) + count,
+                box_ops.encode_boxes(target.boxes_xyxy[truth], boxes[positive], CODE_WEIGHTS),
+                truth,
+            )
+        )
+        count += len(chosen)
+    return Regions(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
 class RCNN(nn.Module):
     """Region proposals, then a class, a box and (where there is a mask head) a mask for each.
 
@@ -55,11 +88,13 @@ class RCNN(nn.Module):
     score_threshold (exclusive), nms_threshold, detections (per image), min_size (pixels): of the inference.
     samples, positive_fraction, iou_threshold: of the regions learnt from. box_beta: smooth-L1, 0 = L1.
     mask_threshold: None trains on soft masks (torchvision), 0.5 on binary ones (detectron2).
+    rpn: None where regions are proposed from outside (Fast R-CNN), which then calls `detect`, `counts_of_regions` and
+    `loss_of_regions` by itself.
     """
 
     def __init__(
         self,
-        rpn: RPN,
+        rpn: RPN | None,
         box_pooler: RoIPooler,
         box_head: TwoLinear | ConvLinear,
         box_predictor: BoxPredictor,
@@ -78,7 +113,8 @@ class RCNN(nn.Module):
         mask_threshold: float | None = 0.5,
     ):
         super().__init__()
-        self.rpn = rpn
+        if rpn is not None:
+            self.rpn = rpn
         self.box_pooler, self.box_head, self.box_predictor = box_pooler, box_head, box_predictor
         self.mask_pooler, self.mask_head = mask_pooler, mask_head
         self.strides = tuple(strides)
@@ -90,7 +126,10 @@ class RCNN(nn.Module):
 
     def forward(self, features: Sequence[Tensor], extents: Tensor) -> Detections:
         """features P2 … P6 [(B, C, H_l, W_l)], extents int64 (B, 2): valid (height, width) of each image."""
-        proposals = self.rpn.propose(self.rpn(features), extents, training=False)
+        return self.detect(features, self.rpn.propose(self.rpn(features), extents, training=False), extents)
+
+    def detect(self, features: Sequence[Tensor], proposals: Proposals, extents: Tensor) -> Detections:
+        """The second stage alone, for these proposals."""
         pyramid = make_pyramid(features[: len(self.strides)], self.strides)
         found = self._detect(pyramid, proposals, extents)
         return found._replace(mask_logits=self._masks(pyramid, found))
@@ -140,8 +179,13 @@ class RCNN(nn.Module):
         """
         outputs = self.rpn(features)
         anchors = self.rpn.count(self.rpn.sample(outputs, targets), len(targets))
-        regions = self.sample_regions(self.rpn.propose(outputs, extents, training=True), targets)
-        return {"anchors": anchors, "regions": float(len(regions.things)), "objects": float(len(regions.objects))}
+        proposals = self.rpn.propose(outputs, extents, training=True)
+        return {"anchors": anchors, **self.counts_of_regions(proposals, targets)}
+
+    def counts_of_regions(self, proposals: Proposals, targets: Sequence[InstanceTargets]) -> dict[str, float]:
+        """What `loss_of_regions` divides by: "regions" and "objects". Draws what that draws."""
+        regions = self.sample_regions(proposals, targets)
+        return {"regions": float(len(regions.things)), "objects": float(len(regions.objects))}
 
     def loss(
         self,
@@ -157,37 +201,28 @@ class RCNN(nn.Module):
         """
         outputs = self.rpn(features)
         losses = self.rpn.loss(outputs, targets, None if totals is None else totals["anchors"])
-        regions = self.sample_regions(self.rpn.propose(outputs, extents, training=True), targets)
+        proposals = self.rpn.propose(outputs, extents, training=True)
+        return losses | self.loss_of_regions(features, proposals, targets, totals)
+
+    def loss_of_regions(
+        self,
+        features: Sequence[Tensor],
+        proposals: Proposals,
+        targets: Sequence[InstanceTargets],
+        totals: Mapping[str, float] | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of the second stage alone, for these proposals."""
+        regions = self.sample_regions(proposals, targets)
         pyramid = make_pyramid(features[: len(self.strides)], self.strides)
-        losses |= self._box_losses(pyramid, regions, None if totals is None else totals["regions"])
+        losses = self._box_losses(pyramid, regions, None if totals is None else totals["regions"])
         if self.mask_head is not None:
             total = None if totals is None else totals["objects"]
             losses["mask"] = self._mask_loss(pyramid, regions, targets, total)
         return losses
 
-    @torch.no_grad()
     def sample_regions(self, proposals: Proposals, targets: Sequence[InstanceTargets]) -> Regions:
-        """Proposals and the true boxes themselves, matched and sampled; torch's global generator."""
-        columns: list[Regions] = []
-        count = 0
-        for image, target in enumerate(targets):
-            boxes = torch.cat((proposals.boxes_xyxy[proposals.image_index == image], target.boxes_xyxy))
-            iou = box_ops.box_iou_matrix(target.boxes_xyxy, boxes)
-            match = box_ops.match_boxes(iou, self.iou_threshold, self.iou_threshold, low_quality=False)
-            positive, negative = box_ops.sample_matches(match, self.samples, self.positive_fraction)
-            chosen, truth = torch.cat((positive, negative)), match[positive]
-            columns.append(
-                Regions(
-                    boxes[chosen],
-                    torch.full_like(chosen, image),
-                    torch.cat((target.things[truth], torch.full_like(negative, -1))),
-                    torch.arange(len(positive), device=chosen.device) + count,
-                    box_ops.encode_boxes(target.boxes_xyxy[truth], boxes[positive], CODE_WEIGHTS),
-                    truth,
-                )
-            )
-            count += len(chosen)
-        return Regions(*(torch.cat(column) for column in zip(*columns, strict=True)))
+        """`draw_regions` by the rule of this detector."""
+        return draw_regions(proposals, targets, self.samples, self.positive_fraction, self.iou_threshold)
 
     def _box_losses(self, pyramid: Pyramid, regions: Regions, total: float | None) -> dict[str, Tensor]:
         if len(regions.things) == 0:
@@ -275,6 +310,7 @@ def detectron2_rcnn(
     things: int,
     in_channels: int = 256,
     masks: bool = True,
+    first_stage: bool = True,
     anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     roi_op: str = "align",
@@ -292,7 +328,7 @@ def detectron2_rcnn(
 
     sampling_ratio: 0 is detectron2's (adaptive); 2 is faster. proposals: kept per image after suppression, twice as
     many per level before it in training. Boxes go to the level whose anchors are of their size: 224 pixels belong to
-    that of the 128 pixel anchors, others in proportion.
+    that of the 128 pixel anchors, others in proportion. first_stage: whether there is an RPN.
     """
     if roi_op not in ROI_OPS:
         raise choice_error("roi_op", roi_op, ROI_OPS)
@@ -307,7 +343,7 @@ def detectron2_rcnn(
     )
     pool = RoIPooler(7, roi_op, sampling_ratio, canonical_size=224.0 * anchor_sizes[2] / 128.0)
     return RCNN(
-        rpn,
+        rpn if first_stage else None,
         pool,
         TwoLinear(in_channels, 7, box_features),
         BoxPredictor(box_features, things + 1, things),

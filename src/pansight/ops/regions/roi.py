@@ -1,7 +1,8 @@
-"""RoIAlign and RoIPool: the features of a region of interest, read from a feature pyramid.
+"""RoIAlign, RoIPool and RoIWarp: the features of a region of interest, read from a feature pyramid.
 
-He et al., Mask R-CNN, ICCV 2017 (RoIAlign); Girshick, Fast R-CNN, ICCV 2015 (RoIPool); Lin et al., FPN, CVPR 2017,
-eq. 1 (the level of a region).
+He et al., Mask R-CNN, ICCV 2017 (RoIAlign); Girshick, Fast R-CNN, ICCV 2015 (RoIPool); Dai, He, Sun: Instance-aware
+Semantic Segmentation via Multi-task Network Cascades, CVPR 2016 (RoIWarp); Lin et al., FPN, CVPR 2017, eq. 1 (the level
+of a region).
 
 torchvision's kernels are the plain form and serve all devices but the CPU, where RoIAlign is a sum of embedding bags.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import torchvision  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
@@ -79,6 +81,31 @@ def multilevel_roi_align(
     if pyramid.table is None or use_plain():
         return roi_by_kernel(pyramid, boxes_xyxy, image_index, level, size, rule)
     return roi_align_as_bags(pyramid, boxes_xyxy, image_index, level, size, rule)
+
+
+def multilevel_roi_warp(pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, level: Tensor, size: int) -> Tensor:
+    """RoIWarp of each box on its level: the region is cut to whole cells as in RoIPool, resampled bilinearly to twice
+    the grid, and of each 2 × 2 samples the largest remains. Arguments and result as `multilevel_roi_align`.
+
+    The cut is the step that RoIAlign leaves out, so the two differ by up to half a cell at each side of the region.
+    """
+    cells = whole_cells(pyramid, boxes_xyxy, level)
+    twice = multilevel_roi_align(pyramid, cells, image_index, level, 2 * size, AlignRule(1, aligned=True))
+    return F.max_pool2d(twice, 2)
+
+
+def whole_cells(pyramid: Pyramid, boxes_xyxy: Tensor, level: Tensor) -> Tensor:
+    """The boxes in image pixels, moved to the edges of the cells that RoIPool would read on their level: (N, 4) both.
+
+    Corners are divided by the stride and rounded, halves away from zero; the cell of the second corner belongs to the
+    region, which has at least one cell and none outside of the map.
+    """
+    stride = torch.tensor(pyramid.strides, device=boxes_xyxy.device)[level][:, None].float()  # (N, 1)
+    last = boxes_xyxy.new_tensor([[f.shape[3] - 1, f.shape[2] - 1] for f in pyramid.features]).float()[level]  # (N, 2)
+    corners = (boxes_xyxy.float() / stride + 0.5).floor()  # (N, 4) cells
+    first = corners[:, :2].clamp(min=0).minimum(last)
+    final = corners[:, 2:].maximum(first).minimum(last)
+    return torch.cat((first, final + 1), dim=1) * stride
 
 
 def roi_by_kernel(
