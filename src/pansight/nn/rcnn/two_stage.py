@@ -109,6 +109,17 @@ class RCNN(nn.Module):
         within, among = (_rows(candidates, keep)._replace(mask_logits=masks[place[keep]]) for keep in kept)
         return within, among
 
+    def masks_in(self, features: Sequence[Tensor], boxes_xyxy: Tensor, image_index: Tensor, things: Tensor) -> Tensor:
+        """Mask logits float32 (N, M, M) of the given things in given boxes, with gradients; features as in `forward`.
+
+        boxes float32 (N, 4) in network pixels, image_index int64 (N,), things int64 (N,): index among labels.things.
+        """
+        assert self.mask_head is not None
+        assert self.mask_pooler is not None
+        pyramid = make_pyramid(features[: len(self.strides)], self.strides)
+        classes = things + int(self.background_first)
+        return self.mask_head(self.mask_pooler(pyramid, boxes_xyxy, image_index), classes)
+
     def _candidates(self, features: Sequence[Tensor], extents: Tensor) -> tuple[Pyramid, Detections]:
         """All pairs of a region and a class above the threshold, without masks, before any is suppressed."""
         proposals = self.rpn.propose(self.rpn(features), extents, training=False)
