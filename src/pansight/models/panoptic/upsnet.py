@@ -33,6 +33,7 @@ from pansight.nn.semantic.deformable_head import DeformableHead
 from pansight.nn.semantic.segmenter import resized
 from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion import panoptic_head as rule
+from pansight.ops.fusion.contest import Canvas
 from pansight.ops.fusion.instances import Detections, detections_to_instances
 from pansight.ops.regions.roi import AlignRule, make_pyramid, multilevel_roi_align
 from pansight.ops.resize import ResizeRule
@@ -211,14 +212,16 @@ class UPSNet(nn.Module):
         area = self.min_stuff_area if min_stuff_area is None else min_stuff_area
         instances = detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels)
         counts = outputs.objects.image_index.bincount(minlength=len(sizes)).tolist()
-        columns = [column.split(counts) for column in outputs.objects]
+        objects = zip(*(column.split(counts) for column in outputs.objects), strict=True)
+        extents: list[list[int]] = outputs.extents.tolist()
+        stride = self.semantic_head.stride
         predictions: list[Prediction] = []
-        for image, (size, found) in enumerate(zip(sizes, instances, strict=True)):
-            objects = Detections(*(column[image] for column in columns))
-            extent: list[int] = outputs.extents[image].tolist()
-            nothing = heuristic or threshold >= 1
-            objects = Detections(*(column[objects.scores > (torch.inf if nothing else threshold)] for column in objects))
-            winners, kept = self._winners(objects, outputs.semantic_logits[image], (extent[0], extent[1]), size, overlap)
+        for logits, (height, width), size, found, columns in zip(
+            outputs.semantic_logits, extents, sizes, instances, objects, strict=True
+        ):
+            canvas = Canvas((logits.shape[1] * stride, logits.shape[2] * stride), (height, width), size)
+            candidates = _rows(Detections(*columns), columns[2] > (torch.inf if heuristic else threshold))
+            winners, kept = self._winners(logits, canvas, candidates, overlap)
             semantic = self.category_of_class[winners.semantic]
             if heuristic:
                 panoptic = self._merged(found, semantic, threshold, overlap, area)
@@ -228,16 +231,13 @@ class UPSNet(nn.Module):
         return predictions
 
     def _winners(
-        self, found: Detections, logits: Tensor, extent: tuple[int, int], size: tuple[int, int], max_overlap: float
+        self, logits: Tensor, canvas: Canvas, found: Detections, max_overlap: float
     ) -> tuple[rule.Winners, Detections]:
-        """The panoptic head for one image, at the size of its file; and the objects that it was shown."""
-        stride = self.semantic_head.stride
-        objects = rule.Objects(rule.crops_of(found.boxes_xyxy, extent), found.labels, found.mask_logits)
-        kept = rule.prune_masks(objects, extent, max_overlap)
-        padded = (logits.shape[1] * stride, logits.shape[2] * stride)
-        winners = rule.panoptic_winners(logits, len(self.labels.stuff), padded, extent, objects.some(kept))
-        at_size = rule.Winners(*(rule.nearest_pixels(numbers, size) for numbers in winners))
-        return at_size, Detections(*(column[kept] for column in found))
+        """The panoptic head for one image, and the objects that are left of those found."""
+        objects = rule.Objects(rule.crops_of(found.boxes_xyxy, canvas.extent), found.labels, found.mask_logits)
+        kept = rule.prune_masks(objects, canvas.extent, max_overlap)
+        winners = rule.panoptic_winners(logits, len(self.labels.stuff), canvas, objects.some(kept))
+        return winners, _rows(found, kept)
 
     def _merged(
         self, found: Instances, semantic: Tensor, score_threshold: float, max_overlap: float, min_stuff_area: int
@@ -249,6 +249,10 @@ class UPSNet(nn.Module):
     def set_progress(self, share: float) -> None:
         """Which objects are "unknown" to the panoptic head is drawn anew in every step."""
         self.progress = share
+
+
+def _rows(found: Detections, index: Tensor) -> Detections:
+    return Detections(*(column[index] for column in found))
 
 
 def _boxes_of_all(targets: Sequence[InstanceTargets]) -> tuple[Tensor, Tensor]:
@@ -337,15 +341,15 @@ def upsnet_r101_dcn_coco(labels: LabelSpace) -> UPSNet:
     return upsnet_r50_coco(labels, "resnet101", deformable=True)
 
 
-def upsnet_r50_cityscapes(labels: LabelSpace, backbone: str = "resnet50") -> UPSNet:
+def upsnet_r50_cityscapes(labels: LabelSpace, backbone: str = "resnet50", deformable: bool = False) -> UPSNet:
     """UPSNet-50 for Cityscapes: 44,527,804 parameters for its 8 + 11 classes."""
     resize = ResizeRule(1024, 2048, rounding="eomt", filter="plain")
-    return _published(labels, backbone, False, False, 2, resize, CITYSCAPES, 2048)
+    return _published(labels, backbone, deformable, False, 2, resize, CITYSCAPES, 2048)
 
 
-def upsnet_r101_cityscapes(labels: LabelSpace) -> UPSNet:
+def upsnet_r101_cityscapes(labels: LabelSpace, deformable: bool = False) -> UPSNet:
     """UPSNet-101 for Cityscapes, which its authors trained on COCO first."""
-    return upsnet_r50_cityscapes(labels, "resnet101")
+    return upsnet_r50_cityscapes(labels, "resnet101", deformable)
 
 
 def _published(

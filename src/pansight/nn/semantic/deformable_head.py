@@ -1,4 +1,4 @@
-"""The semantic branch of UPSNet (Xiong et al., CVPR 2019, 3.2): deformable convolutions shared by all pyramid levels."""
+"""The semantic branch of UPSNet (Xiong et al., CVPR 2019, 3.2): deformable convolutions, the same for all levels."""
 
 from __future__ import annotations
 

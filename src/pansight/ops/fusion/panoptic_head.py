@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pansight.ops.fast import use_plain
-from pansight.ops.fusion.contest import resized
+from pansight.ops.fusion.contest import Canvas, resized
 from pansight.ops.fusion.instances import accept_instances
 from pansight.ops.targets import InstanceTargets, lookup, semantic_map
 from pansight.types import IGNORE, LabelSpace, PanopticSegmentation, Segment
@@ -107,27 +107,29 @@ def _is_between(first: Tensor, stop: Tensor, extent: int) -> Tensor:
     return (pixel >= first[:, None]) & (pixel < stop[:, None])
 
 
-def panoptic_winners(logits: Tensor, stuff: int, padded: tuple[int, int], extent: tuple[int, int], objects: Objects) -> Winners:
+def panoptic_winners(logits: Tensor, stuff: int, canvas: Canvas, objects: Objects) -> Winners:
     """The highest of `panoptic_logits` at each pixel, the first of equal ones, and the likeliest class.
 
-    logits float (C, h, w), resized to `padded` (H, W) and cut to `extent`. Where there is no object at all, UPSNet's own
-    code has one of zeros whose pixels are void; so has this.
+    logits float (C, h, w), resized to ``canvas.padded`` and cut to ``canvas.extent``, in whose pixels `objects` are;
+    the result is brought to ``canvas.size``, the nearest pixel for each. Where there is no object, UPSNet's own code
+    has one of zeros whose pixels are void, and so has this.
     """
     rule = plain_winners if use_plain() else winners_in_boxes
-    return rule(logits, stuff, padded, extent, objects)
+    return Winners(*(nearest_pixels(numbers, canvas.size) for numbers in rule(logits, stuff, canvas, objects)))
 
 
-def plain_winners(logits: Tensor, stuff: int, padded: tuple[int, int], extent: tuple[int, int], objects: Objects) -> Winners:
-    """`panoptic_winners` word by word, with a map for every class and every object."""
-    semantic = resized(logits.float(), padded)[:, : extent[0], : extent[1]]
+def plain_winners(logits: Tensor, stuff: int, canvas: Canvas, objects: Objects) -> Winners:
+    """`panoptic_winners` word by word, of the size ``canvas.extent``: with a map for every class and every object."""
+    semantic = resized(logits.float(), canvas.padded)[:, : canvas.extent[0], : canvas.extent[1]]
     scores = panoptic_logits(semantic, stuff, objects)
     if len(objects.things) == 0:
         scores = torch.cat((scores[:-1], scores[-1:].clamp(min=0)))
     return Winners(scores.max(0).indices, semantic.max(0).indices)
 
 
-def winners_in_boxes(logits: Tensor, stuff: int, padded: tuple[int, int], extent: tuple[int, int], objects: Objects) -> Winners:
-    """`panoptic_winners` with a few maps in memory, whatever the number of classes and objects."""
+def winners_in_boxes(logits: Tensor, stuff: int, canvas: Canvas, objects: Objects) -> Winners:
+    """`plain_winners` with a few maps in memory, whatever the number of classes and objects."""
+    extent = canvas.extent
     count, device = len(objects.things), logits.device
     best_stuff, best_thing = _Best(extent, device), _Best(extent, device)
     best_object, seen = _Best(extent, device, count), torch.full(extent, -torch.inf, device=device)
@@ -135,7 +137,7 @@ def winners_in_boxes(logits: Tensor, stuff: int, padded: tuple[int, int], extent
     things: list[int] = objects.things.tolist()
     for start in range(0, len(logits), CHANNELS_AT_A_TIME):
         chunk = logits[start : start + CHANNELS_AT_A_TIME].float()
-        maps = resized(chunk, padded)[:, : extent[0], : extent[1]]
+        maps = resized(chunk, canvas.padded)[:, : extent[0], : extent[1]]
         split = min(max(stuff - start, 0), len(maps))
         best_stuff.update(maps[:split], start)
         best_thing.update(maps[split:], start + split)
@@ -237,9 +239,7 @@ def prune_masks(objects: Objects, size: tuple[int, int], max_overlap: float = 0.
 
 def nearest_pixels(x: Tensor, size: tuple[int, int]) -> Tensor:
     """A map of numbers (h, w) at `size` (H, W): each pixel is that of the same relative place, rounded down."""
-    rows, columns = (
-        torch.arange(new, device=x.device) * old // new for old, new in zip(x.shape, size, strict=True)
-    )
+    rows, columns = (torch.arange(new, device=x.device) * old // new for old, new in zip(x.shape, size, strict=True))
     return x[rows[:, None], columns]
 
 
@@ -275,7 +275,7 @@ def segments_of_winners(
 
 
 def _pixels_of_objects(winners: Winners, stuff: int, count: int, classes: int) -> Tensor:
-    """int64 (N, C) on the CPU: how many of the pixels that an object has won the semantic branch gives to each class."""
+    """int64 (N, C) on the CPU: how many of the pixels that each object has won are likeliest of each class."""
     number = winners.code - stuff
     is_object = (number >= 0) & (number < count)
     both = number[is_object] * classes + winners.semantic[is_object]
