@@ -147,4 +147,4 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
         expected = ResizeRule(800, 1333, 1 if name.startswith("maskformer_") else 32, "detectron2")
     assert given.resize == expected
     assert given.black_padding == name.startswith("eomt")
-    assert given.bgr == name.endswith("_d2")
+    assert given.bgr == (name.endswith("_d2") or name.startswith("upsnet_"))
