@@ -140,10 +140,13 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
         expected = TORCHVISION
     elif name == "fcis":
         expected = ResizeRule(600, 1000, 32, "detectron2")
+    elif name.startswith("upsnet_"):
+        short, long = (1024, 2048) if name.endswith("cityscapes") else (800, 1333)
+        expected = ResizeRule(short, long, rounding="eomt", filter="plain")
     elif name.startswith("detr"):
         expected = ResizeRule(800, 1333, 1, "detr")
     else:  # the authors of MaskFormer pad photos of COCO to no multiple
         expected = ResizeRule(800, 1333, 1 if name.startswith("maskformer_") else 32, "detectron2")
     assert given.resize == expected
     assert given.black_padding == name.startswith("eomt")
-    assert given.bgr == name.endswith("_d2")
+    assert given.bgr == (name.endswith("_d2") or name.startswith("upsnet_"))

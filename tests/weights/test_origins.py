@@ -93,6 +93,11 @@ LAYOUTS = {
         "segmentation_models_pytorch",
         "encoder.conv1.weight encoder.layer1.0.conv1.weight decoder.aspp.0.convs.0.0.weight segmentation_head.0.weight",
     ),
+    "UPSNet": (
+        "UPSNet",
+        "resnet_backbone.conv1.conv1.weight resnet_backbone.res2.layers.0.bn1.bias fpn.fpn_p5_1x1.weight "
+        "rpn.conv_proposal.0.weight rcnn.fc6.0.weight mask_branch.mask_conv1.0.bias fcn_head.score.weight",
+    ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),
     "Unet of segmentation_models_pytorch": (

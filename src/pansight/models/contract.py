@@ -127,6 +127,11 @@ def background_and_stuff(labels: LabelSpace) -> list[str]:
     return [BACKGROUND, *(category.name for category in labels.stuff)]
 
 
+def stuff_and_things(labels: LabelSpace) -> list[str]:
+    """UPSNet's semantic head, whose classes are numbered stuff first."""
+    return [category.name for category in (*labels.stuff, *labels.things)]
+
+
 def boxes_of(rows: ClassRows) -> ClassRows:
     """Four rows for each of `rows`: dx, dy, dw, dh."""
     return lambda labels: [name for name in rows(labels) for _ in range(4)]

@@ -24,6 +24,7 @@ class FPN(nn.Module):
 
     norm: None or "bn" (torchvision's V2 models). in_channels from fine to coarse, as a backbone lists them. groups: of
     the 3×3 convolutions: each of so many equal parts of the channels depends on its own part of the sums alone.
+    gap: the mean of the coarsest map, through a linear layer, is added to all of its lateral places (UPSNet on COCO).
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class FPN(nn.Module):
         extra: str | None = "pool",
         norm: str | None = None,
         groups: int = 1,
+        gap: bool = False,
     ):
         super().__init__()
         self.channels = out_channels
         self.extra = extra
         self.lateral = nn.ModuleList(conv_norm(c, out_channels, 1, norm) for c in in_channels)
         self.output = nn.ModuleList(conv_norm(out_channels, out_channels, 3, norm, groups) for _ in in_channels)
+        self.gap = nn.Linear(in_channels[-1], out_channels) if gap else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)  # "xavier" of Caffe2
@@ -48,6 +51,8 @@ class FPN(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """[(B, C_i, H_i, W_i)] → [(B, out_channels, H_i, W_i)], then half the last map's size for P6."""
         laterals = [layer(x) for layer, x in zip(self.lateral, maps, strict=True)]
+        if self.gap is not None:
+            laterals[-1] = laterals[-1] + self.gap(maps[-1].mean((2, 3)))[:, :, None, None]
         for fine in range(len(laterals) - 2, -1, -1):
             size = laterals[fine].shape[2:]
             laterals[fine] = laterals[fine] + F.interpolate(laterals[fine + 1], size=size, mode="nearest")

@@ -12,6 +12,7 @@ from pansight.weights import licences
 from pansight.weights.keys import BESIDE, MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, TENSORS, download, find_folder, load_folder, save_model
 from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
+from pansight.weights.official.panoptic import upsnet
 from pansight.weights.official.semantic import (
     caffe,
     deeplab_detectron2,
@@ -36,6 +37,7 @@ ORIGINS = {
     "maskformer": maskformer,
     "mask2former": mask2former,
     "eomt": eomt,
+    "UPSNet": upsnet,
     "torchvision's FCN": fcn_torchvision,
     "torchvision's DeepLab": deeplab_torchvision,
     "detectron2's DeepLab": deeplab_detectron2,

@@ -63,6 +63,8 @@ class RPN(nn.Module):
     loss_per_budget: losses are divided by samples · images, whether or not as many could be drawn (detectron2);
     else by the number drawn (torchvision).
     channels: width of the 3×3 convolutions; None: in_channels.
+    cells: float32 (levels, A, 4), anchors around the first place of each level, instead of those of sizes and ratios.
+    low_quality_iou, limits_shrinking: see `match_boxes`, `decode_boxes`.
     """
 
     def __init__(
@@ -84,6 +86,9 @@ class RPN(nn.Module):
         loss_per_budget: bool = True,
         base_stride: int = 4,
         channels: int | None = None,
+        cells: Tensor | None = None,
+        low_quality_iou: float = 0.0,
+        limits_shrinking: bool = False,
     ):
         super().__init__()
         self.strides = None if strides is None else tuple(strides)
@@ -92,7 +97,9 @@ class RPN(nn.Module):
         self.min_size, self.samples, self.positive_fraction = min_size, samples, positive_fraction
         self.iou_range, self.beta, self.loss_per_budget = iou_range, beta, loss_per_budget
         sizes = [[each] if isinstance(each, int | float) else list(each) for each in anchor_sizes]  # of each level
-        cells = torch.stack([torch.cat([cell_anchors(size, ratios, rounded_anchors) for size in s]) for s in sizes])
+        if cells is None:
+            cells = torch.stack([torch.cat([cell_anchors(size, ratios, rounded_anchors) for size in s]) for s in sizes])
+        self.low_quality_iou, self.limits_shrinking = low_quality_iou, limits_shrinking
         self.anchors_per_place = cells.shape[1]
         widths = [in_channels] + [in_channels if channels is None else channels] * conv_depth
         self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
@@ -146,7 +153,9 @@ class RPN(nn.Module):
             # only what survives this cut is decoded
             scores, index = scores.topk(min(self.pre_nms[0 if training else 1], scores.shape[1]), dim=1)  # (B, k)
             anchors = self.anchors(level, index, logits.shape[3], strides[level])
-            decoded = box_ops.decode_boxes(code[image, index], anchors, CODE_WEIGHTS)  # (B, k, 4)
+            decoded = box_ops.decode_boxes(
+                code[image, index], anchors, CODE_WEIGHTS, self.limits_shrinking
+            )  # (B, k, 4)
             decoded = box_ops.clip_boxes(decoded, extents[:, None])
             group = (image * len(strides) + level).expand_as(index)
             parts.append((decoded.flatten(0, 1), scores.flatten(), group.flatten(), image.expand_as(index).flatten()))
@@ -173,7 +182,7 @@ class RPN(nn.Module):
         codes: list[Tensor] = []
         for image, target in enumerate(targets):
             iou = box_ops.box_iou_matrix(target.boxes_xyxy, anchors)
-            match = box_ops.match_boxes(iou, *self.iou_range, low_quality=True)
+            match = box_ops.match_boxes(iou, *self.iou_range, low_quality=True, low_quality_iou=self.low_quality_iou)
             positive, negative = box_ops.sample_matches(match, self.samples, self.positive_fraction)
             places.append(torch.cat((positive, negative)) + image * len(anchors))
             labels.append((torch.arange(len(places[-1]), device=positive.device) < len(positive)).float())

@@ -82,12 +82,18 @@ def encode_boxes(boxes_xyxy: Tensor, anchors_xyxy: Tensor, weights: Sequence[flo
     return code * code.new_tensor(weights)
 
 
-def decode_boxes(deltas: Tensor, anchors_xyxy: Tensor, weights: Sequence[float]) -> Tensor:
-    """The inverse of `encode_boxes`, growth limited to MAX_LOG_SCALE: (…, 4), (…, 4) → float32 (…, 4)."""
+def decode_boxes(
+    deltas: Tensor, anchors_xyxy: Tensor, weights: Sequence[float], limits_shrinking: bool = False
+) -> Tensor:
+    """The inverse of `encode_boxes`, growth limited to MAX_LOG_SCALE: (…, 4), (…, 4) → float32 (…, 4).
+
+    limits_shrinking: a side shrinks by no more than it may grow, either (mmdet).
+    """
     deltas = deltas.float() / torch.tensor(weights, dtype=torch.float32, device=deltas.device)
     anchor_size = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     center = deltas[..., :2] * anchor_size + (anchors_xyxy[..., :2] + 0.5 * anchor_size)
-    half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * anchor_size)
+    least = -MAX_LOG_SCALE if limits_shrinking else None
+    half = 0.5 * (deltas[..., 2:].clamp(min=least, max=MAX_LOG_SCALE).exp() * anchor_size)
     return torch.cat((center - half, center + half), dim=-1)
 
 
@@ -143,19 +149,20 @@ def first_of_each(image_index: Tensor, limit: int) -> Tensor:
     return order[rank < limit]
 
 
-def match_boxes(iou: Tensor, low: float, high: float, low_quality: bool) -> Tensor:
+def match_boxes(iou: Tensor, low: float, high: float, low_quality: bool, low_quality_iou: float = 0.0) -> Tensor:
     """The true object that each of N anchors is matched with: iou (G, N) → int64 (N,), a row 0 … G − 1, BELOW or
     BETWEEN.
 
     IoU ≥ high: the best truth; < low: BELOW; else BETWEEN. low_quality: besides, an anchor that no other exceeds in
-    IoU with some truth is given its own best one, whatever the IoU (Ren et al., 3.1.2 condition i).
+    IoU with some truth is given its own best one, if that IoU is ≥ low_quality_iou (Ren et al., 3.1.2 condition i: 0).
     """
     if iou.shape[0] == 0:
         return torch.full((iou.shape[1],), BELOW, dtype=torch.int64, device=iou.device)
     best, match = iou.max(dim=0)  # (N,)
     result = match.masked_fill(best < high, BETWEEN).masked_fill_(best < low, BELOW)
     if low_quality and iou.shape[1]:
-        wanted = (iou == iou.amax(dim=1, keepdim=True)).any(0)  # (N,)
+        best_of_truth = iou.amax(dim=1, keepdim=True)  # (G, 1)
+        wanted = ((iou == best_of_truth) & (best_of_truth >= low_quality_iou)).any(0)  # (N,)
         result = torch.where(wanted, match, result)
     return result
 
