@@ -18,7 +18,7 @@ from pansight.models import combined
 from pansight.models.contract import ClassRows, Entry, Model
 from pansight.models.instances import faster_rcnn, mask_rcnn
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
-from pansight.models.panoptic import panoptic_fpn
+from pansight.models.panoptic import efficientps, panoptic_fpn
 from pansight.models.queries import detr, eomt, mask2former, maskformer
 from pansight.models.semantic import deeplab, fcn, pspnet, segnet, unet
 from pansight.nn.memory import check_memory, machine_memory
@@ -29,6 +29,7 @@ MODELS: dict[str, Entry] = {
     **faster_rcnn.ENTRIES,
     **mask_rcnn.ENTRIES,
     **panoptic_fpn.ENTRIES,
+    **efficientps.ENTRIES,
     **detr.ENTRIES,
     **maskformer.ENTRIES,
     **mask2former.ENTRIES,

@@ -16,6 +16,8 @@ MILLIONS: dict[str, float] = {
     "panoptic_fpn": 46.0,
     "panoptic_fpn_r50_d2": 46.0,
     "panoptic_fpn_r101_d2": 64.9,
+    "efficientps": 0.0,
+    "efficientps_cityscapes": 0.0,
     "detr": 41.5,
     "detr_r50": 41.5,
     "detr_r50_dc5": 41.5,
@@ -117,6 +119,7 @@ SCORES: dict[str, str] = {
 """On COCO val2017. Of several schedules the longest counts."""
 
 SCORES_ELSEWHERE: dict[str, str] = {
+    "efficientps_cityscapes": "PQ 64.4 on Cityscapes val",
     "fcn_r50_tv": "mIoU 60.5 on COCO val2017 with VOC's classes",
     "fcn_r101_tv": "mIoU 63.7 on COCO val2017 with VOC's classes",
     "fcn32s": "mIoU 63.6 on VOC 2011 validation",

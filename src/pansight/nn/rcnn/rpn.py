@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.fpn import separable_conv
 from pansight.ops.regions import boxes as box_ops
 from pansight.ops.regions.losses import box_loss, objectness_loss
 from pansight.ops.targets import InstanceTargets
@@ -60,6 +61,7 @@ class RPN(nn.Module):
     min_size: proposals with a smaller side are dropped. beta: of the smooth-L1 loss, 0 = L1.
     loss_per_budget: losses are divided by samples · images, whether or not as many could be drawn (detectron2);
     else by the number drawn (torchvision).
+    separable: the convolutions in front are separable and activated, as in EfficientPS's paper.
     """
 
     def __init__(
@@ -80,23 +82,28 @@ class RPN(nn.Module):
         beta: float = 0.0,
         loss_per_budget: bool = True,
         base_stride: int = 4,
+        separable: bool = False,
     ):
         super().__init__()
+        self.separable = separable
         self.strides = None if strides is None else tuple(strides)
         self.base_stride = base_stride
         self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
         self.min_size, self.samples, self.positive_fraction = min_size, samples, positive_fraction
         self.iou_range, self.beta, self.loss_per_budget = iou_range, beta, loss_per_budget
         self.anchors_per_place = len(ratios)
-        self.conv = nn.ModuleList(nn.Conv2d(in_channels, in_channels, 3, padding=1) for _ in range(conv_depth))
+        self.conv = nn.ModuleList(
+            separable_conv(in_channels, in_channels) if separable else nn.Conv2d(in_channels, in_channels, 3, padding=1)
+            for _ in range(conv_depth)
+        )
         self.objectness = nn.Conv2d(in_channels, len(ratios), 1)
         self.deltas = nn.Conv2d(in_channels, 4 * len(ratios), 1)
         cells = torch.stack([cell_anchors(size, ratios, rounded_anchors) for size in anchor_sizes])
         self.register_buffer("cells", cells, persistent=False)  # (levels, A, 4)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:  # those before a BatchNorm have none
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+                nn.init.zeros_(module.bias)
 
     cells: Tensor
 
@@ -106,7 +113,7 @@ class RPN(nn.Module):
         deltas: list[Tensor] = []
         for x in features:
             for conv in self.conv:
-                x = F.relu(conv(x), inplace=True)
+                x = conv(x) if self.separable else F.relu(conv(x), inplace=True)
             logits.append(self.objectness(x))
             deltas.append(self.deltas(x))
         return RPNOutputs(logits, deltas)

@@ -1,0 +1,1 @@
+"""Official weights of the convolutional panoptic systems."""
