@@ -52,6 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": RCNN,
     "mask_rcnn": RCNN | MASKS,
     "panoptic_fpn": RCNN | MASKS | {"semantic_width": 64, "min_stuff_area": 50},
+    "efficientps": RCNN | MASKS | {"anchor_sizes": (16, 32, 48, 96), "semantic_width": 64, "min_stuff_area": 50},
     "maskformer": QUERY | {"layers": 3, "dropout": 0.0},
     "mask2former": QUERY | {"layers": 3, "encoder_layers": 1, "encoder_hidden": 128, "loss_points": 1024},
     "detr_panoptic": QUERY
@@ -123,7 +124,7 @@ def test_eight_images_are_memorised(name: str) -> None:
     record = evaluate(model, dataset)
     if name not in SCHEDULES:
         assert record["instances"]["box"]["ap"] >= 0.8
-    if name in ("mask_rcnn", "panoptic_fpn"):
+    if name in ("mask_rcnn", "panoptic_fpn", "efficientps"):
         assert record["instances"]["mask"]["ap"] >= 0.8
     if name != "faster_rcnn":
         assert record["All"]["pq"] >= 0.9

@@ -93,6 +93,11 @@ LAYOUTS = {
         "segmentation_models_pytorch",
         "encoder.conv1.weight encoder.layer1.0.conv1.weight decoder.aspp.0.convs.0.0.weight segmentation_head.0.weight",
     ),
+    "EfficientPS": (
+        "EfficientPS",
+        "backbone.conv_stem.weight neck.lateral_convs_top.0.conv.weight rpn_head.rpn_conv.weight bbox_head.fc_cls.weight "
+        "mask_head.conv_logits.bias semantic_head.lateral_convs_ss.0.conv.bn.weight semantic_head.conv_logits.weight",
+    ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),
     "Unet of segmentation_models_pytorch": (
