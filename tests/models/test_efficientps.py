@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import timm
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from pansight.data.loader import collate
 from pansight.errors import PansightError
 from pansight.models import build
+from pansight.models.panoptic.efficientps import released_anchors, released_rcnn
 from pansight.nn.backbones.efficientnet import plain_efficientnet
 from pansight.nn.fpn import TwoWayFPN, activated_conv, separable_conv
 from pansight.nn.rcnn.roi_heads import MaskHead
@@ -21,6 +24,9 @@ from pansight.nn.rcnn.rpn import RPN
 from pansight.nn.semantic.criterion import LOSSES
 from pansight.nn.semantic.efficientps_head import DensePredictionCell, EfficientPSHead
 from pansight.ops.fast import plain
+from pansight.ops.fusion.adaptive import Objects, adaptive_fusion
+from pansight.ops.regions.boxes import BELOW, box_iou_matrix, decode_boxes, match_boxes
+from pansight.ops.regions.roi import pyramid_levels
 from pansight.ops.semantic.losses import hard_pixels
 from pansight.ops.targets import semantic_targets
 from pansight.types import LabelSpace
@@ -248,3 +254,71 @@ def test_an_image_of_one_pixel(separable: bool) -> None:
         outputs = model.eval()(batch.images, batch.valid)
         (prediction,) = model.decode(outputs, [(3, 2)], **thresholds(model))
     assert_legal(prediction, (3, 2), LABELS)
+
+
+def test_anchors_of_the_released_network() -> None:
+    """By hand for a stride of 4: sides 45.25 × 22.63, 32 × 32 and 22.63 × 45.25 around (1.5, 1.5), corners rounded."""
+    expected = [[-21, -9, 24, 12], [-14, -14, 17, 17], [-9, -21, 12, 24]]  # last pixels
+    assert (released_anchors(4) - torch.tensor([0, 0, 1, 1])).tolist() == expected
+    rcnn = released_rcnn(3)
+    assert rcnn.rpn.cells.shape == (4, 3, 4)
+    for stride, cells in zip((4, 8, 16, 32), rcnn.rpn.cells, strict=True):
+        ratio = torch.tensor([0.5, 1.0, 2.0])
+        height, width = 8 * stride * ratio.sqrt(), 8 * stride / ratio.sqrt()
+        centre = 0.5 * (stride - 1)
+        low, high = ([centre + sign * 0.5 * (side - 1) for side in (width, height)] for sign in (-1, 1))
+        assert torch.equal(cells, torch.stack([*(x.round() for x in low), *(x.round() + 1 for x in high)], 1))
+
+
+def test_edges_of_pixels_are_boxes_of_whole_pixels() -> None:
+    """Codes, overlaps and levels of the convention with "+ 1" are those of edges."""
+    torch.manual_seed(0)
+    low = 300 * torch.rand(50, 2)
+    last = torch.cat([low, low + 400 * torch.rand(50, 2)], 1)  # the far corner is the last pixel
+    edges = last + torch.tensor([0, 0, 1, 1])
+    code = 0.3 * torch.randn(50, 4)
+    sides = last[:, 2:] - last[:, :2] + 1
+    centre = 0.5 * (last[:, :2] + last[:, 2:]) + sides * code[:, :2]
+    moved = sides * code[:, 2:].exp()
+    expected = torch.cat([centre - 0.5 * moved + 0.5, centre + 0.5 * moved - 0.5], 1)
+    found = decode_boxes(code, edges, (1.0, 1.0, 1.0, 1.0))
+    torch.testing.assert_close(found - torch.tensor([0, 0, 1, 1]), expected, rtol=1e-4, atol=1e-3)
+    corner, far = torch.maximum(last[:25, :2], last[25:, :2]), torch.minimum(last[:25, 2:], last[25:, 2:])
+    overlap = (far - corner + 1).clamp(min=0).prod(1)
+    union = sides[:25].prod(1) + sides[25:].prod(1) - overlap
+    torch.testing.assert_close(box_iou_matrix(edges[:25], edges[25:]).diagonal(), overlap / union)
+    pool = released_rcnn(3).box_pooler
+    rule = pool.eps_after_log, pool.eps_in_ratio, pool.canonical_size
+    levels = (sides.prod(1).sqrt() / 56 + 1e-6).log2().floor().clamp(0, 3)
+    assert pyramid_levels(edges, 4, *rule).tolist() == levels.tolist()
+    assert len(set(levels.tolist())) > 2
+
+
+def test_an_anchor_that_no_other_exceeds_is_an_object_from_a_least_overlap_on() -> None:
+    iou = torch.tensor([[0.2, 0.1, 0.0], [0.0, 0.1, 0.4]])
+    assert match_boxes(iou, 0.3, 0.7, low_quality=True).tolist() == [0, BELOW, 1]
+    assert match_boxes(iou, 0.3, 0.7, low_quality=True, least=0.3).tolist() == [BELOW, BELOW, 1]
+    assert released_rcnn(3).rpn.least_iou == 0.3
+
+
+def test_the_fusion_gets_boxes_in_pixels_of_the_file() -> None:
+    """As edges, or with the last pixel as the far corner, as in the released code."""
+    model, batch = small("efficientps").eval(), collate([random_sample(61, 90, 0), random_sample(96, 96, 1)])
+    given: list[Tensor] = []
+
+    def note(logits: Tensor, semantic: Tensor, objects: Objects, *rest: Any) -> Any:
+        given.append(objects.boxes_xyxy)
+        return adaptive_fusion(logits, semantic, objects, *rest)
+
+    with patch.object(import_module("pansight.models.panoptic.efficientps"), "adaptive_fusion", note):
+        with torch.inference_mode():
+            outputs = model(batch.images, batch.valid)
+            model.decode(outputs, [(122, 45), (96, 96)])
+            model.corners_of_pixels = True
+            model.decode(outputs, [(122, 45), (96, 96)])
+    found = outputs.detections
+    boxes = found.boxes_xyxy[found.image_index == 0] * torch.tensor([0.5, 2, 0.5, 2])
+    torch.testing.assert_close(given[0], boxes)
+    torch.testing.assert_close(given[2], boxes - torch.tensor([0, 0, 1, 1]))
+    torch.testing.assert_close(given[1], found.boxes_xyxy[found.image_index == 1])
+    assert len(boxes) > 0

@@ -5,9 +5,9 @@ with separable convolutions in the mask branch, and a semantic head for all clas
 each by what they lack. The fusion has no parameters: logits of masks and of classes adapt each other.
 
 Cityscapes val PQ, fine annotations alone: 64.4 (released weights), 64.9 over several scales (paper).
-`efficientps_cityscapes` is the released network: its boxes hold whole pixels ("+ 1"), and its activated BatchNorms are
-written as ordinary layers. The general `efficientps` takes any timm backbone; its boxes are edges of pixels, as in the
-other general models here, and an object wins pixels inside its box alone. See docs/systems/efficientps.md.
+`efficientps_cityscapes` is the released network, its activated BatchNorms written as ordinary layers. The general
+`efficientps` takes any timm backbone; it has the anchors and regions of the other general models here, and an object wins
+pixels inside its box alone. See docs/systems/efficientps.md.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class EfficientPS(nn.Module):
 
     criterion: what the semantic branch is trained by; semantic_weight: its weight beside the losses of the instance
     branch, which have 1. rule: the numbers of the fusion, which `decode` may replace.
+    corners_of_pixels: the fusion is given the last pixel of a box as its far corner, as in the released code; otherwise
+    the edge of that pixel.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class EfficientPS(nn.Module):
         criterion: Criterion,
         rule: AdaptiveRule,
         semantic_weight: float = 1.0,
+        corners_of_pixels: bool = False,
     ):
         super().__init__()
         self.backbone = backbone
@@ -90,6 +93,7 @@ class EfficientPS(nn.Module):
         self.criterion = criterion
         self.semantic_weight = semantic_weight
         self.rule = rule
+        self.corners_of_pixels = corners_of_pixels
 
     def _features(self, images: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor]:
         return self.fpn(self.backbone(self.input(images, valid))), valid_extents(images, valid)
@@ -159,6 +163,8 @@ class EfficientPS(nn.Module):
         scale = found.boxes_xyxy.new_tensor([width, height, width, height])
         category = torch.tensor([c.id for c in self.labels.things], device=found.labels.device)
         boxes = found.boxes_xyxy[of_image] * scale
+        if self.corners_of_pixels:
+            boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
         return Objects(boxes, found.mask_logits[of_image], found.scores[of_image], category[found.labels[of_image]])
 
     def set_progress(self, share: float) -> None:
@@ -240,11 +246,52 @@ def efficientps_cityscapes(
     both. No such weights were released.
     """
     net = plain_efficientnet(pixels=CITYSCAPES_RGB)
-    rcnn = legacy_rcnn(len(labels.things))
-    rcnn.mask_head = MaskHead(256, 1 + len(labels.things), separable=True)
+    rcnn = released_rcnn(len(labels.things), separable_rpn)
     fpn, semantic = TwoWayFPN(net.channels, 256, separable_fpn), EfficientPSHead(256, len(labels))
-    input = Input(ResizeRule(1024, 2048, filter="plain"), net.pixels)
-    return EfficientPS(net, fpn, rcnn, semantic, labels, input, _criterion(labels), AdaptiveRule(bounded=False))
+    input, rule = Input(ResizeRule(1024, 2048, filter="plain"), net.pixels), AdaptiveRule(bounded=False)
+    criterion = _criterion(labels)
+    return EfficientPS(net, fpn, rcnn, semantic, labels, input, criterion, rule, corners_of_pixels=True)
+
+
+def released_rcnn(things: int, separable_rpn: bool = False) -> RCNN:
+    """The instance head of the released network, in the convention of mmdetection's first version.
+
+    There the far corner of a box is its last pixel, so that every side is counted with "+ 1". Here it is the edge of
+    that pixel, which gives the same sides, overlaps, codes and regions. Anchors lie around the centre of a cell and
+    have corners of whole pixels.
+    """
+    rpn = RPN(
+        256,
+        [8 * stride for stride in STRIDES],
+        strides=STRIDES,
+        post_nms=(2000, 1000),
+        beta=1 / 9,
+        separable=separable_rpn,
+        least_iou=0.3,
+    )
+    rpn.cells = torch.stack([released_anchors(stride) for stride in STRIDES])
+    pool = RoIPooler(7, sampling_ratio=2, aligned=False, eps_in_ratio=0.25e-6)  # 1e-6 of 56 pixels, not of 224
+    return RCNN(
+        rpn,
+        pool,
+        TwoLinear(256),
+        BoxPredictor(1024, 1 + things, 1 + things),
+        pool._replace(size=14),
+        MaskHead(256, 1 + things, separable=True),
+        background_first=True,
+        samples=256,
+        box_beta=1.0,
+    )
+
+
+def released_anchors(stride: int, scale: int = 8, ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> Tensor:
+    """Anchors of `scale` times the stride around the centre of the first cell of a map: float32 (A, 4), as edges.
+
+    Their corners, the far one being the last pixel, are rounded (half to even).
+    """
+    root = torch.tensor(ratios).sqrt()  # of height / width
+    sides = scale * stride * torch.stack((1 / root, root), dim=1)  # (A, 2) width, height
+    return torch.cat((((stride - sides) / 2).round(), ((stride + sides) / 2 - 1).round() + 1), dim=1)
 
 
 OPTIONS: dict[str, Option] = {

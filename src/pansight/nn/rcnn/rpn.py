@@ -61,6 +61,7 @@ class RPN(nn.Module):
     min_size: proposals with a smaller side are dropped. beta: of the smooth-L1 loss, 0 = L1.
     loss_per_budget: losses are divided by samples · images, whether or not as many could be drawn (detectron2);
     else by the number drawn (torchvision).
+    least_iou: of an anchor that is an object only because no other exceeds it with some truth.
     separable: the convolutions in front are separable and activated, as in EfficientPS's paper.
     """
 
@@ -83,9 +84,10 @@ class RPN(nn.Module):
         loss_per_budget: bool = True,
         base_stride: int = 4,
         separable: bool = False,
+        least_iou: float = 0.0,
     ):
         super().__init__()
-        self.separable = separable
+        self.separable, self.least_iou = separable, least_iou
         self.strides = None if strides is None else tuple(strides)
         self.base_stride = base_stride
         self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
@@ -174,7 +176,7 @@ class RPN(nn.Module):
         codes: list[Tensor] = []
         for image, target in enumerate(targets):
             iou = box_ops.box_iou_matrix(target.boxes_xyxy, anchors)
-            match = box_ops.match_boxes(iou, *self.iou_range, low_quality=True)
+            match = box_ops.match_boxes(iou, *self.iou_range, low_quality=True, least=self.least_iou)
             positive, negative = box_ops.sample_matches(match, self.samples, self.positive_fraction)
             places.append(torch.cat((positive, negative)) + image * len(anchors))
             labels.append((torch.arange(len(places[-1]), device=positive.device) < len(positive)).float())

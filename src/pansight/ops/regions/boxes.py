@@ -137,19 +137,20 @@ def first_of_each(image_index: Tensor, limit: int) -> Tensor:
     return order[rank < limit]
 
 
-def match_boxes(iou: Tensor, low: float, high: float, low_quality: bool) -> Tensor:
+def match_boxes(iou: Tensor, low: float, high: float, low_quality: bool, least: float = 0.0) -> Tensor:
     """The true object that each of N anchors is matched with: iou (G, N) → int64 (N,), a row 0 … G − 1, BELOW or
     BETWEEN.
 
     IoU ≥ high: the best truth; < low: BELOW; else BETWEEN. low_quality: besides, an anchor that no other exceeds in
-    IoU with some truth is given its own best one, whatever the IoU (Ren et al., 3.1.2 condition i).
+    IoU with some truth is given its own best one, if that IoU is at least `least` (Ren et al., 3.1.2 condition i: 0).
     """
     if iou.shape[0] == 0:
         return torch.full((iou.shape[1],), BELOW, dtype=torch.int64, device=iou.device)
     best, match = iou.max(dim=0)  # (N,)
     result = match.masked_fill(best < high, BETWEEN).masked_fill_(best < low, BELOW)
     if low_quality and iou.shape[1]:
-        wanted = (iou == iou.amax(dim=1, keepdim=True)).any(0)  # (N,)
+        most = iou.amax(dim=1, keepdim=True)  # (G, 1)
+        wanted = ((iou == most) & (most >= least)).any(0)  # (N,)
         result = torch.where(wanted, match, result)
     return result
 
