@@ -6,8 +6,8 @@ each by what they lack. The fusion has no parameters: logits of masks and of cla
 
 Cityscapes val PQ, fine annotations alone: 64.4 (released weights), 64.9 over several scales (paper).
 `efficientps_cityscapes` is the released network, its activated BatchNorms written as ordinary layers. The general
-`efficientps` takes any timm backbone; it has the anchors and regions of the other general models here, and an object wins
-pixels inside its box alone. See docs/systems/efficientps.md.
+`efficientps` takes any timm backbone; it has the anchors and regions of the other general models here, and an object
+wins pixels inside its box alone. See docs/systems/efficientps.md.
 """
 
 from __future__ import annotations

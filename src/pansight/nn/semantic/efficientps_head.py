@@ -1,7 +1,7 @@
 """The semantic head of EfficientPS (Mohan, Valada, IJCV 2021, section 3.3): what each scale of the pyramid needs.
 
-The two coarse maps hold context, which dense prediction cells gather at many dilations; the two fine ones hold outlines,
-which a few convolutions keep. Between the scales a module corrects the mismatch of both.
+The two coarse maps hold context, which dense prediction cells gather at many dilations; the two fine ones hold
+outlines, which a few convolutions keep. Between the scales a module corrects the mismatch of both.
 """
 
 from __future__ import annotations
