@@ -1,6 +1,6 @@
 """Semantic networks: ours beside torchvision's and segmentation_models_pytorch's → results/semantic_speed.json.
 
-    python benchmarks/semantic_speed.py [--only fcn_r50 unet] [--repeats 5] [--threads 2] [--dry]
+    python benchmarks/semantic_speed.py [--only fcn_r50 unet] [--settings float32] [--repeats 5] [--threads 2] [--dry]
 
 The same weights, one image of 640×640, from uint8 pixels to the map of classes, in turns; the class maps are equal.
 float32 is each library as it comes; fast is bfloat16 autocast with channels_last weights and inputs, for both. Peak
@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,12 @@ def measure_memory(who: str, name: str, setting: str, weights: str) -> None:
     print(peak_resident_mib())
 
 
-def rows_of(name: str, repeats: int) -> list[dict[str, Any]]:
+def rows_of(name: str, settings: Sequence[str], repeats: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         torch.save(their_model(name).state_dict(), weights)
-        for setting in SETTINGS:
+        for setting in settings:
             runs = {who: contender(who, name, setting, weights) for who in ("theirs", "ours")}
             equal = float((runs["theirs"]() == runs["ours"]()).float().mean())
             assert setting == "fast" or equal > 0.999, f"{name}: {equal:.4f} of the pixels have the same class"
@@ -120,6 +120,7 @@ def main() -> None:
     names = [*TORCHVISION, *(SMP if there else ())]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dry", action="store_true", help="print only, write no file")
@@ -130,7 +131,7 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     for name in args.only:
-        rows = rows_of(name, args.repeats)
+        rows = rows_of(name, args.settings, args.repeats)
         for row in rows:
             print(json.dumps({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}), flush=True)
         if not args.dry:

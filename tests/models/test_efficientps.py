@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pansight.data.loader import collate
 from pansight.errors import PansightError
 from pansight.models import build
-from pansight.models.panoptic.efficientps import released_anchors, released_rcnn
+from pansight.models.panoptic.efficientps import released_rcnn
 from pansight.nn.backbones.efficientnet import plain_efficientnet
 from pansight.nn.fpn import TwoWayFPN, activated_conv, separable_conv
 from pansight.nn.rcnn.roi_heads import MaskHead
@@ -258,9 +258,9 @@ def test_an_image_of_one_pixel(separable: bool) -> None:
 
 def test_anchors_of_the_released_network() -> None:
     """By hand for a stride of 4: sides 45.25 × 22.63, 32 × 32 and 22.63 × 45.25 around (1.5, 1.5), corners rounded."""
-    expected = [[-21, -9, 24, 12], [-14, -14, 17, 17], [-9, -21, 12, 24]]  # last pixels
-    assert (released_anchors(4) - torch.tensor([0, 0, 1, 1])).tolist() == expected
     rcnn = released_rcnn(3)
+    expected = [[-21, -9, 24, 12], [-14, -14, 17, 17], [-9, -21, 12, 24]]  # last pixels
+    assert (rcnn.rpn.cells[0] - torch.tensor([0, 0, 1, 1])).tolist() == expected
     assert rcnn.rpn.cells.shape == (4, 3, 4)
     for stride, cells in zip((4, 8, 16, 32), rcnn.rpn.cells, strict=True):
         ratio = torch.tensor([0.5, 1.0, 2.0])
@@ -297,8 +297,8 @@ def test_edges_of_pixels_are_boxes_of_whole_pixels() -> None:
 def test_an_anchor_that_no_other_exceeds_is_an_object_from_a_least_overlap_on() -> None:
     iou = torch.tensor([[0.2, 0.1, 0.0], [0.0, 0.1, 0.4]])
     assert match_boxes(iou, 0.3, 0.7, low_quality=True).tolist() == [0, BELOW, 1]
-    assert match_boxes(iou, 0.3, 0.7, low_quality=True, least=0.3).tolist() == [BELOW, BELOW, 1]
-    assert released_rcnn(3).rpn.least_iou == 0.3
+    assert match_boxes(iou, 0.3, 0.7, low_quality=True, low_quality_iou=0.3).tolist() == [BELOW, BELOW, 1]
+    assert released_rcnn(3).rpn.low_quality_iou == 0.3
 
 
 def test_the_fusion_gets_boxes_in_pixels_of_the_file() -> None:

@@ -33,6 +33,7 @@ from pansight.nn.backbones.efficientnet import plain_efficientnet
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.fpn import TwoWayFPN
 from pansight.nn.input import Input, PixelStatistics
+from pansight.nn.rcnn.legacy import legacy_rcnn
 from pansight.nn.rcnn.roi_heads import BoxPredictor, MaskHead, RoIPooler, TwoLinear
 from pansight.nn.rcnn.rpn import RPN
 from pansight.nn.rcnn.two_stage import RCNN
@@ -254,44 +255,20 @@ def efficientps_cityscapes(
 
 
 def released_rcnn(things: int, separable_rpn: bool = False) -> RCNN:
-    """The instance head of the released network, in the convention of mmdetection's first version.
-
-    There the far corner of a box is its last pixel, so that every side is counted with "+ 1". Here it is the edge of
-    that pixel, which gives the same sides, overlaps, codes and regions. Anchors lie around the centre of a cell and
-    have corners of whole pixels.
-    """
-    rpn = RPN(
-        256,
-        [8 * stride for stride in STRIDES],
+    """The instance head of the released network, in the convention of mmdetection's first version."""
+    return legacy_rcnn(
+        things,
         strides=STRIDES,
-        post_nms=(2000, 1000),
-        beta=1 / 9,
-        separable=separable_rpn,
-        least_iou=0.3,
+        anchor_rule="mmdet1",
+        end_shift=0.0,
+        level_eps=0.25e-6,  # 1e-6 of 56 pixels, not of 224
+        mask_head=MaskHead(256, 1 + things, separable=True),
+        rpn_loss_per_budget=False,
+        low_quality_iou=0.3,
+        limits_shrinking=True,
+        separable_rpn=separable_rpn,
+        roi_samples=256,
     )
-    rpn.cells = torch.stack([released_anchors(stride) for stride in STRIDES])
-    pool = RoIPooler(7, sampling_ratio=2, aligned=False, eps_in_ratio=0.25e-6)  # 1e-6 of 56 pixels, not of 224
-    return RCNN(
-        rpn,
-        pool,
-        TwoLinear(256),
-        BoxPredictor(1024, 1 + things, 1 + things),
-        pool._replace(size=14),
-        MaskHead(256, 1 + things, separable=True),
-        background_first=True,
-        samples=256,
-        box_beta=1.0,
-    )
-
-
-def released_anchors(stride: int, scale: int = 8, ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> Tensor:
-    """Anchors of `scale` times the stride around the centre of the first cell of a map: float32 (A, 4), as edges.
-
-    Their corners, the far one being the last pixel, are rounded (half to even).
-    """
-    root = torch.tensor(ratios).sqrt()  # of height / width
-    sides = scale * stride * torch.stack((1 / root, root), dim=1)  # (A, 2) width, height
-    return torch.cat((((stride - sides) / 2).round(), ((stride + sides) / 2 - 1).round() + 1), dim=1)
 
 
 OPTIONS: dict[str, Option] = {

@@ -118,7 +118,7 @@ class DETR(nn.Module):
         projected = self.input_proj(maps[-1])
         size = (projected.shape[2], projected.shape[3])
         if valid is None:
-            small, mask = torch.ones((len(images), *size), dtype=torch.bool, device=images.device), None
+            small, mask = torch.ones((images.shape[0], *size), dtype=torch.bool, device=images.device), None
         else:
             small = resize_valid(valid, size)
             mask = small.flatten(1)[:, None, None]  # (B, 1, 1, N)

@@ -149,7 +149,8 @@ class EoMT(nn.Module):
         for index in range(len(self.backbone.features.blocks)):
             mask = None
             if index == self.first:
-                tokens = torch.cat((self.q.weight.expand(len(tokens), -1, -1), tokens), dim=1)  # (B, Q + P + h·w, D)
+                queries = self.q.weight.expand(tokens.shape[0], -1, -1)  # (B, Q, D)
+                tokens = torch.cat((queries, tokens), dim=1)  # (B, Q + P + h·w, D)
             if index >= self.first:
                 share = shares[index - self.first]
                 if all_layers:

@@ -116,7 +116,7 @@ class MaskedDecoder(nn.Module):
         placed = [x + p for x, p in zip(memory, positions, strict=True)]
         small = [features_at(features, shape) for shape in shapes]
         query_positions = self.query_embed.weight  # (Q, D)
-        x = self.query_feat.weight.expand(len(features), -1, -1)  # (B, Q, D)
+        x = self.query_feat.weight.expand(features.shape[0], -1, -1)  # (B, Q, D)
         normed, embeddings = [self.decoder_norm(x)], [self.mask_embed(self.decoder_norm(x))]
         layers = zip(
             self.transformer_cross_attention_layers,

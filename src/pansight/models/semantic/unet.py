@@ -110,7 +110,7 @@ def mirrored(images: Tensor, extents: Tensor, before: int, size: tuple[int, int]
     → (B, C, *size). The pixels at the border are not doubled: … 2 1 0 1 2 …
     """
     rows, columns = (_mirrored_places(extents[:, axis], before, size[axis]) for axis in (0, 1))
-    number = torch.arange(len(images), device=images.device)
+    number = torch.arange(images.shape[0], device=images.device)
     found = images[number[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, h, w, C)
     return found.permute(0, 3, 1, 2)
 

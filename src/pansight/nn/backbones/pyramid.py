@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
     def _gives_batch_norm_one_value(self, pixels: Tensor) -> bool:
         """Whether the last map of a single image is one place, of which BatchNorm cannot take the variance."""
-        is_one_place = len(pixels) == 1 and max(pixels.shape[2:]) <= max(self.strides)
+        is_one_place = pixels.shape[0] == 1 and max(pixels.shape[2:]) <= max(self.strides)
         return is_one_place and any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.features.modules())
 
     def _maps_of_one_place(self, pixels: Tensor) -> list[Tensor]:

@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B · W, heads, N, C / heads)
         bias = self.relative_position_bias_table[places].permute(2, 0, 1)[None]  # (1, heads, N, N)
         if mask is not None:
-            bias = (bias + mask).repeat(len(x) // len(mask), 1, 1, 1)  # (B · W, heads, N, N)
+            bias = (bias + mask).repeat(x.shape[0] // mask.shape[0], 1, 1, 1)  # (B · W, heads, N, N)
         out = F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=bias.to(qkv.dtype))
         return self.proj(out.transpose(1, 2).flatten(2))  # (B · W, N, C)
 

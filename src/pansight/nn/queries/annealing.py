@@ -27,6 +27,8 @@ class MaskAnnealing(nn.Module):
         self.ends = tuple(ends)
         self.power = power
         self.register_buffer("probs", torch.ones(len(self.starts)))
+        self._known = [1.0] * len(self.starts)
+        self.register_load_state_dict_post_hook(_remember)
 
     def set_progress(self, progress: float) -> None:
         """progress: the share of the run that is over, 0 … 1."""
@@ -35,7 +37,19 @@ class MaskAnnealing(nn.Module):
             inside = min(max((progress - start) / max(end - start, 1e-9), 0.0), 1.0)
             values.append(1.0 if progress < start else 0.0 if progress >= end else (1 - inside) ** self.power)
         self.probs.copy_(torch.tensor(values))
+        self._known = values
 
     def shares(self) -> list[float]:
-        """`probs` on the host, one number a block."""
-        return self.probs.tolist()
+        """`probs` on the host, one number a block.
+
+        While a graph is exported no tensor has values: then the shares are those that were set, loaded or asked for
+        last, and the graph keeps them for good.
+        """
+        if not torch.compiler.is_exporting():
+            self._known = self.probs.tolist()
+        return self._known
+
+
+def _remember(annealing: MaskAnnealing, _: object) -> None:
+    if not annealing.probs.is_meta:
+        annealing.shares()

@@ -97,7 +97,7 @@ class MaskHead(nn.Module):
         return torch.cat([self._around(shared, part) for part in parts])
 
     def _as_published(self, projected: Tensor, adapted: Sequence[Tensor], attention: Tensor) -> Tensor:
-        x = torch.cat((projected.expand(len(attention), -1, -1, -1), attention.to(projected.dtype)), dim=1)
+        x = torch.cat((projected.expand(attention.shape[0], -1, -1, -1), attention.to(projected.dtype)), dim=1)
         x = F.relu(self.gn1(self.lay1(x)))
         x = F.relu(self.gn2(self.lay2(x)))
         layers = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))

@@ -129,7 +129,7 @@ class TransformerDecoder(nn.Module):
 
         → (L, B, Q, D), the normed output of every layer; of the last alone (L = 1) unless `all_layers`.
         """
-        query_positions = query_positions.expand(len(memory), -1, -1)  # (B, Q, D)
+        query_positions = query_positions.expand(memory.shape[0], -1, -1)  # (B, Q, D)
         x = torch.zeros_like(query_positions)
         placed_memory = memory + positions
         outputs: list[Tensor] = []

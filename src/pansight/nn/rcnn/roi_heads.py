@@ -30,7 +30,9 @@ MASK_CHUNK = 128
 class RoIPooler(NamedTuple):
     """Boxes to grids of features, each box from the level that suits its size (FPN, eq. 1).
 
-    op: "align" or "pool". sampling_ratio, aligned: see `AlignRule`. The rest: see `pyramid_levels`.
+    op: "align" or "pool". sampling_ratio, aligned: see `AlignRule`. end_shift: pixels added to x2 and y2 where features
+    are read, not where the level is chosen: −1 reads a box to its last pixel (see `legacy`). The rest: see
+    `pyramid_levels`.
     """
 
     size: int
@@ -40,17 +42,25 @@ class RoIPooler(NamedTuple):
     eps_after_log: float = 0.0
     eps_in_ratio: float = 1e-8
     canonical_size: float = 224.0
+    end_shift: float = 0.0
 
     def __call__(self, pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor) -> Tensor:
         """boxes (N, 4) in network pixels, image_index int64 (N,) → (N, C, size, size)."""
         rule = (self.eps_after_log, self.eps_in_ratio, self.canonical_size)
         level = pyramid_levels(boxes_xyxy, len(pyramid.strides), *rule)
+        boxes_xyxy = self.area_read(boxes_xyxy)
         if self.op == "pool":
             return roi_by_kernel(pyramid, boxes_xyxy, image_index, level, self.size, None)
         if self.op != "align":
             raise choice_error("roi_op", self.op, ROI_OPS)
         align = AlignRule(self.sampling_ratio, self.aligned)
         return multilevel_roi_align(pyramid, boxes_xyxy, image_index, level, self.size, align)
+
+    def area_read(self, boxes_xyxy: Tensor) -> Tensor:
+        """The part of each box that features are read from, and that masks are learnt in: (N, 4) → (N, 4)."""
+        if not self.end_shift:
+            return boxes_xyxy
+        return boxes_xyxy + boxes_xyxy.new_tensor((0, 0, self.end_shift, self.end_shift))
 
 
 class TwoLinear(nn.Module):
@@ -142,7 +152,7 @@ class MaskHead(nn.Module):
         if not use_plain():
             return deconv_mask(x, self.deconv, self.predictor, classes)
         logits = self.predictor(F.relu(self.deconv(x)))  # (N, C, 2 S, 2 S)
-        return logits[torch.arange(len(x), device=x.device), classes].float()
+        return logits[torch.arange(x.shape[0], device=x.device), classes].float()
 
 
 def _xavier(module: nn.Module) -> None:

@@ -61,7 +61,8 @@ class RPN(nn.Module):
     min_size: proposals with a smaller side are dropped. beta: of the smooth-L1 loss, 0 = L1.
     loss_per_budget: losses are divided by samples · images, whether or not as many could be drawn (detectron2);
     else by the number drawn (torchvision).
-    least_iou: of an anchor that is an object only because no other exceeds it with some truth.
+    cells: float32 (levels, A, 4), anchors around the first place of each level, instead of those of sizes and ratios.
+    low_quality_iou, limits_shrinking: see `match_boxes`, `decode_boxes`.
     separable: the convolutions in front are separable and activated, as in EfficientPS's paper.
     """
 
@@ -83,16 +84,19 @@ class RPN(nn.Module):
         beta: float = 0.0,
         loss_per_budget: bool = True,
         base_stride: int = 4,
+        cells: Tensor | None = None,
+        low_quality_iou: float = 0.0,
+        limits_shrinking: bool = False,
         separable: bool = False,
-        least_iou: float = 0.0,
     ):
         super().__init__()
-        self.separable, self.least_iou = separable, least_iou
+        self.separable = separable
         self.strides = None if strides is None else tuple(strides)
         self.base_stride = base_stride
         self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
         self.min_size, self.samples, self.positive_fraction = min_size, samples, positive_fraction
         self.iou_range, self.beta, self.loss_per_budget = iou_range, beta, loss_per_budget
+        self.low_quality_iou, self.limits_shrinking = low_quality_iou, limits_shrinking
         self.anchors_per_place = len(ratios)
         self.conv = nn.ModuleList(
             separable_conv(in_channels, in_channels) if separable else nn.Conv2d(in_channels, in_channels, 3, padding=1)
@@ -100,7 +104,8 @@ class RPN(nn.Module):
         )
         self.objectness = nn.Conv2d(in_channels, len(ratios), 1)
         self.deltas = nn.Conv2d(in_channels, 4 * len(ratios), 1)
-        cells = torch.stack([cell_anchors(size, ratios, rounded_anchors) for size in anchor_sizes])
+        if cells is None:
+            cells = torch.stack([cell_anchors(size, ratios, rounded_anchors) for size in anchor_sizes])
         self.register_buffer("cells", cells, persistent=False)  # (levels, A, 4)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:  # those before a BatchNorm have none
@@ -141,7 +146,7 @@ class RPN(nn.Module):
         """
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         strides = self.level_strides([logits.shape[2:] for logits in outputs.logits])
-        count = len(extents)
+        count = extents.shape[0]
         image = torch.arange(count, device=extents.device)[:, None]  # (B, 1)
         for level, (logits, deltas) in enumerate(zip(outputs.logits, outputs.deltas, strict=True)):
             scores = logits.detach().permute(0, 2, 3, 1).reshape(count, -1).float()  # (B, H W A)
@@ -149,7 +154,9 @@ class RPN(nn.Module):
             # only what survives this cut is decoded
             scores, index = scores.topk(min(self.pre_nms[0 if training else 1], scores.shape[1]), dim=1)  # (B, k)
             anchors = self.anchors(level, index, logits.shape[3], strides[level])
-            decoded = box_ops.decode_boxes(code[image, index], anchors, CODE_WEIGHTS)  # (B, k, 4)
+            decoded = box_ops.decode_boxes(
+                code[image, index], anchors, CODE_WEIGHTS, self.limits_shrinking
+            )  # (B, k, 4)
             decoded = box_ops.clip_boxes(decoded, extents[:, None])
             group = (image * len(strides) + level).expand_as(index)
             parts.append((decoded.flatten(0, 1), scores.flatten(), group.flatten(), image.expand_as(index).flatten()))
@@ -176,7 +183,7 @@ class RPN(nn.Module):
         codes: list[Tensor] = []
         for image, target in enumerate(targets):
             iou = box_ops.box_iou_matrix(target.boxes_xyxy, anchors)
-            match = box_ops.match_boxes(iou, *self.iou_range, low_quality=True, least=self.least_iou)
+            match = box_ops.match_boxes(iou, *self.iou_range, low_quality=True, low_quality_iou=self.low_quality_iou)
             positive, negative = box_ops.sample_matches(match, self.samples, self.positive_fraction)
             places.append(torch.cat((positive, negative)) + image * len(anchors))
             labels.append((torch.arange(len(places[-1]), device=positive.device) < len(positive)).float())

@@ -55,6 +55,7 @@ class RCNN(nn.Module):
     score_threshold (exclusive), nms_threshold, detections (per image), min_size (pixels): of the inference.
     samples, positive_fraction, iou_threshold: of the regions learnt from. box_beta: smooth-L1, 0 = L1.
     mask_threshold: None trains on soft masks (torchvision), 0.5 on binary ones (detectron2).
+    mask_head: a `MaskHead`, or a module that is called as one.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class RCNN(nn.Module):
         box_head: TwoLinear | ConvLinear,
         box_predictor: BoxPredictor,
         mask_pooler: RoIPooler | None = None,
-        mask_head: MaskHead | None = None,
+        mask_head: nn.Module | None = None,
         strides: Sequence[int] = (4, 8, 16, 32),
         background_first: bool = False,
         score_threshold: float = 0.05,
@@ -90,12 +91,28 @@ class RCNN(nn.Module):
 
     def forward(self, features: Sequence[Tensor], extents: Tensor) -> Detections:
         """features P2 … P6 [(B, C, H_l, W_l)], extents int64 (B, 2): valid (height, width) of each image."""
-        proposals = self.rpn.propose(self.rpn(features), extents, training=False)
-        pyramid = make_pyramid(features[: len(self.strides)], self.strides)
-        found = self._detect(pyramid, proposals, extents)
+        pyramid, candidates = self._candidates(features, extents)
+        found = _rows(candidates, self._kept(candidates, self._by_class(candidates)))
         return found._replace(mask_logits=self._masks(pyramid, found))
 
-    def _detect(self, pyramid: Pyramid, proposals: Proposals, extents: Tensor) -> Detections:
+    def both_suppressions(self, features: Sequence[Tensor], extents: Tensor) -> tuple[Detections, Detections]:
+        """(what `forward` finds, what is left where boxes suppress those of all other classes too); arguments as there.
+
+        The mask of an object that is in both is computed once.
+        """
+        pyramid, candidates = self._candidates(features, extents)
+        kept = [self._kept(candidates, group) for group in (self._by_class(candidates), candidates.image_index)]
+        is_in_one = torch.zeros_like(candidates.labels, dtype=torch.bool)
+        is_in_one[torch.cat(kept)] = True
+        masks = self._masks(pyramid, _rows(candidates, is_in_one.nonzero().flatten()))
+        place = is_in_one.cumsum(0) - 1
+        within, among = (_rows(candidates, keep)._replace(mask_logits=masks[place[keep]]) for keep in kept)
+        return within, among
+
+    def _candidates(self, features: Sequence[Tensor], extents: Tensor) -> tuple[Pyramid, Detections]:
+        """All pairs of a region and a class above the threshold, without masks, before any is suppressed."""
+        proposals = self.rpn.propose(self.rpn(features), extents, training=False)
+        pyramid = make_pyramid(features[: len(self.strides)], self.strides)
         logits, codes = self._classify(pyramid, proposals.boxes_xyxy, proposals.image_index)
         scores = logits.float().softmax(dim=1)
         scores = scores[:, 1:] if self.background_first else scores[:, :-1]  # (P, K) things
@@ -103,13 +120,20 @@ class RCNN(nn.Module):
         region, thing = (scores > self.score_threshold).nonzero(as_tuple=True)
         score, image_index = scores[region, thing], proposals.image_index[region]
         code = codes[region, thing + 1 if self.background_first else thing]
-        boxes = box_ops.decode_boxes(code, proposals.boxes_xyxy[region], CODE_WEIGHTS)
+        boxes = box_ops.decode_boxes(code, proposals.boxes_xyxy[region], CODE_WEIGHTS, self.rpn.limits_shrinking)
         boxes = box_ops.clip_boxes(boxes, extents[image_index])
         usable = box_ops.usable_boxes(boxes, score, self.min_size).nonzero().flatten()
-        boxes, score, thing, image_index = boxes[usable], score[usable], thing[usable], image_index[usable]
-        keep = box_ops.batched_nms(boxes, score, image_index * scores.shape[1] + thing, self.nms_threshold)
-        keep = keep[box_ops.first_of_each(image_index[keep], self.detections)]
-        return Detections(boxes[keep], thing[keep], score[keep], boxes.new_zeros((len(keep), 0, 0)), image_index[keep])
+        no_masks = boxes.new_zeros((boxes.shape[0], 0, 0))
+        return pyramid, _rows(Detections(boxes, thing, score, no_masks, image_index), usable)
+
+    def _by_class(self, candidates: Detections) -> Tensor:
+        """int64 (N,): one number for each class of each image."""
+        return candidates.image_index * (self.box_predictor.cls_score.out_features - 1) + candidates.labels
+
+    def _kept(self, candidates: Detections, groups: Tensor) -> Tensor:
+        """int64 (D,): rows that no better one of their group suppresses, the best of each image, grouped by image."""
+        keep = box_ops.batched_nms(candidates.boxes_xyxy, candidates.scores, groups, self.nms_threshold)
+        return keep[box_ops.first_of_each(candidates.image_index[keep], self.detections)]
 
     def _classify(self, pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         return self.box_predictor(self.box_head(self.box_pooler(pyramid, boxes_xyxy, image_index)))
@@ -217,7 +241,7 @@ class RCNN(nn.Module):
         wanted = [
             mask_targets(
                 target,
-                boxes[image_index == image],
+                self.mask_pooler.area_read(boxes[image_index == image]),
                 regions.match[image_index == image],
                 logits.shape[1],
                 self.mask_pooler.aligned,
@@ -226,6 +250,10 @@ class RCNN(nn.Module):
             for image, target in enumerate(targets)
         ]
         return mask_loss(logits, torch.cat(wanted), total)
+
+
+def _rows(detections: Detections, index: Tensor) -> Detections:
+    return Detections(*(column[index] for column in detections))
 
 
 def torchvision_rcnn(

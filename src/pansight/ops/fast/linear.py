@@ -78,8 +78,10 @@ def fc_over_grid(x: Tensor, layer: nn.Linear) -> Tensor:
     """
     count, channels, size, _ = x.shape
     weight = layer.weight
+    if torch.compiler.is_exporting() or use_plain():  # of an exported graph nobody knows how many regions it will see
+        return layer(x.flatten(1))
     few = 2 * count < layer.out_features
-    if use_plain() or few or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    if few or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return layer(x.flatten(1))
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight.view(-1, channels, size, size), layer.bias).flatten(1)

@@ -82,12 +82,18 @@ def encode_boxes(boxes_xyxy: Tensor, anchors_xyxy: Tensor, weights: Sequence[flo
     return code * code.new_tensor(weights)
 
 
-def decode_boxes(deltas: Tensor, anchors_xyxy: Tensor, weights: Sequence[float]) -> Tensor:
-    """The inverse of `encode_boxes`, growth limited to MAX_LOG_SCALE: (…, 4), (…, 4) → float32 (…, 4)."""
+def decode_boxes(
+    deltas: Tensor, anchors_xyxy: Tensor, weights: Sequence[float], limits_shrinking: bool = False
+) -> Tensor:
+    """The inverse of `encode_boxes`, growth limited to MAX_LOG_SCALE: (…, 4), (…, 4) → float32 (…, 4).
+
+    limits_shrinking: a side shrinks by no more than it may grow, either (mmdet).
+    """
     deltas = deltas.float() / torch.tensor(weights, dtype=torch.float32, device=deltas.device)
     anchor_size = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     center = deltas[..., :2] * anchor_size + (anchors_xyxy[..., :2] + 0.5 * anchor_size)
-    half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * anchor_size)
+    least = -MAX_LOG_SCALE if limits_shrinking else None
+    half = 0.5 * (deltas[..., 2:].clamp(min=least, max=MAX_LOG_SCALE).exp() * anchor_size)
     return torch.cat((center - half, center + half), dim=-1)
 
 
@@ -109,11 +115,12 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, threshold: f
     boxes (N, 4), scores (N,), groups int64 (N,) → int64 (K,), the indices kept, by falling score, ties in input order.
     A box is dropped where its IoU with a kept one of its group is > threshold.
     """
+    boxes_xyxy, scores = boxes_xyxy.float(), scores.float()
+    if torch.compiler.is_exporting():  # whose number of boxes is unknown, so that nothing may be decided by it
+        return _nms_of_moved_boxes(boxes_xyxy, scores, groups, threshold)
     if boxes_xyxy.numel() == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes_xyxy.device)
-    boxes_xyxy, scores = boxes_xyxy.float(), scores.float()
-    exporting = torch.compiler.is_exporting()
-    if not exporting and boxes_xyxy.device.type == "cpu" and len(boxes_xyxy) > 1000:
+    if boxes_xyxy.device.type == "cpu" and len(boxes_xyxy) > 1000:
         # quadratic in the group size: on the CPU many small problems beat one large one
         order = torch.argsort(groups, stable=True)  # (N,), group after group
         _, counts = torch.unique_consecutive(groups[order], return_counts=True)
@@ -123,8 +130,13 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, threshold: f
         ]
         keep = torch.cat(parts).sort().values
         return keep[scores[keep].argsort(descending=True, stable=True)]
-    # groups are moved so far apart that boxes of two never meet
-    offset = groups.to(boxes_xyxy.dtype)[:, None] * (boxes_xyxy.max() + 1)
+    return _nms_of_moved_boxes(boxes_xyxy, scores, groups, threshold)
+
+
+def _nms_of_moved_boxes(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """`batched_nms` by a single suppression: groups are moved so far apart that boxes of two never meet."""
+    farthest = torch.cat((boxes_xyxy.flatten(), boxes_xyxy.new_zeros(1))).max()  # the zero is for no boxes at all
+    offset = groups.to(boxes_xyxy.dtype)[:, None] * (farthest + 1)
     return torchvision.ops.nms(boxes_xyxy + offset, scores, threshold)
 
 
@@ -133,24 +145,24 @@ def first_of_each(image_index: Tensor, limit: int) -> Tensor:
     order = torch.argsort(image_index, stable=True)
     sorted_index = image_index[order]
     start = torch.searchsorted(sorted_index, sorted_index)  # (N,): where the entry's image begins
-    rank = torch.arange(len(order), device=order.device) - start
+    rank = torch.arange(order.shape[0], device=order.device) - start
     return order[rank < limit]
 
 
-def match_boxes(iou: Tensor, low: float, high: float, low_quality: bool, least: float = 0.0) -> Tensor:
+def match_boxes(iou: Tensor, low: float, high: float, low_quality: bool, low_quality_iou: float = 0.0) -> Tensor:
     """The true object that each of N anchors is matched with: iou (G, N) → int64 (N,), a row 0 … G − 1, BELOW or
     BETWEEN.
 
     IoU ≥ high: the best truth; < low: BELOW; else BETWEEN. low_quality: besides, an anchor that no other exceeds in
-    IoU with some truth is given its own best one, if that IoU is at least `least` (Ren et al., 3.1.2 condition i: 0).
+    IoU with some truth is given its own best one, if that IoU is ≥ low_quality_iou (Ren et al., 3.1.2 condition i: 0).
     """
     if iou.shape[0] == 0:
         return torch.full((iou.shape[1],), BELOW, dtype=torch.int64, device=iou.device)
     best, match = iou.max(dim=0)  # (N,)
     result = match.masked_fill(best < high, BETWEEN).masked_fill_(best < low, BELOW)
     if low_quality and iou.shape[1]:
-        most = iou.amax(dim=1, keepdim=True)  # (G, 1)
-        wanted = ((iou == most) & (most >= least)).any(0)  # (N,)
+        best_of_truth = iou.amax(dim=1, keepdim=True)  # (G, 1)
+        wanted = ((iou == best_of_truth) & (best_of_truth >= low_quality_iou)).any(0)  # (N,)
         result = torch.where(wanted, match, result)
     return result
 
