@@ -92,7 +92,9 @@ def test_the_backbone_is_b5_without_squeeze_and_excitation(released: Any) -> Non
     assert {a.negative_slope for a in activations} == {0.01}
     inverted = sum(len(stage) for stage in stages[1:])
     assert len(activations) == 1 + 2 * len(stages[0]) + 2 * inverted + 1
-    assert all(isinstance(block.bn2.act, nn.LeakyReLU) and block.has_skip == bool(k) for k, block in enumerate(stages[0]))
+    assert all(
+        isinstance(block.bn2.act, nn.LeakyReLU) and block.has_skip == bool(k) for k, block in enumerate(stages[0])
+    )
 
 
 def test_maps_of_the_backbone() -> None:
@@ -206,7 +208,9 @@ def test_the_semantic_loss_is_the_mean_of_the_hardest_quarter_of_each_image() ->
     expected = torch.zeros(())
     for z, y, truth in zip(logits, target, batch.truths, strict=True):
         height, width = truth.size
-        losses = F.cross_entropy(z[None, :, :height, :width], y[None, :height, :width], ignore_index=-1, reduction="none")
+        losses = F.cross_entropy(
+            z[None, :, :height, :width], y[None, :height, :width], ignore_index=-1, reduction="none"
+        )
         ranked = losses.flatten().sort(descending=True).values
         expected += ranked[: -(-height * width // 4)].mean() / len(batch.truths)
     torch.manual_seed(0)
@@ -310,12 +314,12 @@ def test_the_fusion_gets_boxes_in_pixels_of_the_file() -> None:
         given.append(objects.boxes_xyxy)
         return adaptive_fusion(logits, semantic, objects, *rest)
 
-    with patch.object(import_module("pansight.models.panoptic.efficientps"), "adaptive_fusion", note):
-        with torch.inference_mode():
-            outputs = model(batch.images, batch.valid)
-            model.decode(outputs, [(122, 45), (96, 96)])
-            model.corners_of_pixels = True
-            model.decode(outputs, [(122, 45), (96, 96)])
+    module = import_module("pansight.models.panoptic.efficientps")
+    with patch.object(module, "adaptive_fusion", note), torch.inference_mode():
+        outputs = model(batch.images, batch.valid)
+        model.decode(outputs, [(122, 45), (96, 96)])
+        model.corners_of_pixels = True
+        model.decode(outputs, [(122, 45), (96, 96)])
     found = outputs.detections
     boxes = found.boxes_xyxy[found.image_index == 0] * torch.tensor([0.5, 2, 0.5, 2])
     torch.testing.assert_close(given[0], boxes)

@@ -34,7 +34,9 @@ def objects(*rows: tuple[list[float], float, float, int], cells: int = 4) -> Obj
     return Objects(boxes, logits, torch.tensor([row[2] for row in rows]), torch.tensor([row[3] for row in rows]).long())
 
 
-def fuse(logits: Tensor, found: Objects, rule: AdaptiveRule = RULE, labels: LabelSpace = LABELS) -> PanopticSegmentation:
+def fuse(
+    logits: Tensor, found: Objects, rule: AdaptiveRule = RULE, labels: LabelSpace = LABELS
+) -> PanopticSegmentation:
     return adaptive_fusion(logits, logits.max(0).indices, found, labels, rule)
 
 
@@ -106,9 +108,7 @@ def test_half_of_a_mask_may_be_covered(left: float, kept: bool) -> None:
 def test_an_object_without_a_pixel_of_its_own_is_left_out() -> None:
     """It is skipped where its mask is empty, and gives no segment where it wins nothing; numbers have no gaps."""
     logits = uniform(4, 8, car=2, person=-9, road=6, sky=0)
-    found = objects(
-        ([0, 0, 4, 4], -1.0, 0.95, CAR), ([4, 0, 8, 4], 0.1, 0.92, PERSON), ([0, 0, 4, 4], 1.0, 0.9, CAR)
-    )
+    found = objects(([0, 0, 4, 4], -1.0, 0.95, CAR), ([4, 0, 8, 4], 0.1, 0.92, PERSON), ([0, 0, 4, 4], 1.0, 0.9, CAR))
     result = fuse(logits, found)
     assert [(s.id, s.category) for s in result.segments] == [(1, CAR), (2, ROAD)]
 
@@ -158,7 +158,9 @@ def test_masks_are_stretched_as_by_grid_sample() -> None:
     box, height, width = [3.3, -2.1, 17.9, 9.4], 12, 20
     y, x = (torch.arange(side) + 0.5 for side in (height, width))
     grid = torch.stack(
-        torch.meshgrid(2 * (x - box[0]) / (box[2] - box[0]) - 1, 2 * (y - box[1]) / (box[3] - box[1]) - 1, indexing="xy"),
+        torch.meshgrid(
+            2 * (x - box[0]) / (box[2] - box[0]) - 1, 2 * (y - box[1]) / (box[3] - box[1]) - 1, indexing="xy"
+        ),
         dim=-1,
     )
     expected = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]

@@ -185,7 +185,10 @@ def test_a_whole_file(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda s: s.pop("neck.fpn_convs.3.bn.bias"), r"expected tensor fpn\.output\.3\.1\.bias \[256\], found none"),
-        (lambda s: s.update({"neck.fpn_convs.4.bn.bias": torch.ones(2)}), r"unknown tensor neck\.fpn_convs\.4\.bn\.bias"),
+        (
+            lambda s: s.update({"neck.fpn_convs.4.bn.bias": torch.ones(2)}),
+            r"unknown tensor neck\.fpn_convs\.4\.bn\.bias",
+        ),
         (lambda s: s.pop("bbox_head.fc_cls.weight"), r"expected tensor bbox_head\.fc_cls\.weight, found none"),
         (lambda s: s.update({"bbox_head.fc_cls.weight": torch.ones(40, 1024)}), r"things among the classes.*39 .* 19"),
         (lambda s: s.update({"mask_head.conv_logits.bias": torch.ones(4)}), r"expected shape \[9\], found \[4\]"),

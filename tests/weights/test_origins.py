@@ -95,8 +95,9 @@ LAYOUTS = {
     ),
     "EfficientPS": (
         "EfficientPS",
-        "backbone.conv_stem.weight neck.lateral_convs_top.0.conv.weight rpn_head.rpn_conv.weight bbox_head.fc_cls.weight "
-        "mask_head.conv_logits.bias semantic_head.lateral_convs_ss.0.conv.bn.weight semantic_head.conv_logits.weight",
+        "backbone.conv_stem.weight neck.lateral_convs_top.0.conv.weight rpn_head.rpn_conv.weight "
+        "bbox_head.fc_cls.weight mask_head.conv_logits.bias semantic_head.lateral_convs_ss.0.conv.bn.weight "
+        "semantic_head.conv_logits.weight",
     ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),

@@ -31,7 +31,7 @@ from pansight.models.options import (
 )
 from pansight.nn.backbones.efficientnet import plain_efficientnet
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
-from pansight.nn.fpn import TwoWayFPN
+from pansight.nn.fpn import TwoWayFPN, separable_conv
 from pansight.nn.input import Input, PixelStatistics
 from pansight.nn.rcnn.legacy import legacy_rcnn
 from pansight.nn.rcnn.roi_heads import BoxPredictor, MaskHead, RoIPooler, TwoLinear
@@ -238,9 +238,7 @@ def _criterion(labels: LabelSpace, loss: str = "hard_pixels", class_weights: Seq
     return Criterion(loss, class_weights, classes=len(labels), hard_share=HARD_SHARE, hard_rounded_up=True)
 
 
-def efficientps_cityscapes(
-    labels: LabelSpace, separable_fpn: bool = False, separable_rpn: bool = False
-) -> EfficientPS:
+def efficientps_cityscapes(labels: LabelSpace, separable_fpn: bool = False, separable_rpn: bool = False) -> EfficientPS:
     """The released network: 42,988,744 parameters for Cityscapes' 8 things and 11 stuff classes.
 
     The paper describes separable convolutions behind the pyramid and before the proposals: 40,381,640 parameters with
@@ -256,7 +254,7 @@ def efficientps_cityscapes(
 
 def released_rcnn(things: int, separable_rpn: bool = False) -> RCNN:
     """The instance head of the released network, in the convention of mmdetection's first version."""
-    return legacy_rcnn(
+    rcnn = legacy_rcnn(
         things,
         strides=STRIDES,
         anchor_rule="mmdet1",
@@ -266,9 +264,11 @@ def released_rcnn(things: int, separable_rpn: bool = False) -> RCNN:
         rpn_loss_per_budget=False,
         low_quality_iou=0.3,
         limits_shrinking=True,
-        separable_rpn=separable_rpn,
         roi_samples=256,
     )
+    if separable_rpn:
+        rcnn.rpn.conv, rcnn.rpn.separable = nn.ModuleList([separable_conv(256, 256)]), True
+    return rcnn
 
 
 OPTIONS: dict[str, Option] = {

@@ -7,6 +7,7 @@ of its own, but builds it from the definitions of its blocks. The tensors have t
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from timm.models.efficientnet import EfficientNet, decode_arch_def, round_channels
 from torch import Tensor, nn
@@ -64,5 +65,6 @@ def plain_efficientnet(width: float = 1.6, depth: float = 2.2, pixels: PixelStat
         round_chs_fn=rounded,
         global_pool="",
     )
-    channels = [network.feature_info[index]["num_chs"] for index in BEFORE_A_STRIDE]
-    return Backbone(EfficientNetMaps(network), [*channels, network.num_features], (4, 8, 16, 32), pixels)
+    stages: list[dict[str, Any]] = network.feature_info
+    channels = [stages[index]["num_chs"] for index in BEFORE_A_STRIDE]
+    return Backbone(EfficientNetMaps(network), [*channels, rounded(1280)], (4, 8, 16, 32), pixels)

@@ -74,7 +74,6 @@ def legacy_rcnn(
     rpn_loss_per_budget: bool = True,
     low_quality_iou: float = 0.0,
     limits_shrinking: bool = False,
-    separable_rpn: bool = False,
     roi_samples: int = 512,
     rpn_beta: float = 1 / 9,
     box_beta: float = 1.0,
@@ -106,7 +105,6 @@ def legacy_rcnn(
         cells=torch.stack(cells),
         low_quality_iou=low_quality_iou,
         limits_shrinking=limits_shrinking,
-        separable=separable_rpn,
     )
     pool = RoIPooler(
         7, roi_op, aligned=False, eps_in_ratio=level_eps, canonical_size=canonical_size, end_shift=end_shift

@@ -34,15 +34,17 @@ LEVELS = 4
 
 def _activated(theirs: str, ours: str) -> Rule:
     """A convolution with its BatchNorm; `theirs` is a pattern, whose groups may stand in `ours`."""
-    return rf"{theirs}\.(?P<layer>conv|bn)\.(?P<part>\w+)", lambda match: (
-        f"{match.expand(ours)}.{ACTIVATED[match['layer']]}.{match['part']}"
+    return (
+        rf"{theirs}\.(?P<layer>conv|bn)\.(?P<part>\w+)",
+        lambda match: f"{match.expand(ours)}.{ACTIVATED[match['layer']]}.{match['part']}",
     )
 
 
 def _separable(theirs: str, ours: str) -> Rule:
     """A separable convolution: two of the above."""
-    return rf"{theirs}\.(?P<kind>depthwise|pointwise)_conv\.(?P<layer>conv|bn)\.(?P<part>\w+)", lambda match: (
-        f"{match.expand(ours)}.{SEPARABLE[match['kind']]}.{ACTIVATED[match['layer']]}.{match['part']}"
+    return (
+        rf"{theirs}\.(?P<kind>depthwise|pointwise)_conv\.(?P<layer>conv|bn)\.(?P<part>\w+)",
+        lambda match: f"{match.expand(ours)}.{SEPARABLE[match['kind']]}.{ACTIVATED[match['layer']]}.{match['part']}",
     )
 
 
