@@ -138,6 +138,8 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
         expected = ResizeRule(side, side, side, "eomt")
     elif "_tv" in name:
         expected = TORCHVISION
+    elif name == "efficientps_cityscapes":
+        expected = ResizeRule(1024, 2048, filter="plain")
     elif name.startswith("detr"):
         expected = ResizeRule(800, 1333, 1, "detr")
     else:  # the authors of MaskFormer pad photos of COCO to no multiple
