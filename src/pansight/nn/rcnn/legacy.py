@@ -85,15 +85,14 @@ def legacy_rcnn(
 
     strides: of all maps, which the RPN looks at; roi_strides: of the first ones, which regions are read from.
     anchor_scale: sides of the anchors in strides; anchor_sizes: their sides in pixels instead, one for each level.
-    anchor_rule: a key of CELLS. end_shift, level_eps (inside the logarithm), canonical_size: see `RoIPooler`.
+    anchor_rule: a key of CELLS. end_shift, level_eps (inside the logarithm), canonical_size: of `RoIPooler`.
     mask_head: instead of the plain one that mask_convs and mask_channels give; it has 1 + things classes.
-    The rest: see `RPN` and `RCNN`. EfficientPS differs by: strides up to 32, anchor_rule "mmdet1", end_shift 0,
-    level_eps 2.5e-7 (its 1e-6 is added to a side in units of 56 pixels, not of 224), rpn_loss_per_budget False,
-    low_quality_iou 0.3, limits_shrinking True, roi_samples 256.
+    The rest: see `RPN` and `RCNN`. EfficientPS has strides up to 32, anchor_rule "mmdet1", end_shift 0, level_eps
+    2.5e-7 (1e-6 in units of 56 pixels), rpn_loss_per_budget False, low_quality_iou 0.3, limits_shrinking, 256 samples.
     """
-    scales = [size / stride for size, stride in zip(anchor_sizes, strides, strict=True)] if anchor_sizes else None
-    scales = scales or [anchor_scale] * len(strides)
-    cells = [CELLS[anchor_rule](stride, scale, anchor_ratios) for stride, scale in zip(strides, scales, strict=True)]
+    sizes = anchor_sizes or [anchor_scale * stride for stride in strides]
+    rule = CELLS[anchor_rule]
+    cells = [rule(stride, size / stride, anchor_ratios) for stride, size in zip(strides, sizes, strict=True)]
     rpn = RPN(
         in_channels,
         ratios=anchor_ratios,
@@ -106,9 +105,7 @@ def legacy_rcnn(
         low_quality_iou=low_quality_iou,
         limits_shrinking=limits_shrinking,
     )
-    pool = RoIPooler(
-        7, roi_op, aligned=False, eps_in_ratio=level_eps, canonical_size=canonical_size, end_shift=end_shift
-    )
+    pool = RoIPooler(7, roi_op, 2, False, 0.0, level_eps, canonical_size, end_shift)
     masks = MaskHead(in_channels, 1 + things, mask_convs, mask_channels) if mask_head is None else mask_head
     return RCNN(
         rpn,
