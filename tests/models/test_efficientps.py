@@ -24,7 +24,7 @@ from pansight.nn.rcnn.rpn import RPN
 from pansight.nn.semantic.criterion import LOSSES
 from pansight.nn.semantic.efficientps_head import DensePredictionCell, EfficientPSHead
 from pansight.ops.fast import plain
-from pansight.ops.fusion.adaptive import Objects, adaptive_fusion
+from pansight.ops.fusion.adaptive import AdaptiveRule, Objects, adaptive_fusion
 from pansight.ops.regions.boxes import BELOW, box_iou_matrix, decode_boxes, match_boxes
 from pansight.ops.regions.roi import pyramid_levels
 from pansight.ops.semantic.losses import hard_pixels
@@ -326,3 +326,11 @@ def test_the_fusion_gets_boxes_in_pixels_of_the_file() -> None:
     torch.testing.assert_close(given[2], boxes - torch.tensor([0, 0, 1, 1]))
     torch.testing.assert_close(given[1], found.boxes_xyxy[found.image_index == 1])
     assert len(boxes) > 0
+
+
+def test_rules_of_both_builders(released: Any) -> None:
+    """The factor on mask logits, and objects that win outside their boxes, are the released code's alone."""
+    assert released.rule == AdaptiveRule(0.5, 0.5, 2048, mask_factor=4.0, bounded=False)
+    assert small("efficientps").rule == AdaptiveRule(0.5, 0.5, 2048, mask_factor=1.0, bounded=True)
+    assert (released.corners_of_pixels, small("efficientps").corners_of_pixels) == (True, False)
+    assert released.input.statistics().bgr is False

@@ -80,6 +80,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 SCHEDULES: dict[str, tuple[int, float, int]] = {
+    "efficientps": (260, 1.5e-3, 4),  # box and mask AP are asked for, too
     "maskformer": (250, 1e-3, 4),
     "mask2former": (150, 1e-3, 4),
     "detr_panoptic": (280, 1e-3, 8),
@@ -122,7 +123,7 @@ def test_eight_images_are_memorised(name: str) -> None:
     model = build(name, dataset.labels, **OPTIONS[name])
     train(model, dataset, *SCHEDULES.get(name, (200, 1.5e-3, 4)))
     record = evaluate(model, dataset)
-    if name not in SCHEDULES:
+    if name not in SCHEDULES or name == "efficientps":
         assert record["instances"]["box"]["ap"] >= 0.8
     if name in ("mask_rcnn", "panoptic_fpn", "efficientps"):
         assert record["instances"]["mask"]["ap"] >= 0.8

@@ -6,8 +6,9 @@ each by what they lack. The fusion has no parameters: logits of masks and of cla
 
 Cityscapes val PQ, fine annotations alone: 64.4 (released weights), 64.9 over several scales (paper).
 `efficientps_cityscapes` is the released network, its activated BatchNorms written as ordinary layers. The general
-`efficientps` takes any timm backbone; it has the anchors and regions of the other general models here, and an object
-wins pixels inside its box alone. See docs/systems/efficientps.md.
+`efficientps` takes any timm backbone. It has the anchors and regions of the other general models here; in its fusion
+the logits of masks have no factor, as in the paper, and an object wins pixels inside its box alone. See
+docs/systems/efficientps.md.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def efficientps(
     semantic_weight: float = 1.0,
     loss: str = "hard_pixels",
     class_weights: Sequence[float] = (),
-    mask_factor: float = 4.0,
+    mask_factor: float = 1.0,
     min_stuff_area: int = 2048,
     frozen_bn: bool = True,
     freeze_stages: int = 0,
