@@ -333,4 +333,4 @@ def test_rules_of_both_builders(released: Any) -> None:
     assert released.rule == AdaptiveRule(0.5, 0.5, 2048, mask_factor=4.0, bounded=False)
     assert small("efficientps").rule == AdaptiveRule(0.5, 0.5, 2048, mask_factor=1.0, bounded=True)
     assert (released.corners_of_pixels, small("efficientps").corners_of_pixels) == (True, False)
-    assert released.input.statistics().bgr is False
+    assert not released.input.bgr
