@@ -32,7 +32,16 @@ def test_every_model_has_a_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["mask_rcnn_r50_d2", "detr_panoptic_r50", "mask2former_swin_tiny", "eomt_small_640", *SEMANTIC]
+    "name",
+    [
+        "mask_rcnn_r50_d2",
+        "efficientps",
+        "efficientps_cityscapes",
+        "detr_panoptic_r50",
+        "mask2former_swin_tiny",
+        "eomt_small_640",
+        *SEMANTIC,
+    ],
 )
 def test_sizes_are_those_of_the_networks(name: str) -> None:
     with torch.device("meta"):

@@ -77,6 +77,12 @@ def test_small_images_of_one_size_are_used_whole():
     assert config.train.precision == config.evaluate.precision != "auto"
 
 
+def test_there_are_as_many_anchors_as_levels_of_the_pyramid():
+    efficientps = override(Config(), {"model.name": "efficientps", "model.pretrained": "none"})
+    config, _ = chosen(efficientps, Squares([(64, 64)] * 10))
+    assert config.model.options["anchor_sizes"] == [8, 16, 32, 64]
+
+
 def test_images_of_many_sizes_are_cropped_and_large_ones_shrunk():
     none = override(Config(), {"model.pretrained": "none"})
     config, _ = chosen(none, Squares([(200, 250), (300, 300), (100, 130)]))

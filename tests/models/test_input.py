@@ -143,6 +143,8 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
     elif name.startswith("upsnet_"):
         short, long = (1024, 2048) if name.endswith("cityscapes") else (800, 1333)
         expected = ResizeRule(short, long, rounding="eomt", filter="plain")
+    elif name == "efficientps_cityscapes":
+        expected = ResizeRule(1024, 2048, filter="plain")
     elif name.startswith("detr"):
         expected = ResizeRule(800, 1333, 1, "detr")
     else:  # the authors of MaskFormer pad photos of COCO to no multiple

@@ -98,6 +98,12 @@ LAYOUTS = {
         "resnet_backbone.conv1.conv1.weight resnet_backbone.res2.layers.0.bn1.bias fpn.fpn_p5_1x1.weight "
         "rpn.conv_proposal.0.weight rcnn.fc6.0.weight mask_branch.mask_conv1.0.bias fcn_head.score.weight",
     ),
+    "EfficientPS": (
+        "EfficientPS",
+        "backbone.conv_stem.weight neck.lateral_convs_top.0.conv.weight rpn_head.rpn_conv.weight "
+        "bbox_head.fc_cls.weight mask_head.conv_logits.bias semantic_head.lateral_convs_ss.0.conv.bn.weight "
+        "semantic_head.conv_logits.weight",
+    ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),
     "Unet of segmentation_models_pytorch": (

@@ -270,6 +270,7 @@ DECODE_OPTIONS: Options = {
     "max_overlap": share("objects are dropped if more than this share of them is covered by better ones"),
     "min_stuff_area": whole("stuff of fewer pixels is dropped", 0, 2**40),
     "heuristic": flag("objects and stuff are merged by a fixed rule instead of the panoptic head"),
+    "mask_factor": number("what the logits of masks are multiplied by before those of their class are added", 0, 1000),
     "components": flag("objects are made of the semantic map: the connected components of things"),
     "min_area": whole("such an object of fewer pixels is dropped", 0, 2**40),
     "task": choice("which parts of a prediction are made", "panoptic", "instance", "semantic", "all"),

@@ -16,9 +16,19 @@ class GroupNorm(nn.GroupNorm):
 
 class BatchNorm2d(nn.BatchNorm2d):
     """torch's, for any size: a single value a channel has no variance, so it is normalised by the running statistics,
-    which stay as they are."""
+    which stay as they are.
+
+    Where a graph is exported, whose number of regions may be anything, it is written as a multiplication and an
+    addition: torch's own asks whether there are any values at all, which nobody knows then.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
+        if not self.training and torch.compiler.is_exporting():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            shift = self.bias - self.running_mean * scale
+            return input * scale[:, None, None] + shift[:, None, None]
         if self.training and input.numel() == self.num_features:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps

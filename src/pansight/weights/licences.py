@@ -38,6 +38,7 @@ LICENCES = {
     "cc-by-sa-3.0": Licence("CC BY-SA 3.0", "cc-by-sa-3.0", "share alike"),
     "cc-by-nc-4.0": Licence("CC BY-NC 4.0", "cc-by-nc-4.0", "not for commercial use"),
     "upsnet": Licence("Uber Non-Commercial License", "other", "not for commercial use"),
+    "gpl-3.0": Licence("GPL-3.0", "gpl-3.0", "for academic use; commercial use by agreement with its authors"),
     "dinov3": Licence("DINOv3 License", "other", "gated: its terms must be accepted, and go with every copy"),
 }
 """By the word that stands in the entry of a model."""

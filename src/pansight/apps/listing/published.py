@@ -23,6 +23,8 @@ MILLIONS: dict[str, float] = {
     "upsnet_r101_dcn_coco": 66.3,
     "upsnet_r50_cityscapes": 44.9,
     "upsnet_r101_cityscapes": 63.9,
+    "efficientps": 22.3,
+    "efficientps_cityscapes": 43.4,
     "detr": 41.5,
     "detr_r50": 41.5,
     "detr_r50_dc5": 41.5,
@@ -126,6 +128,7 @@ SCORES: dict[str, str] = {
 """On COCO val2017. Of several schedules the longest counts."""
 
 SCORES_ELSEWHERE: dict[str, str] = {
+    "efficientps_cityscapes": "PQ 64.4 on Cityscapes val",
     "fcn_r50_tv": "mIoU 60.5 on COCO val2017 with VOC's classes",
     "fcn_r101_tv": "mIoU 63.7 on COCO val2017 with VOC's classes",
     "fcn32s": "mIoU 63.6 on VOC 2011 validation",

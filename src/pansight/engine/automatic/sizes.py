@@ -122,8 +122,9 @@ def choose_counts(config: Config, stats: Statistics, rule: ResizeRule) -> list[C
     given = config.model.options
     scale = max(rule.target(round(stats.short), round(stats.long))) / stats.long  # of the network's image to the file
     if "anchor_sizes" in adapts and "anchor_sizes" not in given and stats.object_small > 0:
+        levels = entry(config.model.name).options["anchor_sizes"].length or 5
         base = 2 ** round(math.log2(stats.object_small * scale))
-        sizes = [min(max(base, 4), 32) * 2**level for level in range(5)]
+        sizes = [min(max(base, 4), 32) * 2**level for level in range(levels)]
         found = f"{stats.object_small * scale:.0f} to {stats.object_large * scale:.0f}"
         choices.append(Choice("model.options.anchor_sizes", sizes, f"9 of 10 objects measure {found} pixels"))
     if "detections" in adapts and "detections" not in given and stats.most_objects > 60:

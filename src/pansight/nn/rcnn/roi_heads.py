@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import choice_error
-from pansight.nn.fpn import conv_norm
+from pansight.nn.fpn import conv_norm, separable_conv
 from pansight.ops.fast import use_plain
 from pansight.ops.fast.convolutions import deconv_mask
 from pansight.ops.fast.linear import fc_over_grid
@@ -125,15 +125,30 @@ class BoxPredictor(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Convolutions, a transposed convolution that doubles the grid, and one mask per class."""
+    """Convolutions, a transposed convolution that doubles the grid, and one mask per class.
 
-    def __init__(self, in_channels: int, classes: int, convs: int = 4, channels: int = 256, norm: str | None = None):
+    separable: the convolutions are separable and activated, as in EfficientPS, whatever `norm` says.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        convs: int = 4,
+        channels: int = 256,
+        norm: str | None = None,
+        separable: bool = False,
+    ):
         super().__init__()
+        self.separable = separable
         widths = [in_channels] + [channels] * convs
-        self.conv = nn.ModuleList(conv_norm(a, b, 3, norm) for a, b in itertools.pairwise(widths))
+        self.conv = nn.ModuleList(
+            separable_conv(a, b) if separable else conv_norm(a, b, 3, norm) for a, b in itertools.pairwise(widths)
+        )
         self.deconv = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, classes, 1)
-        _msra(self.conv)
+        if not separable:  # each map of a convolution of single channels would start close to zero
+            _msra(self.conv)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.predictor.weight, std=0.001)
         for module in (self.deconv, self.predictor):
@@ -142,7 +157,7 @@ class MaskHead(nn.Module):
     def forward(self, x: Tensor, classes: Tensor) -> Tensor:
         """(N, C, S, S), classes int64 (N,) → logits float32 (N, 2 S, 2 S) of each region's class."""
         for conv in self.conv:
-            x = F.relu(conv(x), inplace=True)
+            x = conv(x) if self.separable else F.relu(conv(x), inplace=True)
         if not use_plain():
             return deconv_mask(x, self.deconv, self.predictor, classes)
         logits = self.predictor(F.relu(self.deconv(x)))  # (N, C, 2 S, 2 S)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.fpn import separable_conv
 from pansight.ops.regions import boxes as box_ops
 from pansight.ops.regions.losses import box_loss, objectness_loss
 from pansight.ops.targets import InstanceTargets
@@ -65,6 +66,7 @@ class RPN(nn.Module):
     channels: width of the 3×3 convolutions; None: in_channels.
     cells: float32 (levels, A, 4), anchors around the first place of each level, instead of those of sizes and ratios.
     low_quality_iou, limits_shrinking: see `match_boxes`, `decode_boxes`.
+    separable: the convolutions in front are separable and activated, as in EfficientPS's paper.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class RPN(nn.Module):
         cells: Tensor | None = None,
         low_quality_iou: float = 0.0,
         limits_shrinking: bool = False,
+        separable: bool = False,
     ):
         super().__init__()
+        self.separable = separable
         self.strides = None if strides is None else tuple(strides)
         self.base_stride = base_stride
         self.pre_nms, self.post_nms, self.nms_threshold = pre_nms, post_nms, nms_threshold
@@ -102,14 +106,16 @@ class RPN(nn.Module):
         self.low_quality_iou, self.limits_shrinking = low_quality_iou, limits_shrinking
         self.anchors_per_place = cells.shape[1]
         widths = [in_channels] + [in_channels if channels is None else channels] * conv_depth
-        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
+        self.conv = nn.ModuleList(
+            separable_conv(a, b) if separable else nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)
+        )
         self.objectness = nn.Conv2d(widths[-1], self.anchors_per_place, 1)
         self.deltas = nn.Conv2d(widths[-1], 4 * self.anchors_per_place, 1)
         self.register_buffer("cells", cells, persistent=False)  # (levels, A, 4)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:  # those before a BatchNorm have none
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+                nn.init.zeros_(module.bias)
 
     cells: Tensor
 
@@ -119,7 +125,7 @@ class RPN(nn.Module):
         deltas: list[Tensor] = []
         for x in features:
             for conv in self.conv:
-                x = F.relu(conv(x), inplace=True)
+                x = conv(x) if self.separable else F.relu(conv(x), inplace=True)
             logits.append(self.objectness(x))
             deltas.append(self.deltas(x))
         return RPNOutputs(logits, deltas)

@@ -59,6 +59,7 @@ class Criterion(nn.Module):
     of the classes; cross_entropy is then divided by the number of labelled pixels. Where two things of a class touch,
     the pixels of one of them along the border become background first: the largest stuff of the image, or unknown where
     it has none. things, stuff: the categories of a truth that are the one and the other.
+    hard_share, hard_rounded_up: the share of an image's pixels that hard_pixels keeps, and how its number is rounded.
     Where nothing is labelled the loss is a zero with a gradient.
     Raises PansightError for an unknown loss, for weights that no term of it can use, and for weights of borders where
     there are no things.
@@ -75,9 +76,12 @@ class Criterion(nn.Module):
         classes: int | None = None,
         things: Sequence[int] = (),
         stuff: Sequence[int] = (),
+        hard_share: float = HARD_SHARE,
+        hard_rounded_up: bool = False,
     ):
         super().__init__()
         self.terms = loss_terms(loss)
+        self.hard_share, self.hard_rounded_up = hard_share, hard_rounded_up
         self.borders = Borders(border_weight, border_sigma, tuple(things), tuple(stuff)) if border_weight else None
         if border_weight and not things:
             found = "stuff only"
@@ -168,7 +172,7 @@ class Criterion(nn.Module):
         if border is not None:
             losses = losses + border * pixel_cross_entropy(logits[None], target[None])[0]
         if term == "hard_pixels":
-            return hard_pixels(losses, HARD_SHARE)
+            return hard_pixels(losses, self.hard_share, self.hard_rounded_up)
         probabilities = logits.softmax(0)[:, labelled].T  # (P, C)
         classes = target[labelled]  # (P,)
         if term == "ohem":

@@ -9,6 +9,8 @@ costs a zero that has a gradient, so that a step of such images alone is finite.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,16 +48,19 @@ def weights_of(target: Tensor, class_weights: Tensor | None) -> Tensor:
     return class_weights.float()[target.clamp(min=0)] * labelled
 
 
-def hard_pixels(losses: Tensor, share: float) -> Tensor:
+def hard_pixels(losses: Tensor, share: float, rounded_up: bool = False) -> Tensor:
     """The mean of the largest losses, as many as `share` (0 … 1) of all pixels, rounded down, but at least one.
 
     losses float (…) of one pool, 0 at ignored pixels, which count as pixels. So a share of 1 divides by all of them.
-    Source: DeepLabCE of detectron2's projects/DeepLab and of bowenc0221/panoptic-deeplab, whose pool is the batch.
+    rounded_up: their number is rounded up instead.
+    Source: DeepLabCE of detectron2's projects/DeepLab and of bowenc0221/panoptic-deeplab, whose pool is the batch;
+    mapillary/seamseg, which rounds up and whose pool is an image.
     """
     losses = losses.flatten()
     if share >= 1:
         return losses.sum() / max(1, losses.numel())
-    kept = min(losses.numel(), max(1, int(share * losses.numel())))
+    wanted = share * losses.numel()
+    kept = min(losses.numel(), max(1, math.ceil(wanted) if rounded_up else int(wanted)))
     return losses.topk(kept).values.sum() / max(1, kept)
 
 
