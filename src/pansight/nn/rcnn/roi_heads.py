@@ -37,8 +37,8 @@ MASK_CHUNK = 128
 class RoIPooler(NamedTuple):
     """Boxes to grids of features, each box from the level that suits its size (FPN, eq. 1).
 
-    op: one of ROI_OPS. sampling_ratio, aligned: of "align", see `AlignRule`. end_shift: pixels added to x2 and y2 where features
-    are read, not where the level is chosen: −1 reads a box to its last pixel (see `legacy`). The rest: see
+    op: one of ROI_OPS. sampling_ratio, aligned: of "align", see `AlignRule`. end_shift: pixels added to x2 and y2 where
+    features are read, not where the level is chosen: −1 reads a box to its last pixel (see `legacy`). The rest: see
     `pyramid_levels`.
     """
 
