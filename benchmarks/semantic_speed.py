@@ -2,9 +2,10 @@
 
     python benchmarks/semantic_speed.py [--only fcn_r50 unet] [--settings float32] [--repeats 5] [--threads 2] [--dry]
 
-The same weights, one image of 640×640, from uint8 pixels to the map of classes, in turns; the class maps are equal.
-float32 is each library as it comes; fast is bfloat16 autocast with channels_last weights and inputs, for both. Peak
-memory is that of a process of its own. Networks of segmentation_models_pytorch are passed over where it is missing.
+The same weights from the same file, one image of 640×640, from uint8 pixels to the map of classes, in turns; the class
+maps are equal. float32 is each library as it comes; fast is bfloat16 autocast with channels_last weights and inputs,
+for both. Peak memory is that of a process of its own. Networks of segmentation_models_pytorch are passed over where it
+is missing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from common import alternate, merge_rows, peak_resident_mib
+from pansight.nn.backbones.folding import folded
 from pansight.weights import load_model
 
 SIDE, CLASSES = 640, 21
@@ -58,7 +60,11 @@ def contender(who: str, name: str, setting: str, weights: Path) -> Callable[[], 
     """What is timed: from the photo to its map of classes, int64 (SIDE, SIDE)."""
     image = photo()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    model: Any = load_model(weights)[0].eval() if who == "ours" else their_model(name)
+    if who == "ours":
+        model: Any = folded(load_model(weights)[0].eval())  # as `pansight predict` and `evaluate` do
+    else:
+        model = their_model(name)
+        model.load_state_dict(torch.load(weights, weights_only=True))
     if setting == "fast":
         model.to(memory_format=torch.channels_last)
         image = image[None].contiguous(memory_format=torch.channels_last)[0]

@@ -20,6 +20,7 @@ from pansight.drawing.prediction import draw_prediction
 from pansight.engine import distributed
 from pansight.engine.infer import Inference, check_decode_options, infer, prepare
 from pansight.errors import PansightError
+from pansight.nn.backbones.folding import folded, stamp
 from pansight.types import LabelSpace, Prediction
 from pansight.weights import load_model, save_model
 from pansight.weights.combined import combine_loaded
@@ -91,6 +92,7 @@ class Predictor:
         self.precision = distributed.resolve_precision(precision, self.device)
         self._settings = Inference(self.device, self.precision)
         self.model = prepare(model, self._settings)
+        self._twin, self._stamp = folded(self.model), stamp(self.model)
 
     @property
     def labels(self) -> LabelSpace:
@@ -105,7 +107,9 @@ class Predictor:
         check_decode_options(self.model, self.name, decode_options)
         photos = [read_photo(image) for image in images]
         settings = replace(self._settings, batch_size=max(1, len(photos)), decode_options=decode_options)
-        found = infer(self.model, map(image_tensor, photos), settings)
+        if self._stamp != (now := stamp(self.model)):  # it has learnt since, or was moved
+            self._twin, self._stamp = folded(self.model), now
+        found = infer(self._twin, map(image_tensor, photos), settings)
         return [
             PhotoPrediction(each.panoptic, each.semantic, each.instances, photo=photo, labels=self.labels)
             for each, photo in zip(found, photos, strict=True)

@@ -37,6 +37,7 @@ from pansight.metrics.panoptic.matching import ImageMatch
 from pansight.metrics.panoptic.quality import match_maps
 from pansight.metrics.scores import image_f1, image_pq
 from pansight.metrics.semantic_iou import image_miou
+from pansight.nn.backbones.folding import folded
 from pansight.ops.idmap import ids_to_rgb
 from pansight.ops.maps.overlap import IntArray
 from pansight.ops.maps.regions import class_regions, object_regions, surer_than
@@ -220,11 +221,10 @@ def predict_all(
     """(prediction, sample) of each image, both on the CPU at the size of the file; the workers resize the images."""
     precision = "fp32" if config.precision == "auto" else config.precision
     settings = Inference.of(config, device, precision)
-    prepare(model, settings)
-    make = views_maker(model, settings)
+    make, network = views_maker(model, settings), folded(prepare(model, settings))
     for views, samples in evaluation_loader(dataset, make, config.batch_size, workers, indices):
         sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-        found = predict_views(model, views, sizes, settings)
+        found = predict_views(network, views, sizes, settings)
         yield from zip([_surer_than(each, config.least_score) for each in found], samples, strict=True)
 
 
