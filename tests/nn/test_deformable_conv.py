@@ -70,3 +70,28 @@ def test_everything_learns_and_a_half_stays_a_half() -> None:
 def test_an_even_kernel_is_refused() -> None:
     with pytest.raises(PansightError, match="odd number"):
         DeformableConv(2, 2, kernel=4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "size"),
+    [(3, 1, 1, (7, 9)), (3, 2, 1, (8, 5)), (3, 1, 2, (6, 6)), (1, 1, 1, (1, 1))],
+)
+@pytest.mark.parametrize("modulated", [False, True])
+def test_the_way_of_training_gives_the_same_values_and_gradients(
+    kernel: int, stride: int, dilation: int, size: tuple[int, int], modulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples move up to several pixels, also out of the map."""
+    torch.manual_seed(0)
+    layer = DeformableConv(4, 5, kernel, stride, dilation, modulated=modulated, still=False)
+    with torch.no_grad():
+        layer.offset.weight.mul_(4)
+    x = torch.randn(2, 4, *size, requires_grad=True)
+    found: list[list[torch.Tensor]] = []
+    for plain in (False, True):
+        monkeypatch.setenv("PANSIGHT_PLAIN", "1" if plain else "0")
+        y = layer(x)
+        gradients = torch.autograd.grad((y * torch.arange(y.numel()).view_as(y).cos()).sum(), [x, *layer.parameters()])
+        found.append([y, *gradients])
+    assert len(found[0]) == 6
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from pansight.errors import PansightError
+from pansight.ops.fast import use_plain
+from pansight.ops.fast.deformable_conv import deform_conv_by_sampling
 
 
 class DeformableConv(nn.Module):
@@ -56,15 +58,12 @@ class DeformableConv(nn.Module):
         said = self.offset(x)  # (B, 2 or 3 × samples, h', w')
         offsets = said[:, : 2 * self.samples]
         weights = said[:, 2 * self.samples :].sigmoid() if self.modulated else None
+        is_learning = torch.is_grad_enabled() and not torch.compiler.is_exporting()
         with torch.autocast(x.device.type, enabled=False):  # positions need all digits of float32
-            moved = deform_conv2d(
-                x.float(),
-                offsets.float(),
-                self.weight.float(),
-                None if self.bias is None else self.bias.float(),
-                stride=(self.stride, self.stride),
-                padding=(self.padding, self.padding),
-                dilation=(self.dilation, self.dilation),
-                mask=None if weights is None else weights.float(),
-            )
+            given = (x.float(), offsets.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+            mask = None if weights is None else weights.float()
+            if is_learning and x.device.type == "cpu" and not use_plain():
+                moved = deform_conv_by_sampling(*given, self.stride, self.padding, self.dilation, mask)
+            else:
+                moved = deform_conv2d(*given, self.stride, self.padding, self.dilation, mask)
         return moved.to(said.dtype)
