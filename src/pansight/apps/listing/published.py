@@ -76,7 +76,7 @@ MILLIONS: dict[str, float] = {
     "deeplabv3": 39.7,
     "deeplabv3_r50_tv": 42.1,
     "deeplabv3_r101_tv": 61.1,
-    "deeplabv3_mobilenet_v3_large_tv": 11.0,
+    "deeplabv3_mobilenet_v3_large_tv": 11.1,
     "deeplabv3_r103_d2": 58.2,
     "deeplabv3plus": 40.4,
     "deeplabv3plus_r103_d2": 59.5,

@@ -151,18 +151,26 @@ class FCISHead(nn.Module):
         refined = self._refined(proposals, first, extents)
         second = self.read(maps, refined.boxes_xyxy, refined.image_index)
         regions = Proposals(*(torch.cat(pair) for pair in zip(proposals, refined, strict=True)))
-        return self._detections(regions, Reading(*(torch.cat(pair) for pair in zip(first, second, strict=True))))
+        reading = Reading(*(torch.cat(pair) for pair in zip(first, second, strict=True)))
+        return self._detections(regions, reading, extents)
 
     def _refined(self, proposals: Proposals, reading: Reading, extents: Tensor) -> Proposals:
-        boxes = box_ops.decode_boxes(reading.codes, proposals.boxes_xyxy, CODE_WEIGHTS)
-        boxes = box_ops.clip_boxes(boxes, extents[proposals.image_index])
+        boxes = self._boxes(proposals, reading, extents)
         usable = box_ops.usable_boxes(boxes, torch.zeros_like(boxes[:, 0]), 0.0).nonzero().flatten()
         return Proposals(boxes[usable], proposals.image_index[usable])
 
-    def _detections(self, regions: Proposals, reading: Reading) -> Detections:
+    def _boxes(self, regions: Proposals, reading: Reading, extents: Tensor) -> Tensor:
+        """The boxes that are read in the regions, float32 (R, 4), inside of their images."""
+        boxes = box_ops.decode_boxes(reading.codes, regions.boxes_xyxy, CODE_WEIGHTS)
+        return box_ops.clip_boxes(boxes, extents[regions.image_index])
+
+    def _detections(self, regions: Proposals, reading: Reading, extents: Tensor) -> Detections:
         scores = reading.class_logits.softmax(dim=1)[:, :-1]  # (R, things)
         region, thing = (scores > self.score_threshold).nonzero(as_tuple=True)  # NaN is above nothing
-        score, boxes, image_index = scores[region, thing], regions.boxes_xyxy[region], regions.image_index[region]
+        score, image_index = scores[region, thing], regions.image_index[region]
+        boxes = self._boxes(regions, reading, extents)[region]
+        usable = box_ops.usable_boxes(boxes, score, 0.0).nonzero().flatten()
+        boxes, score, thing, image_index = boxes[usable], score[usable], thing[usable], image_index[usable]
         keep = box_ops.batched_nms(boxes, score, image_index * scores.shape[1] + thing, self.nms_threshold)
         keep = keep[box_ops.first_of_each(image_index[keep], self.detections)]
         boxes, thing, image_index = boxes[keep], thing[keep], image_index[keep]
