@@ -65,5 +65,6 @@ class DeformableConv(nn.Module):
             if is_learning and x.device.type == "cpu" and not use_plain():
                 moved = deform_conv_by_sampling(*given, self.stride, self.padding, self.dilation, mask)
             else:
-                moved = deform_conv2d(*given, self.stride, self.padding, self.dilation, mask)
+                stride, padding, dilation = ((n, n) for n in (self.stride, self.padding, self.dilation))
+                moved = deform_conv2d(*given, stride, padding, dilation, mask)
         return moved.to(said.dtype)
