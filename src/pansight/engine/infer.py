@@ -199,11 +199,15 @@ def _outputs(model: Any, view: View, settings: Inference, further: Sequence[View
         tuple(tensor.to(settings.device, non_blocking=True) for tensor in (each.images, each.valid))
         for each in (view, *further)
     ]
-    takes_proposals = isinstance(model, GivenProposals) and any(regions is not None for regions in proposals)
+    takes_proposals = _takes_proposals(model) and any(regions is not None for regions in proposals)
     with distributed.autocast(settings.precision, settings.device):
         if takes_proposals:
             return model(*pairs[0], proposals)
         return model(*pairs[0], pairs[1:]) if further else model(*pairs[0])
+
+
+def _takes_proposals(model: Any) -> bool:
+    return isinstance(model, GivenProposals)
 
 
 def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
