@@ -118,8 +118,9 @@ class TopLevels(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, C, h, w), the coarsest last → these and two more."""
-        p6 = self.p6(levels[-1])
-        return [*levels, p6, self.p7(F.relu(p6))]
+        with torch.autocast(levels[-1].device.type, enabled=False):  # see Backbone: bfloat16 on narrow maps
+            p6 = self.p6(levels[-1].float())
+            return [*levels, p6, self.p7(F.relu(p6))]
 
 
 class PyramidSum(nn.Module):

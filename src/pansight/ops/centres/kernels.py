@@ -78,7 +78,6 @@ def gaussian_radius(heights: Tensor, widths: Tensor, overlap: float = 0.7) -> Te
     The published code solves the three quadratic equations of CornerNet without dividing by their first coefficients;
     the least solution is always that of the third one: −m(h+w) + √(m²(h+w)² + 4m(1−m)hw).
     """
-    heights, widths = heights.double(), widths.double()
     half = overlap * (heights + widths)
     radius = (half**2 + 4 * overlap * (1 - overlap) * heights * widths).sqrt() - half
     return radius.clamp(min=0).long()
@@ -132,18 +131,18 @@ def _neighbours(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor
 
 
 def centres_of(masks: Tensor, boxes_xyxy: Tensor, by_mass: bool) -> Tensor:
-    """The centre of each object in places of the maps of masks: float64 (N, 2), y and x.
+    """The centre of each object in places of the maps of masks: float32 (N, 2), y and x.
 
     by_mass: the mean place (row, column) of all places of the mask that are not zero; the centre of the box where there
     is none, as for objects of a pixel that the quarter passes over.
     """
-    of_box = (boxes_xyxy[:, [1, 0]] + boxes_xyxy[:, [3, 2]]).double() / 2 / QUARTER
+    of_box = (boxes_xyxy[:, [1, 0]] + boxes_xyxy[:, [3, 2]]) / 2 / QUARTER
     if not by_mass:
         return of_box
     seen = masks > 0
-    rows, columns = seen.sum(2).double(), seen.sum(1).double()  # (N, H/4), (N, W/4)
+    rows, columns = seen.sum(2).float(), seen.sum(1).float()  # (N, H/4), (N, W/4)
     area = rows.sum(1)
-    y, x = (counts @ torch.arange(counts.shape[1], device=seen.device).double() for counts in (rows, columns))
+    y, x = ((counts * torch.arange(counts.shape[1], device=seen.device)).sum(1) for counts in (rows, columns))
     of_mass = torch.stack((y, x), dim=1) / area.clamp(min=1)[:, None]
     return torch.where(area[:, None] > 0, of_mass, of_box)
 
