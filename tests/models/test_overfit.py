@@ -54,6 +54,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "panoptic_fpn": RCNN | MASKS | {"semantic_width": 64, "min_stuff_area": 50},
     "upsnet": RCNN | MASKS | {"semantic_width": 64, "min_stuff_area": 50},
     "efficientps": RCNN | MASKS | {"anchor_sizes": (16, 32, 48, 96), "semantic_width": 64, "min_stuff_area": 50},
+    "panoptic_fcn": {
+        "backbone": "tf_efficientnet_lite0",
+        "pretrained": "packaged",
+        "short": 0,
+        "long": 0,
+        "fpn_channels": 64,
+        "feature_channels": 32,
+        "position_convs": 2,
+        "kernel_convs": 2,
+        "min_stuff_area": 50,
+    },
     "maskformer": QUERY | {"layers": 3, "dropout": 0.0},
     "mask2former": QUERY | {"layers": 3, "encoder_layers": 1, "encoder_hidden": 128, "loss_points": 1024},
     "detr_panoptic": QUERY
@@ -82,6 +93,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 SCHEDULES: dict[str, tuple[int, float, int]] = {
     "efficientps": (260, 1.5e-3, 4),  # box and mask AP are asked for, too
+    "panoptic_fcn": (300, 1.5e-3, 4),
     "maskformer": (250, 1e-3, 4),
     "mask2former": (150, 1e-3, 4),
     "detr_panoptic": (280, 1e-3, 8),

@@ -238,7 +238,7 @@ def test_the_map_of_stuff() -> None:
     features = half_planes()
     features[1] += 1.0  # the second class is surer
     semantic = stuff_map(found, features, CANVAS, [IGNORE, 5, 6])
-    assert bool((semantic[:8] == 6).all())
+    assert bool((semantic[:6] == 6).all())
     assert bool((semantic[10:, :6] == IGNORE).all())  # class 0
     none = found.some(torch.zeros(0, dtype=torch.int64))
     assert bool((stuff_map(none, features, CANVAS, [IGNORE, 5, 6]) == IGNORE).all())
