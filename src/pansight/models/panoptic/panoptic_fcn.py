@@ -325,7 +325,7 @@ def panoptic_fcn(
     position_weight: float = 1.0,
     thing_threshold: float = 0.05,
     stuff_threshold: float = 0.05,
-    candidates: int = 50,
+    candidates: int = 0,
     similarity: float = 0.9,
     class_aware: bool = True,
     matrix_nms: bool = False,
@@ -349,7 +349,7 @@ def panoptic_fcn(
     rules = KernelRules(
         thing=thing_threshold,
         stuff=stuff_threshold,
-        candidates=candidates,
+        candidates=candidates or -(-detections // 2),
         similarity=similarity,
         class_aware=class_aware,
         matrix_nms=matrix_nms,
@@ -459,7 +459,7 @@ OPTIONS: dict[str, Option] = {
     "weighted": flag("these count by the scores of their places"),
     "mask_weight": loss_weight("masks of things and stuff"),
     "position_weight": loss_weight("places of things and stuff"),
-    "candidates": whole("peaks of each level that are looked at", 1, 10_000),
+    "candidates": whole("peaks of each level that are looked at; 0: half as many as detections", 0, 10_000),
     "detections": RCNN_OPTIONS["detections"],
     "min_stuff_area": DECODE_OPTIONS["min_stuff_area"],
 }
