@@ -111,13 +111,14 @@ def test_every_tensor_has_its_place(shape: dict[str, Any], name: str, classes: t
         "backbone.fpn_lateral5.bias": "fpn.lateral.3.bias",
         "backbone.top_block.p7.bias": "top.p7.bias",
         "semantic_fpn.p5.4.norm.bias": "semantic_head.levels.3.2.norm.bias",
-        "position_head.position_head.position_head_head_2.offset_mask_conv.bias": "position_head.convs.1.conv.offset.bias",
-        "position_head.position_head.position_head_head_3.dcnv2.norm.weight": "position_head.convs.2.norm.weight",
         "position_head.out_sem.bias": "position_head.stuff.bias",
         "kernel_head.kernel_head.kernel_head_head_1.norm.bias": "kernel_head.convs.0.norm.bias",
         "kernel_head.out_conv.bias": "kernel_head.predictor.bias",
         "stuff_generator.embed_extractor.bias": "stuff_generator.bias",
     }
+    head = "position_head.position_head.position_head_head_"
+    where[f"{head}2.offset_mask_conv.bias"] = "position_head.convs.1.conv.offset.bias"
+    where[f"{head}3.dcnv2.norm.weight"] = "position_head.convs.2.norm.weight"
     dcn = ".dcnv2" if shape.get("star") else ""
     where[f"feature_encoder.encode_head.encode_head_head_3{dcn}.bias"] = "feature_encoder.convs.2.conv.bias"
     for theirs, mine in where.items():

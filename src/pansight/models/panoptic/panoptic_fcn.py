@@ -298,6 +298,13 @@ def _of_image(outputs: PanopticFCNOutputs, image: int) -> PanopticFCNOutputs:
     return PanopticFCNOutputs(*levels, outputs.features[image], outputs.extents[image])
 
 
+def check_ranges(size_ranges: Sequence[float]) -> None:
+    """Raises PansightError where the least size of a level is above its largest."""
+    for low, high in zip(size_ranges[::2], size_ranges[1::2], strict=True):
+        if low > high:
+            raise PansightError(expected="the least size before the largest of each level", found=(low, high))
+
+
 SIZE_RANGES = KernelSettings().size_ranges
 CITYSCAPES_RANGES = (1, 128, 64, 256, 128, 512, 256, 1024, 512, 2048)
 
@@ -340,10 +347,6 @@ def panoptic_fcn(
 
     features: what the feature encoder reads: "semantic_fpn", the "sum" of the pyramid, or its finest map, "p2".
     """
-    low_high = list(zip(size_ranges[::2], size_ranges[1::2], strict=True))
-    if wrong := [pair for pair in low_high if pair[0] > pair[1]]:
-        where = "size_ranges of model panoptic_fcn"
-        raise PansightError(where=where, expected="the least size before the largest of each level", found=wrong[0])
     net = timm_backbone(backbone, pretrained, frozen_bn=frozen_bn, freeze_stages=freeze_stages)
     settings = KernelSettings(tuple(size_ranges), centre, picks, weighted)
     rules = KernelRules(
@@ -453,6 +456,7 @@ OPTIONS: dict[str, Option] = {
         0,
         2**16,
         length=10,
+        further=check_ranges,
     ),
     "centre": choice("the centre of an object: of its pixels, or of its box", "mass", "box"),
     "picks": whole("kernels of an object that the loss looks at", 1, 1000),

@@ -28,7 +28,7 @@ def with_coordinates(x: Tensor) -> Tensor:
 
 
 class ConvLayer(nn.Module):
-    """A 3×3 convolution, plain or deformable (version 2), and ReLU; groups: of a GroupNorm between, 0: a bias instead."""
+    """A 3×3 convolution, plain or deformable (v2), and ReLU; groups: of a GroupNorm between, 0: a bias instead."""
 
     def __init__(self, inputs: int, channels: int, groups: int, deformable: bool):
         super().__init__()

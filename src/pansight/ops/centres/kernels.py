@@ -1,7 +1,7 @@
 """What Panoptic FCN learns from: centres of things and regions of stuff, and the masks that kernels found there make.
 
-Li et al.: Fully Convolutional Networks for Panoptic Segmentation, CVPR 2021, sections 3.2 and 3.5. The targets are those
-of its published code (Apache-2.0); maps of masks have a quarter of the size of the image and are soft, 0 … 1.
+Li et al.: Fully Convolutional Networks for Panoptic Segmentation, CVPR 2021, sections 3.2 and 3.5. The targets are
+those of its published code (Apache-2.0); maps of masks have a quarter of the size of the image and are soft, 0 … 1.
 """
 
 # torch leaves some of its return types open

@@ -1,7 +1,7 @@
 """From the maps of Panoptic FCN to segments: candidates at each level, kernel fusion, masks.
 
-Li et al.: Fully Convolutional Networks for Panoptic Segmentation, CVPR 2021, sections 3.2 to 3.4; the rules are those of
-its published code (Apache-2.0). Matrix NMS, which the paper compares with: Wang et al., SOLOv2, NeurIPS 2020.
+Li et al.: Fully Convolutional Networks for Panoptic Segmentation, CVPR 2021, sections 3.2 to 3.4; the rules are those
+of its published code (Apache-2.0). Matrix NMS, which the paper compares with: Wang et al., SOLOv2, NeurIPS 2020.
 """
 
 # torch leaves some of its return types open
