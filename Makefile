@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 READY := .venv/.ready
 
-.PHONY: help install demo test test-all check format bench tables clean
+.PHONY: help install demo test test-all test-long check format bench tables clean
 
 help:
 	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
@@ -34,7 +34,10 @@ test: $(READY)
 	PANSIGHT_TEST_ORDER=$(ORDER) $(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	PANSIGHT_TEST_ORDER=$(ORDER) $(PYTEST)
+	PANSIGHT_TEST_ORDER=$(ORDER) $(PYTEST) -m "not long"
+
+test-long: $(READY)
+	PANSIGHT_TEST_ORDER=$(ORDER) $(PYTEST) -m long
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -59,6 +59,7 @@ def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_regions_from_a_file(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, regions = tmp_path / "run", data / "proposals.json"
     first = ("train", "--model", "fast_rcnn", "--data", data, "--out", run)
@@ -89,6 +90,7 @@ def test_files_of_other_images_and_other_models(data: Path, tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_regions_of_another_run(data: Path, tmp_path: Path) -> None:
     """The run is needed in training alone."""
     rpn, run = tmp_path / "rpn", tmp_path / "run"

@@ -311,6 +311,7 @@ STUDIES = {
 """name → runs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), STUDIES.items())
 def test_the_shipped_studies(name, count):
     assert set(studies()) == set(STUDIES)

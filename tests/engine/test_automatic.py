@@ -190,7 +190,8 @@ def test_the_chosen_network_learns_a_step(name):
     images = Blocks(32, 32)
     tiny = models.entry(name).tiny
     backbone = {"model__backbone": tiny["backbone"]} if "backbone" in tiny else {}
-    config = choose(images, model__name=name, **backbone)
+    borrowed = {f"model__options__{key}": tiny[key] for key in ("proposer", "proposer_options") if key in tiny}
+    config = choose(images, model__name=name, **backbone, **borrowed)
     model = make_model(config.model, images.labels)[0]
     transform, divisor = make_transform(config.augment, model.input.resize)
     batch = collate([transform(images[0], np.random.default_rng(0))] * 2, divisor)

@@ -206,6 +206,7 @@ class Near:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_eight_images_are_memorised_from_given_regions() -> None:
     torch.manual_seed(0)
     dataset = Near(Shapes(8, 96, 96, seed=0))

@@ -128,8 +128,14 @@ def evaluate(model: Any, dataset: Dataset) -> dict[str, Any]:
     return evaluation_record(metrics)
 
 
+ALWAYS = ("mask2former", "upsnet")
+"""The other systems take their turn in `make test-long`."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else (pytest.mark.long,)) for name in OPTIONS]
+)
 def test_eight_images_are_memorised(name: str) -> None:
     torch.manual_seed(0)
     dataset = Shapes(8, 96, 96, seed=0)
@@ -168,6 +174,7 @@ def _enlarged(maps: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_eight_semantic_maps_are_memorised() -> None:
     torch.manual_seed(0)
     dataset = Near(Shapes(8, 96, 96, seed=0))

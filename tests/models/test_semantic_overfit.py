@@ -33,7 +33,9 @@ SCHEDULES: dict[str, tuple[int, int, float]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "segnet" else (pytest.mark.long,)) for name in OPTIONS]
+)
 def test_eight_images_are_memorised(name: str) -> None:
     torch.manual_seed(0)
     side, steps, peak = SCHEDULES[name]

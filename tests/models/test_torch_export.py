@@ -13,7 +13,7 @@ from pansight.models import MODELS, build
 from pansight.types import LabelSpace
 
 GENERAL = [name for name, entry in MODELS.items() if not entry.variant_of]
-QUICK = ("mask_rcnn", "eomt")
+QUICK = ("faster_rcnn", "fcn")
 SIZE = 64, 96
 
 

@@ -194,6 +194,7 @@ LEARNED: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", LEARNED)
 def test_eight_images_are_memorised(name: str) -> None:
     """20 to 30 seconds each; mIoU 97 and more."""

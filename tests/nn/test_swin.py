@@ -101,7 +101,7 @@ def test_equals_transformers_at_any_size(kind: str, monkeypatch: pytest.MonkeyPa
     """256 × 320 and sides below one window; and the tensors go over and back without one lost or left out."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from transformers import MaskFormerSwinConfig, SwinBackbone, SwinConfig
-    from transformers.models.queries.maskformer.modeling_maskformer_swin import MaskFormerSwinBackbone
+    from transformers.models.maskformer.modeling_maskformer_swin import MaskFormerSwinBackbone
 
     sizes: dict[str, Any] = {"embed_dim": 16, "depths": [1, 2, 2, 1], "num_heads": [1, 2, 4, 4], "window_size": 7}
     sizes["out_features"] = ["stage1", "stage2", "stage3", "stage4"]

@@ -163,7 +163,7 @@ def test_sine_positions_of_a_padded_image() -> None:
 
 
 def test_sine_positions_are_transformers() -> None:
-    from transformers.models.queries.detr.modeling_detr import DetrSinePositionEmbedding
+    from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
 
     valid = torch.zeros(1, 6, 7, dtype=torch.bool)
     valid[0, :5, :4] = True

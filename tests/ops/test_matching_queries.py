@@ -83,8 +83,8 @@ def test_box_cost():
 
 
 def test_mask_costs_equal_transformers():
-    from transformers.models.queries.mask2former import modeling_mask2former as mask2former
-    from transformers.models.queries.maskformer import modeling_maskformer as maskformer
+    from transformers.models.mask2former import modeling_mask2former as mask2former
+    from transformers.models.maskformer import modeling_maskformer as maskformer
 
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn((2, 2, 5, 70), generator=draw) * 5

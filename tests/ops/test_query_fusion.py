@@ -262,7 +262,7 @@ def test_collisions_of_transformers_ids_are_ours_too(name):
 
 def test_maps_equal_those_of_transformers_eomt():
     from transformers import EomtImageProcessor
-    from transformers.models.queries.eomt.image_processing_eomt import get_size_with_aspect_ratio
+    from transformers.models.eomt.image_processing_eomt import get_size_with_aspect_ratio
 
     edges = {"shortest_edge": 48, "longest_edge": 64}
     processor = EomtImageProcessor(size=edges)

@@ -68,7 +68,7 @@ def test_box_losses():
 
 def test_mask_losses_equal_the_references():
     import torchvision
-    from transformers.models.queries.mask2former import modeling_mask2former as mask2former
+    from transformers.models.mask2former import modeling_mask2former as mask2former
 
     draw = torch.Generator().manual_seed(0)
     logits, targets = torch.randn((6, 80), generator=draw) * 4, torch.rand((6, 80), generator=draw)
@@ -110,7 +110,7 @@ def example(objects=(3, 2), layers=3, one_map=True):
 
 def losses_of_transformers(monkeypatch, classes, masks, targets, drawn, canvas):
     """Mask2FormerLoss, whose random points are ours: the layers in its own order, the last one first."""
-    from transformers.models.queries.mask2former import modeling_mask2former as mask2former
+    from transformers.models.mask2former import modeling_mask2former as mask2former
 
     layers = len(classes)
     queue = []

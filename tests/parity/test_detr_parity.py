@@ -144,7 +144,7 @@ def test_logits_boxes_and_masks(layout: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("odd", [0, 1])
 def test_mask_head(size: tuple[int, int], odd: int) -> None:
     """Attention and head alone, on drawn features: queries that differ a lot; sides of twice the size and one less."""
-    from transformers.models.queries.detr.modeling_detr import DetrMaskHeadSmallConv, DetrMHAttentionMap
+    from transformers.models.detr.modeling_detr import DetrMaskHeadSmallConv, DetrMHAttentionMap
 
     from pansight.nn.queries.mask_head import AttentionMap, MaskHead
 

@@ -46,10 +46,14 @@ class MaskAnnealing(nn.Module):
         last, and the graph keeps them for good.
         """
         if not torch.compiler.is_exporting():
-            self._known = self.probs.tolist()
+            self.remember()
         return self._known
+
+    def remember(self) -> None:
+        """Keep what `probs` are now, where they have values, for a graph that is exported later."""
+        if not self.probs.is_meta:
+            self._known = self.probs.tolist()
 
 
 def _remember(annealing: MaskAnnealing, _: object) -> None:
-    if not annealing.probs.is_meta:
-        annealing.shares()
+    annealing.remember()

@@ -122,7 +122,7 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
         ours = _add_base(ours, BACKBONES[family, width], source)
     model = build_to_fit(name, labels, options, ours, source)
     model.annealing.probs.zero_()
-    model.annealing.shares()  # an export knows them from here
+    model.annealing.remember()
     return model, name, options
 
 
