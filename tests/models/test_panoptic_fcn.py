@@ -170,7 +170,7 @@ def test_no_candidate_at_all() -> None:
 
 
 def test_very_many_objects() -> None:
-    ids = (1 + torch.arange(18, dtype=torch.int32)[:, None] * 18 + torch.arange(18, dtype=torch.int32))
+    ids = 1 + torch.arange(18, dtype=torch.int32)[:, None] * 18 + torch.arange(18, dtype=torch.int32)
     ids = ids.repeat_interleave(8, 0).repeat_interleave(8, 1)  # 324 squares
     ids[::8], ids[:, ::8] = 0, 0
     truth = PanopticSegmentation(ids, tuple(Segment(n, 0) for n in range(1, 325)))
@@ -208,8 +208,7 @@ def test_a_prediction_by_hand() -> None:
     with torch.inference_mode():
         outputs = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
         things, stuff, kernels = (
-            [torch.full_like(m, v) for m in maps]
-            for maps, v in zip(outputs[:3], (-20.0, -20.0, 0.0), strict=True)
+            [torch.full_like(m, v) for m in maps] for maps, v in zip(outputs[:3], (-20.0, -20.0, 0.0), strict=True)
         )
         kernels[0][0, 0, 4, 2], kernels[0][0, 1] = 1.0, 1.0
         things[0][0, 1, 4, 2] = 10.0

@@ -126,13 +126,21 @@ def test_fusion_of_one_and_of_none(count: int) -> None:
 def test_vectors_without_a_direction_stay_alone() -> None:
     found = fuse_things(candidates(torch.zeros(2, 3)), 0.9)
     assert torch.equal(found.kernels, torch.zeros(2, 3))
-    assert len(fuse_things(candidates(at_angles(0, 1)), 1.0).scores) == 2
+
+
+def test_a_similarity_of_one_fuses_nothing() -> None:
+    """Not even equal kernels, whose cosine is 1 or a little less by rounding."""
+    given = candidates(torch.ones(5, 3) / 3)
+    assert len(fuse_things(given, 0.999).scores) == 1
+    found = fuse_things(given, 1.0)
+    assert torch.equal(found.kernels, given.kernels)
+    assert torch.equal(found.scores, given.scores)
 
 
 @pytest.mark.parametrize("class_aware", [True, False])
 def test_fusion_kernel_by_kernel(class_aware: bool) -> None:
     draw = torch.Generator().manual_seed(1)
-    count = 60
+    count = 150
     kernels = torch.randn(count, 3, generator=draw)
     given = Candidates(kernels, torch.randint(0, 3, (count,), generator=draw), torch.rand(count, generator=draw))
     order = sorted(range(count), key=lambda n: -float(given.scores[n]))

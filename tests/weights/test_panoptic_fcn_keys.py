@@ -48,7 +48,8 @@ def layout(things: int = 80, stuff: int = 54, star: bool = False) -> Shapes:
     biased |= {f"backbone.top_block.{p}": (256, 256, 3, 3) for p in ("p6", "p7")}
     biased |= {"position_head.out_inst": (things, 256, 3, 3), "position_head.out_sem": (stuff, 256, 3, 3)}
     biased["kernel_head.out_conv"] = (256, 256, 3, 3)
-    normed: Shapes = {f"semantic_fpn.{part}": (256, 256, 3, 3) for part in "p2.0 p3.0 p4.0 p4.2 p5.0 p5.2 p5.4".split()}
+    stages = ("p2.0", "p3.0", "p4.0", "p4.2", "p5.0", "p5.2", "p5.4")
+    normed: Shapes = {f"semantic_fpn.{part}": (256, 256, 3, 3) for part in stages}
     width = 256 if star else 64
     for k in (1, 2, 3):
         position = f"position_head.position_head.position_head_head_{k}"

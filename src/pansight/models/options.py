@@ -274,7 +274,7 @@ DECODE_OPTIONS: Options = {
     "thing_threshold": share("centres of things at or below this score are dropped"),
     "stuff_threshold": share("regions of stuff at or below this score are dropped"),
     "min_score": share("objects below this score, which counts the certainty of the mask, are dropped"),
-    "similarity": number("kernels whose cosine is at least this are fused; 1: none but equal ones", -1, 1),
+    "similarity": number("kernels whose cosine is at least this are fused; 1: none", -1, 1),
     "class_aware": flag("only kernels of one class are fused"),
     "matrix_nms": flag("scores fall by the overlap with better objects of the class: Matrix NMS"),
     "components": flag("objects are made of the semantic map: the connected components of things"),

@@ -6,6 +6,7 @@ The position head and the kernel head have one set of weights for all levels of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class ConvLayer(nn.Module):
 def conv_layers(inputs: int, channels: int, count: int, groups: int, deformable: bool = False) -> nn.Sequential:
     """`count` layers of `channels`, of which the first has other inputs."""
     widths = [inputs, *[channels] * count]
-    return nn.Sequential(*(ConvLayer(a, b, groups, deformable) for a, b in zip(widths, widths[1:], strict=False)))
+    return nn.Sequential(*(ConvLayer(a, b, groups, deformable) for a, b in pairwise(widths)))
 
 
 def predictor(inputs: int, outputs: int, kernel: int = 3, bias: float = 0.0) -> nn.Conv2d:

@@ -35,7 +35,7 @@ class KernelRules(NamedTuple):
     candidates: int = 50
     """Peaks of a level that are looked at."""
     similarity: float = 0.9
-    """Kernels of a cosine of at least this are of one object."""
+    """Kernels of a cosine of at least this are of one object; 1 switches kernel fusion off."""
     class_aware: bool = True
     """Only kernels of one class are fused."""
     matrix_nms: bool = False
@@ -105,11 +105,12 @@ def fuse_things(found: Candidates, similarity: float, class_aware: bool = True) 
 
     By falling score, a kernel survives if no better one is similar to it, whether that one survives or not. It is fused
     with those whose first similar kernel it is; a kernel whose first similar one does not survive has no part in
-    anything. So the relation is not transitive, and this is no greedy suppression.
+    anything. So the relation is not transitive, and this is no greedy suppression. A similarity of 1 fuses nothing:
+    only rounding would decide which cosines reach it.
     """
     found = found.some(found.scores.argsort(descending=True, stable=True))
     count = len(found.scores)
-    if not count:
+    if not count or similarity >= 1:
         return found
     directions = found.kernels / found.kernels.norm(dim=1, keepdim=True).clamp(min=1e-8)
     similar = directions @ directions.T >= similarity
