@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,9 @@ from pansight.data.categories import label_space
 from pansight.data.categories.coco import coco_panoptic
 from pansight.data.loader import collate
 from pansight.errors import PansightError
-from pansight.models import build
+from pansight.models import MODELS, build
 from pansight.nn.deformable import DeformableConv
-from pansight.nn.semantic.panoptic_fcn_heads import with_coordinates
+from pansight.nn.semantic.panoptic_fcn_heads import ConvLayer, with_coordinates
 from pansight.ops.centres.kernels import level_sizes
 from pansight.types import IGNORE, LabelSpace, PanopticSegmentation, Sample, Segment
 
@@ -108,6 +109,29 @@ def test_counts_by_hand() -> None:
     assert counts["objects"] == 2
     # things are found at strides 8, 16, 32 and, in the middle of the image, 128; stuff at all but this last one
     assert counts["stuff"] == 8
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_how_convolutions_start(published: bool) -> None:
+    """Offsets of a system that is trained from any pyramid are zero; those of the published code are PyTorch's."""
+    layer = ConvLayer(8, 8, 0, deformable=True, published_start=published)
+    assert isinstance(layer.conv, DeformableConv)
+    assert bool(layer.conv.offset.weight.any()) == published
+    plain = ConvLayer(8, 8, 0, deformable=False, published_start=published)
+    assert plain.conv.bias is not None
+    assert bool(plain.conv.bias.any()) == published
+    model: Any = small("panoptic_fcn")
+    assert not any(bool(m.offset.weight.any()) for m in model.modules() if isinstance(m, DeformableConv))
+
+
+@pytest.mark.parametrize("name", ["panoptic_fcn", "panoptic_fcn_r50_star"])
+def test_offsets_learn_slowly(name: str) -> None:
+    with torch.device("meta"):
+        model: Any = build(name, LABELS)
+    slow = {key for key, _ in model.named_parameters() if re.search(MODELS[name].rates.slow, key)}
+    offsets = [key for key, module in model.named_modules() if isinstance(module, DeformableConv)]
+    assert slow == {f"{key}.offset.{part}" for key in offsets for part in ("weight", "bias")}
+    assert len(offsets) == (6 if name.endswith("star") else 3)
 
 
 CHANGES: list[dict[str, Any]] = [

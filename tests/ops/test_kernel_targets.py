@@ -150,12 +150,25 @@ def test_soft_targets_of_stuff() -> None:
     semantic = torch.randint(-1, 3, (64, 96), generator=draw).repeat_interleave(8, 0)[:64]
     assert IGNORE in semantic
     one_hot = torch.stack([semantic == c for c in range(3)]).float()
-    quarter, levels = kernels.stuff_targets(semantic, 3, kernels.level_sizes((64, 96)))
+    quarter, levels = kernels.stuff_targets(semantic, 3, (64, 96), kernels.level_sizes((64, 96)))
     expected = F.interpolate(one_hot[None], scale_factor=0.25, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(quarter, expected)
     for level, size in zip(levels, [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)], strict=True):
         scores = F.interpolate(expected[None], size, mode="bilinear", align_corners=False)[0]
         torch.testing.assert_close(level, torch.where(scores < 0.5, 0.0, scores))
+
+
+@pytest.mark.parametrize("size", [(61, 50), (1, 1), (2, 31)])
+def test_stuff_of_the_unpadded_part_alone_is_resized(size: tuple[int, int]) -> None:
+    """A side that is no multiple of four is not read in steps of four, as masks of things are not."""
+    semantic = torch.full((64, 64), IGNORE)
+    semantic[: size[0], : size[1]] = torch.randint(0, 2, size, generator=torch.Generator().manual_seed(6))
+    quarter, _ = kernels.stuff_targets(semantic, 2, size, kernels.level_sizes((64, 64)))
+    one_hot = torch.stack([semantic[: size[0], : size[1]] == c for c in range(2)]).float()
+    rows, columns = (max(1, int(side / 4 + 0.5)) for side in size)
+    expected = F.interpolate(one_hot[None], (rows, columns), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(quarter[:, :rows, :columns], expected, rtol=1e-5, atol=1e-5)
+    assert float(quarter[:, rows:].sum()) == float(quarter[:, :, columns:].sum()) == 0
 
 
 def test_places_of_an_object() -> None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.errors import PansightError
-from pansight.models.contract import Entry, background_and_stuff, stuff_and_things, things
+from pansight.models.contract import Entry, RateGroups, background_and_stuff, stuff_and_things, things
 from pansight.models.options import (
     DECODE_OPTIONS,
     PYRAMID_OPTIONS,
@@ -134,14 +134,14 @@ class PanopticFCN(nn.Module):
         boxes = [target.boxes_xyxy for target in instance_targets(batch, self.labels)]
         objects = sum(int(truth.levels_of_boxes(each, self.settings.size_ranges).sum()) for each in boxes)
         stuff = 0
-        for semantic in semantic_targets(batch, self.class_of_category):
-            _, levels = self._stuff_targets(semantic)
+        for semantic, image in zip(semantic_targets(batch, self.class_of_category), batch.truths, strict=True):
+            _, levels = self._stuff_targets(semantic, image.size)
             stuff += sum(int((level.flatten(1).amax(1) > 0).sum()) for level in levels)
         return {"images": float(len(boxes)), "objects": float(objects), "stuff": float(stuff)}
 
-    def _stuff_targets(self, semantic: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _stuff_targets(self, semantic: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
         sizes = truth.level_sizes((semantic.shape[0], semantic.shape[1]))
-        return truth.stuff_targets(semantic, len(self.category_of_class), sizes)
+        return truth.stuff_targets(semantic, len(self.category_of_class), size, sizes)
 
     def loss(self, batch: Batch, totals: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """L = λ_pos · (L_things + L_stuff) + λ_seg · (L_mask + L_semantic), sections 3.2 and 3.5.
@@ -165,7 +165,7 @@ class PanopticFCN(nn.Module):
             of_image = _of_image(outputs, image)
             size = batch.truths[image].size
             found = truth.object_targets(target, size, padded, len(self.labels.things), self.settings)
-            masks, scores = self._stuff_targets(semantic[image])
+            masks, scores = self._stuff_targets(semantic[image], size)
             for level, (heat, region) in enumerate(zip(found.heat, scores, strict=True)):
                 things, said = of_image.things[level], of_image.stuff[level]
                 places = things.shape[1] * things.shape[2]
@@ -288,14 +288,14 @@ def _embedded(generator: nn.Conv2d, vectors: Tensor) -> Tensor:
 
 
 def _in_float32(outputs: PanopticFCNOutputs) -> PanopticFCNOutputs:
-    levels = [[each.float() for each in maps] for maps in outputs[:3]]
-    return PanopticFCNOutputs(*levels, outputs.features.float(), outputs.extents)
+    things, stuff, kernels = ([each.float() for each in maps] for maps in outputs[:3])
+    return PanopticFCNOutputs(things, stuff, kernels, outputs.features.float(), outputs.extents)
 
 
 def _of_image(outputs: PanopticFCNOutputs, image: int) -> PanopticFCNOutputs:
     """The maps of one image, without the axis of images."""
-    levels = [[each[image] for each in maps] for maps in outputs[:3]]
-    return PanopticFCNOutputs(*levels, outputs.features[image], outputs.extents[image])
+    things, stuff, kernels = ([each[image] for each in maps] for maps in outputs[:3])
+    return PanopticFCNOutputs(things, stuff, kernels, outputs.features[image], outputs.extents[image])
 
 
 def check_ranges(size_ranges: Sequence[float]) -> None:
@@ -418,9 +418,9 @@ def _published(
         net,
         FPN(net.channels, extra=None),
         pixel_branch("semantic_fpn", 256, net.strides, 32),
-        PositionHead(256, 3, 32, True, len(labels.things), stuff_classes),
-        KernelHead(256, 3, 32, True),
-        FeatureEncoder(256, feature_channels, True, deformable_features),
+        PositionHead(256, 3, 32, True, len(labels.things), stuff_classes, published_start=True),
+        KernelHead(256, 3, 32, True, published_start=True),
+        FeatureEncoder(256, feature_channels, True, deformable_features, published_start=True),
         (predictor(256, feature_channels, 1), predictor(256, feature_channels, 1)),
         labels,
         Input(resize, net.pixels),
@@ -481,6 +481,7 @@ GENERAL = Entry(
     needs_things=True,
     backbone="pyramid",
     adapts=("pretrained", "frozen_bn", "short", "detections", "min_stuff_area"),
+    rates=RateGroups(slow=r"\.conv\.offset\."),
     class_rows={"position_head.things": things, "position_head.stuff": background_and_stuff},
     small=SMALL,
     tiny=TINY,

@@ -29,18 +29,25 @@ def with_coordinates(x: Tensor) -> Tensor:
 
 
 class ConvLayer(nn.Module):
-    """A 3×3 convolution, plain or deformable (v2), and ReLU; groups: of a GroupNorm between, 0: a bias instead."""
+    """A 3×3 convolution, plain or deformable (v2), and ReLU; groups: of a GroupNorm between, 0: a bias instead.
 
-    def __init__(self, inputs: int, channels: int, groups: int, deformable: bool):
+    published_start: plain convolutions, and those that say offsets, start with PyTorch's weights, as in the published
+    code. Offsets then grow with the pyramid, whose values differ by backbone: beyond a few places, the position head
+    does not learn. Otherwise they start at zero, and plain convolutions with weights for ReLU.
+    """
+
+    def __init__(self, inputs: int, channels: int, groups: int, deformable: bool, published_start: bool):
         super().__init__()
         bias = groups == 0
         if deformable:
-            self.conv = DeformableConv(inputs, channels, bias=bias, modulated=True, still=False)
+            still = not published_start
+            self.conv = DeformableConv(inputs, channels, bias=bias, modulated=True, still=still)
         else:
             self.conv = nn.Conv2d(inputs, channels, 3, padding=1, bias=bias)
-        nn.init.kaiming_uniform_(self.conv.weight, nonlinearity="relu")
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
+        if deformable or not published_start:
+            nn.init.kaiming_uniform_(self.conv.weight, nonlinearity="relu")
+            if self.conv.bias is not None:
+                nn.init.zeros_(self.conv.bias)
         self.norm = GroupNorm(groups, channels) if groups else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,10 +55,12 @@ class ConvLayer(nn.Module):
         return F.relu(self.norm(self.conv(x)))
 
 
-def conv_layers(inputs: int, channels: int, count: int, groups: int, deformable: bool = False) -> nn.Sequential:
+def conv_layers(
+    inputs: int, channels: int, count: int, groups: int, deformable: bool, published_start: bool
+) -> nn.Sequential:
     """`count` layers of `channels`, of which the first has other inputs."""
     widths = [inputs, *[channels] * count]
-    return nn.Sequential(*(ConvLayer(a, b, groups, deformable) for a, b in pairwise(widths)))
+    return nn.Sequential(*(ConvLayer(a, b, groups, deformable, published_start) for a, b in pairwise(widths)))
 
 
 def predictor(inputs: int, outputs: int, kernel: int = 3, bias: float = 0.0) -> nn.Conv2d:
@@ -66,9 +75,18 @@ def predictor(inputs: int, outputs: int, kernel: int = 3, bias: float = 0.0) -> 
 class PositionHead(nn.Module):
     """Scores of each place: is it the centre of a thing of that class, is it stuff of that class."""
 
-    def __init__(self, channels: int, convs: int, groups: int, deformable: bool, things: int, stuff: int):
+    def __init__(
+        self,
+        channels: int,
+        convs: int,
+        groups: int,
+        deformable: bool,
+        things: int,
+        stuff: int,
+        published_start: bool = False,
+    ):
         super().__init__()
-        self.convs = conv_layers(channels, channels, convs, groups, deformable)
+        self.convs = conv_layers(channels, channels, convs, groups, deformable, published_start)
         self.things = predictor(channels, things, bias=PRIOR)
         self.stuff = predictor(channels, stuff, bias=PRIOR)
 
@@ -81,10 +99,10 @@ class PositionHead(nn.Module):
 class KernelHead(nn.Module):
     """The kernel of each place. coordinates: the head is told where on the map a place is."""
 
-    def __init__(self, channels: int, convs: int, groups: int, coordinates: bool):
+    def __init__(self, channels: int, convs: int, groups: int, coordinates: bool, published_start: bool = False):
         super().__init__()
         self.coordinates = coordinates
-        self.convs = conv_layers(channels + 2 * coordinates, channels, convs, groups)
+        self.convs = conv_layers(channels + 2 * coordinates, channels, convs, groups, False, published_start)
         self.predictor = predictor(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,10 +113,10 @@ class KernelHead(nn.Module):
 class FeatureEncoder(nn.Module):
     """The pixels that kernels are multiplied with: three convolutions with a bias, the last one with a ReLU, too."""
 
-    def __init__(self, inputs: int, channels: int, coordinates: bool, deformable: bool):
+    def __init__(self, inputs: int, channels: int, coordinates: bool, deformable: bool, published_start: bool = False):
         super().__init__()
         self.coordinates = coordinates
-        self.convs = conv_layers(inputs + 2 * coordinates, channels, 3, groups=0, deformable=deformable)
+        self.convs = conv_layers(inputs + 2 * coordinates, channels, 3, 0, deformable, published_start)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H/4, W/4) → (B, channels, H/4, W/4)."""

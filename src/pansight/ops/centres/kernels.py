@@ -168,19 +168,20 @@ def object_targets(
     return ObjectTargets(masks, things, levels, heat)
 
 
-def stuff_targets(semantic: Tensor, classes: int, sizes: Sequence[Size]) -> tuple[Tensor, list[Tensor]]:
+def stuff_targets(semantic: Tensor, classes: int, image: Size, sizes: Sequence[Size]) -> tuple[Tensor, list[Tensor]]:
     """(soft masks of all classes float32 (C, H/4, W/4), soft targets of their scores at each level (C, h, w)).
 
-    semantic int64 (H, W), sides multiples of 4, IGNORE where nothing is known. Bilinear to a quarter reads the four
-    pixels in the middle of each block of sixteen; at the levels what is less than a half becomes zero.
+    semantic int64 (H, W) of the padded image, IGNORE where nothing is known; image: (height, width) of its unpadded
+    part, which alone is resized, bilinear, so that padding is 0. At the levels what is less than a half becomes zero.
     """
-    quarter = torch.zeros((classes + 1, semantic.shape[0] // QUARTER, semantic.shape[1] // QUARTER))
-    quarter = quarter.to(semantic.device)
+    shape = (classes + 1, semantic.shape[0] // QUARTER, semantic.shape[1] // QUARTER)
+    quarter = torch.zeros(shape, device=semantic.device)
     known = torch.where(semantic == IGNORE, classes, semantic)
-    for row in (1, 2):
-        for column in (1, 2):
-            places = known[None, row::QUARTER, column::QUARTER]
-            quarter.scatter_add_(0, places, torch.full_like(places, 0.25, dtype=torch.float32))
+    (top, bottom, down), (left, right, across) = (_neighbours(side, semantic.device) for side in image)
+    inner = quarter[:, : len(top), : len(left)]
+    for rows, of_rows in ((top, 1 - down), (bottom, down)):
+        for columns, of_columns in ((left, 1 - across), (right, across)):
+            inner.scatter_add_(0, known[rows][:, columns][None], (of_rows[:, None] * of_columns)[None])
     quarter = quarter[:classes]
     levels: list[Tensor] = []
     for size in sizes:
