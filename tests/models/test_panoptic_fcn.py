@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,9 @@ from pansight.data.categories.coco import coco_panoptic
 from pansight.data.loader import collate
 from pansight.errors import PansightError
 from pansight.models import MODELS, build
+from pansight.models.panoptic.panoptic_fcn import panoptic_fcn
 from pansight.nn.deformable import DeformableConv
-from pansight.nn.semantic.panoptic_fcn_heads import ConvLayer, with_coordinates
+from pansight.nn.semantic.panoptic_fcn_heads import ConvLayer, pixel_branch, with_coordinates
 from pansight.ops.centres.kernels import level_sizes
 from pansight.types import IGNORE, LabelSpace, PanopticSegmentation, Sample, Segment
 
@@ -166,6 +168,92 @@ def test_what_the_paper_compares_with(change: dict[str, Any]) -> None:
         (prediction,) = model.decode(outputs, [(50, 70)], **thresholds(model))
     assert_legal(prediction, (50, 70), LABELS)
     assert any(isinstance(m, DeformableConv) for m in model.position_head.modules()) == change.get("deformable", True)
+
+
+OF_LOSS: dict[str, tuple[Any, list[str]]] = {
+    "centre": ("box", ["position_things"]),
+    "picks": (2, ["mask"]),
+    "weighted": (False, ["mask"]),
+    "size_ranges": ([1, 16, 8, 32, 16, 64, 32, 128, 64, 2048], ["position_things", "mask"]),
+    "mask_weight": (1.0, ["mask", "semantic"]),
+    "position_weight": (2.0, ["position_things", "position_stuff"]),
+}
+OF_NETWORK: dict[str, Any] = {
+    "fpn_channels": 32,
+    "feature_channels": 4,
+    "position_convs": 2,
+    "kernel_convs": 2,
+    "deformable": False,
+    "deformable_features": True,
+    "coord_kernels": False,
+    "coord_features": False,
+}
+OF_DECODING: dict[str, Any] = {
+    "thing_threshold": 0.3,
+    "stuff_threshold": 1.0,
+    "candidates": 1,
+    "similarity": 1.0,
+    "class_aware": False,
+    "matrix_nms": True,
+    "mask_threshold": 0.6,
+    "min_score": 0.5,
+    "detections": 3,
+    "min_stuff_area": 96 * 96 + 1,
+}
+
+
+def changed(**given: Any) -> Any:
+    """The tiny network with other options, from the same random numbers."""
+    torch.manual_seed(0)
+    return build("panoptic_fcn", LABELS, **{**SMALL["panoptic_fcn"], "min_stuff_area": 10, **given})
+
+
+def spread(model: Any) -> Any:
+    """With scores that differ from place to place, as those of a trained network do."""
+    for predictor in (model.position_head.things, model.position_head.stuff):
+        nn.init.normal_(predictor.weight, std=0.3)
+    nn.init.constant_(model.position_head.stuff.bias[:1], -20)  # no place is of the class of all things
+    return model
+
+
+def test_every_option_of_this_system_is_tried() -> None:
+    usual = {"labels", "backbone", "pretrained", "short", "long", "frozen_bn", "freeze_stages"}
+    asked = set(inspect.signature(panoptic_fcn).parameters)
+    assert asked - usual == {*OF_LOSS, *OF_NETWORK, *OF_DECODING, "features"}
+
+
+@pytest.mark.parametrize("option", OF_LOSS)
+def test_options_of_the_loss_change_their_terms(option: str) -> None:
+    batch, (value, terms) = shapes_batch(), OF_LOSS[option]
+    usual, other = (spread(changed(**given)).train().loss(batch) for given in ({}, {option: value}))
+    assert [name for name in TERMS if not torch.isclose(usual[name], other[name], rtol=1e-5)] == terms
+
+
+@pytest.mark.parametrize("option", OF_NETWORK)
+def test_options_of_the_network_change_its_weights(option: str) -> None:
+    def shapes(**given: Any) -> dict[str, torch.Size]:
+        return {key: p.shape for key, p in changed(**given).named_parameters()}
+
+    assert shapes() != shapes(**{option: OF_NETWORK[option]})
+
+
+def test_the_feature_encoder_reads_what_it_is_told_to() -> None:
+    levels = [torch.full((1, 2, 8 >> k, 8 >> k), 10.0**k) for k in range(4)]
+    assert float(pixel_branch("p2", 2, (4, 8, 16, 32), 1)(levels).mean()) == 1.0
+    assert float(pixel_branch("sum", 2, (4, 8, 16, 32), 1)(levels).mean()) == 1111.0
+    assert list(pixel_branch("semantic_fpn", 2, (4, 8, 16, 32), 1).parameters())
+
+
+@pytest.mark.parametrize("option", OF_DECODING)
+def test_options_of_decoding_change_what_is_found(option: str) -> None:
+    batch, value = shapes_batch(1), OF_DECODING[option]
+    found: list[Any] = []
+    for given in ({}, {option: value}):
+        model = spread(changed(**given)).eval()
+        shown = {"thing_threshold": 1.0} if "stuff" in option else {}  # else things hide the stuff
+        with torch.inference_mode():
+            found.append(flat(model.decode(model(batch.images, batch.valid), [(96, 96)], **shown)[0]))
+    assert not all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_fusion_leaves_fewer_objects() -> None:
