@@ -54,7 +54,7 @@ def padded(image: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return images, valid
 
 
-@pytest.fixture(scope="module", params=["r50", "star"])
+@pytest.fixture(scope="module", params=["r50", pytest.param("star", marks=pytest.mark.long)])
 def run(request: pytest.FixtureRequest) -> Run:
     kind, name = request.param, "panoptic_fcn_r50_star" if request.param == "star" else "panoptic_fcn_r50"
     salt = f"panoptic_fcn_{kind}"

@@ -165,7 +165,8 @@ def on_the_cpu(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Te
     return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
 
-def main(detectron: Path, checkout: Path, kinds: list[str]) -> None:
+def use(detectron: Path, checkout: Path) -> None:
+    """Make both importable, on a CPU."""
     sys.path[:0] = [str(detectron), str(checkout)]
     import detectron2
 
@@ -174,6 +175,10 @@ def main(detectron: Path, checkout: Path, kinds: list[str]) -> None:
     import detectron2.layers.deform_conv
 
     detectron2.layers.deform_conv.modulated_deform_conv = on_the_cpu
+
+
+def main(detectron: Path, checkout: Path, kinds: list[str]) -> None:
+    use(detectron, checkout)
     for kind in kinds:
         model = network(checkout, kind).eval()
         rows = [" ".join([name, *map(str, tensor.shape)]) for name, tensor in model.state_dict().items()]
