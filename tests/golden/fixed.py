@@ -51,8 +51,8 @@ def weight(name: str, shape: Sequence[int], salt: str) -> Tensor:
     """The tensor of a detectron2 key.
 
     Filters sum to zero, so that what all channels have in common does not drown the picture in a deep network; the
-    last norm of a residual branch is small, so that the sum over blocks stays in range; the first norm of a network with
-    a pyramid takes pixels that nobody divided by a deviation.
+    last norm of a residual branch is small, so that the sum over blocks stays in range; the first norm of a network
+    with a pyramid takes pixels that nobody divided by a deviation.
     """
     values = torch.from_numpy(uniform(f"{salt} {name}", int(np.prod(shape)))).reshape(tuple(shape))
     if name.endswith("norm.running_var"):

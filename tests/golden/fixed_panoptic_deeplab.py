@@ -1,4 +1,4 @@
-"""What the golden numbers of Panoptic-DeepLab are made from, beyond `fixed`: settings, truths, and maps to be grouped."""
+"""What golden numbers of Panoptic-DeepLab are made from, beyond `fixed`: settings, truths, and maps to be grouped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SIGMAS = {"plain": 10, "separable": 10, "coco": 8}
 
 
 def weights(case: str, golden: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """A whole state dict in detectron2's layout; `golden` has the case's layout and what its last layers were set to."""
+    """A whole state dict of a case; `golden` has its layout, and gain and bias of the layers that predict."""
     state: dict[str, Tensor] = {}
     for row in golden[f"{case} layout"].tolist():
         name, *sides = row.split()

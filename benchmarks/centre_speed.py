@@ -1,0 +1,150 @@
+"""Panoptic-DeepLab's grouping: ours beside the published formulation, the maps being the same.
+
+    python benchmarks/centre_speed.py [--repeats 7] [--threads 1] [--dry]
+
+Photos of 1024×2048 pixels and 19 classes. "map": from class logits, heat and offsets to the panoptic map; ours has the
+scores of the objects besides. "nearest": the centre that each pixel of a thing points to, alone. As published, the
+distances of all pixels to all centres are taken at once, and each object in turn is asked for its most frequent class;
+that is written anew here. Things cover some 40 % of the photo, pixels miss their centres by some pixels, part of each
+object is mistaken for another class, and the heat has a peak at each centre, as a trained network's has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from common import alternate, save
+from pansight.ops.fast import plain
+from pansight.ops.fusion.centres import CentreRule, find_centres, group_pixels, nearest_centres
+from pansight.types import LabelSpace
+
+LABELS = LabelSpace.from_names([f"thing {n}" for n in range(8)], [f"stuff {n}" for n in range(11)])
+THINGS = [category.id for category in LABELS.things]
+SIZE = (1024, 2048)
+CENTRES = (100, 200)
+
+
+class Maps(NamedTuple):
+    """logits float32 (19, H, W), heat float32 (H, W), offsets float32 (2, H, W), y first."""
+
+    logits: Tensor
+    heat: Tensor
+    offsets_yx: Tensor
+
+
+def scene(objects: int) -> Maps:
+    """Ellipses in the cells of a grid, in front of bands of stuff."""
+    draw = torch.Generator().manual_seed(objects)
+    rows, (height, width) = {100: 10, 200: 10}[objects], SIZE
+    columns = objects // rows
+    down, across = height / rows, width / columns
+    y, x = torch.arange(height)[:, None], torch.arange(width)[None]
+    row = torch.div(y, down, rounding_mode="floor").long()
+    cell = row * columns + torch.div(x, across, rounding_mode="floor").long()  # (H, W)
+    places = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).flatten(1) + 0.5
+    centres = (places * torch.tensor([[down], [across]])).round()  # (2, K)
+    away = centres[:, cell] - torch.stack(torch.broadcast_tensors(y, x))  # (2, H, W)
+    is_thing = (away[0] / (0.36 * down)) ** 2 + (away[1] / (0.36 * across)) ** 2 < 1
+    of_object = torch.tensor(THINGS)[torch.randint(len(THINGS), (2, objects), generator=draw)]
+    classes = torch.where(away[0] > 0.2 * down, of_object[1][cell], of_object[0][cell])
+    stuff = torch.tensor([category.id for category in LABELS.stuff])[(y * 11 // height)].expand(SIZE)
+    classes = torch.where(is_thing, classes, stuff)
+    logits = torch.randn((len(LABELS), height, width), generator=draw).scatter_add_(
+        0, classes[None], torch.full((1, height, width), 12.0)
+    )
+    heat = torch.exp(-(away**2).sum(0) / (2 * 8.0**2)) + 0.02 * torch.rand(SIZE, generator=draw)
+    return Maps(logits, heat, away + 3 * torch.randn(away.shape, generator=draw))
+
+
+def published_nearest(centres_yx: Tensor, offsets_yx: Tensor) -> Tensor:
+    """int64 (H, W), numbers from 1; memory for twice as many numbers as there are pixels and centres."""
+    height, width = offsets_yx.shape[1:]
+    places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    pointed = (places + offsets_yx).flatten(1).T  # (H · W, 2)
+    distances = (centres_yx[:, None] - pointed).norm(dim=2)  # (K, H · W)
+    return distances.argmin(0).view(height, width) + 1
+
+
+def published_map(maps: Maps, rule: CentreRule) -> Tensor:
+    """int64 (H, W): class · 1000, plus a thing's number in its class; -1 for void."""
+    semantic = maps.logits.argmax(0)
+    is_thing = torch.isin(semantic, torch.tensor(THINGS))
+    numbers = published_nearest(find_centres(maps.heat, *rule[:3]), maps.offsets_yx) * is_thing
+    result = torch.full_like(semantic, -1)
+    met = [0] * len(LABELS)
+    for number in numbers.unique().tolist():
+        if number:
+            mask = numbers == number
+            category = int(semantic[mask].mode().values)
+            met[category] += 1
+            result[mask] = category * 1000 + met[category]
+    for category in LABELS.stuff:
+        mask = (semantic == category.id) & (numbers == 0)
+        if int(mask.sum()) >= rule.min_stuff_area:
+            result[mask] = category.id * 1000
+    return result
+
+
+def our_map(maps: Maps, rule: CentreRule) -> Tensor:
+    """The same from our rule."""
+    panoptic, _ = group_pixels(maps.logits, maps.heat, maps.offsets_yx, LABELS, rule)
+    table, met = [-1], [0] * len(LABELS)
+    for segment in panoptic.segments:
+        met[segment.category] += segment.category in THINGS
+        table.append(segment.category * 1000 + met[segment.category])
+    return torch.tensor(table)[panoptic.ids]
+
+
+def contenders(objects: int) -> dict[str, Callable[[], Any]]:
+    """What is timed, after it was seen to give the same."""
+    maps, rule = scene(objects), CentreRule(centres=objects + 1)  # the last one of as many as are asked for goes
+    semantic = maps.logits.max(0).indices
+    is_thing = torch.isin(semantic, torch.tensor(THINGS))
+    centres = find_centres(maps.heat, *rule[:3])
+    assert len(centres) == objects
+
+    def without_kernels() -> Tensor:
+        with plain():
+            return nearest_centres(centres, maps.offsets_yx, is_thing)
+
+    ours = nearest_centres(centres, maps.offsets_yx, is_thing)
+    assert torch.equal(ours.long(), published_nearest(centres, maps.offsets_yx) * is_thing)
+    assert torch.equal(ours, without_kernels())
+    assert torch.equal(our_map(maps, rule), published_map(maps, rule))
+    return {
+        "map, as published": lambda: published_map(maps, rule),
+        "map, ours": lambda: group_pixels(maps.logits, maps.heat, maps.offsets_yx, LABELS, rule),
+        "nearest, as published": lambda: published_nearest(centres, maps.offsets_yx),
+        "nearest, ours": lambda: nearest_centres(centres, maps.offsets_yx, is_thing),
+        "nearest, ours without the compiled loop": without_kernels,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dry", action="store_true", help="write no file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    record: dict[str, Any] = {"threads": options.threads, "size": SIZE, "cases": {}}
+    for objects in CENTRES:
+        seconds = alternate(contenders(objects), options.repeats)
+        ratio = {what: seconds[f"{what}, ours"] / seconds[f"{what}, as published"] for what in ("map", "nearest")}
+        milliseconds = {name: round(1000 * value, 1) for name, value in seconds.items()}
+        record["cases"][f"{objects} centres"] = {"milliseconds": milliseconds, "ratio": ratio}
+        print(f"{objects} centres")
+        for name, value in milliseconds.items():
+            print(f"  {name:42s} {value:9.1f} ms")
+        print("  " + ", ".join(f"{what}: {value:.3f} of the published" for what, value in ratio.items()))
+    if not options.dry:
+        save("centre_speed", record)
+
+
+if __name__ == "__main__":
+    main()
