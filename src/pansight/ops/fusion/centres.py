@@ -46,12 +46,13 @@ def find_centres(heat: Tensor, threshold: float, window: int, count: int) -> Ten
     peaks those are kept that are larger than the `count`-th value: one less than `count`, or fewer where values are
     equal, as both published versions have it.
     """
-    heat = torch.where(heat > threshold, heat.float(), -1.0)
+    heat = torch.where(heat > threshold, heat.float(), -torch.inf)
     side = max(1, window) | 1  # an even window has no centre
-    peaks = torch.where(F.max_pool2d(heat[None, None], side, stride=1, padding=side // 2)[0, 0] == heat, heat, -1.0)
-    if peaks.numel() <= count:
-        return (peaks > 0).nonzero()
-    return (peaks > peaks.flatten().topk(count).values[-1:].clamp(min=0)).nonzero()
+    peaks = torch.where(
+        F.max_pool2d(heat[None, None], side, stride=1, padding=side // 2)[0, 0] == heat, heat, -torch.inf
+    )
+    least = -torch.inf if peaks.numel() <= count else peaks.flatten().topk(count).values[-1]
+    return (peaks > least).nonzero()
 
 
 def nearest_centres(centres_yx: Tensor, offsets_yx: Tensor, is_thing: Tensor) -> Tensor:
