@@ -122,6 +122,18 @@ def fusion_speed(record: Record) -> str:
     return table(["", "", "transformers ms", "ours ms", "ratio"], rows) + f"\n\n{where(record)}; the same maps"
 
 
+def centre_speed(record: Record) -> str:
+    rows: list[list[str]] = []
+    for case, figures in record["cases"].items():
+        ms = figures["milliseconds"]
+        for what in ("map", "nearest"):
+            cells = [ms[f"{what}, {who}"] for who in ("as published", "by squares", "ours")]
+            ratio = figures["ratio"][f"{what} / as published"], figures["ratio"][f"{what} / by squares"]
+            rows.append([case, what, *(f"{cell:.0f}" for cell in cells), *(f"{value:.3f}" for value in ratio)])
+    header = ["", "", "as published ms", "by squares ms", "ours ms", "ours / as published", "ours / by squares"]
+    return table(header, rows) + f"\n\n{where(record)}; one thread; the same maps"
+
+
 def accuracy(record: Record) -> str:
     names = {"detr": "DETR-panoptic", "maskformer": "MaskFormer", "mask2former": "Mask2Former", "eomt": "EoMT"}
     groups: dict[tuple[str, str, int], dict[str, list[Record]]] = {}
@@ -378,6 +390,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "transformer_speed": beside_transformers,
     "transformer_training": beside_transformers,
     "fusion_speed": fusion_speed,
+    "centre_speed": centre_speed,
     "accuracy": accuracy,
     "detr_steps": detr_steps,
     "loader": loader,
