@@ -4,14 +4,18 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 READY := .venv/.ready
 
+# the many processes of the tests need not each compile the package again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-all test-long check format bench tables clean
 
 help:
 	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
 	@echo "make demo      train, measure and explain Panoptic FPN on generated shapes (about 4 minutes, CPU)"
 	@echo "make test      the newcomer's tests (about 5 minutes on 2 cores)"
-	@echo "make test-all  the long ones too: every system memorises images, full-size networks, 2,000 damaged inputs"
-	@echo "               (about 20 minutes); ORDER=7 runs either in an order drawn from the number 7"
+	@echo "make test-all  the long ones too: full-size networks, 1,000 damaged inputs, what other tools read"
+	@echo "               (about 15 minutes); ORDER=7 runs either in an order drawn from the number 7"
+	@echo "make test-long the rest: every system memorises images, 1,000 other damaged inputs (about 20 minutes)"
 	@echo "make check     ruff and pyright"
 	@echo "make bench     run every benchmark again and rewrite the tables of docs (hours); make tables: only the tables"
 

@@ -56,6 +56,7 @@ def test_trainings_of_the_toy_are_swept_broken_and_compared(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a minute and a half
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_recipe_with_two_backbones_and_two_seeds(tmp_path):

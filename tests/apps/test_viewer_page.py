@@ -19,6 +19,8 @@ from pansight.apps.pages.viewer import EncodedImage, ViewerWriter, encode
 from pansight.engine.evaluate import SheetRow, write_sheet
 from pansight.types import PanopticSegmentation, Sample, Segment
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028'\"&"
 
 

@@ -21,6 +21,7 @@ from pansight.engine.optim import (
 )
 from pansight.errors import PansightError
 from pansight.models import MODELS
+from pansight.models.contract import RateGroups
 from pansight.nn.queries.annealing import MaskAnnealing
 
 
@@ -110,6 +111,14 @@ def test_layer_decay_counts_from_the_top_of_the_backbone():
         parameter_groups(Net(), config, rates)
     with pytest.raises(PansightError, match=other):  # blocks that no entry speaks of, as EfficientNet's
         parameter_groups(model, config, MODELS["mask2former"].rates)
+
+
+def test_offsets_learn_slowly():
+    model = nn.ModuleDict({"conv": nn.ModuleDict({"offset": nn.Linear(2, 2)}), "offsets": nn.Linear(2, 2)})
+    groups = parameter_groups(model, TrainConfig(lr=1.0), RateGroups(slow=r"conv\.offset\."))
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert found == {"conv.offset.weight": 0.1, "conv.offset.bias": 0.1, "offsets.weight": 1.0, "offsets.bias": 1.0}
 
 
 def test_open_values_are_plain_ones():

@@ -1,7 +1,8 @@
 """Hostile and broken input for `evaluate`, `check` and `convert`: a clear error or a right result, nothing else.
 
-250 cases in `make test`, 2,000 in `make test-all`, each drawn from its own number: PANSIGHT_FUZZ=50000 runs as many,
-PANSIGHT_FUZZ_CASE=123 that one and prints what it did. What long runs found is kept in test_found.py.
+1,000 cases in `make test-all`, as many others in `make test-long`, each drawn from its own number:
+PANSIGHT_FUZZ=50000 runs as many, PANSIGHT_FUZZ_CASE=123 that one and prints what it did.
+What long runs found is kept in test_found.py.
 """
 
 from __future__ import annotations
@@ -133,8 +134,11 @@ def test_one_case(seeds, sandbox):
     print(run_case(case, sandbox))
 
 
-BLOCKS = [pytest.param(start, marks=pytest.mark.slow) for start in range(0, COUNT, BLOCK)]
-"""The first block is part of `make test`, the others of `make test-all`."""
+BLOCKS = [
+    pytest.param(start, marks=[pytest.mark.slow] if start < COUNT // 2 else [pytest.mark.slow, pytest.mark.long])
+    for start in range(0, COUNT, BLOCK)
+]
+"""The first half is part of `make test-all`, the other one of `make test-long`."""
 
 
 @pytest.mark.timeout(600)

@@ -57,8 +57,8 @@ def padded(kind: str) -> tuple[Tensor, Tensor]:
     return images, valid
 
 
-RUNS = KINDS
-"""Panoptic FPN has all that the other two have; these are part of `make test-all`."""
+RUNS = [pytest.param(kind, marks=() if kind == "panoptic_fpn" else (pytest.mark.long,)) for kind in KINDS]
+"""Panoptic FPN has all that the other two have, which are left to `make test-long`."""
 
 
 @pytest.fixture(scope="module", params=RUNS)

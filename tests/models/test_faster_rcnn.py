@@ -38,7 +38,7 @@ def test_small_twins_find_the_same(size):
     ("name", "reference", "options"),
     [
         ("faster_rcnn_r50_tv", detection.fasterrcnn_resnet50_fpn, {"bn_eps": 1e-5}),
-        ("faster_rcnn_r50_tv_v2", detection.fasterrcnn_resnet50_fpn_v2, {}),
+        pytest.param("faster_rcnn_r50_tv_v2", detection.fasterrcnn_resnet50_fpn_v2, {}, marks=pytest.mark.long),
     ],
 )
 def test_full_networks_find_the_same(name: str, reference: Any, options: dict[str, Any]):

@@ -143,6 +143,8 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
     elif name.startswith("upsnet_"):
         short, long = (1024, 2048) if name.endswith("cityscapes") else (800, 1333)
         expected = ResizeRule(short, long, rounding="eomt", filter="plain")
+    elif name == "panoptic_fcn_r50_cityscapes":
+        expected = ResizeRule(1024, 2048)
     elif name == "efficientps_cityscapes":
         expected = ResizeRule(1024, 2048, filter="plain")
     elif name.startswith("detr"):
@@ -151,4 +153,4 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
         expected = ResizeRule(800, 1333, 1 if name.startswith("maskformer_") else 32, "detectron2")
     assert given.resize == expected
     assert given.black_padding == name.startswith("eomt")
-    assert given.bgr == (name.endswith("_d2") or name.startswith("upsnet_"))
+    assert given.bgr == (name.endswith("_d2") or name.startswith(("upsnet_", "panoptic_fcn_")))

@@ -56,7 +56,7 @@ def test_small_twins_find_the_same(size):
     ("name", "reference", "options"),
     [
         ("mask_rcnn_r50_tv", detection.maskrcnn_resnet50_fpn, {"bn_eps": 1e-5}),
-        ("mask_rcnn_r50_tv_v2", detection.maskrcnn_resnet50_fpn_v2, {}),
+        pytest.param("mask_rcnn_r50_tv_v2", detection.maskrcnn_resnet50_fpn_v2, {}, marks=pytest.mark.long),
     ],
 )
 def test_full_networks_find_the_same(name: str, reference: Any, options: dict[str, Any]):

@@ -24,6 +24,11 @@ from pansight.models import build
 from pansight.types import Batch
 
 EVERY_SMALL = pytest.mark.parametrize("name", SMALL)
+QUICK = ("mask_rcnn", "panoptic_fpn", "mask2former", "unet")
+"""One of each family; the others are part of `make test-all`."""
+QUICK_ONES_AND_SLOW_ONES = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in SMALL]
+)
 
 Step = tuple[dict[str, Tensor], dict[str, float]]
 
@@ -44,7 +49,7 @@ def assert_same_step(found: Step, expected: Step) -> None:
     assert terms == pytest.approx(expected[1], rel=1e-5)
 
 
-@EVERY_SMALL
+@QUICK_ONES_AND_SLOW_ONES
 def test_parts_add_up_to_the_whole(name: str) -> None:
     """Also where one of them has no object at all."""
     model, batch = without_chance(name), uneven_batch()

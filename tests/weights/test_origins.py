@@ -104,6 +104,12 @@ LAYOUTS = {
         "bbox_head.fc_cls.weight mask_head.conv_logits.bias semantic_head.lateral_convs_ss.0.conv.bn.weight "
         "semantic_head.conv_logits.weight",
     ),
+    "Panoptic FCN": (
+        "Panoptic FCN",
+        "backbone.bottom_up.stem.conv1.weight backbone.fpn_lateral2.weight backbone.top_block.p6.weight "
+        "semantic_fpn.p2.0.weight position_head.out_inst.weight kernel_head.out_conv.weight "
+        "feature_encoder.encode_head.encode_head_head_1.weight thing_generator.embed_extractor.weight",
+    ),
     "EoMT": ("eomt", under("network.encoder.backbone.", DINOV2) + " " + EOMT),
     "EoMT, DINOv3": ("eomt", under("network.encoder.backbone.", DINOV3) + " " + EOMT),
     "Unet of segmentation_models_pytorch": (

@@ -52,6 +52,9 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
     return frozen
 
 
+SLOW = 0.1
+
+
 def parameter_groups(
     model: nn.Module,
     config: TrainConfig,
@@ -63,8 +66,8 @@ def parameter_groups(
     ``decay`` "weights": normalisation layers and embeddings (both known by their type, some embeddings by their name)
     and other vectors and scalars, mostly biases, never decay; "biases": those do; "everything" leaves nothing out.
     Shares: `backbone_lr_factor` for the backbone, and for block i of its N ``layer_decay ** (N - 1 - i)``; what feeds
-    the first block has that block's share, what is above the last 1. Empty groups are left out. Raises PansightError
-    where nothing is left to train, or where `layer_decay` has no blocks to act on.
+    the first block has that block's share, what is above the last 1; SLOW times that for what is slow. Empty groups are
+    left out. Raises PansightError where nothing is left to train, or where `layer_decay` has no blocks to act on.
     """
     config = settled(config)
     norms = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
@@ -84,6 +87,7 @@ def parameter_groups(
             weight = weight and (parameter.ndim > 1 or config.decay == "biases")
             backbone = name in depths
             share = config.backbone_lr_factor * config.layer_decay ** depths[name] if backbone else 1.0
+            share *= SLOW if rates.slow and re.search(rates.slow, name) else 1.0
             groups.setdefault((backbone, share, weight or config.decay == "everything"), []).append(parameter)
     if not groups:
         raise PansightError(

@@ -87,6 +87,8 @@ class RateGroups:
     ``train.layer_decay`` times the rate of the one above. "": the backbone has no such blocks."""
     above_blocks: tuple[str, ...] = ()
     """Beginnings of names that have the rate of the last block; what else is in no block has that of the first."""
+    slow: str = ""
+    """A pattern for parts of names that learn at a tenth of the rate; "": none do."""
     embeddings: tuple[str, ...] = ("relative_position_bias_table", "pos_embed", "cls_token", "reg_token")
     """Ends of the names of embeddings that are no ``nn.Embedding``, which do not decay: timm's and Swin's."""
 

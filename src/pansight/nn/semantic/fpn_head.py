@@ -33,6 +33,7 @@ class SemanticFPNHead(nn.Module):
 
     A level of stride s passes max(1, log2(s / s₀)) stages of `width` channels; all levels meet at stride s₀ and are
     summed, then one 1×1 convolution predicts `num_classes` logits. Input sizes must be multiples of the last stride.
+    num_classes 0: no classifier, the sum itself.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class SemanticFPNHead(nn.Module):
                     )
                 )
             )
-        self.predictor = nn.Conv2d(width, num_classes, 1)
-        nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.predictor.bias)  # pyright: ignore[reportArgumentType]
+        self.predictor = nn.Conv2d(width, num_classes, 1) if num_classes else nn.Identity()
+        if isinstance(self.predictor, nn.Conv2d):
+            nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(self.predictor.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """[(B, C, H/s, W/s) for each stride] → logits (B, num_classes, H/s₀, W/s₀)."""

@@ -250,7 +250,7 @@ def query_instances(
         logits = on_canvas(mask_logits[query : query + 1], canvas)[0]  # (H, W), one at a time: full size is large
         masks[n] = logits > 0
         certainty[n] = (logits.sigmoid() * masks[n]).sum() / (masks[n].sum() + 1e-6)
-    boxes = _boxes(masks)
+    boxes = boxes_of_masks(masks)
     scores = scores * certainty[place]
     order = scores.argsort(descending=True, stable=True)
     order = order[boxes[place[order], 2] > 0]
@@ -270,7 +270,7 @@ def binary_masks(logits: Tensor, canvas: Canvas, threshold: float) -> Tensor:
     return masks
 
 
-def _boxes(masks: Tensor) -> Tensor:
+def boxes_of_masks(masks: Tensor) -> Tensor:
     """Tight boxes at pixel edges: bool (N, H, W) → xyxy float32 (N, 4), 0 where a mask is empty."""
     bounds: list[Tensor] = []
     for seen in (masks.view(torch.uint8).amax(1), masks.view(torch.uint8).amax(2)):  # (N, W), (N, H)

@@ -100,7 +100,9 @@ CAFFE2_IGNORED = r".*_momentum|(fc1000|pred)_[wb]|conv1_b|weight_order|lr"
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith("backbone.bottom_up.") for key in state) or is_caffe2_backbone(state)
+    is_ours = any(key.startswith("backbone.bottom_up.") for key in state)
+    is_panoptic_fcn = any(key.startswith("position_head.") for key in state)  # built on detectron2, too
+    return (is_ours and not is_panoptic_fcn) or is_caffe2_backbone(state)
 
 
 def is_caffe2_backbone(state: Mapping[str, Tensor]) -> bool:

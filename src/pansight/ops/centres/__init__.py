@@ -1,0 +1,1 @@
+"""Targets and losses of systems that find segments by their centres."""
