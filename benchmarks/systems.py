@@ -35,6 +35,7 @@ from pansight.apps.sweeping.runs import COMBINED
 from pansight.apps.sweeping.study import figure
 from pansight.config import read_config, recipes
 from pansight.models import MODELS, builder_options
+from systems_page import FIGURES
 
 SYSTEMS = [name for name, entry in MODELS.items() if not entry.variant_of]
 RECIPES = {"detr": "detr_step1", "detr_panoptic": "detr_step2"}
@@ -42,7 +43,6 @@ RECIPES = {"detr": "detr_step1", "detr_panoptic": "detr_step2"}
 TWO_STEPS = {("shapes", "detr_panoptic")}
 """Recipes that train twice by themselves, for the given time each."""
 BACKBONE = "tf_efficientnet_lite0"
-FIGURES = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ", "mIoU", "AP", "box AP")
 KEY = ("data", "system", "seed")
 PARTS = ("mask_rcnn", "semantic_fpn")
 """The networks of the combined system."""

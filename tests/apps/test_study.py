@@ -266,10 +266,20 @@ def test_networks_that_cannot_be_put_together_stop_nobody(data, tmp_path, capsys
     [
         (HEAD + DECODED.replace("min_area = 40", "min_are = 40"), (), "evaluate: large: unknown decode option of toy"),
         (HEAD + DECODED.replace("min_area = 40", "min_area = -1"), (), "evaluate: large: min_area of toy"),
-        (HEAD + "[study.combine.b]\ninstances='lr=0.1'\nsemantic='lr=0.2'", (), "combine: b: semantic"),
-        (HEAD + "[study.combine.b]\ninstances='lr=0.1'\nsemantic='lr=9'", (), "unknown variant"),
+        (
+            HEAD + "[study]\ncolumns=['PQ']\n[study.combine.b]\ninstances='lr=0.1'\nsemantic='lr=0.2'",
+            (),
+            "combine: b: semantic",
+        ),
+        (
+            HEAD + "[study]\ncolumns=['PQ']\n[study.combine.b]\ninstances='lr=0.1'\nsemantic='lr=9'",
+            (),
+            "unknown variant",
+        ),
         (HEAD + STUDY, ("--minutes", "1", "--steps", "2"), "--minutes or --steps"),
-        (HEAD + STUDY, ("--minutes", "-1"), "max_minutes"),
+        (HEAD + STUDY, ("--minutes", "-1"), "--minutes: expected more than 0"),
+        (HEAD + STUDY, ("--steps", "0"), "--steps: expected more than 0"),
+        (HEAD, (), "expected a study, with figures to tell"),
         (HEAD + STUDY, ("--train.lrr", "1"), "lrr"),
         (HEAD.replace("[settings]", 'search = "tpe"\ntrials = 2\n[settings]') + DECODED, (), "a grid"),
     ],
@@ -296,6 +306,9 @@ def test_the_list_and_a_dry_run(tmp_path, capsys):
     assert "--train.max_minutes=2.0" in train
     assert first.endswith("--evaluate.decode.heuristic=false")
     assert second.endswith("--evaluate.decode.heuristic=true")
+    assert main(["study", "panoptic_fpn_joint", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    combine, measure = capsys.readouterr().out.splitlines()[-2:]
+    assert combine.split()[-1] == measure.split()[measure.split().index("evaluate") + 1]
     assert not (tmp_path / "out").exists()
 
 

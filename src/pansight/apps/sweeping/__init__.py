@@ -37,6 +37,7 @@ from pansight.apps.sweeping.plan import (
 )
 from pansight.apps.sweeping.runner import Listed, Outcome, run_all
 from pansight.apps.sweeping.runs import (
+    combine_command,
     command,
     folder_of,
     is_finished,
@@ -87,7 +88,8 @@ def sweep(
         for run in runs:
             print(shlex.join(command(folder, run, plan.recipe or None, plan.settings)))
         for run in measured:
-            print(shlex.join(measure_command(folder, run)))
+            for words in (combine_command(folder, run), measure_command(folder, run)):
+                print(shlex.join(words), end="\n" if words else "")
         return 0
     check_plan(plan)
     again = f", {len(measured)} measured again" if measured else ""
@@ -132,8 +134,14 @@ def study(
     known = studies()
     if name not in known and not Path(target).exists():
         raise choice_error("study", target, [each.removeprefix("studies/") for each in known])
+    if not read_plan(name if name in known else target)[0].study.columns:
+        hint = f"pansight sweep {target}"
+        raise PansightError(where=target, expected="a study, with figures to tell", found="none", hint=hint)
     if minutes is not None and steps is not None:
         raise PansightError(where="study", expected="--minutes or --steps", found="both")
+    for flag, value in (("--minutes", minutes), ("--steps", steps)):
+        if value is not None and not value > 0:
+            raise PansightError(where=flag, expected="more than 0", found=value)
     given = dict(flatten(settings or {}))
     if minutes is not None:
         given |= {"train.max_minutes": minutes}

@@ -52,6 +52,15 @@ def command(sweep: Path, run: Run, recipe: str | None, settings: Mapping[str, An
     return words + [word for key, value in {**settings, **run.settings}.items() for word in flags(key, value)]
 
 
+def combine_command(sweep: Path, run: Run) -> list[str]:
+    """The words that put two networks together as the sweep does by itself; none where `run` measures one."""
+    if len(run.of) == 1:
+        return []
+    instances, semantic = (str((sweep / RUNS / name).resolve()) for name in run.of)
+    out = str((sweep / COMBINED / run.name).resolve())
+    return [*PROGRAM, "combine", "--instances", instances, "--semantic", semantic, "--out", out]
+
+
 def measure_command(sweep: Path, run: Run) -> list[str]:
     """The words that measure the network of another run, or that of two put together; they hold in any folder."""
     network = sweep / RUNS / run.of[0] if len(run.of) == 1 else sweep / COMBINED / run.name
