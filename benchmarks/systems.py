@@ -34,10 +34,12 @@ from pansight.apps.sweeping.measures import put_together
 from pansight.apps.sweeping.runs import COMBINED
 from pansight.apps.sweeping.study import figure
 from pansight.config import read_config, recipes
-from pansight.models import MODELS, builder_options
+from pansight.models import MODELS, builder_options, decode_options
 from systems_page import FIGURES
 
 SYSTEMS = [name for name, entry in MODELS.items() if not entry.variant_of]
+ORIGINAL = ("fcn_vgg16", "unet_original")
+"""The first forms of two networks, whose backbones have no weights here: measured only where --only names them."""
 RECIPES = {"detr": "detr_step1", "detr_panoptic": "detr_step2"}
 """Recipes on shapes that are not called like their system."""
 TWO_STEPS = {("shapes", "detr_panoptic")}
@@ -85,6 +87,9 @@ class Training:
         self.given += ["--evaluate.limit", str(limit)]
 
     def train(self, system: str, out: Path, minutes: float, *more: str) -> None:
+        task = decode_options(system).get("task")
+        if task is not None and "all" in task.choices:  # objects, for AP, besides the panoptic map
+            more = ("--evaluate.decode.task", "all", *more)
         words = (*settings(self.data, system), *self.given, "--max-minutes", f"{minutes:g}", "--out", str(out), *more)
         pansight("train", *words, threads=self.threads)
 
@@ -195,7 +200,8 @@ def run_all(data: Sequence[str], systems: Sequence[str], args: argparse.Namespac
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=("shapes", "nuclei"), default=["shapes", "nuclei"])
-    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    usual = [name for name in SYSTEMS if name not in ORIGINAL]
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=usual)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
