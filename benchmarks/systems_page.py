@@ -93,6 +93,8 @@ def write_scatter(path: Path, points: Sequence[Point], figure: str) -> None:
     axes.grid(True, which="both", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(_round_number)
+    axes.xaxis.set_minor_formatter(_round_number)
     span = max(point.figure for point in points) - min(point.figure for point in points) or 1.0
     heights = apart([point.figure for point in points], 0.04 * span)
     for place, (point, height) in enumerate(zip(points, heights)):
@@ -103,6 +105,11 @@ def write_scatter(path: Path, points: Sequence[Point], figure: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pansight"}):
         FigureCanvasSVG(drawing).print_svg(path, metadata={"Date": None})
+
+
+def _round_number(value: float, place: int) -> str:
+    """100, 200, 500, 1000; nothing at the marks between. place: of the mark, which matplotlib tells, too."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 
 def apart(heights: Sequence[float], least: float) -> list[float]:
