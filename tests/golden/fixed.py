@@ -21,6 +21,9 @@ SIZES = ((192, 256), (150, 201))
 OUTPUT_SIZES = ((300, 400), (338, 452))
 """The sizes that predictions are asked for: the photos' own sizes before they were resized."""
 
+LARGE_SIZES = ((384, 512), (300, 402))
+"""Those of the photos that are twice as large, which `large_truth` belongs to."""
+
 OBJECTS = (
     (
         (12, 10, 80, 70, 17),
@@ -105,6 +108,22 @@ def truth(index: int) -> tuple[Tensor, list[tuple[int, int]], list[tuple[int, in
         ids[top:bottom, left:right] = things[-1][0]
         ids[top : top + 12, left : left + 17] = 0  # a corner is missing: a mask is not its box
     return ids, things, stuff
+
+
+def twice(maps: Tensor) -> Tensor:
+    """(…, H, W) → (…, 2 H, 2 W), each pixel four times."""
+    return maps.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+
+def large_truth(index: int) -> tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]:
+    """As `truth`, twice as large, and once more as it was, in the lower right quarter: objects of all sizes."""
+    ids, things, stuff = truth(index)
+    large = twice(ids)
+    height, width = ids.shape
+    large[height:, width:] = torch.where((ids > 0) & (ids < 100), ids + 10, ids)
+    seen = set(large.unique().tolist())
+    both = things + [(number + 10, category) for number, category in things]
+    return large, [one for one in both if one[0] in seen], [one for one in stuff if one[0] in seen]
 
 
 def in_order(count: int, **_: Any) -> Tensor:
