@@ -329,7 +329,7 @@ def panoptic_deeplab_r52_d2_cityscapes(labels: LabelSpace, separable: bool = Fal
 def panoptic_deeplab_r52_d2_coco(labels: LabelSpace) -> PanopticDeepLab:
     """detectron2's R52 for COCO, with separable convolutions: 30,300,648 parameters for 133 classes."""
     model = _of_detectron2(labels, True, (40, 40), ResizeRule(640, 640, divisor=640), sigma=8.0)
-    model.criterion, model.keeps_offsets = criterion_of(labels, "cross_entropy"), True
+    model.criterion, model.keeps_offsets = Criterion("hard_pixels", hard_share=1.0), True  # the mean over all pixels
     model.rule = CentreRule(window=41, min_stuff_area=4096)
     return model
 

@@ -22,6 +22,9 @@ from pansight.types import LabelSpace, PanopticSegmentation, Segment
 
 PLACES_WORTH_A_THREAD = 1 << 16
 
+VALUES_AT_ONCE = 1 << 18
+"""Logits of a few rows of all classes: 1 MiB."""
+
 
 class CentreRule(NamedTuple):
     """The numbers of the rule; the defaults are those of detectron2's Cityscapes models.
@@ -46,13 +49,14 @@ def find_centres(heat: Tensor, threshold: float, window: int, count: int) -> Ten
     peaks those are kept that are larger than the `count`-th value: one less than `count`, or fewer where values are
     equal, as both published versions have it.
     """
-    heat = torch.where(heat > threshold, heat.float(), -torch.inf)
-    side = max(1, window) | 1  # an even window has no centre
-    peaks = torch.where(
-        F.max_pool2d(heat[None, None], side, stride=1, padding=side // 2)[0, 0] == heat, heat, -torch.inf
-    )
-    least = -torch.inf if peaks.numel() <= count else peaks.flatten().topk(count).values[-1]
-    return (peaks > least).nonzero()
+    heat, side = heat.float(), max(1, window) | 1  # an even window has no centre
+    largest = F.max_pool2d(heat[None, None], (side, 1), stride=1, padding=(side // 2, 0))
+    largest = F.max_pool2d(largest, (1, side), stride=1, padding=(0, side // 2))[0, 0]
+    peaks = ((heat == largest) & (heat > threshold)).nonzero()  # (K, 2)
+    if len(peaks) < count:
+        return peaks
+    values = heat[peaks[:, 0], peaks[:, 1]]
+    return peaks[values > values.topk(count).values[-1]]
 
 
 def nearest_centres(centres_yx: Tensor, offsets_yx: Tensor, is_thing: Tensor) -> Tensor:
@@ -60,12 +64,14 @@ def nearest_centres(centres_yx: Tensor, offsets_yx: Tensor, is_thing: Tensor) ->
 
     centres int (K, 2), K ≥ 1, offsets float (2, H, W) in pixels, is_thing bool (H, W). Of equally near ones the first.
     """
-    result = torch.zeros(is_thing.shape, dtype=torch.int32, device=is_thing.device)
-    places = is_thing.nonzero()  # (P, 2)
-    pointed = places.T + offsets_yx.float()[:, places[:, 0], places[:, 1]]  # (2, P)
+    pixels = is_thing.flatten().nonzero()[:, 0]  # (P,)
+    pointed = offsets_yx.float().flatten(1)[:, pixels]  # (2, P)
+    pointed[0] += pixels // is_thing.shape[1]
+    pointed[1] += pixels % is_thing.shape[1]
     fast = pointed.device.type == "cpu" and not use_plain()
-    nearest = (_nearest_by_loop if fast else plain_nearest)(pointed.contiguous(), centres_yx.float().contiguous())
-    result[places[:, 0], places[:, 1]] = nearest
+    nearest = (_nearest_by_loop if fast else plain_nearest)(pointed, centres_yx.float().contiguous())
+    result = torch.zeros(is_thing.shape, dtype=torch.int32, device=is_thing.device)
+    result.view(-1)[pixels] = nearest
     return result
 
 
@@ -124,7 +130,7 @@ def group_pixels(
     object is the mean probability of its class in its mask, times the heat at the mean place of the mask (which may lie
     outside of it): what AP is computed with.
     """
-    semantic = semantic_logits.max(0).indices  # argmax(0) is six times slower on the CPU
+    likeliest, semantic = semantic_logits.max(0)  # argmax(0) is six times slower on the CPU
     thing_classes = torch.tensor([category.is_thing for category in labels], device=semantic.device)
     is_thing = thing_classes[semantic]
     centres = find_centres(heat, rule.threshold, rule.window, rule.centres)
@@ -134,7 +140,7 @@ def group_pixels(
         numbers = is_thing.int() * (1 if rule.grouping == "deeplab2" else 0)
     count = max(len(centres), 1)
     voted = majority(numbers, semantic, count, len(labels))
-    scores = _scores(numbers, voted, semantic_logits, heat)
+    scores = _scores(numbers, voted, semantic_logits, likeliest, heat)
     pixels: list[int] = torch.bincount(numbers.flatten(), minlength=count + 1)[1:].tolist()
     table = torch.zeros(count + 1, dtype=torch.int32)
     segments: list[Segment] = []
@@ -152,14 +158,24 @@ def group_pixels(
     return PanopticSegmentation(ids, tuple(segments)), semantic
 
 
-def _scores(numbers: Tensor, voted: Tensor, semantic_logits: Tensor, heat: Tensor) -> list[float]:
-    """0 … 1 of each object; numbers int32 (H, W), voted int64 (K,)."""
-    places = (numbers > 0).nonzero()  # (P, 2)
-    owner = numbers[places[:, 0], places[:, 1]].long() - 1  # (P,)
-    probabilities = semantic_logits[:, places[:, 0], places[:, 1]].float().softmax(0)  # (C, P)
-    of_class = probabilities.gather(0, voted[owner][None])[0].double()
-    count = len(voted)
+def _scores(numbers: Tensor, voted: Tensor, semantic_logits: Tensor, likeliest: Tensor, heat: Tensor) -> list[float]:
+    """0 … 1 of each object; numbers int32 (H, W), voted int64 (K,), likeliest (H, W): the largest logit of each pixel.
+
+    The probability of a pixel is read for the class that its object has. A few rows at a time are in the processor's
+    cache while the classes are gone through.
+    """
+    count, width = len(voted), numbers.shape[1]
+    class_of = torch.cat([voted.new_zeros(1), voted])
+    certainty = torch.zeros(count + 1, dtype=torch.float64, device=heat.device)
+    for rows in torch.arange(len(numbers)).split(max(1, VALUES_AT_ONCE // (width * len(semantic_logits)))):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        owner = numbers[part].long()  # (h, W), 0 outside of objects
+        logits = semantic_logits[:, part].float() - likeliest[part].float()  # (C, h, W)
+        probability = (logits.gather(0, class_of[owner][None])[0] - logits.exp().sum(0).log()).exp()
+        certainty += torch.bincount(owner.flatten(), probability.flatten().double(), count + 1)
+    pixels = numbers.flatten().nonzero()[:, 0]  # (P,)
+    owner = numbers.flatten()[pixels].long() - 1
     area = torch.bincount(owner, minlength=count).clamp(min=1)
-    certainty = torch.bincount(owner, of_class, count) / area
-    middle = [(torch.bincount(owner, place.double(), count) / area).long() for place in places.T]
-    return (certainty * heat[middle[0], middle[1]].double()).clamp(0, 1).tolist()
+    places = pixels // width, pixels % width
+    middle = [(torch.bincount(owner, place.double(), count) / area).long() for place in places]
+    return (certainty[1:] / area * heat[middle[0], middle[1]].double()).clamp(0, 1).tolist()
