@@ -23,7 +23,7 @@ from torch import Tensor
 
 from common import save
 from pansight.ops.fast import plain
-from pansight.ops.fusion.centres import CentreRule, find_centres, group_pixels, nearest_centres
+from pansight.ops.fusion.centres import CentreRule, find_centres, group_pixels, majority, nearest_centres
 from pansight.types import LabelSpace, PanopticSegmentation
 
 LABELS = LabelSpace.from_names([f"thing {n}" for n in range(8)], [f"stuff {n}" for n in range(11)])
@@ -164,6 +164,38 @@ def measure(objects: int, repeats: int) -> dict[str, float]:
     }
 
 
+def on_two_threads(repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds by the clock, medians: of the map from logits, and of the grouping alone, the classes being given."""
+    torch.set_num_threads(2)
+    found: dict[str, dict[str, float]] = {}
+    for objects in CENTRES:
+        maps, rule = scene(objects), CentreRule(centres=objects + 1)
+        semantic = maps.logits.max(0).indices
+        is_thing = torch.isin(semantic, torch.tensor(THINGS))
+
+        def grouping(
+            maps: Maps = maps, rule: CentreRule = rule, semantic: Tensor = semantic, things: Tensor = is_thing
+        ):
+            centres = find_centres(maps.heat, *rule[:3])
+            return majority(nearest_centres(centres, maps.offsets_yx, things), semantic, len(centres), len(LABELS))
+
+        def whole(maps: Maps = maps, rule: CentreRule = rule):
+            return group_pixels(maps.logits, maps.heat, maps.offsets_yx, LABELS, rule)
+
+        milliseconds = {"map": by_clock(whole, repeats), "grouping": by_clock(grouping, repeats)}
+        found[f"{objects} centres"] = milliseconds
+    return found
+
+
+def by_clock(run: Callable[[], object], repeats: int) -> float:
+    seconds: list[float] = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * statistics.median(seconds[1:]), 1)  # the first one warms up
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9, help="of ours; the others take minutes and are run once")
@@ -184,6 +216,8 @@ def main() -> None:
         for name, value in milliseconds.items():
             print(f"  {name:42s} {value:9.1f} ms")
         print("  " + ", ".join(f"{name}: {value:.3f}" for name, value in ratio.items()), flush=True)
+    record["on two threads"] = on_two_threads(options.repeats)
+    print(f"on two threads, by the clock: {record['on two threads']}")
     if not options.dry:
         save("centre_speed", record)
 

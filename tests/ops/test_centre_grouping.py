@@ -9,7 +9,16 @@ from torch import Tensor
 
 from pansight.ops.centres.heatmaps import CentreSettings, centre_targets
 from pansight.ops.fast import plain
-from pansight.ops.fusion.centres import CentreRule, find_centres, group_pixels, majority, nearest_centres, plain_nearest
+from pansight.ops.fusion.centres import (
+    CentreRule,
+    _peaks_by_loop,
+    find_centres,
+    group_pixels,
+    majority,
+    nearest_centres,
+    plain_nearest,
+    plain_peaks,
+)
 from pansight.types import LabelSpace, PanopticSegmentation, Segment
 
 LABELS = LabelSpace.from_names(["a", "b"], ["s", "t"])
@@ -139,6 +148,15 @@ def test_the_loop_equals_the_plain_way_bit_by_bit() -> None:
         assert torch.equal(fast, nearest_centres(centres, offsets, is_thing))
     assert set(fast[~is_thing].tolist()) == {0}
     assert int(fast[5, 7]) == 1 or not is_thing[5, 7]
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3, 20])
+def test_peaks_by_the_loop_and_by_pooling(reach: int) -> None:
+    """Values of few steps, so that many are equal; some are no numbers."""
+    draw = torch.Generator().manual_seed(reach)
+    heat = (torch.rand((37, 300), generator=draw) * 20).round() / 20
+    heat[5, 40:44], heat[30, 200] = torch.nan, torch.inf
+    assert torch.equal(_peaks_by_loop(heat, 0.3, reach), plain_peaks(heat, 0.3, reach))
 
 
 def test_of_equally_near_centres_the_first() -> None:

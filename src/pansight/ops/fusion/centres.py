@@ -8,7 +8,7 @@ of DeepLab2, which differ where a pixel of a thing has no centre, and in the are
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -49,14 +49,44 @@ def find_centres(heat: Tensor, threshold: float, window: int, count: int) -> Ten
     peaks those are kept that are larger than the `count`-th value: one less than `count`, or fewer where values are
     equal, as both published versions have it.
     """
-    heat, side = heat.float(), max(1, window) | 1  # an even window has no centre
-    largest = F.max_pool2d(heat[None, None], (side, 1), stride=1, padding=(side // 2, 0))
-    largest = F.max_pool2d(largest, (1, side), stride=1, padding=(0, side // 2))[0, 0]
-    peaks = ((heat == largest) & (heat > threshold)).nonzero()  # (K, 2)
+    heat, reach = heat.float().contiguous(), max(1, window) // 2  # an even window has no centre: it is one larger
+    fast = heat.device.type == "cpu" and not use_plain()
+    peaks = (_peaks_by_loop if fast else plain_peaks)(heat, threshold, reach).nonzero()  # (K, 2)
     if len(peaks) < count:
         return peaks
     values = heat[peaks[:, 0], peaks[:, 1]]
     return peaks[values > values.topk(count).values[-1]]
+
+
+def plain_peaks(heat: Tensor, threshold: float, reach: int) -> Tensor:
+    """bool (H, W): the places above the threshold whose value is the largest of those up to `reach` rows and columns
+    away. heat float32 (H, W).
+    """
+    side = 2 * reach + 1
+    largest = F.max_pool2d(heat[None, None], (side, 1), stride=1, padding=(reach, 0))
+    largest = F.max_pool2d(largest, (1, side), stride=1, padding=(0, reach))[0, 0]
+    return (heat == largest) & (heat > threshold)
+
+
+def _peaks_by_loop(heat: Tensor, threshold: float, reach: int) -> Tensor:
+    """The same for tensors on the CPU: most places have a larger one beside them, and most are below the threshold."""
+    from pansight.ops.fast.kernels import centres as kernels  # here: numba takes its time to load
+
+    peaks = np.zeros(tuple(heat.shape), np.bool_)
+    values, least = heat.detach().numpy(), float(np.float32(threshold))  # torch compares in float32
+    in_parts(len(peaks), peaks.size, lambda first, last: kernels.peaks(values, least, reach, first, last, peaks))
+    return torch.from_numpy(peaks)
+
+
+def in_parts(count: int, size: int, run: Callable[[int, int], None]) -> None:
+    """run(first, last) over parts of 0 … count, each in a thread of its own where `size` numbers are worth it."""
+    threads = max(1, min(torch.get_num_threads(), size // PLACES_WORTH_A_THREAD))
+    bounds = [count * part // threads for part in range(threads + 1)]
+    if threads == 1:
+        run(0, count)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, bounds[:-1], bounds[1:]))
 
 
 def nearest_centres(centres_yx: Tensor, offsets_yx: Tensor, is_thing: Tensor) -> Tensor:
@@ -93,18 +123,8 @@ def _nearest_by_loop(places_yx: Tensor, centres_yx: Tensor) -> Tensor:
 
     count = places_yx.shape[1]
     nearest = np.empty(count, np.int32)
-    threads = max(1, min(torch.get_num_threads(), count // PLACES_WORTH_A_THREAD))
-    bands = list(itertools.pairwise(count * part // threads for part in range(threads + 1)))
     places, centres = places_yx.detach().numpy(), centres_yx.detach().numpy()
-
-    def run(band: tuple[int, int]) -> None:
-        kernels.nearest_centres(places, centres, *band, nearest)
-
-    if threads == 1:
-        run((0, count))
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, bands))
+    in_parts(count, count, lambda first, last: kernels.nearest_centres(places, centres, first, last, nearest))
     return torch.from_numpy(nearest)
 
 
@@ -142,19 +162,21 @@ def group_pixels(
     voted = majority(numbers, semantic, count, len(labels))
     scores = _scores(numbers, voted, semantic_logits, likeliest, heat)
     pixels: list[int] = torch.bincount(numbers.flatten(), minlength=count + 1)[1:].tolist()
-    table = torch.zeros(count + 1, dtype=torch.int32)
+    of_object = torch.zeros(count + 1, dtype=torch.int32)
     segments: list[Segment] = []
     for number, (area, category, score) in enumerate(zip(pixels, voted.tolist(), scores, strict=True), start=1):
         if area:
             segments.append(Segment(len(segments) + 1, category, score))
-            table[number] = len(segments)
-    ids = table.to(numbers.device)[numbers]
+            of_object[number] = len(segments)
     areas: list[int] = torch.bincount(semantic.flatten(), minlength=len(labels)).tolist()
     least = max(1, rule.min_stuff_area + (1 if rule.grouping == "deeplab2" else 0))
+    of_stuff = torch.zeros(len(labels), dtype=torch.int32)
     for category in labels.stuff:
         if areas[category.id] >= least:
             segments.append(Segment(len(segments) + 1, category.id))
-            ids.masked_fill_(semantic == category.id, len(segments))
+            of_stuff[category.id] = len(segments)
+    # objects lie where the class is a thing, whose number among stuff is 0
+    ids = of_object.to(numbers.device)[numbers] + of_stuff.to(numbers.device)[semantic]
     return PanopticSegmentation(ids, tuple(segments)), semantic
 
 

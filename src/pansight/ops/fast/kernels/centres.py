@@ -1,7 +1,8 @@
-"""The compiled part of Panoptic-DeepLab's grouping: which of the centres is nearest to a place.
+"""The compiled part of Panoptic-DeepLab's grouping: the peaks of a heat map, and which of the centres is nearest.
 
-A few thousand places are compared with all of the centres before the next ones are read, so that no distances need
-memory beyond the processor's cache; the innermost loop is over places, which vector instructions take eight at a time.
+For the latter a few thousand places are compared with all of the centres before the next ones are read, so that no
+distances need memory beyond the processor's cache; the innermost loop is over places, which vector instructions take
+eight at a time.
 """
 
 # numba's decorator leaves its results without a type, and an entry of an array is an int only to numba
@@ -42,3 +43,26 @@ def nearest_centres(
                 best[i] = distance if nearer else best[i]
                 number[i] = np.int32(k + 1) if nearer else number[i]
         nearest[start : start + count] = number[:count]
+
+
+@compiled
+def peaks(
+    heat: NDArray[np.float32], threshold: float, reach: int, first: int, last: int, found: NDArray[np.bool_]
+) -> None:
+    """heat float32 (H, W): writes rows first … last − 1 of found, bool (H, W): whether a place is above the threshold
+    and no value up to `reach` rows and columns away is larger, or no number.
+    """
+    height, width = heat.shape
+    for y in range(first, last):
+        for x in range(width):
+            value = heat[y, x]
+            is_peak = value > threshold
+            if is_peak:
+                for row in range(max(0, y - reach), min(height, y + reach + 1)):
+                    for column in range(max(0, x - reach), min(width, x + reach + 1)):
+                        if not heat[row, column] <= value:
+                            is_peak = False
+                            break
+                    if not is_peak:
+                        break
+            found[y, x] = is_peak
