@@ -165,7 +165,7 @@ def measure(objects: int, repeats: int) -> dict[str, float]:
 
 
 def on_two_threads(repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds by the clock, medians: of the map from logits, and of the grouping alone, the classes being given."""
+    """Milliseconds by the clock, medians: of the map from logits, and of the grouping alone, classes being given."""
     torch.set_num_threads(2)
     found: dict[str, dict[str, float]] = {}
     for objects in CENTRES:
