@@ -11,6 +11,7 @@ SCRIPTS = (
     "loader.py",
     "rcnn_speed.py",
     "fusion_speed.py",
+    "centre_speed.py",
     "transformer_speed.py",
     "transformer_training.py",
     "demo.py",

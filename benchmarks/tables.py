@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT
+from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
 
@@ -120,6 +121,18 @@ def fusion_speed(record: Record) -> str:
         own = {k: v for k, v in figures["milliseconds"].items() if "own rule" in k}
         rows += [[case, name, "", f"{value:.1f}", ""] for name, value in own.items()]
     return table(["", "", "transformers ms", "ours ms", "ratio"], rows) + f"\n\n{where(record)}; the same maps"
+
+
+def centre_speed(record: Record) -> str:
+    rows: list[list[str]] = []
+    for case, figures in record["cases"].items():
+        ms = figures["milliseconds"]
+        for what in ("map", "nearest"):
+            cells = [ms[f"{what}, {who}"] for who in ("as published", "by squares", "ours")]
+            ratio = figures["ratio"][f"{what} / as published"], figures["ratio"][f"{what} / by squares"]
+            rows.append([case, what, *(f"{cell:.0f}" for cell in cells), *(f"{value:.3f}" for value in ratio)])
+    header = ["", "", "as published ms", "by squares ms", "ours ms", "ours / as published", "ours / by squares"]
+    return table(header, rows) + f"\n\n{where(record)}; one thread; the same maps"
 
 
 def accuracy(record: Record) -> str:
@@ -329,6 +342,19 @@ def nuclei_unet(record: Record) -> str:
     return table(header, rows) + f"\n\n{record['what']}; objects are connected components; {where(record)}"
 
 
+def systems(record: Record) -> str:
+    """For each data a table of all systems, the best first, and the plot that `main` draws beside it."""
+    parts: list[str] = []
+    for data in dict.fromkeys(row["data"] for row in record["rows"]):
+        found = [row for row in record["rows"] if row["data"] == data]
+        seeds = ", ".join(dict.fromkeys(str(row["seed"]) for row in found))
+        threads = f"{found[0]['threads']} thread{'s' if found[0]['threads'] > 1 else ''}"
+        budget = f"{found[0]['minutes']:g} minutes each on {threads}; seed {seeds}; {where(record)}"
+        plot = f"![PQ of each system against the time of a prediction]({plot_of(data)})"
+        parts.append(f"{DATA_TITLES[data]}:\n\n{table(HEADER, system_rows(found))}\n\n{budget}\n\n{plot}")
+    return "\n\n".join(parts)
+
+
 def demo_sentence(record: Record) -> str:
     """What the demo reaches, in one sentence of README.md: the median over its runs."""
     pq, steps, seconds = (statistics.median(run[key] for run in record["runs"]) for key in ("pq", "steps", "seconds"))
@@ -378,6 +404,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "transformer_speed": beside_transformers,
     "transformer_training": beside_transformers,
     "fusion_speed": fusion_speed,
+    "centre_speed": centre_speed,
     "accuracy": accuracy,
     "detr_steps": detr_steps,
     "loader": loader,
@@ -392,6 +419,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "combined": combined,
     "checkpointing": checkpointing,
     "nuclei_unet": nuclei_unet,
+    "systems": systems,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
 
@@ -426,6 +454,8 @@ def rewritten(text: str, parts: dict[str, str]) -> str:
 
 
 def main() -> None:
+    if (record := optional("systems")) is not None:
+        draw_systems(record["rows"], ROOT / "docs")
     for document, parts in contents().items():
         path = ROOT / document
         path.write_text(rewritten(path.read_text(), parts))

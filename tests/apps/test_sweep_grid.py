@@ -21,6 +21,7 @@ from pansight.apps.sweeping.grid import (
     short_names,
     variants,
 )
+from pansight.apps.sweeping.measures import measures_of
 from pansight.apps.sweeping.plan import Plan, check_numbers, check_same, read_plan, studies, write_plan
 from pansight.apps.sweeping.runs import flags
 from pansight.config import Config, flatten, override
@@ -230,7 +231,7 @@ def test_bundles_survive_the_file(tmp_path):
     ("text", "complaint"),
     [
         ("[sweep]\nseed = 1\n", "seed"),
-        ("[sweep]\n[train]\nlr = 1\n", "train: expected the sections sweep, vary and settings"),
+        ("[sweep]\n[train]\nlr = 1\n", "train: expected the sections sweep, vary, settings and study"),
         ("[sweep]\nseeds = 0\n", "--seeds"),
         ("[sweep]\nseeds = [1, 1]\n", "--seeds"),
         ('[sweep]\nseeds = "many"\n', "--seeds"),
@@ -307,6 +308,12 @@ STUDIES = {
     "studies/cityscapes_detr_repaired": 33,
     "studies/rare_shapes": 18,
     "studies/rare_camvid": 18,
+    "studies/kernel_fusion": 1,
+    "studies/coord": 12,
+    "studies/dice_k": 18,
+    "studies/upsnet_head": 1,
+    "studies/roi_ops": 9,
+    "studies/panoptic_fpn_joint": 4,
 }
 """name → runs."""
 
@@ -317,15 +324,21 @@ def test_the_shipped_studies(name, count):
     assert set(studies()) == set(STUDIES)
     head = studies()[name].read_text().split("\n[")[0]
     assert all(f"# {word}" in head for word in ("command", "hardware", "time", "measured"))
-    assert f"pansight sweep {name}" in head
+    assert f"pansight sweep {name}" in head or f"pansight study {name.removeprefix('studies/')}" in head
     plan, _ = read_plan(name)
     runs = plan.runs()
     assert len(runs) == count
-    assert f"{count} runs" in head
+    assert f"{count} run{'s' if count > 1 else ''}" in head
+    assert plan.study.title.endswith("?")
+    assert plan.study.columns
+    rows = {run.variant for run in [*runs, *measures_of(plan.study, runs)]}
+    assert set(plan.study.published.rows) <= rows
     for run in runs:
         recipe = plan.recipe or None
         config, _ = commands.training_settings(recipe, plan.settings | run.settings | {"data.source": "shapes"})
         check_model(config.model, config.evaluate.decode)
+        for decode in plan.study.evaluate.values():
+            check_model(config.model, {**config.evaluate.decode, **decode})
 
 
 @pytest.mark.slow

@@ -54,13 +54,14 @@ def weight(name: str, shape: Sequence[int], salt: str) -> Tensor:
     """The tensor of a detectron2 key.
 
     Filters sum to zero, so that what all channels have in common does not drown the picture in a deep network; the
-    last norm of a residual branch is small, so that the sum over blocks stays in range; the first takes pixels.
+    last norm of a residual branch is small, so that the sum over blocks stays in range; the first norm of a network
+    with a pyramid takes pixels that nobody divided by a deviation.
     """
     values = torch.from_numpy(uniform(f"{salt} {name}", int(np.prod(shape)))).reshape(tuple(shape))
     if name.endswith("norm.running_var"):
         return 1 + 0.2 * values
     if name.endswith("norm.weight"):
-        return (1 + 0.2 * values) * (1 / 60 if "stem." in name else 0.3 if ".conv3." in name else 1.0)
+        return (1 + 0.2 * values) * (1 / 60 if "bottom_up.stem." in name else 0.3 if ".conv3." in name else 1.0)
     if values.ndim == 1:
         return 0.1 * values
     values = values.flatten(1)

@@ -36,6 +36,7 @@ SAY_SOMETHING: dict[str, Any] = {
     "overlap": 0.0,
     "max_overlap": 0.9,
     "min_stuff_area": 0,
+    "thing_threshold": -1.0,
     "task": "all",
 }
 """Arguments of decode that let an untrained model say something, those of them that it has."""

@@ -219,7 +219,7 @@ def test_few_classes(name: str, labels: LabelSpace) -> None:
 def test_no_detection_at_all(name: str) -> None:
     model = small(name).eval()
     asked = thresholds(model)
-    if MODELS[name].architecture == "panoptic_fcn":
+    if MODELS[name].architecture in ("panoptic_fcn", "panoptic_deeplab"):
         asked = asked | {"thing_threshold": 1.0}
     if MODELS[name].tasks:
         asked = asked | {"score_threshold": 1.1, "task": None}
@@ -374,11 +374,12 @@ def test_published_query_models(name: str) -> None:
 def test_builders_of_published_models(name: str) -> None:
     """Forward, decode and loss of the full networks, once, on a small image."""
     model = build(name, LABELS)
-    assert (model.input.resize.short, model.input.resize.long) in ((800, 1333), (1024, 2048))
+    assert (model.input.resize.short, model.input.resize.long) in ((800, 1333), (1024, 2048), (640, 640))
     batch = shapes_batch(1, 64)
     losses = model.train().loss(batch)
     assert sum(losses.values()).isfinite()
-    assert ("mask" in losses) == ("panoptic" in MODELS[name].produces)
+    has_masks = "panoptic" in MODELS[name].produces and MODELS[name].architecture != "panoptic_deeplab"
+    assert ("mask" in losses) == has_masks
     assert ("semantic" in losses) == (MODELS[name].architecture not in ("faster_rcnn", "mask_rcnn"))
     with torch.inference_mode():
         (prediction,) = model.eval().decode(model(batch.images, batch.valid), [(65, 43)], **thresholds(model))

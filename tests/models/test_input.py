@@ -145,6 +145,10 @@ def test_every_builder_has_the_rule_of_its_official_code(name: str) -> None:
         expected = ResizeRule(short, long, rounding="eomt", filter="plain")
     elif name == "panoptic_fcn_r50_cityscapes":
         expected = ResizeRule(1024, 2048)
+    elif name.startswith("panoptic_deeplab"):
+        general = name == "panoptic_deeplab"
+        expected = ResizeRule(512, 2048, 1) if general else ResizeRule(1024, 2048, 1)
+        expected = ResizeRule(640, 640, 640) if name.endswith("_coco") else expected
     elif name == "efficientps_cityscapes":
         expected = ResizeRule(1024, 2048, filter="plain")
     elif name.startswith("detr"):

@@ -67,6 +67,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "kernel_convs": 2,
         "min_stuff_area": 50,
     },
+    "panoptic_deeplab": SEMANTIC
+    | {
+        "instance_width": 64,
+        "low_widths": (32, 16),
+        "instance_low_widths": (32, 16),
+        "dropout": 0.0,
+        "sigma": 4.0,
+        "small_area": 200,
+        "min_stuff_area": 50,
+    },
     "maskformer": QUERY | {"layers": 3, "dropout": 0.0},
     "mask2former": QUERY | {"layers": 3, "encoder_layers": 1, "encoder_hidden": 128, "loss_points": 1024},
     "detr_panoptic": QUERY
@@ -96,6 +106,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SCHEDULES: dict[str, tuple[int, float, int]] = {
     "efficientps": (260, 1.5e-3, 4),  # box and mask AP are asked for, too
     "panoptic_fcn": (200, 1.5e-3, 4),
+    "panoptic_deeplab": (240, 3e-3, 8),
     "maskformer": (250, 1e-3, 4),
     "mask2former": (150, 1e-3, 4),
     "detr_panoptic": (280, 1e-3, 8),

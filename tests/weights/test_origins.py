@@ -104,6 +104,16 @@ LAYOUTS = {
         "bbox_head.fc_cls.weight mask_head.conv_logits.bias semantic_head.lateral_convs_ss.0.conv.bn.weight "
         "semantic_head.conv_logits.weight",
     ),
+    "Panoptic-DeepLab, detectron2": (
+        "detectron2's Panoptic-DeepLab",
+        "backbone.stem.conv3.weight backbone.res2.0.conv1.weight sem_seg_head.decoder.res5.project_conv.convs.0.weight "
+        "sem_seg_head.predictor.weight ins_embed_head.center_predictor.weight ins_embed_head.offset_predictor.bias",
+    ),
+    "Panoptic-DeepLab": (
+        "Panoptic-DeepLab",
+        "backbone.conv1.weight decoder.semantic_decoder.aspp.convs.0.0.weight "
+        "decoder.semantic_head.classifier.semantic.1.weight decoder.instance_head.classifier.center.1.weight",
+    ),
     "Panoptic FCN": (
         "Panoptic FCN",
         "backbone.bottom_up.stem.conv1.weight backbone.fpn_lateral2.weight backbone.top_block.p6.weight "

@@ -18,7 +18,7 @@ from pansight.models import combined
 from pansight.models.contract import ClassRows, Entry, Model
 from pansight.models.instances import fast_rcnn, faster_rcnn, fcis, mask_rcnn
 from pansight.models.options import DECODE_OPTIONS, Option, check_together
-from pansight.models.panoptic import efficientps, panoptic_fcn, panoptic_fpn, upsnet
+from pansight.models.panoptic import efficientps, panoptic_deeplab, panoptic_fcn, panoptic_fpn, upsnet
 from pansight.models.queries import detr, eomt, mask2former, maskformer
 from pansight.models.semantic import deeplab, fcn, pspnet, segnet, semantic_fpn, unet
 from pansight.nn.memory import check_memory, machine_memory
@@ -32,6 +32,7 @@ MODELS: dict[str, Entry] = {
     **fcis.ENTRIES,
     **panoptic_fpn.ENTRIES,
     **panoptic_fcn.ENTRIES,
+    **panoptic_deeplab.ENTRIES,
     **upsnet.ENTRIES,
     **efficientps.ENTRIES,
     **detr.ENTRIES,

@@ -273,6 +273,11 @@ DECODE_OPTIONS: Options = {
     "mask_factor": number("what the logits of masks are multiplied by before those of their class are added", 0, 1000),
     "thing_threshold": share("centres of things at or below this score are dropped"),
     "stuff_threshold": share("regions of stuff at or below this score are dropped"),
+    "centre_window": whole("a centre is the largest value of the square of so many places around it", 1, 1023),
+    "centres": whole("centres of things that are looked at, at most", 1, 100_000),
+    "grouping": choice(
+        "what becomes of things without a centre, and of stuff of the least area", "detectron2", "deeplab2"
+    ),
     "min_score": share("objects below this score, which counts the certainty of the mask, are dropped"),
     "similarity": number("kernels whose cosine is at least this are fused; 1: none", -1, 1),
     "class_aware": flag("only kernels of one class are fused"),

@@ -12,7 +12,13 @@ from pansight.weights import licences
 from pansight.weights.keys import BESIDE, MISFITS
 from pansight.weights.native import CONFIG, HUB_ID, TENSORS, download, find_folder, load_folder, save_model
 from pansight.weights.official import detectron2, detr, eomt, mask2former, maskformer, torchvision
-from pansight.weights.official.panoptic import efficientps, panoptic_fcn, upsnet
+from pansight.weights.official.panoptic import (
+    efficientps,
+    panoptic_deeplab,
+    panoptic_deeplab_authors,
+    panoptic_fcn,
+    upsnet,
+)
 from pansight.weights.official.semantic import (
     caffe,
     deeplab_detectron2,
@@ -47,6 +53,8 @@ ORIGINS = {
     "segmentation_models_pytorch's Unet": smp_unet,
     "EfficientPS": efficientps,
     "Panoptic FCN": panoptic_fcn,
+    "detectron2's Panoptic-DeepLab": panoptic_deeplab,
+    "Panoptic-DeepLab": panoptic_deeplab_authors,
 }
 """Each has ``recognises(state) -> bool`` and ``load(state, source) -> (model, name, options)``."""
 

@@ -1,4 +1,4 @@
-"""The command sweep. What it needs is loaded when it runs."""
+"""The commands sweep and study. What they need is loaded when they run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ def register(app: App) -> None:
         help_epilogue="Examples: pansight sweep shapes/panoptic_fpn --vary model.backbone=resnet18,convnext_atto "
         "--vary train.lr=1e-4,1e-3 --seeds 3; pansight sweep runs/sweep-panoptic_fpn; "
         "pansight sweep studies/cityscapes_detr_repaired --data DIR --dry-run",
+    )
+    app.command(
+        study, help_epilogue="Examples: pansight study; pansight study upsnet_head; pansight study roi_ops --seeds 1"
     )
 
 
@@ -68,3 +71,49 @@ def sweep(
 
     given = dict(given_settings) | ({} if data is None else {"data.source": data})
     return sweeping.sweep(target, vary or (), seeds, jobs, out, search, trials, one_at_a_time, given, dry_run)
+
+
+def study(
+    name: str | None = None,
+    /,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    seeds: int | None = None,
+    jobs: int | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    dry_run: bool = False,
+    settings: Settings = None,
+) -> int:
+    """Repeat a published comparison at small scale, and show its table beside the published one; or list the studies.
+
+    A study is a sweep: finished runs are skipped, broken ones resumed, and one that fails stops nobody, but ends the
+    command with code 1.
+
+    Parameters
+    ----------
+    name
+        A study, a TOML file with one, or the folder of one that goes on. [default: list them]
+    minutes
+        Of each training, in place of what the study says.
+    steps
+        Of each training, in place of its time.
+    seeds
+        Runs of each row. [default: as the study says]
+    jobs
+        Runs at a time. [default: one for each GPU, or one]
+    data
+        A folder or annotation file, as for train. [default: that of the study]
+    out
+        The folder of the study. [default: runs/study-NAME]
+    dry_run
+        Print the command of every run and start none.
+    """
+    from pansight.apps import sweeping
+
+    if name is None:
+        print(sweeping.list_studies())
+        return 0
+    given = dict(given_settings) | ({} if data is None else {"data.source": data})
+    return sweeping.study(name, minutes, steps, seeds, jobs, out, given, dry_run)

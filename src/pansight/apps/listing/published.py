@@ -22,6 +22,10 @@ MILLIONS: dict[str, float] = {
     "panoptic_fcn_r50": 37.0,
     "panoptic_fcn_r50_star": 38.8,
     "panoptic_fcn_r50_cityscapes": 37.2,
+    "panoptic_deeplab": 59.7,
+    "panoptic_deeplab_r52_d2_cityscapes": 59.8,
+    "panoptic_deeplab_r52_d2_coco": 30.3,
+    "panoptic_deeplab_r50_cityscapes": 55.3,
     "upsnet": 44.9,
     "upsnet_r50_coco": 46.1,
     "upsnet_r101_dcn_coco": 66.3,
@@ -102,6 +106,7 @@ SCORES: dict[str, str] = {
     "panoptic_fpn_r101_d2": "PQ 43.0",
     "panoptic_fcn_r50": "PQ 43.6",
     "panoptic_fcn_r50_star": "PQ 44.2",
+    "panoptic_deeplab_r52_d2_coco": "PQ 35.5",
     "upsnet_r50_coco": "PQ 42.5",
     "detr_r50": "box AP 42.0",
     "detr_r50_dc5": "box AP 43.3",
@@ -134,6 +139,8 @@ SCORES: dict[str, str] = {
 """On COCO val2017. Of several schedules the longest counts."""
 
 SCORES_ELSEWHERE: dict[str, str] = {
+    "panoptic_deeplab_r52_d2_cityscapes": "PQ 60.3 on Cityscapes val",
+    "panoptic_deeplab_r50_cityscapes": "PQ 59.8 on Cityscapes val",
     "efficientps_cityscapes": "PQ 64.4 on Cityscapes val",
     "fcn_r50_tv": "mIoU 60.5 on COCO val2017 with VOC's classes",
     "fcn_r101_tv": "mIoU 63.7 on COCO val2017 with VOC's classes",

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from pansight.apps.commands.preparing import AUTO, prepare, silent, training_settings
 from pansight.apps.sweeping.grid import Axis, Point, Range, Variant, short_names, variant_of, variants
 from pansight.apps.sweeping.plan import Plan
+from pansight.apps.sweeping.study import Study
 from pansight.config import Config, override
 from pansight.engine.assemble import check_model
 from pansight.errors import PansightError
-from pansight.models import builder_options, entry
+from pansight.models import NEEDED, builder_options, check_decode, entry
 
 
 def check_plan(plan: Plan) -> None:
@@ -37,8 +38,35 @@ def check_plan(plan: Plan) -> None:
                 seen.append(what)
                 check_model(config.model, decode)
                 _build(config)
+                _check_rows(plan.study, config)
         except PansightError as error:
             raise error.at(variant.label) if len(chosen) > 1 else error from error
+    _check_pairs(plan, chosen)
+
+
+def _check_rows(study: Study, config: Config) -> None:
+    """Raises PansightError for decode options of a row that the model does not have."""
+    for label, decode in study.evaluate.items():
+        try:
+            if config.model.name != AUTO:
+                check_decode(config.model.name, {**config.evaluate.decode, **decode})
+        except PansightError as error:
+            raise error.at(f"evaluate: {label}") from error
+
+
+def _check_pairs(plan: Plan, chosen: Sequence[Variant]) -> None:
+    """Raises PansightError where two networks cannot be put together: one must find objects, one label pixels."""
+    settings = {variant.label: plan.settings | variant.settings for variant in chosen}
+    for label, pair in plan.study.combine.items():
+        for part, variant in (("instances", pair.instances), ("semantic", pair.semantic)):
+            name = training_settings(plan.recipe or None, settings[variant])[0].model.name
+            if name != AUTO and not NEEDED[part] <= set(entry(name).produces):
+                expected = f"a model of {' and '.join(sorted(NEEDED[part]))}"
+                raise PansightError(where=f"combine: {label}: {part}", expected=expected, found=f"{name}: none")
+        try:
+            check_decode("combined", pair.decode)
+        except PansightError as error:
+            raise error.at(f"combine: {label}") from error
 
 
 def _searched(plan: Plan) -> list[Variant]:

@@ -59,12 +59,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a variant with a seed. `name` is its folder's; `settings` go over those of the sweep."""
+    """One training: a variant with a seed. `name` is its folder's; `settings` go over those of the sweep.
+
+    of: the trainings whose networks it measures again, where it is no training itself; `variant` is then its row.
+    """
 
     name: str
     variant: str
     seed: int
     settings: dict[str, Any]
+    of: tuple[str, ...] = ()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -204,12 +208,12 @@ def runs_of(chosen: Sequence[Variant], seeds: Sequence[int], prefix: str = "") -
     """Each variant with each seed, the first seed of all variants first: so the table fills evenly."""
     taken: set[str] = set()
     return [
-        Run(_name(f"{prefix}{variant.label}", seed, taken), variant.label, seed, variant.settings | {SEED: seed})
+        Run(name_of(f"{prefix}{variant.label}", seed, taken), variant.label, seed, variant.settings | {SEED: seed})
         for seed, variant in itertools.product(seeds, chosen)
     ]
 
 
-def _name(label: str, seed: int, taken: set[str]) -> str:
+def name_of(label: str, seed: int, taken: set[str]) -> str:
     """A folder name that is like the label, safe on every system, and unlike those `taken`."""
     text = re.sub(r"[^\w.+=,-]+", "-", ",".join(filter(None, [label.replace(", ", ","), f"seed={seed}"])))
     if len(text) > LONGEST_NAME:

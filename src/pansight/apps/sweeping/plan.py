@@ -15,6 +15,7 @@ import tomli_w
 
 from pansight import config as settings_of_runs
 from pansight.apps.sweeping.grid import SEED, Axis, Range, Run, Varied, make_axis, make_range, runs_of, variants
+from pansight.apps.sweeping.study import Study, plain_study, read_study
 from pansight.config import Config, flatten, override, read_toml, recipe_path, recipes
 from pansight.engine.assemble import with_absolute_paths
 from pansight.errors import PansightError, choice_error
@@ -29,7 +30,10 @@ MOST_RUNS = 10_000
 
 @dataclass(frozen=True)
 class Plan:
-    """recipe: a shipped recipe or a file, "" for none. settings: dotted, over the recipe. seeds: of each variant."""
+    """recipe: a shipped recipe or a file, "" for none. settings: dotted, over the recipe. seeds: of each variant.
+
+    study: which figures are told, what is measured besides, and what was published; see `Study`.
+    """
 
     recipe: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -38,6 +42,7 @@ class Plan:
     one_at_a_time: bool = False
     search: str = ""
     trials: int = 0
+    study: Study = field(default_factory=Study)
 
     def axes(self) -> list[Axis]:
         """What a grid is made of. Raises PansightError for a range, which only a search can draw from."""
@@ -100,9 +105,10 @@ def _read(path: Path) -> Plan:
 
 
 def _plan(content: Mapping[str, Any], folder: Path) -> Plan:
-    unknown = set(content) - {"sweep", "vary", "settings"}
+    unknown = set(content) - {"sweep", "vary", "settings", "study"}
     if unknown:
-        raise PansightError(where=min(unknown), expected="the sections sweep, vary and settings", found="another")
+        expected = "the sections sweep, vary, settings and study"
+        raise PansightError(where=min(unknown), expected=expected, found="another")
     head = {key: content.get(key, {}) for key in ("sweep", "vary", "settings")}
     for key, table in head.items():
         if not isinstance(table, Mapping):
@@ -116,7 +122,7 @@ def _plan(content: Mapping[str, Any], folder: Path) -> Plan:
         recipe = str(folder / recipe)
     settings = known_settings(flatten(head["settings"]), "settings")
     varied = tuple(_varied(name, values) for name, values in head["vary"].items())
-    plan = Plan(recipe, settings, varied)
+    plan = Plan(recipe, settings, varied, study=read_study(content.get("study", {})))
     return with_counts(plan, *(given.get(key) for key in ("seeds", "search", "trials", "one_at_a_time")))
 
 
@@ -187,6 +193,8 @@ def check_numbers(plan: Plan) -> None:
         raise PansightError(where="--one-at-a-time", expected="a grid", found="a search")
     if plan.search and not plan.varied:
         raise PansightError(where="--search", expected="something to search over (--vary KEY=VALUES)", found="nothing")
+    if plan.search and (plan.study.evaluate or plan.study.combine):
+        raise PansightError(where="--search", expected="a grid, whose networks are measured again", found="a search")
 
 
 def write_plan(plan: Plan, folder: Path, heading: str) -> None:
@@ -200,6 +208,7 @@ def write_plan(plan: Plan, folder: Path, heading: str) -> None:
     head |= {"one_at_a_time": True} if plan.one_at_a_time else {}
     head |= {"search": plan.search, "trials": plan.trials} if plan.search else {}
     content = {"sweep": head, "vary": {each.name: _plain(each) for each in plan.varied}, "settings": plan.settings}
+    content |= {"study": section} if (section := plain_study(plan.study)) else {}
     comment = "".join(f"# {line}\n" for line in heading.splitlines())
     write_text(folder / SWEEP, comment + tomli_w.dumps(content))
 
@@ -215,7 +224,7 @@ def _plain(each: Varied) -> Any:
 def check_same(old: Plan, new: Plan, folder: Path) -> None:
     """Raises PansightError where a sweep in `folder` was begun with other settings than these.
 
-    Values, seeds and trials may be added: every run has its own folder.
+    Values, seeds, trials and rows that are measured again may be added: every run has its own folder.
     """
 
     def refuse(where: str, expected: object, found: object) -> None:
@@ -233,6 +242,11 @@ def check_same(old: Plan, new: Plan, folder: Path) -> None:
         one, other = old.settings.get(key, "the recipe's"), new.settings.get(key, "the recipe's")
         if key != SEED and one != other:
             refuse(key, one, other)
+    for kind in ("evaluate", "combine"):
+        rows, others = getattr(old.study, kind), getattr(new.study, kind)
+        for label in rows:
+            if label in others and rows[label] != others[label]:
+                refuse(f"{kind}: {label}", rows[label], others[label])
     if old.search != new.search:
         refuse("search", old.search or "a grid", new.search or "a grid")
     if new.search and _spaces(old) != _spaces(new):

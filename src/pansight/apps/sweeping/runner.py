@@ -72,6 +72,15 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # finished now, without images or annotations that are of no use
 
+    def joined(self, other: Outcome) -> Outcome:
+        """Both together."""
+        return Outcome(
+            self.skipped + other.skipped,
+            self.finished + other.finished,
+            self.failed | other.failed,
+            self.left_out + other.left_out,
+        )
+
 
 @dataclass
 class _Job:

@@ -21,6 +21,8 @@ from pansight.files import read_json, write_json
 
 PROGRAM = (sys.executable, "-m", "pansight.apps.cli")
 RUNS, LOGS, LISTING = "runs", "logs", "runs.json"
+COMBINED = "combined"
+"""The folder of networks that are put together from those of two runs each."""
 
 
 def folder_of(sweep: Path, run: Run) -> Path:
@@ -48,6 +50,22 @@ def command(sweep: Path, run: Run, recipe: str | None, settings: Mapping[str, An
     words += ["--recipe", str(recipe)] if recipe else []
     words += ["--overwrite"] if (folder / CONFIG).is_file() else []  # killed before anything was saved
     return words + [word for key, value in {**settings, **run.settings}.items() for word in flags(key, value)]
+
+
+def combine_command(sweep: Path, run: Run) -> list[str]:
+    """The words that put two networks together as the sweep does by itself; none where `run` measures one."""
+    if len(run.of) == 1:
+        return []
+    instances, semantic = (str((sweep / RUNS / name).resolve()) for name in run.of)
+    out = str((sweep / COMBINED / run.name).resolve())
+    return [*PROGRAM, "combine", "--instances", instances, "--semantic", semantic, "--out", out]
+
+
+def measure_command(sweep: Path, run: Run) -> list[str]:
+    """The words that measure the network of another run, or that of two put together; they hold in any folder."""
+    network = sweep / RUNS / run.of[0] if len(run.of) == 1 else sweep / COMBINED / run.name
+    words = [*PROGRAM, "evaluate", str(network.resolve()), "--out", str(folder_of(sweep, run).resolve()), "--overwrite"]
+    return words + [word for key, value in run.settings.items() for word in flags(key, value)]
 
 
 def _has_begun(folder: Path) -> bool:
@@ -119,8 +137,12 @@ def last_line(path: Path) -> str:
 
 
 def write_listing(sweep: Path, runs: Iterable[Run]) -> None:
-    """runs.json: which variant and seed the folder of each run is."""
-    rows = [{"name": run.name, "variant": run.variant, "seed": run.seed, "settings": run.settings} for run in runs]
+    """runs.json: which variant and seed the folder of each run is; of those that measure again, what they measure."""
+    rows = [
+        {"name": run.name, "variant": run.variant, "seed": run.seed, "settings": run.settings}
+        | ({"of": list(run.of)} if run.of else {})
+        for run in runs
+    ]
     write_json(sweep / LISTING, rows)
 
 
@@ -129,10 +151,15 @@ def read_listing(sweep: Path) -> list[Run]:
     path = sweep / LISTING
     rows = read_json(path)
     try:
-        found = [Run(str(row["name"]), str(row["variant"]), int(row["seed"]), dict(row["settings"])) for row in rows]
-    except (TypeError, KeyError, ValueError) as error:
+        found = [_run_of(row) for row in rows]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise PansightError(where=path, expected="the runs of a sweep", found=f"{error!r:.80}") from error
     for run in found:
         if Path(run.name).name != run.name or run.name in ("", ".", ".."):
             raise PansightError(where=path, expected="the name of a folder", found=f"{run.name!r}")
     return found
+
+
+def _run_of(row: Mapping[str, Any]) -> Run:
+    of = tuple(map(str, row.get("of", ())))
+    return Run(str(row["name"]), str(row["variant"]), int(row["seed"]), dict(row["settings"]), of)

@@ -14,15 +14,19 @@ from pansight.nn.norms import BatchNorm2d
 from pansight.nn.semantic.segmenter import resized
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int, dilation: int = 1, separable: bool = False) -> nn.Sequential:
+def conv_norm(
+    inputs: int, outputs: int, kernel: int, dilation: int = 1, separable: bool = False, norm_between: bool = False
+) -> nn.Sequential:
     """A convolution without bias that keeps the size, BatchNorm, ReLU.
 
-    separable: a convolution of each channel by itself, then one of a single pixel over all channels.
+    separable: a convolution of each channel by itself, then one of a single pixel over all channels. norm_between:
+    BatchNorm and ReLU stand between these two as well.
     """
     padding = dilation * (kernel // 2)
     if separable:
         alone = nn.Conv2d(inputs, inputs, kernel, padding=padding, dilation=dilation, groups=inputs, bias=False)
-        convolution: nn.Module = nn.Sequential(alone, nn.Conv2d(inputs, outputs, 1, bias=False))
+        between = [BatchNorm2d(inputs), nn.ReLU()] if norm_between else []
+        convolution: nn.Module = nn.Sequential(alone, *between, nn.Conv2d(inputs, outputs, 1, bias=False))
     else:
         convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(convolution, BatchNorm2d(outputs), nn.ReLU())
@@ -104,9 +108,10 @@ class ASPP(nn.Module):
         pooling: ImagePooling,
         dropout: float,
         separable: bool = False,
+        norm_between: bool = False,
     ):
         super().__init__()
-        branches = [conv_norm(inputs, width, 3, rate, separable) for rate in rates]
+        branches = [conv_norm(inputs, width, 3, rate, separable, norm_between) for rate in rates]
         self.branches = nn.ModuleList([conv_norm(inputs, width, 1), *branches, pooling])
         self.project = nn.Sequential(conv_norm(width * len(self.branches), width, 1), nn.Dropout(dropout))
 

@@ -120,11 +120,14 @@ class Criterion(nn.Module):
         target: Tensor,
         totals: Mapping[str, float | Tensor] | None = None,
         batch: Batch | None = None,
+        pixel_weights: Tensor | None = None,
     ) -> Tensor:
         """logits float (B, C, H, W), target int64 (B, H, W) with IGNORE where nothing is known → scalar float32.
 
         totals: the sums of `counts` over the parts of the step; None: this is the whole of it.
         batch: whose truths say how large each image is without its padding, which `hard_pixels` leaves out.
+        pixel_weights: float (B, H, W), by which the loss of each pixel is multiplied; they change no divisor, and mean
+        nothing to the terms that look at regions.
         """
         logits = logits.float()
         if totals is None:
@@ -137,7 +140,7 @@ class Criterion(nn.Module):
             border = self.borders.weights(batch, target)
         loss = logits.new_zeros(())
         for term in self.terms:
-            loss = loss + self._term(term, logits, target, totals, batch, border)
+            loss = loss + self._term(term, logits, target, totals, batch, border, pixel_weights)
         return loss
 
     def _term(
@@ -148,29 +151,36 @@ class Criterion(nn.Module):
         totals: Mapping[str, float | Tensor],
         batch: Batch | None,
         border: Tensor | None,
+        pixel_weights: Tensor | None,
     ) -> Tensor:
         if term in ("cross_entropy", "focal"):
             of_pixels = pixel_cross_entropy if term == "cross_entropy" else pixel_focal
             losses = of_pixels(logits, target, self.class_weights)
             if border is not None:
                 losses = losses + border * of_pixels(logits, target)
-            elif term == "cross_entropy":
+            if pixel_weights is not None:
+                losses = losses * pixel_weights
+            if border is None and term == "cross_entropy":
                 return losses.sum() / _least(totals["weights"], LEAST)
             return losses.sum() / _least(totals["pixels"], 1)
         sizes = [target.shape[1:]] * len(target) if batch is None else [truth.size for truth in batch.truths]
-        borders = [None] * len(target) if border is None else border
+        borders, weights = ([None] * len(target) if maps is None else maps for maps in (border, pixel_weights))
         images = (
-            self._of_image(term, z[:, :h, :w], y[:h, :w], None if b is None else b[:h, :w])
-            for z, y, b, (h, w) in zip(logits, target, borders, sizes, strict=True)
+            self._of_image(term, z[:, :h, :w], y[:h, :w], *(None if m is None else m[:h, :w] for m in (b, p)))
+            for z, y, b, p, (h, w) in zip(logits, target, borders, weights, sizes, strict=True)
         )
         return torch.stack(list(images)).sum() / _least(totals["labelled_images"], 1)
 
-    def _of_image(self, term: str, logits: Tensor, target: Tensor, border: Tensor | None) -> Tensor:
-        """A term of one image. logits float32 (C, H, W), target int64 (H, W), border float32 (H, W) → scalar."""
+    def _of_image(
+        self, term: str, logits: Tensor, target: Tensor, border: Tensor | None, pixel_weights: Tensor | None
+    ) -> Tensor:
+        """A term of one image. logits float32 (C, H, W), target int64 (H, W), both weights float32 (H, W) → scalar."""
         labelled = target != IGNORE
         losses = pixel_cross_entropy(logits[None], target[None], self.class_weights)[0]  # (H, W)
         if border is not None:
             losses = losses + border * pixel_cross_entropy(logits[None], target[None])[0]
+        if pixel_weights is not None:
+            losses = losses * pixel_weights
         if term == "hard_pixels":
             return hard_pixels(losses, self.hard_share, self.hard_rounded_up)
         probabilities = logits.softmax(0)[:, labelled].T  # (P, C)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pansight.ops.centres.heatmaps import draw_gaussians
 from pansight.ops.fast.memory import checkpointed
 from pansight.ops.targets import InstanceTargets
 from pansight.types import IGNORE
@@ -24,7 +25,6 @@ STRIDES = (8, 16, 32, 64, 128)
 QUARTER = 4
 """The stride of the maps of masks."""
 MASKS_AT_ONCE = 64
-DRAWN_AT_ONCE = 64
 IN_REGION = 0.1
 """A place of a level is inside an object if more than this share of it is."""
 
@@ -88,18 +88,7 @@ def centre_heat(centres_yx: Tensor, radii: Tensor, classes: Tensor, shape: tuple
 
     centres_yx int64 (N, 2), which may lie outside of the map, radii int64 (N,), classes int64 (N,) → float32 (C, h, w).
     """
-    heat = torch.zeros(shape, device=classes.device)
-    for first in range(0, len(classes), DRAWN_AT_ONCE):
-        some = slice(first, first + DRAWN_AT_ONCE)
-        reach = radii[some, None]
-        sigma = (2 * reach + 1) / 3
-        lines: list[Tensor] = []
-        for axis in range(2):
-            away = torch.arange(shape[1 + axis], device=classes.device) - centres_yx[some, axis, None]  # (n, h or w)
-            lines.append(torch.exp(-(away**2) / (2 * sigma**2)) * (away.abs() <= reach))
-        drawn = lines[0][:, :, None] * lines[1][:, None]  # (n, h, w)
-        heat.scatter_reduce_(0, classes[some, None, None].expand_as(drawn), drawn, "amax")
-    return heat
+    return draw_gaussians(centres_yx, radii, (2 * radii + 1) / 3, classes, shape)
 
 
 def soft_masks(target: InstanceTargets, image: Size, padded: Size, index: Tensor) -> Tensor:

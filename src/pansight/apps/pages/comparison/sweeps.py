@@ -72,14 +72,19 @@ class MeanFigures(NamedTuple):
 
 
 def compare_sweep(
-    variants: SweepRuns, page: Path, json: Path | None = None, resamples: int = 2000, seed: int = 0
+    variants: SweepRuns,
+    page: Path,
+    json: Path | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    study: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare the runs of a sweep; prints a table, writes the page, and returns (and writes) everything as JSON.
 
     Keys: measure (name of the figure); images; variants, in the order given → name, mean, spread (standard deviation
     over the seeds; None for one), low, high (of the images), best, worst, seeds, and the medians train_speed,
     predict_speed (images/s), parameters, memory_bytes, minutes; pairs → first, second, value, low, high; runs → the
-    same of every run; notes.
+    same of every run; notes; study → what is given as `study`, the table of a study, which the page shows first.
     Raises PansightError for a run whose files are damaged.
     """
     if not any(variants.values()):
@@ -93,6 +98,7 @@ def compare_sweep(
     ]
     image_ids, counts, notes = _aligned(read)
     result: dict[str, Any] = {"measure": measure.name, "images": len(image_ids), "notes": notes, "runs": rows}
+    result |= {} if study is None else {"study": study}
     if counts:
         figures = _figures(read, counts, len(image_ids))
         values = [float(each.value()[0, 0]) for each in figures]
@@ -255,6 +261,7 @@ def sweep_page(result: Mapping[str, Any], folders: Sequence[Path], pictures: Seq
     templates.filters |= {
         "points": lambda value: signed(value).replace("-", "−"),
         "spread": _figure,
+        "over_seeds": _over_seeds,
         "speed": _speed,
         "millions": _millions,
         "gigabytes": _gigabytes,
@@ -307,6 +314,11 @@ def _figure(row: Mapping[str, Any]) -> str:
         return "–"
     spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
     return f"{100 * row['mean']:.1f}{spread}"
+
+
+def _over_seeds(cell: Mapping[str, Any] | None) -> str:
+    """A figure of a study: None where the model does not produce it."""
+    return "–" if cell is None else _figure(cell)
 
 
 def _interval(row: Mapping[str, Any]) -> str:

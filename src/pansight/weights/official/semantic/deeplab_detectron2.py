@@ -47,8 +47,8 @@ PLUS = "sem_seg_head.decoder.res5.project_conv.convs.0.weight"
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
-    """Panoptic-DeepLab's heads, which begin alike, have several maps of low levels and other predictors."""
-    is_semantic = "sem_seg_head.predictor.weight" in state
+    """Panoptic-DeepLab has all of these as well, and a second head."""
+    is_semantic = "sem_seg_head.predictor.weight" in state and "ins_embed_head.center_predictor.weight" not in state
     return is_semantic and (ASPP in state or PLUS in state) and "backbone.stem.conv3.weight" in state
 
 
@@ -59,13 +59,13 @@ def load(state: Mapping[str, Tensor], source: str) -> tuple[Any, str, dict[str, 
     not fit.
     """
     resnet_depth(state, "backbone.", ("res2", "res3", "res4", "res5"), source, known=(101,))
-    _check_pixels(state, source)
+    check_pixels(state, source)
     name = "deeplabv3plus_r103_d2" if PLUS in state else "deeplabv3_r103_d2"
     labels = labels_of(rows(state, "sem_seg_head.predictor.weight", source))
     return build_to_fit(name, labels, {}, rename(state, RULES, IGNORED, source), source), name, {}
 
 
-def _check_pixels(state: Mapping[str, Tensor], source: str) -> None:
+def check_pixels(state: Mapping[str, Tensor], source: str) -> None:
     """Where the file says what it expects of pixels, it must be what the builders give."""
     for key, expected in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
         found = None if key not in state else [round(value, 3) for value in state[key].flatten().tolist()]
