@@ -95,3 +95,27 @@ def test_the_way_of_training_gives_the_same_values_and_gradients(
     assert len(found[0]) == 6
     for fast, plain in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "size"),
+    [(3, 1, 1, (7, 9)), (3, 2, 1, (8, 5)), (3, 1, 2, (6, 6)), (1, 1, 1, (1, 1)), (3, 1, 1, (50, 70))],
+)
+@pytest.mark.parametrize("modulated", [False, True])
+@torch.no_grad()
+def test_the_way_without_gradients_gives_the_same(
+    kernel: int, stride: int, dilation: int, size: tuple[int, int], modulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples move up to several pixels, also out of the map, one of them very far; the last map comes in pieces."""
+    torch.manual_seed(0)
+    layer = DeformableConv(4, 5, kernel, stride, dilation, modulated=modulated, still=False)
+    layer.offset.weight.mul_(4)
+    assert layer.offset.bias is not None
+    layer.offset.bias[0] = 1e12
+    x = torch.randn(2, 4, *size)
+    given, found = x.clone(), []
+    for plain in (False, True):
+        monkeypatch.setenv("PANSIGHT_PLAIN", "1" if plain else "0")
+        found.append(layer(x))
+    assert torch.equal(x, given)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)

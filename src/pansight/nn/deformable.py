@@ -14,7 +14,7 @@ from torchvision.ops import deform_conv2d
 
 from pansight.errors import PansightError
 from pansight.ops.fast import use_plain
-from pansight.ops.fast.deformable_conv import deform_conv_by_sampling
+from pansight.ops.fast.deformable_conv import deform_conv_by_sampling, deform_conv_by_sums
 
 
 class DeformableConv(nn.Module):
@@ -58,12 +58,13 @@ class DeformableConv(nn.Module):
         said = self.offset(x)  # (B, 2 or 3 × samples, h', w')
         offsets = said[:, : 2 * self.samples]
         weights = said[:, 2 * self.samples :].sigmoid() if self.modulated else None
-        is_learning = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        by_itself = x.device.type == "cpu" and not use_plain() and not torch.compiler.is_exporting()
         with torch.autocast(x.device.type, enabled=False):  # positions need all digits of float32
             given = (x.float(), offsets.float(), self.weight.float(), None if self.bias is None else self.bias.float())
             mask = None if weights is None else weights.float()
-            if is_learning and x.device.type == "cpu" and not use_plain():
-                moved = deform_conv_by_sampling(*given, self.stride, self.padding, self.dilation, mask)
+            if by_itself:
+                on_cpu = deform_conv_by_sampling if torch.is_grad_enabled() else deform_conv_by_sums
+                moved = on_cpu(*given, self.stride, self.padding, self.dilation, mask)
             else:
                 stride, padding, dilation = ((n, n) for n in (self.stride, self.padding, self.dilation))
                 moved = deform_conv2d(*given, stride, padding, dilation, mask)
