@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -173,18 +174,16 @@ def on_two_threads(repeats: int) -> dict[str, dict[str, float]]:
         semantic = maps.logits.max(0).indices
         is_thing = torch.isin(semantic, torch.tensor(THINGS))
 
-        def grouping(
-            maps: Maps = maps, rule: CentreRule = rule, semantic: Tensor = semantic, things: Tensor = is_thing
-        ):
-            centres = find_centres(maps.heat, *rule[:3])
-            return majority(nearest_centres(centres, maps.offsets_yx, things), semantic, len(centres), len(LABELS))
-
-        def whole(maps: Maps = maps, rule: CentreRule = rule):
-            return group_pixels(maps.logits, maps.heat, maps.offsets_yx, LABELS, rule)
-
-        milliseconds = {"map": by_clock(whole, repeats), "grouping": by_clock(grouping, repeats)}
-        found[f"{objects} centres"] = milliseconds
+        whole = by_clock(partial(group_pixels, *maps, LABELS, rule), repeats)
+        alone = by_clock(partial(grouping, maps, rule, semantic, is_thing), repeats)
+        found[f"{objects} centres"] = {"map": whole, "grouping": alone}
     return found
+
+
+def grouping(maps: Maps, rule: CentreRule, semantic: Tensor, is_thing: Tensor) -> Tensor:
+    """Centres, the pixels of each, and their votes: the class of each object."""
+    centres = find_centres(maps.heat, *rule[:3])
+    return majority(nearest_centres(centres, maps.offsets_yx, is_thing), semantic, len(centres), len(LABELS))
 
 
 def by_clock(run: Callable[[], object], repeats: int) -> float:
