@@ -17,6 +17,42 @@ from pansight.ops.fast.kernels.compiled import compiled
 
 TILE = 2048
 """Places that are compared at a time."""
+FOUR = 4
+"""Centres that are compared at a time."""
+
+
+@compiled
+def _compare_four(
+    centres: NDArray[np.float32],
+    named: int,
+    y: NDArray[np.float32],
+    x: NDArray[np.float32],
+    best: NDArray[np.float32],
+    number: NDArray[np.int32],
+) -> None:
+    """Update the least distance and its centre for all places of a tile; the four centres are called `named` and up.
+
+    Four at a time, so that what is read and written of a place serves four comparisons.
+    """
+    y0, y1, y2, y3 = centres[0, 0], centres[1, 0], centres[2, 0], centres[3, 0]
+    x0, x1, x2, x3 = centres[0, 1], centres[1, 1], centres[2, 1], centres[3, 1]
+    name0, name1, name2, name3 = np.int32(named), np.int32(named + 1), np.int32(named + 2), np.int32(named + 3)
+    for i in range(TILE):
+        down, across = y[i], x[i]
+        least, name = best[i], number[i]
+        distance = (y0 - down) * (y0 - down) + (x0 - across) * (x0 - across)
+        name = name0 if distance < least else name
+        least = distance if distance < least else least
+        distance = (y1 - down) * (y1 - down) + (x1 - across) * (x1 - across)
+        name = name1 if distance < least else name
+        least = distance if distance < least else least
+        distance = (y2 - down) * (y2 - down) + (x2 - across) * (x2 - across)
+        name = name2 if distance < least else name
+        least = distance if distance < least else least
+        distance = (y3 - down) * (y3 - down) + (x3 - across) * (x3 - across)
+        name = name3 if distance < least else name
+        least = distance if distance < least else least
+        best[i], number[i] = least, name
 
 
 @compiled
@@ -27,21 +63,20 @@ def nearest_centres(
 
     Of equally near centres the first counts; also where no distance is a number.
     """
-    best = np.empty(TILE, np.float32)
-    number = np.empty(TILE, np.int32)
+    groups = (len(centres_yx) + FOUR - 1) // FOUR
+    centres = np.empty((groups * FOUR, 2), np.float32)
+    centres[: len(centres_yx)] = centres_yx
+    centres[len(centres_yx) :] = centres_yx[-1]  # never nearer than itself
+    y, x = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
+    best, number = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
     for start in range(first, last, TILE):
         count = min(TILE, last - start)
+        y[:count] = places_yx[0, start : start + count]
+        x[:count] = places_yx[1, start : start + count]
         best[:] = np.inf
         number[:] = 1
-        for k in range(len(centres_yx)):
-            y, x = centres_yx[k, 0], centres_yx[k, 1]
-            for i in range(count):
-                down = y - places_yx[0, start + i]
-                across = x - places_yx[1, start + i]
-                distance = down * down + across * across
-                nearer = distance < best[i]
-                best[i] = distance if nearer else best[i]
-                number[i] = np.int32(k + 1) if nearer else number[i]
+        for group in range(groups):
+            _compare_four(centres[group * FOUR : group * FOUR + FOUR], group * FOUR + 1, y, x, best, number)
         nearest[start : start + count] = number[:count]
 
 
