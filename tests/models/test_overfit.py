@@ -53,6 +53,20 @@ SEMANTIC |= {"output_stride": 16, "width": 64}
 OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": RCNN,
     "mask_rcnn": RCNN | MASKS,
+    "fcis": {
+        "backbone": "tf_efficientnet_lite0",
+        "pretrained": "packaged",
+        "short": 0,
+        "long": 0,
+        "output_stride": 8,  # with maps of stride 16 it gets no further than a third
+        "width": 256,
+        "roi_op": "align",
+        "anchor_sizes": (16, 24, 32, 48, 64, 96),
+        "proposals": 100,
+        "roi_samples": 32,
+        "hardest": False,
+        "detections": 20,
+    },
     "panoptic_fpn": RCNN | MASKS | {"semantic_width": 64, "min_stuff_area": 50},
     "upsnet": RCNN | MASKS | {"semantic_width": 64, "min_stuff_area": 50},
     "efficientps": RCNN | MASKS | {"anchor_sizes": (16, 32, 48, 96), "semantic_width": 64, "min_stuff_area": 50},
@@ -104,6 +118,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 SCHEDULES: dict[str, tuple[int, float, int]] = {
+    "fcis": (200, 1.5e-3, 4),
     "efficientps": (260, 1.5e-3, 4),  # box and mask AP are asked for, too
     "panoptic_fcn": (200, 1.5e-3, 4),
     "panoptic_deeplab": (240, 3e-3, 8),
@@ -145,6 +160,9 @@ def evaluate(model: Any, dataset: Dataset) -> dict[str, Any]:
     return evaluation_record(metrics)
 
 
+LEAST = {"fcis": 0.8}
+"""FCIS finds all objects (RQ 98), but its masks are 7 × 7 cells."""
+
 ALWAYS = ("mask2former",)
 """The other systems take their turn in `make test-long`."""
 
@@ -164,7 +182,7 @@ def test_eight_images_are_memorised(name: str) -> None:
     if name in ("mask_rcnn", "panoptic_fpn", "upsnet", "efficientps"):
         assert record["instances"]["mask"]["ap"] >= 0.8
     if name != "faster_rcnn":
-        assert record["All"]["pq"] >= 0.9
+        assert record["All"]["pq"] >= LEAST.get(name, 0.9)
 
 
 class Near:
