@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -48,3 +50,36 @@ def test_event_files_hold_every_picture_of_every_evaluation(tmp_path: Path) -> N
 
 def test_without_a_tracker_nothing_is_drawn(tmp_path: Path) -> None:
     assert not shows_pictures(make_accelerator("fp32", tmp_path))
+
+
+class Recorder:
+    """A tracker as Accelerate has them, of which only the calls are kept."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.calls: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def log_images(self, values: dict[str, Any], **options: Any) -> None:
+        self.calls.append((values, options))
+
+
+def test_each_tracker_gets_pictures_in_its_own_form() -> None:
+    """wandb makes one picture of each array of a list, tensorboard takes a stack of them; the others take none."""
+    trackers = [Recorder("wandb"), Recorder("tensorboard"), Recorder("mlflow")]
+    accelerator: Any = SimpleNamespace(trackers=trackers, is_main_process=True)
+    assert shows_pictures(accelerator)
+    picture = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
+    track_pictures([picture], 7, accelerator)
+    ((to_wandb, options),), ((to_tensorboard, _),), none = (tracker.calls for tracker in trackers)
+    assert options == {"step": 7}
+    assert to_wandb.keys() == to_tensorboard.keys() == {"evaluation/image 0"}
+    (array,) = to_wandb["evaluation/image 0"]
+    assert array.tolist() == picture.permute(1, 2, 0).tolist()
+    assert to_tensorboard["evaluation/image 0"].shape == (1, 4, 5, 3)
+    assert none == []
+
+
+@pytest.mark.parametrize(("names", "first", "expected"), [(["mlflow"], True, False), (["wandb"], False, False)])
+def test_who_shows_no_pictures(names: list[str], first: bool, expected: bool) -> None:
+    accelerator: Any = SimpleNamespace(trackers=[Recorder(name) for name in names], is_main_process=first)
+    assert shows_pictures(accelerator) == expected

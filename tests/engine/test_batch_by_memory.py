@@ -59,6 +59,29 @@ def test_the_probe_runs_a_step_and_tells_memory_from_other_errors(monkeypatch: p
     assert not fits(2)
 
 
+@pytest.mark.parametrize(
+    ("used", "free", "own", "expected"), [(80, 60, 40, True), (91, 60, 40, False), (91, 80, 40, True)]
+)
+def test_on_an_accelerator_a_share_of_what_others_leave_counts(
+    monkeypatch: pytest.MonkeyPatch, used: int, free: int, own: int, expected: bool
+) -> None:
+    """Nine tenths of what is free and of what this process has reserved, which the peak of the step may not exceed."""
+    cleared: list[str] = []
+    answers = {
+        "max_memory_reserved": lambda device: used,
+        "memory_reserved": lambda device: own,
+        "mem_get_info": lambda device: (free, 200),
+        "empty_cache": lambda: cleared.append("cache"),
+        "reset_peak_memory_stats": lambda device: cleared.append("peak"),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr("pansight.engine.automatic.memory._step", lambda *_: True)
+    fits = memory_probe(Config(), Shapes(4, 64, 64), CUDA)
+    assert fits(2) == expected
+    assert cleared == ["cache", "peak"]  # so that the next try begins from nothing
+
+
 def test_sizes_below_minus_1_are_refused() -> None:
     with pytest.raises(PansightError, match=r"train\.batch_size"):
         TrainConfig(batch_size=-2)
