@@ -6,11 +6,12 @@ What is particular to a model stands in its entry (``pansight.models.contract.En
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,15 @@ from pansight.types import Batch, Instances, LabelSpace, PanopticSegmentation, P
 
 SMALL: dict[str, dict[str, Any]] = {name: dict(e.tiny) for name, e in MODELS.items() if not e.variant_of}
 """The general entries, with options that make them tiny."""
+CORE = ("mask_rcnn", "panoptic_fpn", "upsnet", "panoptic_deeplab", "mask2former", "eomt", "deeplabv3plus", "combined")
+"""One or two of each family. What takes seconds for each entry is part of `make test-all` for these alone."""
+
+
+def core_first(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test, those outside of `CORE` left to `make test-long`."""
+    return [name if name in CORE else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long]) for name in names]
+
+
 QUERY_MODELS = [name for name in SMALL if MODELS[name].tasks and "panoptic" in MODELS[name].produces]
 """Those that do all three tasks, as they decode masks of queries."""
 FULL_SIZE = [name for name, e in MODELS.items() if e.variant_of and not e.tasks and "instances" in e.produces]

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from contract import SMALL, assert_close, flat, shapes_batch, small, thresholds
+from contract import SMALL, assert_close, core_first, flat, shapes_batch, small, thresholds
 from torch import Tensor
 
 from pansight.ops.fast import plain
 
 EVERY_SMALL = pytest.mark.parametrize("name", SMALL)
+CORE_FIRST = pytest.mark.parametrize("name", core_first(SMALL))
 
 
 def masks_of(model: Any, outputs: Any) -> list[Tensor]:
@@ -58,7 +59,7 @@ def test_outputs_and_predictions(name: str) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 def test_losses_and_gradients(name: str) -> None:
     batch = shapes_batch()
     results: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []

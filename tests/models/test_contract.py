@@ -21,6 +21,7 @@ from contract import (
     assert_legal,
     assert_same_batch,
     clone,
+    core_first,
     flat,
     mixed_batch,
     random_sample,
@@ -44,6 +45,9 @@ from pansight.weights import load_model, save_model
 from pansight.weights.transfer import _rows_of_tensors
 
 EVERY_SMALL = pytest.mark.parametrize("name", SMALL)
+FEW = ("mask_rcnn_r50_tv_v2", "panoptic_fpn_r50_d2", "upsnet_r50_coco", "panoptic_deeplab_r50_cityscapes")
+"""Of the published networks, those that are run at full size in `make test-all`."""
+CORE_FIRST = pytest.mark.parametrize("name", core_first(SMALL))
 EVERY_QUERY_MODEL = pytest.mark.parametrize("name", QUERY_MODELS)
 EVERY_DETECTOR = pytest.mark.parametrize("name", [n for n in SMALL if "instances" in MODELS[n].produces])
 
@@ -129,7 +133,7 @@ def test_loss_is_finite_and_reaches_every_parameter(name: str) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 @pytest.mark.parametrize("make_batch", [void_batch, stuff_batch, mixed_batch])
 def test_batches_without_objects_train(name: str, make_batch: Callable[[], Batch]) -> None:
     """Gradients exist for every parameter, which distributed training waits for; none is NaN."""
@@ -154,7 +158,7 @@ def test_loss_depends_on_the_seed_alone(name: str) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 def test_loss_in_half_precision(name: str) -> None:
     model, batch = small(name).train(), shapes_batch()
     torch.manual_seed(5)
@@ -204,7 +208,7 @@ def test_predictions_are_legal_at_the_sizes_asked_for(name: str) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 @pytest.mark.parametrize("labels", [LabelSpace.from_names(["one"]), LABELS_VOID], ids=["one_thing", "no_stuff"])
 def test_few_classes(name: str, labels: LabelSpace) -> None:
     model = small(name, labels)
@@ -302,7 +306,7 @@ def test_every_option_has_a_default_and_unknown_ones_are_named(name: str) -> Non
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 @pytest.mark.parametrize("size", [(32, 32), (4096, 64), (64, 4096)])
 def test_long_images(name: str, size: tuple[int, int]) -> None:
     model = small(name).eval()
@@ -370,7 +374,7 @@ def test_published_query_models(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.long) for n in FULL_SIZE])
 def test_builders_of_published_models(name: str) -> None:
     """Forward, decode and loss of the full networks, once, on a small image."""
     model = build(name, LABELS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import SMALL, shapes_batch, small
+from contract import CORE, SMALL, shapes_batch, small
 
 STEPS, RATE = 20, 3e-3
 
@@ -16,7 +16,11 @@ QUICK = ("panoptic_fpn", "eomt", "segnet")
 """The others are for make test-all."""
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SMALL])
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if name in CORE else [pytest.mark.slow, pytest.mark.long]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=_marks(n)) for n in SMALL if n not in QUICK)])
 def test_a_few_steps_bring_the_loss_down(name: str) -> None:
     model, batch = small(name).train(), shapes_batch()
     parameters = [p for p in model.parameters() if p.requires_grad]

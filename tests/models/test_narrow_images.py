@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract import LABELS, SMALL, flat, random_sample, small, thresholds
+from contract import LABELS, SMALL, core_first, flat, random_sample, small, thresholds
 from torch import Tensor, nn
 
 from pansight.data.loader import collate
@@ -14,7 +14,7 @@ from pansight.models import build, builder_options
 from pansight.nn.backbones.pyramid import timm_backbone
 from pansight.nn.norms import BatchNorm2d, GroupNorm
 
-EVERY_SMALL = pytest.mark.parametrize("name", SMALL)
+CORE_FIRST = pytest.mark.parametrize("name", core_first(SMALL))
 SIZES = [(1, 1), (33, 5), (20, 70)]
 
 
@@ -23,7 +23,7 @@ def batch_of(size: tuple[int, int], model: Any) -> Any:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_one_place_trains_and_predicts(name: str, frozen_bn: bool) -> None:
     options = {"frozen_bn": frozen_bn} if "frozen_bn" in builder_options(name) else {}
@@ -41,7 +41,7 @@ def test_one_place_trains_and_predicts(name: str, frozen_bn: bool) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_convolutions_of_stride_2_to_one_column_are_in_float32(name: str, size: tuple[int, int]) -> None:
     """In bfloat16, torch's read memory that nobody wrote, on processors that compute in it."""

@@ -7,7 +7,7 @@ import math
 from typing import Any, get_type_hints
 
 import pytest
-from contract import LABELS, SMALL
+from contract import LABELS, SMALL, core_first
 
 from pansight.errors import PansightError
 from pansight.models import MODELS, build, builder_options, check_decode, check_options, decode_options
@@ -158,7 +158,7 @@ def test_weights_may_bring_the_other_options() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", core_first(SMALL))
 def test_the_least_values_build(name: str) -> None:
     """What the table allows, the builder takes: every number of a tiny model at its least, one after the other."""
     for key, option in MODELS[name].options.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import CORE
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -29,9 +30,11 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in GENERAL]
-)
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if name in CORE else [pytest.mark.slow, pytest.mark.long]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=_marks(n)) for n in GENERAL if n not in QUICK)])
 @pytest.mark.filterwarnings("ignore:.create_unbacked_symint:FutureWarning")  # torchvision's own
 @torch.no_grad()
 def test_one_graph_for_any_number_of_images(name: str) -> None:

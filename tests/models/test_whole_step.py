@@ -14,7 +14,7 @@ import pytest
 import steps
 import torch
 from accelerate import Accelerator
-from contract import LABELS, SMALL, clone, void_batch
+from contract import CORE, LABELS, SMALL, clone, core_first, void_batch
 from steps import crowded_sample, empty_sample, fixed_draws, step, uneven_batch, without_chance
 from torch import Tensor
 
@@ -23,12 +23,7 @@ from pansight.engine.train import gradients, split
 from pansight.models import build
 from pansight.types import Batch
 
-EVERY_SMALL = pytest.mark.parametrize("name", SMALL)
-QUICK = ("mask_rcnn", "panoptic_fpn", "mask2former", "unet")
-"""One of each family; the others are part of `make test-all`."""
-QUICK_ONES_AND_SLOW_ONES = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in SMALL]
-)
+CORE_FIRST = pytest.mark.parametrize("name", core_first(SMALL))
 
 Step = tuple[dict[str, Tensor], dict[str, float]]
 
@@ -49,7 +44,7 @@ def assert_same_step(found: Step, expected: Step) -> None:
     assert terms == pytest.approx(expected[1], rel=1e-5)
 
 
-@QUICK_ONES_AND_SLOW_ONES
+@pytest.mark.parametrize("name", [n if n in CORE else pytest.param(n, marks=pytest.mark.slow) for n in SMALL])
 def test_parts_add_up_to_the_whole(name: str) -> None:
     """Also where one of them has no object at all."""
     model, batch = without_chance(name), uneven_batch()
@@ -61,7 +56,7 @@ def test_parts_add_up_to_the_whole(name: str) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 def test_an_empty_part_beside_a_full_one_and_beside_another(name: str) -> None:
     model, machine = without_chance(name), Accelerator(cpu=True)
     for batch in (collate([empty_sample(96, 96), crowded_sample()]), void_batch()):
@@ -81,7 +76,7 @@ def test_two_processes_add_up_to_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 def test_counts_of_the_whole_change_nothing(name: str) -> None:
     """What a loss counts on its way is what `counts` says."""
     model, batch = without_chance(name), uneven_batch()
@@ -100,7 +95,7 @@ def test_counts_of_the_whole_change_nothing(name: str) -> None:
 
 
 @pytest.mark.slow
-@EVERY_SMALL
+@CORE_FIRST
 def test_counting_leaves_no_trace(name: str) -> None:
     """With BatchNorm that is trained, too, where an entry has any."""
     model: torch.nn.Module = without_chance(name)
