@@ -254,7 +254,7 @@ def _measure(folder: Path, measured: Sequence[Run], trained: Outcome, jobs: int)
                 put_together(folder, run)
             ready.append(run)
         except PansightError as error:
-            outcome = outcome.joined(Outcome(failed={run.name: str(error)}))
+            outcome = outcome.joined(Outcome(failed={run.name: f"{error}"}))
     return outcome.joined(run_all(Listed(ready), folder, jobs, partial(measure_command, folder)))
 
 
