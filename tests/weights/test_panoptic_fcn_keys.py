@@ -7,38 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from layouts import Shapes, detectron2_resnet
 from torch import Tensor
 
 from pansight.errors import PansightError
 from pansight.weights import _recognised, load_model
 from pansight.weights.keys import rename
 from pansight.weights.official.panoptic.panoptic_fcn import IGNORED, RULES, load
-
-BLOCKS = (3, 4, 6, 3)
-Shapes = dict[str, tuple[int, ...]]
-
-
-def backbone() -> Shapes:
-    shapes: Shapes = {}
-
-    def conv(name: str, out: int, into: int, kernel: int) -> None:
-        shapes[f"{name}.weight"] = (out, into, kernel, kernel)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{name}.norm.{part}"] = (out,)
-
-    conv("backbone.bottom_up.stem.conv1", 64, 3, 7)
-    into = 64
-    for stage, blocks in enumerate(BLOCKS):
-        width, out = 64 * 2**stage, 256 * 2**stage
-        for block in range(blocks):
-            name = f"backbone.bottom_up.res{stage + 2}.{block}"
-            if block == 0:
-                conv(f"{name}.shortcut", out, into, 1)
-            conv(f"{name}.conv1", width, into, 1)
-            conv(f"{name}.conv2", width, width, 3)
-            conv(f"{name}.conv3", out, width, 1)
-            into = out
-    return shapes
 
 
 def layout(things: int = 80, stuff: int = 54, star: bool = False) -> Shapes:
@@ -62,7 +37,7 @@ def layout(things: int = 80, stuff: int = 54, star: bool = False) -> Shapes:
         else:
             biased[encoder] = (64, into, 3, 3)
     biased |= {f"{kind}_generator.embed_extractor": (width, 256, 1, 1) for kind in ("thing", "stuff")}
-    shapes = backbone()
+    shapes = detectron2_resnet(50)
     for name, shape in biased.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": (shape[0],)}
     for name, shape in normed.items():
@@ -81,7 +56,7 @@ def filled(shapes: Shapes) -> dict[str, Tensor]:
     [({}, 36_999_511), ({"star": True}, 38_837_710), ({"things": 8, "stuff": 19}, 36_752_876)],
 )
 def test_the_generated_layouts_have_the_published_numbers_of_parameters(shape: dict[str, Any], count: int) -> None:
-    of_backbone = [name for name in backbone() if ".norm." in name]
+    of_backbone = [name for name in detectron2_resnet(50) if ".norm." in name]
     learned = [s for name, s in layout(**shape).items() if name not in of_backbone]
     assert sum(torch.Size(s).numel() for s in learned) == count
 

@@ -39,7 +39,7 @@ from pansight.models.options import (
 )
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import IMAGENET_RGB, Input
-from pansight.nn.semantic.blocks import ASPP, ImagePooling, conv_norm, dilate, dilated_backbone, size_divisor
+from pansight.nn.semantic.blocks import ASPP, ImagePooling, conv_norm, dilated_backbone, size_divisor
 from pansight.nn.semantic.criterion import Criterion, criterion_of
 from pansight.nn.semantic.segmenter import resized
 from pansight.ops.centres.heatmaps import CentreSettings, CentreTargets, batched_targets, centre_targets
@@ -293,9 +293,7 @@ def panoptic_deeplab(
     low_widths, instance_low_widths: what each decoder takes from the finer maps of the backbone, coarse to fine, of as
     many maps as there are numbers.
     """
-    net = dilated_backbone(backbone, pretrained, output_stride, frozen_bn, freeze_stages)
-    if multi_grid:
-        dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid], "multi_grid")
+    net = dilated_backbone(backbone, pretrained, output_stride, frozen_bn, freeze_stages, multi_grid)
     for name, low in (("low_widths", low_widths), ("instance_low_widths", instance_low_widths)):
         if not 1 <= len(low) <= 3:
             raise PansightError(where=f"{name} of model panoptic_deeplab", expected="1 to 3 numbers", found=len(low))

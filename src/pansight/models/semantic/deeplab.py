@@ -44,7 +44,6 @@ from pansight.nn.semantic.blocks import (
     ImagePooling,
     auxiliary_head,
     conv_norm,
-    dilate,
     dilate_every_block,
     dilated_backbone,
     dilated_strides,
@@ -131,7 +130,7 @@ def deeplabv3(
     freeze_stages: int = 0,
 ) -> DeepLab:
     """DeepLabV3 on any timm backbone that can be dilated. rates: of ASPP at stride 16; other strides scale them."""
-    net = _backbone(backbone, pretrained, output_stride, multi_grid, frozen_bn, freeze_stages)
+    net = dilated_backbone(backbone, pretrained, output_stride, frozen_bn, freeze_stages, multi_grid)
     last = net.channels[-1]
     aspp = ASPP(last, width, [rate * 16 // output_stride for rate in rates], ImagePooling(last, width), dropout)
     decoder = Decoder(nn.Identity(), None, conv_norm(width, width, 3))
@@ -163,7 +162,7 @@ def deeplabv3plus(
     freeze_stages: int = 0,
 ) -> DeepLab:
     """DeepLabV3+ on any timm backbone that can be dilated. separable: the 3×3 convolutions, as in the paper."""
-    net = _backbone(backbone, pretrained, output_stride, multi_grid, frozen_bn, freeze_stages)
+    net = dilated_backbone(backbone, pretrained, output_stride, frozen_bn, freeze_stages, multi_grid)
     last, pooling = net.channels[-1], ImagePooling(net.channels[-1], width)
     aspp = ASPP(last, width, [rate * 16 // output_stride for rate in rates], pooling, dropout, separable)
     fuse = [conv_norm(low_width + width, width, 3, 1, separable), conv_norm(width, width, 3, 1, separable)]
@@ -172,16 +171,6 @@ def deeplabv3plus(
     criterion = criterion_of(labels, loss, class_weights, border_weight, border_sigma)
     classifier, input = nn.Conv2d(width, len(labels), 1), Input(ResizeRule(short, long, size_divisor(net)), net.pixels)
     return DeepLab(net, aspp, decoder, classifier, aux_head, labels, input, criterion, aux_weight)
-
-
-def _backbone(
-    name: str, pretrained: str, output_stride: int, multi_grid: Sequence[int], frozen_bn: bool, freeze_stages: int
-) -> Backbone:
-    """multi_grid: factors on the dilation of the blocks of a ResNet's last stage; (): the same for all."""
-    net = dilated_backbone(name, pretrained, output_stride, frozen_bn, freeze_stages)
-    if multi_grid:
-        dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid], "multi_grid")
-    return net
 
 
 def deeplabv3_r50_tv(labels: LabelSpace, backbone: str = "resnet50", aux_weight: float = 0.5) -> DeepLab:

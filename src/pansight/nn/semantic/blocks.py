@@ -150,12 +150,25 @@ def dilated_strides(output_stride: int) -> tuple[int, ...]:
     return tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
 
 
-def dilated_backbone(name: str, pretrained: str, output_stride: int, frozen_bn: bool, freeze_stages: int) -> Backbone:
-    """A timm backbone with the maps of `dilated_strides`; options as those of `timm_backbone`."""
+def dilated_backbone(
+    name: str,
+    pretrained: str,
+    output_stride: int,
+    frozen_bn: bool,
+    freeze_stages: int,
+    multi_grid: Sequence[int] = (),
+) -> Backbone:
+    """A timm backbone with the maps of `dilated_strides`; options as those of `timm_backbone`.
+
+    multi_grid: factors on the dilation of the blocks of a ResNet's last stage; (): the same for all.
+    """
     strides = dilated_strides(output_stride)
-    return timm_backbone(
+    net = timm_backbone(
         name, pretrained, strides, frozen_bn=frozen_bn, freeze_stages=freeze_stages, output_stride=output_stride
     )
+    if multi_grid:
+        dilate(net, "layer4", [factor * 32 // output_stride for factor in multi_grid], "multi_grid")
+    return net
 
 
 def check_output_stride(stride: int) -> None:
