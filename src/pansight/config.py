@@ -303,9 +303,9 @@ class EvaluateConfig:
     least_score: float = 0.0
     """Objects under this score do not count."""
     flip: bool = False
-    """Look at the mirrored photo too, and average the class scores; for semantic maps."""
+    """Look at the mirrored photo too, and average what is seen; for models that can (docs/training.md)."""
     scales: tuple[float, ...] = (1.0,)
-    """Look at the photo at so many times the model's size each, and average the class scores; for semantic maps."""
+    """Look at the photo at so many times the model's size each, and average what is seen; as for `flip`."""
     window: int = 0
     """Look at the resized photo through square windows of so many pixels a side, usually the crop of training, and
     average the class scores where they overlap; 0: the photo as a whole; for semantic maps."""

@@ -18,7 +18,7 @@ from pansight.data.loader import pad_images
 from pansight.engine.evaluate import predict_all
 from pansight.engine.infer import Inference, check_decode_options, infer, prepare, views_of
 from pansight.errors import PansightError
-from pansight.models import build
+from pansight.models import MODELS, build
 from pansight.nn.input import Input
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace, Prediction
@@ -159,9 +159,9 @@ def test_views_of_what_has_no_scores_are_refused(views: dict) -> None:
             PansightError, match="flip, scales, window: expected a model of semantic maps, or task = semantic"
         ):
             prepare(panoptic, Inference(CPU, decode_options=options, **views))
-    fpn = build("panoptic_fpn", labels, backbone="resnet18", fpn_channels=32, semantic_width=32, box_features=32)
-    with pytest.raises(PansightError, match="found PanopticFPN with task left out"):
-        prepare(fpn, Inference(CPU, **views))
+    fcn = build("panoptic_fcn", labels, **MODELS["panoptic_fcn"].tiny)
+    with pytest.raises(PansightError, match="found PanopticFCN with task left out"):
+        prepare(fcn, Inference(CPU, **views))
 
 
 def test_options_of_decode_are_known_by_its_signature() -> None:

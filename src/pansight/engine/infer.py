@@ -6,7 +6,8 @@ these and `predict_views` here). EoMT looks through the windows of its paper by 
 Mirrored and resized views are averaged as published for semantic segmentation (Chen et al., "Encoder-Decoder with
 Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, section 4; Mask2Former's test-time
 augmentation): the class scores of all views are brought to the size of the file, mirrored ones turned back, and their
-mean decides. Objects and panoptic maps have no scores to be averaged.
+mean decides. Where a model can make the raw outputs of several views one (`JoinsViews`), its panoptic maps and objects
+follow from what all views show.
 
 Each view may be looked at through windows (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, and the code of
 PSPNet): squares of the size that the network was trained on, which overlap; where they do, their scores are averaged.
@@ -49,6 +50,15 @@ class ClassScorer(Protocol):
 
 
 @runtime_checkable
+class JoinsViews(Protocol):
+    """A model of panoptic maps or objects that can look at a photo several times."""
+
+    def join_views(self, views: Sequence[Any], mirrored: Sequence[bool]) -> Any:
+        """The raw outputs of several views of the same photos as one, as of the first view, which is not mirrored."""
+        ...
+
+
+@runtime_checkable
 class SeveralInputs(Protocol):
     """A model of several networks that do not all look at a photo in the same way."""
 
@@ -84,9 +94,9 @@ class Inference:
     """Photos at once; they are padded to the largest."""
     channels_last: bool = True
     flip: bool = False
-    """Look at the mirrored photo too (semantic maps only)."""
+    """Look at the mirrored photo too."""
     scales: tuple[float, ...] = (1.0,)
-    """Factors on the size that the model asks for, each looked at (semantic maps only)."""
+    """Factors on the size that the model asks for, each looked at."""
     window: int = 0
     """Side of the square windows that a resized photo is looked at through, in pixels, 0: none (semantic maps only)."""
     window_stride: float = 2 / 3
@@ -121,12 +131,12 @@ def prepare(model: Any, settings: Inference) -> Any:
     Raises PansightError for options that its decode does not know, and where views cannot be averaged.
     """
     check_decode_options(model, type(model).__name__, settings.decode_options)
-    if settings.averages and not _gives_semantic(model, settings.decode_options):
+    if settings.averages and not _joins_views(model, settings) and not _gives_semantic(model, settings.decode_options):
         task = settings.decode_options.get("task", "left out")
         raise PansightError(
             (
-                "expected a model of semantic maps, or task = semantic, whose class scores can be averaged; "
-                f"found {type(model).__name__} with task {task}"
+                "expected a model of semantic maps, or task = semantic, whose class scores can be averaged, or, "
+                f"without windows, one that joins views; found {type(model).__name__} with task {task}"
             ),
             where="flip, scales, window",
         )
@@ -186,9 +196,12 @@ def predict_views(
     proposals: of each photo; passed over where the model takes none.
     """
     with torch.inference_mode():
-        if settings.averages:
+        if settings.averages and _joins_views(model, settings):
+            outputs = _joined(model, views, settings)
+        elif settings.averages:
             return _average(model, views, sizes, settings)
-        outputs = _outputs(model, views[0], settings, views[1:], proposals)
+        else:
+            outputs = _outputs(model, views[0], settings, views[1:], proposals)
         predictions = model.decode(outputs, sizes, **settings.decode_options)
         return [distributed.to_cpu(prediction) for prediction in predictions]
 
@@ -208,6 +221,17 @@ def _outputs(model: Any, view: View, settings: Inference, further: Sequence[View
 
 def _takes_proposals(model: Any) -> bool:
     return isinstance(model, GivenProposals)
+
+
+def _joins_views(model: Any, settings: Inference) -> bool:
+    return isinstance(model, JoinsViews) and not settings.window
+
+
+def _joined(model: Any, views: Views, settings: Inference) -> Any:
+    """The outputs of all views as one, as of the largest that is not mirrored, so that no detail is lost."""
+    ordered = sorted(views, key=lambda view: (view.mirrored, -view.images[0, 0].numel()))
+    outputs = [_outputs(model, view, settings) for view in ordered]
+    return model.join_views(outputs, [view.mirrored for view in ordered])
 
 
 def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:

@@ -24,6 +24,7 @@ from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
 from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn, torchvision_rcnn
 from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.instances import Detections, detections_to_instances
+from pansight.ops.fusion.views import frames_of
 from pansight.ops.resize import TORCHVISION, ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
@@ -69,6 +70,11 @@ class FasterRCNN(nn.Module):
         """Predictions at the original `sizes` (H, W)."""
         instances = detections_to_instances(outputs.detections, outputs.extents, sizes, self.labels)
         return [Prediction(None, None, found) for found in instances]
+
+    def join_views(self, views: Sequence[FasterRCNNOutputs], mirrored: Sequence[bool]) -> FasterRCNNOutputs:
+        """The outputs of several views of the same photos as one, as of the first: their detections compete."""
+        frames = frames_of([view.extents for view in views], mirrored)
+        return FasterRCNNOutputs(self.rcnn.join_views([view.detections for view in views], frames), views[0].extents)
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""

@@ -26,6 +26,7 @@ from pansight.nn.input import CAFFE_BGR, IMAGENET_RGB, Input
 from pansight.nn.rcnn.two_stage import RCNN, detectron2_rcnn, torchvision_rcnn
 from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.instances import Detections, detections_to_instances, merge_by_label_map
+from pansight.ops.fusion.views import frames_of
 from pansight.ops.resize import TORCHVISION, ResizeRule
 from pansight.ops.targets import instance_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
@@ -102,6 +103,11 @@ class MaskRCNN(nn.Module):
             )
             predictions.append(Prediction(panoptic, None, found))
         return predictions
+
+    def join_views(self, views: Sequence[MaskRCNNOutputs], mirrored: Sequence[bool]) -> MaskRCNNOutputs:
+        """The outputs of several views of the same photos as one, as of the first: their detections compete."""
+        frames = frames_of([view.extents for view in views], mirrored)
+        return MaskRCNNOutputs(self.rcnn.join_views([view.detections for view in views], frames), views[0].extents)
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""

@@ -44,6 +44,7 @@ from pansight.nn.semantic.segmenter import resized
 from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.adaptive import AdaptiveRule, Objects, adaptive_fusion
 from pansight.ops.fusion.instances import Detections, detections_to_instances
+from pansight.ops.fusion.views import frames_of, mean_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, semantic_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
@@ -168,6 +169,19 @@ class EfficientPS(nn.Module):
         if self.corners_of_pixels:
             boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
         return Objects(boxes, found.mask_logits[of_image], found.scores[of_image], category[found.labels[of_image]])
+
+    def join_views(self, views: Sequence[EfficientPSOutputs], mirrored: Sequence[bool]) -> EfficientPSOutputs:
+        """The outputs of several views of the same photos as one, as of the first.
+
+        Semantic logits are averaged; the detections of all views compete.
+        """
+        logits = [view.semantic_logits for view in views]
+        frames = frames_of([view.extents for view in views], mirrored, logits, STRIDES[0])
+        return EfficientPSOutputs(
+            self.rcnn.join_views([view.detections for view in views], frames),
+            mean_map(logits, frames),
+            views[0].extents,
+        )
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""

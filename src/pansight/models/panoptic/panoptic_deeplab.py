@@ -45,6 +45,7 @@ from pansight.nn.semantic.segmenter import resized
 from pansight.ops.centres.heatmaps import CentreSettings, CentreTargets, batched_targets, centre_targets
 from pansight.ops.fusion.centres import CentreRule, group_pixels
 from pansight.ops.fusion.components import objects_of
+from pansight.ops.fusion.views import Frame, mean_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import semantic_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
@@ -232,6 +233,28 @@ class PanopticDeepLab(nn.Module):
             for logits, extent in zip(outputs.semantic_logits, extents, strict=True)
         )
         return [resized(logits.softmax(1), size)[0] for logits, size in zip(maps, sizes, strict=True)]
+
+    def join_views(self, views: Sequence[PanopticDeepLabOutputs], mirrored: Sequence[bool]) -> PanopticDeepLabOutputs:
+        """The outputs of several views of the same photos as one, as of the first.
+
+        Averaged are the probabilities of classes, the heat, and the offsets, which a mirrored view has to the other
+        side and a larger view as longer ways.
+        """
+        frames: list[Frame] = []
+        offsets: list[Tensor] = []
+        for view, turned in zip(views, mirrored, strict=True):
+            height, width = view.canvas.tolist()
+            frames.append(Frame(view.extents, (height, width), turned))
+            factors = (views[0].extents / view.extents) * view.extents.new_tensor([1, -1 if turned else 1])  # (B, 2)
+            offsets.append(view.offsets_yx * factors[:, :, None, None])
+        chances = [view.semantic_logits.float().softmax(1) for view in views]
+        return PanopticDeepLabOutputs(
+            mean_map(chances, frames, self.align_corners).log(),
+            mean_map([view.heat for view in views], frames, self.align_corners),
+            mean_map(offsets, frames, self.align_corners),
+            views[0].extents,
+            views[0].canvas,
+        )
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""

@@ -41,6 +41,7 @@ from pansight.nn.semantic.criterion import Criterion
 from pansight.nn.semantic.fpn_head import SemanticFPNHead
 from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion.instances import Detections, detections_to_instances, merge_by_label_map
+from pansight.ops.fusion.views import frames_of, mean_map
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import instance_targets, semantic_targets, valid_extents
 from pansight.types import IGNORE, Batch, LabelSpace, Prediction
@@ -187,6 +188,19 @@ class PanopticFPN(nn.Module):
         classes = logits.max(0).indices  # argmax(0) is six times slower on the CPU
         category_of_class = torch.tensor([IGNORE] + [c.id for c in self.labels.stuff], device=classes.device)
         return category_of_class[classes]
+
+    def join_views(self, views: Sequence[PanopticFPNOutputs], mirrored: Sequence[bool]) -> PanopticFPNOutputs:
+        """The outputs of several views of the same photos as one, as of the first.
+
+        Semantic logits are averaged; the detections of all views compete.
+        """
+        logits = [view.semantic_logits for view in views]
+        frames = frames_of([view.extents for view in views], mirrored, logits, self.semantic_head.stride)
+        return PanopticFPNOutputs(
+            self.rcnn.join_views([view.detections for view in views], frames),
+            mean_map(logits, frames),
+            views[0].extents,
+        )
 
     def set_progress(self, share: float) -> None:
         """Whose turn it is, where the branches learn by turns, follows from the share of the run that is over."""

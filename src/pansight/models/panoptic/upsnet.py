@@ -35,6 +35,7 @@ from pansight.nn.statistics import kept_statistics
 from pansight.ops.fusion import panoptic_head as rule
 from pansight.ops.fusion.contest import Canvas
 from pansight.ops.fusion.instances import Detections, detections_to_instances
+from pansight.ops.fusion.views import frames_of, mean_map
 from pansight.ops.regions.roi import AlignRule, make_pyramid, multilevel_roi_align
 from pansight.ops.resize import ResizeRule
 from pansight.ops.targets import InstanceTargets, instance_targets, semantic_targets, valid_extents
@@ -245,6 +246,20 @@ class UPSNet(nn.Module):
         assert found.masks is not None  # the builders always give the instance branch a mask head
         thresholds = (score_threshold, max_overlap, min_stuff_area)
         return rule.merge_beside_stuff(found.masks, found.scores, found.labels, semantic, self.labels, *thresholds)
+
+    def join_views(self, views: Sequence[UPSNetOutputs], mirrored: Sequence[bool]) -> UPSNetOutputs:
+        """The outputs of several views of the same photos as one, as of the first.
+
+        Semantic logits are averaged; the detections of all views compete.
+        """
+        logits = [view.semantic_logits for view in views]
+        frames = frames_of([view.extents for view in views], mirrored, logits, self.semantic_head.stride)
+        return UPSNetOutputs(
+            self.rcnn.join_views([view.detections for view in views], frames),
+            self.rcnn.join_views([view.objects for view in views], frames, among_classes=True),
+            mean_map(logits, frames),
+            views[0].extents,
+        )
 
     def set_progress(self, share: float) -> None:
         """Which objects are "unknown" to the panoptic head is drawn anew in every step."""

@@ -27,6 +27,7 @@ from pansight.nn.rcnn.roi_heads import (
 )
 from pansight.nn.rcnn.rpn import RPN, Proposals
 from pansight.ops.fusion.instances import Detections
+from pansight.ops.fusion.views import Frame, pooled
 from pansight.ops.regions import boxes as box_ops
 from pansight.ops.regions.losses import box_loss, class_loss, mask_loss
 from pansight.ops.regions.masks import mask_targets
@@ -149,6 +150,17 @@ class RCNN(nn.Module):
         place = is_in_one.cumsum(0) - 1
         within, among = (_rows(candidates, keep)._replace(mask_logits=masks[place[keep]]) for keep in kept)
         return within, among
+
+    def join_views(
+        self, found: Sequence[Detections], frames: Sequence[Frame], among_classes: bool = False
+    ) -> Detections:
+        """What several views of the same photos found, as one: boxes of all of them suppress each other.
+
+        among_classes: boxes suppress those of other classes, too.
+        """
+        candidates = pooled(found, frames)
+        groups = candidates.image_index if among_classes else self._by_class(candidates)
+        return _rows(candidates, self._kept(candidates, groups))
 
     def masks_in(self, features: Sequence[Tensor], boxes_xyxy: Tensor, image_index: Tensor, things: Tensor) -> Tensor:
         """Mask logits float32 (N, M, M) of the given things in given boxes, with gradients; features as in `forward`.
