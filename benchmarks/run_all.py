@@ -12,6 +12,7 @@ SCRIPTS = (
     "rcnn_speed.py",
     "fusion_speed.py",
     "centre_speed.py",
+    "merge_speed.py",
     "transformer_speed.py",
     "transformer_training.py",
     "demo.py",

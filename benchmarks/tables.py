@@ -137,6 +137,23 @@ def centre_speed(record: Record) -> str:
     return table(header, rows) + f"\n\n{where(record)}; one thread; the same maps. Ours on two threads, ms: {told}"
 
 
+MERGES = {
+    "heuristic": "heuristic merge (Panoptic FPN)",
+    "head": "UPSNet's panoptic head",
+    "adaptive": "EfficientPS's fusion",
+}
+
+
+def merge_speed(record: Record) -> str:
+    rows: list[list[str]] = []
+    for row in record["rows"]:
+        times = [f"{row['milliseconds'][form]:.0f}" for form in ("plain", "ours")]
+        memory = [f"{row['mib'][form]:.0f}" for form in ("plain", "ours")]
+        rows.append([MERGES[row["rule"]], *times, f"{row['ratio']:.3f}", *memory])
+    header = ["", "plain ms", "ours ms", "ours / plain", "plain MiB", "ours MiB"]
+    return table(header, rows) + f"\n\n{where(record)}; one thread"
+
+
 def accuracy(record: Record) -> str:
     names = {"detr": "DETR-panoptic", "maskformer": "MaskFormer", "mask2former": "Mask2Former", "eomt": "EoMT"}
     groups: dict[tuple[str, str, int], dict[str, list[Record]]] = {}
@@ -407,6 +424,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "transformer_training": beside_transformers,
     "fusion_speed": fusion_speed,
     "centre_speed": centre_speed,
+    "merge_speed": merge_speed,
     "accuracy": accuracy,
     "detr_steps": detr_steps,
     "loader": loader,
