@@ -7,7 +7,7 @@ READY := .venv/.ready
 # the many processes of the tests need not each compile the package again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-all test-long check format bench tables clean
+.PHONY: help install demo test test-all test-long test-fiftyone check format bench tables clean
 
 help:
 	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  the long ones too: full-size networks, 1,000 damaged inputs, what other tools read"
 	@echo "               (about 15 minutes); ORDER=7 runs either in an order drawn from the number 7"
 	@echo "make test-long the rest: every system memorises images, 1,000 other damaged inputs (about 20 minutes)"
+	@echo "make test-fiftyone  what FiftyOne makes of our predictions, in an environment of its own"
 	@echo "make check     ruff and pyright"
 	@echo "make bench     run every benchmark again and rewrite the tables of docs (hours); make tables: only the tables"
 
@@ -43,6 +44,12 @@ test-all: $(READY)
 test-long: $(READY)
 	PANSIGHT_TEST_ORDER=$(ORDER) $(PYTEST) -m long
 
+# FiftyOne and our OpenCV exclude each other
+test-fiftyone: $(READY)
+	$(PYTHON) -m venv .venv-fiftyone || python3 -m venv .venv-fiftyone
+	VIRTUAL_ENV=.venv-fiftyone $(UV) pip install --quiet --constraint constraints-fiftyone.txt --editable '.[fiftyone]' pytest pytest-timeout
+	.venv-fiftyone/bin/python -m pytest tests/interop/test_fiftyone.py
+
 check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -60,4 +67,4 @@ tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-fiftyone runs .pytest_cache .ruff_cache

@@ -25,7 +25,9 @@ ALLOWED = {
     "weights": SPINE | {"data"},
     "config": BASE,
     "drawing": BASE | {"ops"},
-    "engine": SPINE | {"data", "metrics", "weights", "config", "drawing"},
+    "interop": BASE | {"ops", "data", "drawing"},
+    "engine": SPINE | {"data", "metrics", "weights", "config", "drawing", "interop"},
+    "integrations": BASE | {"engine", "interop"},
     "apps": SPINE | {"data", "metrics", "weights", "config", "drawing", "engine"},
 }
 """What a part may import besides itself."""

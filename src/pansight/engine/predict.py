@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pansight.data.dataset import image_array, image_tensor
-from pansight.data.images import read_image, write_picture
-from pansight.drawing.prediction import draw_prediction
+from pansight.data.dataset import image_tensor
+from pansight.data.images import read_image
 from pansight.engine import distributed
 from pansight.engine.infer import Inference, check_decode_options, infer, prepare
 from pansight.errors import PansightError
+from pansight.interop.photo import PhotoPrediction
 from pansight.nn.backbones.folding import folded, stamp
-from pansight.types import LabelSpace, Prediction
+from pansight.types import LabelSpace
 from pansight.weights import load_model, save_model
 from pansight.weights.combined import combine_loaded
 
 Photo = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 """A path, uint8 RGB as array (H, W, 3) or tensor (3, H, W), or a PIL image."""
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoPrediction(Prediction):
-    """A prediction that knows its photo, uint8 RGB (H, W, 3), and the names of its classes."""
-
-    photo: NDArray[np.uint8] = field(kw_only=True)
-    labels: LabelSpace = field(kw_only=True)
-
-    def overlay(
-        self,
-        path: str | Path | None = None,
-        *,
-        score: float = 0.5,
-        opacity: float = 0.5,
-        names: bool = True,
-        background: bool = False,
-    ) -> Image.Image:
-        """What was found, painted over the photo; written to `path` as well, where one is given.
-
-        score: objects below it are left out, where there is no panoptic map. opacity: of the paint, 0..1. names: class
-        names and scores. background: paint stuff of the name background, too.
-        Raises PansightError where the file cannot be written.
-        """
-        picture = image_array(
-            draw_prediction(
-                image_tensor(self.photo),
-                self,
-                self.labels,
-                score=score,
-                opacity=opacity,
-                names=names,
-                background=background,
-            )
-        )
-        if path is not None:
-            write_picture(path, picture)
-        return Image.fromarray(picture)
 
 
 class Predictor:
