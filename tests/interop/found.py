@@ -65,10 +65,10 @@ def nothing() -> PhotoPrediction:
 SPACE = LabelSpace.from_names(["cat", "dog"], ["sky"])
 
 
-def predictor(name: str = "panoptic_deeplab") -> Predictor:
+def predictor(name: str = "panoptic_deeplab", **given: str) -> Predictor:
     """An untrained network whose heat is high everywhere, so that it finds things."""
     torch.manual_seed(1)
-    options = dict(MODELS[name].tiny)
+    options = MODELS[name].tiny | given
     model = build(name, SPACE, **options)
     if name == "panoptic_deeplab":
         model.rule = model.rule._replace(threshold=-1.0, min_stuff_area=0, centres=8)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from found import SPACE, image, predictor
 from PIL import Image
@@ -14,13 +15,21 @@ from sahi.predict import get_sliced_prediction
 
 from pansight.apps.exporting import export
 
+MASK_BIASES = ("predictor.mask_embed.layers.2.bias", "pixel_decoder.mask_features.bias")
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # those of transformers
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("exports")
-    predictor("mask2former").save(place / "ours")
+    ours = predictor("mask2former", backbone="resnet18")
+    parameters = dict(ours.model.named_parameters())
+    with torch.no_grad():  # an untrained network shall find something: all queries are cats, and masks are large
+        parameters["predictor.class_embed.bias"][0] = 10
+        for name in MASK_BIASES:
+            parameters[name].fill_(1.0)
+    ours.save(place / "ours")
     export(place / "ours", place / "hf")
     return place / "hf"
 

@@ -1,4 +1,4 @@
-"""FiftyOne's labels."""
+"""A prediction as the labels of FiftyOne."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pansight.types import LabelSpace, Prediction
 
 
 def _package() -> Any:
-    import fiftyone
+    import fiftyone  # pyright: ignore[reportMissingImports]
 
     return fiftyone
 

@@ -1,4 +1,4 @@
-"""napari's layers."""
+"""A prediction as a layer of napari."""
 
 from __future__ import annotations
 

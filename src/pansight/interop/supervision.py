@@ -1,4 +1,4 @@
-"""supervision's detections."""
+"""A prediction as the detections of supervision."""
 
 from __future__ import annotations
 
