@@ -18,7 +18,7 @@ from pansight.data.dataset import image_array, image_tensor
 from pansight.data.images import read_image, write_picture
 from pansight.drawing.prediction import draw_prediction
 from pansight.engine import distributed
-from pansight.engine.infer import Inference, check_decode_options, infer, prepare
+from pansight.engine.infer import Inference, check_averages, check_decode_options, class_scores, infer, prepare
 from pansight.errors import PansightError
 from pansight.nn.backbones.folding import folded, stamp
 from pansight.types import LabelSpace, Prediction
@@ -113,13 +113,29 @@ class Predictor:
         check_decode_options(self.model, self.name, decode_options)
         photos = [read_photo(image) for image in images]
         settings = replace(self._settings, batch_size=max(1, len(photos)), decode_options=decode_options)
-        if self._stamp != (now := stamp(self.model)):  # it has learnt since, or was moved
-            self._twin, self._stamp = folded(self.model), now
-        found = infer(self._twin, map(image_tensor, photos), settings, proposals)
+        found = infer(self._current(), map(image_tensor, photos), settings, proposals)
         return [
             PhotoPrediction(each.panoptic, each.semantic, each.instances, photo=photo, labels=self.labels)
             for each, photo in zip(found, photos, strict=True)
         ]
+
+    def class_scores(
+        self, images: Sequence[Photo], flip: bool = False, scales: Sequence[float] = (1.0,), **decode_options: Any
+    ) -> list[Tensor]:
+        """How likely each class is at each pixel of each image: float32 (C, H, W), at its size and on the CPU.
+
+        flip, scales: the mean over the image, its mirror image and the sizes that these factors give it.
+        Raises PansightError where the model gives no such scores.
+        """
+        settings = replace(self._settings, flip=flip, scales=tuple(scales), decode_options=decode_options)
+        check_averages(self.model, settings)
+        return class_scores(self._current(), [image_tensor(read_photo(image)) for image in images], settings)
+
+    def _current(self) -> Any:
+        """The twin of the model, renewed where it has learnt since, or was moved."""
+        if self._stamp != (now := stamp(self.model)):
+            self._twin, self._stamp = folded(self.model), now
+        return self._twin
 
     def save(self, folder: str | Path) -> None:
         """As a folder that `load` reads: config.json and model.safetensors."""
