@@ -6,6 +6,7 @@ What these say of a tile is exact, so that the stitched map must be that of the 
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def classes_of(photo: np.ndarray) -> Tensor:
     return torch.from_numpy(apart.argmin(2))
 
 
+@cache
+def _network() -> Any:
+    """Its weights say nothing, but are compared where a prediction is resumed."""
+    torch.manual_seed(0)
+    return build("unet", LABELS, **TINY)
+
+
 class Oracle(Predictor):
     """Says of a photo what its colours are. kind: "panoptic", "semantic" or "instances".
 
@@ -53,8 +61,7 @@ class Oracle(Predictor):
     """
 
     def __init__(self, kind: str = "panoptic", stop_at: int = 0, accident: BaseException | None = None):
-        torch.manual_seed(0)  # the weights say nothing, but are compared where a prediction is resumed
-        super().__init__(build("unet", LABELS, **TINY), "unet", TINY, "cpu")
+        super().__init__(_network(), "unet", TINY, "cpu")
         self.kind, self.stop_at, self.accident, self.calls = kind, stop_at, accident, -1
 
     def predict(self, image: Any, proposals: Tensor | None = None, **options: Any) -> PhotoPrediction:

@@ -14,6 +14,7 @@ import zarr
 from huge_scenes import COLOURS, LABELS, Oracle, classes_of, full_disk, scene, write_tiff
 
 import pansight
+from pansight.apps.cli import main
 from pansight.apps.photos.huge import Tiling, predict_huge, result_lines, unfinished
 from pansight.data.images import write_png
 from pansight.errors import Interrupted, PansightError
@@ -299,3 +300,62 @@ def test_pretended_kinds_of_packages_that_are_missing(image, tmp_path, monkeypat
     message = r"expected pyarrow to be installed, found none; install the extra pansight\[huge\]"
     with pytest.raises(PansightError, match=message):
         predict_huge(Oracle(), image, tmp_path / "map.tif", TILING)
+
+
+# --- the command, with real models -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "unet"
+    Oracle().save(folder)
+    return folder
+
+
+def test_the_command(weights, image, tmp_path, capsys) -> None:
+    out = tmp_path / "map.tif"
+    words = ["predict", str(weights), str(image), "--tile", "96", "--overlap", "32", "--out", str(out)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"{out}: 300×230, 20 tiles, " in said
+    assert f"table      {tmp_path / 'map.parquet'}" in said
+    assert main(words) == 2
+    assert "expected no prediction yet, found one; add --overwrite to replace it" in capsys.readouterr().err
+    plain = read_map(out)
+    assert main([*words, "--flip", "--scales", "0.5,1", "--overwrite"]) == 0
+    averaged = read_map(out)
+    assert averaged.shape == plain.shape
+    assert (averaged != plain).any()
+
+
+def test_bands_and_stretch_of_the_command(weights, tmp_path, capsys) -> None:
+    image = write_tiff(tmp_path / "bands.tif", np.arange(64 * 64 * 4, dtype=np.uint16).reshape(64, 64, 4))
+    words = ["predict", str(weights), str(image), "--tile", "64", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "found 4 of uint16; name three of them, red first: --bands 4,3,2 --stretch 2,98" in capsys.readouterr().err
+    assert main([*words, "--bands", "4,3,2", "--stretch", "0:3000", "--task", "panoptic"]) == 0
+    said = capsys.readouterr().out
+    assert "stretched  bands 4,3,2 from 0 … 3000, 0 … 3000, 0 … 3000 to 0 … 255" in said
+    assert read_map(tmp_path / "out" / "bands.tif").dtype == np.uint32
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--overlap", "32"], "--overlap: expected --tile, the side of the tiles, such as 1024, found none"),
+        (["--resume"], "--resume: expected --tile"),
+        (["--tile", "64", "--bands", "red"], "--bands: expected numbers such as 4,3,2, found red"),
+        (["--tile", "64", "--out", "a.tif", "b.png"], "--out: expected a folder for several images, found a.tif"),
+        (["--tile", "8"], "--tile: expected at least 32 pixels for unet, found 8"),
+    ],
+)
+def test_flags_that_do_not_go_together(words: list[str], message: str, weights, image, tmp_path, capsys) -> None:
+    assert main(["predict", str(weights), str(image), *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_an_image_that_is_missing_is_told_before_the_model_is_loaded(tmp_path, capsys) -> None:
+    assert main(["predict", str(tmp_path / "no model"), str(tmp_path / "none.tif"), "--tile", "64"]) == 2
+    assert "none.tif: expected an image, found no such file" in capsys.readouterr().err

@@ -18,7 +18,7 @@ class HugeSettings:
     tile: int | None = None
     """Side of the tiles in pixels, such as 1024. Without it images are predicted whole."""
     overlap: int | None = None
-    """Pixels that neighbouring tiles share at least. [default: 128]"""
+    """Pixels that neighbouring tiles share at least. [default: 128, at most a quarter of a tile]"""
     seam_iou: float | None = None
     """Two halves of an object are one from this IoU on, in the pixels that both tiles see. [default: 0.25]"""
     bands: str | None = None
@@ -57,7 +57,7 @@ def predict_huge(
     assert settings.tile is not None
     tiling = huge.Tiling(
         settings.tile,
-        defaults.overlap if settings.overlap is None else settings.overlap,
+        settings.overlap,
         defaults.seam_iou if settings.seam_iou is None else settings.seam_iou,
         tuple(_numbers("--bands", settings.bands, int)),
         settings.stretch or "",

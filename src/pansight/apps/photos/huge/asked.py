@@ -30,6 +30,8 @@ from pansight.types import Instances, LabelSpace, Prediction
 
 CELL = 32
 """Pixels below one cell of the coarsest map of most networks."""
+OVERLAP = 128
+"""Of tiles that are large enough, in pixels."""
 MAPS, OBJECTS = (".tif", ".tiff", ".zarr"), "instances"
 """Suffixes of maps; the kind of result that none of them can hold, since objects may overlap."""
 LISTS = (".json", ".geojson")
@@ -37,7 +39,8 @@ LISTS = (".json", ".geojson")
 
 
 class Tiling(NamedTuple):
-    """How an image is cut, seen and joined. tile: side in pixels; overlap: of neighbours, at least.
+    """How an image is cut, seen and joined. tile: side in pixels; overlap: pixels that
+    neighbours share at least; None: 128, or a quarter of a smaller tile.
 
     seam_iou: two halves of an object are one from this IoU on, counted in the pixels that both tiles see. bands: those
     seen as red, green and blue, from 1; (): the only three. stretch: "2,98", percentiles of each band that become 0 and
@@ -46,7 +49,7 @@ class Tiling(NamedTuple):
     """
 
     tile: int = 1024
-    overlap: int = 128
+    overlap: int | None = None
     seam_iou: float = 0.25
     bands: tuple[int, ...] = ()
     stretch: str = ""
@@ -71,14 +74,16 @@ class Asked(NamedTuple):
 def ask(predictor: Predictor, raster: Raster, out: Path, tiling: Tiling, options: dict[str, Any]) -> Asked:
     """Raises PansightError, in one line, for anything that cannot be."""
     least, align = tile_limits(predictor, tiling.tile)
-    _check_numbers(tiling, least, predictor.name)
+    overlap = min(OVERLAP, tiling.tile // 4) if tiling.overlap is None else tiling.overlap
+    tiling = tiling._replace(overlap=overlap)
+    _check_numbers(tiling, overlap, least, predictor.name)
     colours = colours_of(raster, tiling.bands, Stretch.parsed(tiling.stretch) if tiling.stretch else None)
     check_proposals(predictor.model, predictor.name, DataConfig())
     wanted = Wanted.of(predictor, options, None)
     kind = _kind_of(wanted.narrowed(predictor.predict(np.zeros((least, least, 3), np.uint8), **wanted.options)))
     target = _target_of(out, raster.path, kind)
-    align = align if tiling.tile - tiling.overlap >= align else 1
-    ys, xs = (tile_spans(length, tiling.tile, tiling.overlap, align) for length in raster.size)
+    align = align if tiling.tile - overlap >= align else 1
+    ys, xs = (tile_spans(length, tiling.tile, overlap, align) for length in raster.size)
     grid = Grid(raster.size, ys, xs)
     facts = _facts(predictor, raster, tiling, colours, kind, wanted)
     return Asked(
@@ -105,12 +110,12 @@ def tile_limits(predictor: Predictor, tile: int) -> tuple[int, int]:
     return cell, cell if rule.target(tile, tile) == (tile, tile) else 1
 
 
-def _check_numbers(tiling: Tiling, least: int, model: str) -> None:
+def _check_numbers(tiling: Tiling, overlap: int, least: int, model: str) -> None:
     if tiling.tile < least:
         raise PansightError(where="--tile", expected=f"at least {least} pixels for {model}", found=tiling.tile)
-    if not 0 <= tiling.overlap <= tiling.tile // 2:
+    if not 0 <= overlap <= tiling.tile // 2:
         expected = f"0 … {tiling.tile // 2} pixels, half of a tile"
-        raise PansightError(where="--overlap", expected=expected, found=tiling.overlap)
+        raise PansightError(where="--overlap", expected=expected, found=overlap)
     if not 0 < tiling.seam_iou <= 1:
         raise PansightError(where="--seam-iou", expected="above 0, at most 1", found=f"{tiling.seam_iou:g}")
     if not tiling.scales or not all(0.1 <= scale <= 10 for scale in tiling.scales):

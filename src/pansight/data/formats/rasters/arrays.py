@@ -19,6 +19,10 @@ MOST_BANDS = 64
 """An axis without a name that is at most so long is taken for that of the bands."""
 
 
+STRIPES = 16
+"""Groups of rows of a sample."""
+
+
 class ArrayRaster:
     """See ``contract.Raster``. array: any number of axes, those beside y, x and bands of length 1.
 
@@ -53,14 +57,14 @@ class ArrayRaster:
         return self._read(slice(top, top + height), slice(left, left + width), bands)
 
     def sample(self, bands: tuple[int, ...], side: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Rows of windows spread over the image, so that no more than a part of a large file is decoded."""
+        """Of a large image only STRIPES groups of rows, spread evenly over its height, are decoded."""
         height, width = self.size
-        step = max(1, max(self.size) // side)
-        parts = [
-            self._read(slice(top, min(top + step, height)), slice(0, width), bands)
-            for top in range(0, height, max(step, math.ceil(height / 16)))
-        ]
-        pixels, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
+        if max(self.size) <= side:
+            return self._read(slice(0, height), slice(0, width), bands)
+        rows, step = math.ceil(min(height, side) / STRIPES), max(1, width // side)
+        tops = np.linspace(0, height - rows, STRIPES).astype(int).tolist()
+        stripes = [self._read(slice(top, top + rows), slice(0, width), bands) for top in tops]
+        pixels, valid = (np.concatenate(parts) for parts in zip(*stripes, strict=True))
         return pixels[:, ::step], valid[:, ::step]
 
     def _read(self, y: slice, x: slice, bands: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
