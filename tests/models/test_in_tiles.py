@@ -36,7 +36,7 @@ def suffix_of(name: str) -> str:
 @pytest.mark.parametrize("name", core_first(ENTRIES))
 def test_one_tile_is_the_prediction_itself_and_several_are_legal(name: str, image: Path, tmp_path: Path) -> None:
     predictor = Predictor(small(name), name, dict(SMALL[name]), "cpu")
-    options = {key: max(0.0, value) for key, value in thresholds(predictor.model).items() if key != "task"}
+    options = {key: max(0, value) for key, value in thresholds(predictor.model).items() if key != "task"}
     alone = predictor.predict(image, **options)
     one = predict_huge(predictor, image, tmp_path / f"one{suffix_of(name)}", Tiling(SIDE, 0), options)
     assert one.tiles == 1
