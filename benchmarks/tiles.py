@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import tifffile
-from common import DATA, merge_rows, peak_resident_mib
+import torch
 
+from common import DATA, merge_rows, peak_resident_mib
 from pansight.apps.photos.huge import Tiling, predict_huge
 from pansight.apps.photos.huge.asked import tile_limits
 from pansight.data import open_dataset
@@ -38,8 +40,14 @@ from pansight.types import PanopticSegmentation, Prediction, Sample, Segment
 
 CELL = 256
 """Side of the crops that mosaics are made of, in pixels."""
-SIDE, TILE, OVERLAP, SEAM_IOU = 1024, 512, 128, Tiling().seam_iou
-OVERLAPS, THRESHOLDS = (0, 32, 64, 128, 192, 256), (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
+SIDE, OVERLAP, SEAM_IOU = 1024, 128, Tiling().seam_iou
+TILINGS = [
+    Tiling(tile, overlap, SEAM_IOU)
+    for tile, overlaps in ((512, (0, 64, 128)), (256, (0, 32, 64, 128)))
+    for overlap in overlaps
+]
+TILINGS += [Tiling(256, 32, iou) for iou in (0.05, 0.1, 0.5, 0.75, 0.9)]
+KEY = ("what", "model", "side", "tile", "overlap", "seam_iou")
 NAME = "tiles"
 
 
@@ -55,6 +63,9 @@ class Remembering(Predictor):
         if key not in self._known:
             self._known[key] = super().predict(image, proposals, **options)
         return self._known[key]
+
+    def forget(self) -> None:
+        self._known.clear()
 
 
 def without_limits(weights: Path) -> Remembering:
@@ -84,8 +95,6 @@ def mosaic(data: Any, side: int, seed: int) -> tuple[np.ndarray, PanopticSegment
                 count += 1
                 ids[top : top + CELL, left : left + CELL][crop == number] = count
     ids[ids == 0] = background
-    import torch
-
     nucleus, rest = data.labels.things[0].id, data.labels.stuff[0].id
     segments = [Segment(background, rest), *(Segment(n, nucleus) for n in range(2, count + 1))]
     return photo, PanopticSegmentation(torch.from_numpy(ids), tuple(segments))
@@ -93,8 +102,6 @@ def mosaic(data: Any, side: int, seed: int) -> tuple[np.ndarray, PanopticSegment
 
 def quality(data: Any, found: PanopticSegmentation, reference: PanopticSegmentation) -> dict[str, float]:
     """PQ of all classes and of nuclei, in percent."""
-    import torch
-
     metric = PanopticQuality(data.labels)
     sample = Sample(torch.zeros(3, 1, 1, dtype=torch.uint8), reference, 1, found.size)
     metric.update(Prediction(found), sample)
@@ -131,9 +138,6 @@ def _on_lines(ids: np.ndarray, seams: list[int]) -> set[int]:
 
 
 def stitched(predictor: Predictor, photo: np.ndarray, tiling: Tiling, folder: Path) -> PanopticSegmentation:
-    import pyarrow.parquet
-    import torch
-
     write_png(folder / "mosaic.png", photo)
     result = predict_huge(predictor, folder / "mosaic.png", folder / "map.tif", tiling, overwrite=True)
     index = {category.source_id: category.id for category in predictor.labels}
@@ -151,39 +155,41 @@ def things_alone(found: PanopticSegmentation, data: Any) -> np.ndarray:
 def measure_seams(weights: Path, seeds: int) -> None:
     data: Any = open_dataset(DATA / "dsb2018", "auto", "val", thing="nucleus")
     predictor = without_limits(weights)
-    settings = [(overlap, SEAM_IOU) for overlap in OVERLAPS] + [(OVERLAP, iou) for iou in THRESHOLDS]
-    sums: dict[tuple[int, float], dict[str, Any]] = {}
+    sums: dict[Tiling, dict[str, Any]] = {}
     whole_scores: list[dict[str, float]] = []
-    _, align = tile_limits(predictor, TILE)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
             photo, truth = mosaic(data, SIDE, seed)
             whole = predictor.predict(photo).panoptic
             assert whole is not None
             whole_scores.append(quality(data, whole, truth))
-            for overlap, iou in dict.fromkeys(settings):
-                found = stitched(predictor, photo, Tiling(TILE, overlap, iou), Path(folder))
-                seams = [span.own_start for span in tile_spans(SIDE, TILE, overlap, align)[1:]]
-                row = sums.setdefault((overlap, iou), {"against": [], "truth": [], "seams": [], "inside": []})
+            for tiling in TILINGS:
+                found = stitched(predictor, photo, tiling, Path(folder))
+                row = sums.setdefault(tiling, {"against": [], "truth": [], "seams": [], "inside": []})
                 row["against"].append(quality(data, found, whole))
                 row["truth"].append(quality(data, found, truth))
-                for place, counts in quality_by_place(
-                    things_alone(found, data), things_alone(whole, data), seams
-                ).items():
+                things = (things_alone(each, data) for each in (found, whole))
+                for place, counts in quality_by_place(*things, seams_of(predictor, tiling)).items():
                     row[place].append(counts)
-            predictor._known.clear()
+            predictor.forget()
             print(f"mosaic {seed + 1}/{seeds}", flush=True)
-    rows = [_seam_row(predictor.name, key, row, whole_scores) for key, row in sums.items()]
+    rows = [_seam_row(predictor.name, tiling, row, whole_scores) for tiling, row in sums.items()]
     for row in rows:
         print(row)
-    what = f"{seeds} mosaics of {SIDE}×{SIDE} pixels from nuclei (dsb2018, val), tiles of {TILE}"
-    merge_rows(NAME, {"seams": what, **_other_facts("seams")}, rows, ("what", "model", "overlap", "seam_iou", "side"))
+    what = f"{seeds} mosaics of {SIDE}×{SIDE} pixels from nuclei (dsb2018, val)"
+    merge_rows(NAME, {"seams": what, **_other_facts("seams")}, rows, KEY)
 
 
-def _seam_row(
-    model: str, key: tuple[int, float], row: dict[str, Any], whole_scores: list[dict[str, float]]
-) -> dict[str, Any]:
-    figures: dict[str, Any] = {"what": "seams", "model": model, "overlap": key[0], "seam_iou": key[1], "side": SIDE}
+def seams_of(predictor: Predictor, tiling: Tiling) -> list[int]:
+    """The first row, or column, of each tile but the first, which are the same for both axes."""
+    _, align = tile_limits(predictor, tiling.tile)
+    assert tiling.overlap is not None
+    return [span.own_start for span in tile_spans(SIDE, tiling.tile, tiling.overlap, align)[1:]]
+
+
+def _seam_row(model: str, tiling: Tiling, row: dict[str, Any], whole_scores: list[dict[str, float]]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"what": "seams", "model": model, "side": SIDE, "tile": tiling.tile}
+    figures |= {"overlap": tiling.overlap, "seam_iou": tiling.seam_iou}
     for name in ("pq", "pq_nucleus"):
         figures[f"{name}_against_untiled"] = float(np.mean([scores[name] for scores in row["against"]]))
         figures[f"{name}_least"] = float(min(scores[name] for scores in row["against"]))
@@ -264,7 +270,7 @@ def measure_sizes(weights: Path, sides: list[int], tile: int, task: str) -> None
         print(row, flush=True)
         facts = {"sizes": "a mosaic of nuclei (dsb2018, val), repeated; seconds of the processor, one thread"}
         facts |= _other_facts("sizes")
-        merge_rows(NAME, facts, [row], ("what", "model", "overlap", "seam_iou", "side"))
+        merge_rows(NAME, facts, [row], KEY)
 
 
 def main() -> None:

@@ -346,6 +346,8 @@ def test_bands_and_stretch_of_the_command(weights, tmp_path, capsys) -> None:
         (["--resume"], "--resume: expected --tile"),
         (["--tile", "64", "--bands", "red"], "--bands: expected numbers such as 4,3,2, found red"),
         (["--tile", "64", "--out", "a.tif", "b.png"], "--out: expected a folder for several images, found a.tif"),
+        (["--tile", "64", "--every", "2"], "--every: expected photos that are predicted whole, found --tile"),
+        (["--tile", "64", "--no-names"], "--no-names: expected photos that are predicted whole, found --tile"),
         (["--tile", "8"], "--tile: expected at least 32 pixels for unet, found 8"),
     ],
 )

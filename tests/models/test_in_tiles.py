@@ -9,16 +9,17 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import tifffile
-from contract import LABELS, SMALL, core_first, small, thresholds
+import torch
+from contract import LABELS, QUERY_MODELS, SMALL, core_first, small, thresholds
 
 from pansight.apps.photos.huge import Tiling, predict_huge
 from pansight.data.formats.shapes import Shapes
-from pansight.data.images import write_png
+from pansight.data.images import read_image, write_png
 from pansight.engine.predict import Predictor
-from pansight.models import MODELS
+from pansight.errors import PansightError
+from pansight.models import MODELS, build
 
 SIDE = 128
-ENTRIES = [name for name in SMALL if not MODELS[name].borrows]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def suffix_of(name: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", core_first(ENTRIES))
+@pytest.mark.parametrize("name", core_first(SMALL))
 def test_one_tile_is_the_prediction_itself_and_several_are_legal(name: str, image: Path, tmp_path: Path) -> None:
     predictor = Predictor(small(name), name, dict(SMALL[name]), "cpu")
     options = {key: max(0, value) for key, value in thresholds(predictor.model).items() if key != "task"}
@@ -64,3 +65,30 @@ def test_one_tile_is_the_prediction_itself_and_several_are_legal(name: str, imag
     }
     stuff = [row["category_id"] for row in table if not row["isthing"]]
     assert len(stuff) == len(set(stuff))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", core_first(QUERY_MODELS))
+def test_query_systems_average_class_scores(name: str, image: Path, tmp_path: Path) -> None:
+    """A tile and its mirror image, where the task is semantic; panoptic maps have no scores to be averaged."""
+    predictor = Predictor(small(name), name, dict(SMALL[name]), "cpu")
+    tiling = Tiling(SIDE, 0, flip=True)
+    result = predict_huge(predictor, image, tmp_path / "map.tif", tiling, {"task": "semantic"})
+    photo = read_image(image)
+    means = predictor.class_scores([photo], flip=True, task="semantic")[0]
+    ids = np.array([category.source_id for category in LABELS])[means.argmax(0).numpy()]
+    assert np.array_equal(tifffile.imread(result.file), ids)
+    there, back = (predictor.class_scores([each], task="semantic")[0] for each in (photo, photo[:, ::-1].copy()))
+    torch.testing.assert_close(means, (there + back.flip(2)) / 2)
+    with pytest.raises(PansightError, match=f"--flip, --scales: .*, found {name}, a panoptic result"):
+        predict_huge(predictor, image, tmp_path / "other.tif", tiling)
+
+
+def test_a_detector_of_given_regions_is_refused(image: Path, tmp_path: Path) -> None:
+    name = "fast_rcnn"
+    options = {key: value for key, value in SMALL[name].items() if not key.startswith("proposer")}
+    predictor = Predictor(build(name, LABELS, **options), name, options, "cpu")
+    with pytest.raises(
+        PansightError, match=r"--tile: expected a model that finds regions by itself, .* found fast_rcnn"
+    ):
+        predict_huge(predictor, image, tmp_path / "found.json", Tiling(SIDE, 0))

@@ -241,6 +241,11 @@ def predict(
     given = {"task": task, "score_threshold": threshold}
     options = {name: value for name, value in given.items() if value is not None}
     if huge is not None and huge.tile is not None:
+        drawn = {"--score": score is not None, "--opacity": opacity != 0.5, "--no-names": not names}
+        drawn |= {"--background": background, "--every": every != 1, "--fps": fps is not None}
+        huge_commands.check_whole_photos(
+            {**drawn, "--no-recursive": not recursive, "--proposals": proposals is not None}
+        )
         huge_commands.predict_huge(weights, images, out, overwrite, options, huge)
         return 0
     huge_commands.check_unused(huge or HugeSettings())

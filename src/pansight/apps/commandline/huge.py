@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ def check_unused(settings: HugeSettings) -> None:
     if given:
         flag = f"--{given[0].replace('_', '-')}"
         raise PansightError(where=flag, expected="--tile, the side of the tiles, such as 1024", found="none")
+
+
+def check_whole_photos(given: Mapping[str, bool]) -> None:
+    """Raises PansightError for a flag that says nothing of an image in tiles. given: flag → whether it is there."""
+    for flag, is_given in given.items():
+        if is_given:
+            raise PansightError(where=flag, expected="photos that are predicted whole", found="--tile")
 
 
 def predict_huge(

@@ -17,12 +17,10 @@ from pansight.apps.photos.huge.maps import MapStitcher, void_of
 from pansight.apps.photos.huge.objects import ObjectStitcher
 from pansight.apps.photos.huge.scores import ScoreStitcher
 from pansight.apps.photos.huge.stitchers import Grid, Photo, Stitcher
-from pansight.config import DataConfig
 from pansight.data.formats.rasters import Colours, Raster, Stretch, colours_of
 from pansight.data.formats.rasters.contract import missing_package
 from pansight.data.formats.rasters.writing import check_packages
-from pansight.engine.assemble import check_proposals
-from pansight.engine.infer import ClassScorer
+from pansight.engine.infer import ClassScorer, GivenProposals
 from pansight.engine.predict import Predictor
 from pansight.errors import PansightError
 from pansight.ops.fusion.stitching import tile_spans
@@ -78,7 +76,9 @@ def ask(predictor: Predictor, raster: Raster, out: Path, tiling: Tiling, options
     tiling = tiling._replace(overlap=overlap)
     _check_numbers(tiling, overlap, least, predictor.name)
     colours = colours_of(raster, tiling.bands, Stretch.parsed(tiling.stretch) if tiling.stretch else None)
-    check_proposals(predictor.model, predictor.name, DataConfig())
+    if isinstance(predictor.model, GivenProposals) and predictor.model.needs_proposals:
+        expected = "a model that finds regions by itself, since those of a file belong to whole photos"
+        raise PansightError(where="--tile", expected=expected, found=predictor.name)
     wanted = Wanted.of(predictor, options, None)
     kind = _kind_of(wanted.narrowed(predictor.predict(np.zeros((least, least, 3), np.uint8), **wanted.options)))
     target = _target_of(out, raster.path, kind)

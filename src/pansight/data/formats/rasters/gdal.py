@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pansight.data.formats.rasters.contract import Georeference, damaged, is_installed
 from pansight.errors import PansightError
 
-CACHE = 512
-"""MiB of decoded blocks that GDAL keeps, enough for a row of tiles of a striped file; its default grows with the
-memory of the machine."""
+CACHE = 256
+"""MiB of decoded blocks that GDAL keeps, enough for a row of tiles of most striped files; its default grows with
+the memory of the machine."""
 
 
 class GdalRaster:
