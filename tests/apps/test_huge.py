@@ -196,6 +196,10 @@ def test_a_killed_prediction_goes_on_to_the_same_result(kind: str, image, tmp_pa
     assert resumed.classes == straight.classes
     if resumed.table:
         assert rows_of(resumed.table) == rows_of(straight.table)
+    once_more = predict_huge(again, image, tmp_path / name, TILING, resume=True)
+    assert once_more.was_finished
+    assert again.calls == 11  # the least tile alone, which tells what the model gives
+    assert "finished before" in result_lines(once_more)
 
 
 def test_resuming_with_other_settings_is_refused(image, tmp_path) -> None:

@@ -31,7 +31,10 @@ __all__ = ["HugeResult", "Tiling", "predict_huge", "result_lines"]
 
 
 class HugeResult(NamedTuple):
-    """What was written. table: the segments in Parquet; None of objects, whose file is a table itself."""
+    """What was written. table: the segments in Parquet; None of objects, whose file is a table itself.
+
+    was_finished: the file stood there already when the prediction was to be resumed; classes are not counted then.
+    """
 
     file: Path
     table: Path | None
@@ -40,6 +43,7 @@ class HugeResult(NamedTuple):
     classes: Counter[str]  # how many segments each class has
     seconds: float
     colours: Colours
+    was_finished: bool = False
 
 
 def predict_huge(
@@ -58,7 +62,7 @@ def predict_huge(
     segments has ids from 1, uint32, 0 = void; one of classes the data set's own category ids. Its table of segments,
     NAME.parquet, lies beside it. decode_options: as of ``apps.photos.predict``.
     Rows of tiles that are done stand in ``NAME.unfinished`` until the end; resume goes on with them, to the same result
-    as in one go. A tile without any pixel that has a value is not predicted.
+    as in one go, and leaves a result that is finished as it is. A tile without any pixel that has a value is not predicted.
     Raises PansightError for files, options and models that do not fit, and where the disk is full; Interrupted after
     Ctrl-C or SIGTERM. In both cases nothing appears under the name of the result.
     """
@@ -66,11 +70,13 @@ def predict_huge(
         predictor = weights if isinstance(weights, Predictor) else load(weights)
         asked = ask(predictor, raster, Path(out), tiling, dict(decode_options or {}))
         state = Unfinished(asked.target)
-        if asked.target.exists() and not overwrite and not (resume and state.folder.exists()):
-            raise PansightError(
-                where=asked.target, expected="no prediction yet", found="one", hint="add --overwrite to replace it"
-            )
-        start, done = time.monotonic(), state.begin(asked.facts, resume, overwrite)
+        tiles, start = len(asked.grid.ys) * len(asked.grid.xs), time.monotonic()
+        if asked.target.exists() and not state.folder.exists() and not overwrite:
+            if resume:
+                return HugeResult(asked.target, asked.table, raster.size, tiles, Counter(), 0.0, asked.colours, True)
+            hint = "add --overwrite to replace it"
+            raise PansightError(where=asked.target, expected="no prediction yet", found="one", hint=hint)
+        done = state.begin(asked.facts, resume, overwrite)
         with stop_signal("tile") as stop, ProgressBar("predict") as bar:
             try:
                 _predict_rows(asked, raster, state, done, stop, bar)
@@ -83,10 +89,9 @@ def predict_huge(
                     ) from error
                 raise
     state.remove()
-    labels = predictor.labels
-    classes = Counter(labels[category].name for category in segments.category.tolist())
-    tiles = len(asked.grid.ys) * len(asked.grid.xs)
-    return HugeResult(asked.target, asked.table, raster.size, tiles, classes, time.monotonic() - start, asked.colours)
+    classes = Counter(asked.labels[category].name for category in segments.category.tolist())
+    seconds = time.monotonic() - start
+    return HugeResult(asked.target, asked.table, raster.size, tiles, classes, seconds, asked.colours)
 
 
 def _predict_rows(asked: Asked, raster: Raster, state: Unfinished, done: int, stop: Stop, bar: ProgressBar) -> None:
@@ -97,11 +102,11 @@ def _predict_rows(asked: Asked, raster: Raster, state: Unfinished, done: int, st
     for row in range(done, len(grid.ys)):
         stitcher.begin_row(number)
         for column in range(len(grid.xs)):
+            if stop.is_set():
+                raise _interrupted(stop, row, len(grid.ys))
             tile = grid.tile(row, column)
             _predict_tile(asked.colours, raster, stitcher, tile, state)
             pace.after(tile)
-            if stop.is_set() and (row, column) != (len(grid.ys) - 1, len(grid.xs) - 1):
-                raise _interrupted(stop, row, len(grid.ys))
         arrays = stitcher.end_row()
         number += len(arrays["area"])
         state.save(row, arrays)
@@ -161,6 +166,8 @@ def _write(asked: Asked, raster: Raster, rows: Rows, stop: Stop, bar: ProgressBa
 
 def result_lines(result: HugeResult) -> str:
     """What the command prints of an image."""
+    if result.was_finished:
+        return f"{result.file}: finished before; --overwrite predicts it anew"
     height, width = result.size
     rate = height * width / 1e6 / max(1e-9, result.seconds)
     count = sum(result.classes.values())
