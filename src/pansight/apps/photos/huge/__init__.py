@@ -62,7 +62,8 @@ def predict_huge(
     segments has ids from 1, uint32, 0 = void; one of classes the data set's own category ids. Its table of segments,
     NAME.parquet, lies beside it. decode_options: as of ``apps.photos.predict``.
     Rows of tiles that are done stand in ``NAME.unfinished`` until the end; resume goes on with them, to the same result
-    as in one go, and leaves a result that is finished as it is. A tile without any pixel that has a value is not predicted.
+    as in one go, and leaves a result that is finished as it is. A tile without any pixel that has a value is not
+    predicted.
     Raises PansightError for files, options and models that do not fit, and where the disk is full; Interrupted after
     Ctrl-C or SIGTERM. In both cases nothing appears under the name of the result.
     """
