@@ -76,7 +76,7 @@ class Oracle(Predictor):
             labels=LABELS,
         )
 
-    def class_scores(self, images: Any, flip: bool = False, scales: Any = (1.0,), **options: Any) -> list[Tensor]:
+    def class_scores(self, images: Any) -> list[Tensor]:
         self._count()
         return [torch.nn.functional.one_hot(classes_of(i), len(LABELS)).permute(2, 0, 1).float() for i in images]
 

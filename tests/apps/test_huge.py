@@ -115,7 +115,7 @@ def test_class_scores_are_averaged_where_tiles_overlap(tmp_path) -> None:
     """Two tiles of 64 share 32 columns, in which the left one is the surer."""
 
     class Torn(Oracle):
-        def class_scores(self, images, flip=False, scales=(1.0,), **options):
+        def class_scores(self, images):
             (scores,) = super().class_scores(images)
             scores[:] = 0
             side = int(images[0][0, 0, 0])  # 200 in the left tile, 40 in the right one
@@ -262,10 +262,6 @@ def test_a_full_disk_is_one_line_and_the_work_is_kept(writer: str, image, tmp_pa
         ({"tile": 16}, "--tile: expected at least 32 pixels for unet, found 16"),
         ({"overlap": 60}, "--overlap: expected 0 … 48 pixels, half of a tile, found 60"),
         ({"seam_iou": 0.0}, "--seam-iou: expected above 0, at most 1, found 0"),
-        (
-            {"flip": True},
-            "--flip, --scales: expected a model of semantic maps, or --task semantic, .* a panoptic result",
-        ),
         ({"scales": (0.0,)}, "--scales: expected factors of 0.1 … 10, found 0"),
         ({"bands": (1, 2, 4)}, "--bands: expected one or three bands, each 1 … 3, found 1, 2, 4"),
         ({"stretch": "98,2"}, "--stretch: expected two percentiles such as 2,98, or two values such as 0:3000"),

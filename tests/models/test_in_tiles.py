@@ -75,12 +75,12 @@ def test_query_systems_average_class_scores(name: str, image: Path, tmp_path: Pa
     tiling = Tiling(SIDE, 0, flip=True)
     result = predict_huge(predictor, image, tmp_path / "map.tif", tiling, {"task": "semantic"})
     photo = read_image(image)
-    means = predictor.class_scores([photo], flip=True, task="semantic")[0]
+    means = predictor.with_views(flip=True, task="semantic").class_scores([photo])[0]
     ids = np.array([category.source_id for category in LABELS])[means.argmax(0).numpy()]
     assert np.array_equal(tifffile.imread(result.file), ids)
-    there, back = (predictor.class_scores([each], task="semantic")[0] for each in (photo, photo[:, ::-1].copy()))
+    there, back = (predictor.class_scores([each])[0] for each in (photo, photo[:, ::-1].copy()))
     torch.testing.assert_close(means, (there + back.flip(2)) / 2)
-    with pytest.raises(PansightError, match=f"--flip, --scales: .*, found {name}, a panoptic result"):
+    with pytest.raises(PansightError, match=r"flip, scales, window: .* found .* with task left out"):
         predict_huge(predictor, image, tmp_path / "other.tif", tiling)
 
 

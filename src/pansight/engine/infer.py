@@ -121,15 +121,7 @@ def prepare(model: Any, settings: Inference) -> Any:
     Raises PansightError for options that its decode does not know, and where views cannot be averaged.
     """
     check_decode_options(model, type(model).__name__, settings.decode_options)
-    if settings.averages:
-        check_averages(model, settings)
-    layout = torch.channels_last if settings.channels_last else torch.preserve_format
-    return model.to(settings.device, memory_format=layout).eval()
-
-
-def check_averages(model: Any, settings: Inference) -> None:
-    """Raises PansightError where the model, asked as `settings` say, has no class scores that can be averaged."""
-    if not _gives_semantic(model, settings.decode_options):
+    if settings.averages and not _gives_semantic(model, settings.decode_options):
         task = settings.decode_options.get("task", "left out")
         raise PansightError(
             (
@@ -138,6 +130,8 @@ def check_averages(model: Any, settings: Inference) -> None:
             ),
             where="flip, scales, window",
         )
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    return model.to(settings.device, memory_format=layout).eval()
 
 
 def infer(

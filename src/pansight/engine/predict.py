@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pansight.data.dataset import image_array, image_tensor
 from pansight.data.images import read_image, write_picture
 from pansight.drawing.prediction import draw_prediction
 from pansight.engine import distributed
-from pansight.engine.infer import Inference, check_averages, check_decode_options, class_scores, infer, prepare
+from pansight.engine.infer import ClassScorer, Inference, check_decode_options, class_scores, infer, prepare
 from pansight.errors import PansightError
 from pansight.nn.backbones.folding import folded, stamp
 from pansight.types import LabelSpace, Prediction
@@ -119,17 +120,24 @@ class Predictor:
             for each, photo in zip(found, photos, strict=True)
         ]
 
-    def class_scores(
-        self, images: Sequence[Photo], flip: bool = False, scales: Sequence[float] = (1.0,), **decode_options: Any
-    ) -> list[Tensor]:
+    def class_scores(self, images: Sequence[Photo]) -> list[Tensor]:
         """How likely each class is at each pixel of each image: float32 (C, H, W), at its size and on the CPU.
 
-        flip, scales: the mean over the image, its mirror image and the sizes that these factors give it.
         Raises PansightError where the model gives no such scores.
         """
-        settings = replace(self._settings, flip=flip, scales=tuple(scales), decode_options=decode_options)
-        check_averages(self.model, settings)
-        return class_scores(self._current(), [image_tensor(read_photo(image)) for image in images], settings)
+        if not isinstance(self.model, ClassScorer):
+            raise PansightError(where="class scores", expected="a model that gives a semantic map", found=self.name)
+        return class_scores(self._current(), [image_tensor(read_photo(image)) for image in images], self._settings)
+
+    def with_views(self, flip: bool = False, scales: Sequence[float] = (1.0,), **decode_options: Any) -> Predictor:
+        """The same model looking at each image several times: mirrored too, and at its size times each of `scales`.
+
+        decode_options: what will be asked of it, such as the task. Raises PansightError where views cannot be joined.
+        """
+        several = copy(self)
+        several._settings = replace(self._settings, flip=flip, scales=tuple(scales))
+        prepare(self.model, replace(several._settings, decode_options=decode_options))
+        return several
 
     def _current(self) -> Any:
         """The twin of the model, renewed where it has learnt since, or was moved."""

@@ -26,9 +26,9 @@ class HugeSettings:
     stretch: str | None = None
     """What becomes 0 and 255: percentiles of each band such as 2,98, or values such as 0:3000."""
     flip: bool = False
-    """Average the class scores with those of the mirrored tile (semantic maps)."""
+    """Look at the mirrored tile too, where the model can join several views."""
     scales: str | None = None
-    """Average the class scores over these sizes of a tile, such as 0.75,1,1.25 (semantic maps)."""
+    """Look at each tile at these factors of its size, such as 0.75,1,1.25, and join what is seen."""
     resume: bool = False
     """Go on with a prediction that was interrupted or killed."""
 

@@ -42,8 +42,8 @@ class Tiling(NamedTuple):
 
     seam_iou: two halves of an object are one from this IoU on, counted in the pixels that both tiles see. bands: those
     seen as red, green and blue, from 1; (): the only three. stretch: "2,98", percentiles of each band that become 0 and
-    255, or "0:3000", values; "": uint8 as it is. flip, scales: class scores are averaged over mirrored and resized
-    views (semantic maps).
+    255, or "0:3000", values; "": uint8 as it is. flip, scales: each tile is seen mirrored, too, and at these factors of
+    its size, where the model can make one prediction of several views.
     """
 
     tile: int = 1024
@@ -80,6 +80,8 @@ def ask(predictor: Predictor, raster: Raster, out: Path, tiling: Tiling, options
         expected = "a model that finds regions by itself, since those of a file belong to whole photos"
         raise PansightError(where="--tile", expected=expected, found=predictor.name)
     wanted = Wanted.of(predictor, options, None)
+    if tiling.flip or tiling.scales != (1.0,):
+        predictor = predictor.with_views(tiling.flip, tiling.scales, **wanted.options)
     kind = _kind_of(wanted.narrowed(predictor.predict(np.zeros((least, least, 3), np.uint8), **wanted.options)))
     target = _target_of(out, raster.path, kind)
     align = align if tiling.tile - overlap >= align else 1
@@ -152,12 +154,6 @@ def _target_of(out: Path, image: Path, kind: str) -> Path:
 
 
 def _stitcher_of(predictor: Predictor, wanted: Wanted, kind: str, grid: Grid, tiling: Tiling) -> Stitcher:
-    views = {"flip": tiling.flip, "scales": tiling.scales}
-    is_scored = kind == "semantic" and isinstance(predictor.model, ClassScorer)
-    if (tiling.flip or tiling.scales != (1.0,)) and not is_scored:
-        expected = "a model of semantic maps, or --task semantic, whose class scores can be averaged"
-        raise PansightError(where="--flip, --scales", expected=expected, found=f"{predictor.name}, a {kind} result")
-
     def predict(photo: Photo) -> Prediction:
         return wanted.narrowed(predictor.predict(photo, **wanted.options))
 
@@ -167,9 +163,9 @@ def _stitcher_of(predictor: Predictor, wanted: Wanted, kind: str, grid: Grid, ti
         return found
 
     def scores(photo: Photo) -> Tensor:
-        return predictor.class_scores([photo], **views, **wanted.options)[0]
+        return predictor.class_scores([photo])[0]
 
-    if is_scored:
+    if kind == "semantic" and isinstance(predictor.model, ClassScorer):
         return ScoreStitcher(scores, predictor.labels, grid)
     if kind == OBJECTS:
         return ObjectStitcher(objects, predictor.labels, grid, tiling.seam_iou)
