@@ -253,6 +253,17 @@ def test_a_full_disk_is_one_line_and_the_work_is_kept(writer: str, image, tmp_pa
     assert_same_segments(read_map(result.file), whole(), rows_of(result.table))
 
 
+def test_a_folder_of_the_users_own_is_left_alone(image, tmp_path) -> None:
+    mine = tmp_path / "map.tif.unfinished" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(
+        PansightError, match=r"expected a folder of an unfinished prediction, or none, found mine\.txt in it"
+    ):
+        predict_huge(Oracle(), image, tmp_path / "map.tif", TILING, overwrite=True)
+    assert mine.read_text() == "mine"
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 

@@ -262,6 +262,23 @@ def test_packages_that_are_missing(tmp_path, monkeypatch) -> None:
         open_raster(tmp_path / "b.jp2")
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_table_of_colours_is_no_grey(reader: str, tmp_path) -> None:
+    colours = np.arange(3 * 256, dtype=np.uint16).reshape(3, 256)
+    tifffile.imwrite(tmp_path / "a.tif", noise(1)[..., 0], photometric="palette", colormap=colours)
+    with pytest.raises(
+        PansightError, match=r"a\.tif: expected bands of colours, found a table of colours; .*-expand rgb"
+    ):
+        READERS[reader](tmp_path / "a.tif")
+
+
+def test_a_photo_too_large_to_be_decoded_whole(tmp_path, monkeypatch) -> None:
+    write_png(tmp_path / "a.png", noise(3))
+    monkeypatch.setattr("pansight.data.formats.rasters.photo.MAX_PIXELS", HEIGHT * WIDTH - 1)
+    with pytest.raises(PansightError, match="found 130×90; convert it to a tiled TIFF, which is read by windows"):
+        open_raster(tmp_path / "a.png")
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.apps.photos.huge.stitchers import Arrays, Grid, Photo, Rows, Table, pieces_of_map
+from pansight.errors import PansightError
 from pansight.ops.fusion.stitching import IntArray, Pieces, Tile, merge_pieces, one_to_one, pairs_of_maps
 from pansight.ops.idmap import relabel
 from pansight.ops.maps.regions import class_regions
@@ -127,4 +128,8 @@ def void_of(labels: LabelSpace, panoptic: bool) -> int:
     """The value of pixels that belong to nothing: 0, in a map of classes the largest number of its type."""
     if panoptic:
         return 0
-    return 2**8 - 1 if max(category.source_id for category in labels) < 2**8 - 1 else 2**16 - 1
+    ids = [category.source_id for category in labels]
+    if not 0 <= min(ids) <= max(ids) < 2**16 - 1:
+        found = f"{min(ids)} … {max(ids)}"
+        raise PansightError(where="semantic map", expected="category ids of 0 … 65534", found=found)
+    return 2**8 - 1 if max(ids) < 2**8 - 1 else 2**16 - 1

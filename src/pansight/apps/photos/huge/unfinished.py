@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pansight.apps.photos.huge.stitchers import Arrays, Rows
 from pansight.errors import PansightError
-from pansight.files import read_json, replacing, write_json
+from pansight.files import leftovers, read_json, replacing, write_json
 
 SUFFIX = ".unfinished"
 
@@ -33,6 +33,7 @@ class Unfinished:
 
         Raises PansightError where there are some and neither is said, and where `job` is not the one they belong to.
         """
+        self._check_ours()
         if self.folder.exists() and not resume and not overwrite:
             hint = "add --resume to go on with it, --overwrite to begin anew"
             raise PansightError(where=self.folder, expected="no unfinished prediction", found="one", hint=hint)
@@ -52,6 +53,18 @@ class Unfinished:
         while self._row(done).is_file():
             done += 1
         return done
+
+    def _check_ours(self) -> None:
+        """Raises PansightError where something of the user's own has this name, which is never removed."""
+        try:
+            names = {path.name for path in self.folder.iterdir()} - {path.name for path in leftovers(self.folder)}
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise PansightError("cannot be read", where=self.folder, reason=error.strerror or error) from error
+        if other := sorted(names - {"job.json", "rows", "below"}):
+            expected = "a folder of an unfinished prediction, or none"
+            raise PansightError(where=self.folder, expected=expected, found=f"{other[0]} in it")
 
     def rows(self, count: int) -> Rows:
         return Rows(count, self.load)

@@ -11,7 +11,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.data.formats.rasters.contract import Georeference, damaged, is_installed, missing_package
+from pansight.data.formats.rasters.contract import (
+    Georeference,
+    damaged,
+    is_installed,
+    missing_package,
+    palette_error,
+)
 from pansight.data.formats.rasters.gdal import check_whole_tiff, raw_geotiff_tags
 from pansight.errors import PansightError
 
@@ -100,6 +106,8 @@ class ArrayRaster:
 
 UNASSOCIATED, ASSOCIATED = 2, 1
 """The kinds of alpha that the tag ExtraSamples names (TIFF 6)."""
+PALETTE = 3
+"""What the tag PhotometricInterpretation says of pixels that are numbers of colours."""
 
 
 def open_tiff(path: Path) -> ArrayRaster:
@@ -117,6 +125,9 @@ def open_tiff(path: Path) -> ArrayRaster:
         array = zarr.open_array(series.aszarr(level=0), mode="r")
     except (tifffile.TiffFileError, ValueError, IndexError, KeyError) as error:
         raise PansightError(where=path, expected="a TIFF", reason=" ".join(str(error).split())) from error
+    if int(page.photometric) == PALETTE:  # pyright: ignore[reportAttributeAccessIssue]
+        file.close()
+        raise palette_error(path)
     tags: Any = page.tags  # pyright: ignore[reportAttributeAccessIssue]
     extra = tuple(page.extrasamples)  # pyright: ignore[reportAttributeAccessIssue]
     alpha = next((n for n, kind in enumerate(extra) if kind in (ASSOCIATED, UNASSOCIATED)), None)

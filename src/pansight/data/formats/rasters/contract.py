@@ -72,3 +72,9 @@ def damaged(path: object, reason: object) -> PansightError:
     """The error of a file whose pixels cannot be read."""
     text = " ".join(f"{reason}".split()) or "an error of the decoder"
     return PansightError(where=path, expected="a whole image", reason=text)
+
+
+def palette_error(path: object) -> PansightError:
+    """The error of an image whose values are numbers of colours in a table, which are no grey."""
+    hint = "write the colours themselves: gdal_translate -expand rgb"
+    return PansightError(where=path, expected="bands of colours", found="a table of colours", hint=hint)

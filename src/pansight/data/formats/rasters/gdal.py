@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.data.formats.rasters.contract import Georeference, damaged, is_installed
+from pansight.data.formats.rasters.contract import Georeference, damaged, is_installed, palette_error
 from pansight.errors import PansightError
 
 CACHE = 256
@@ -41,6 +41,9 @@ class GdalRaster:
             names = [name.partition(":")[2] for name in self._file.subdatasets]
             self._stack.close()
             raise PansightError(where=path, expected="one image", found=f"{len(names)}: {', '.join(names)}")
+        if ColorInterp.palette in self._file.colorinterp:
+            self._stack.close()
+            raise palette_error(path)
         if self._file.driver == "GTiff" and is_installed("tifffile"):
             check_whole_tiff(path)
         self.size: tuple[int, int] = (self._file.height, self._file.width)

@@ -7,9 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 
 from pansight.data.formats.rasters.contract import Georeference
 from pansight.data.images import open_pillow, read_bytes, read_image
+from pansight.errors import PansightError
+from pansight.ops.maps.label_png import MAX_PIXELS
 
 
 class PhotoRaster:
@@ -17,6 +20,7 @@ class PhotoRaster:
 
     def __init__(self, path: Path):
         self.path = path
+        _check_size(path)
         self._photo = read_image(path)  # (H, W, 3)
         self.size: tuple[int, int] = (self._photo.shape[0], self._photo.shape[1])
         self.bands, self.dtype, self.alpha = 3, np.dtype(np.uint8), 0
@@ -41,6 +45,19 @@ class PhotoRaster:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _check_size(path: Path) -> None:
+    """Raises PansightError for a photo that is too large to be decoded whole. Damaged ones are left to `read_image`."""
+    try:
+        with open_pillow(read_bytes(path)) as image:
+            width, height = image.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return
+    if height * width > MAX_PIXELS:
+        expected = f"at most {MAX_PIXELS // 10**6} million pixels in a file that is decoded whole"
+        hint = "convert it to a tiled TIFF, which is read by windows: gdal_translate -co TILED=YES"
+        raise PansightError(where=path, expected=expected, found=f"{width}×{height}", hint=hint)
 
 
 def _opaque(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
