@@ -82,7 +82,7 @@ def test_the_stitched_map_is_that_of_the_whole_image(image, tmp_path) -> None:
 
 
 def test_zarr_says_the_same(image, tmp_path) -> None:
-    result = pansight.predict_huge(Oracle(), image, tmp_path / "map.zarr", TILING)
+    result = pansight.predict_huge(Oracle(), image, tmp_path / "map.zarr", pansight.Tiling(96, 32))
     array = zarr.open(str(result.file), mode="r")
     assert array.chunks == (512, 512)
     assert array.attrs["transform"] == [0.5, 0, 400000, 0, -0.5, 5800000]
@@ -301,6 +301,9 @@ def test_what_stands_there_is_not_replaced_unasked(image, tmp_path) -> None:
     with pytest.raises(PansightError, match=r"map\.tif: expected no prediction yet, found one; add --overwrite"):
         predict_huge(Oracle(), image, tmp_path / "map.tif", TILING)
     assert (tmp_path / "map.tif").read_text() == "mine"
+    (tmp_path / "other.parquet").write_text("mine")
+    with pytest.raises(PansightError, match=r"other\.parquet: expected no prediction yet, found one"):
+        predict_huge(Oracle(), image, tmp_path / "other.tif", TILING)
     with pytest.raises(PansightError, match="another file than the image itself"):
         predict_huge(Oracle(), image, image, TILING, overwrite=True)
     assert predict_huge(Oracle(), image, tmp_path / "map.tif", TILING, overwrite=True).classes["fibre"] == 1

@@ -72,11 +72,12 @@ def predict_huge(
         asked = ask(predictor, raster, Path(out), tiling, dict(decode_options or {}))
         state = Unfinished(asked.target)
         tiles, start = len(asked.grid.ys) * len(asked.grid.xs), time.monotonic()
-        if asked.target.exists() and not state.folder.exists() and not overwrite:
-            if resume:
+        standing = [path for path in (asked.target, asked.table) if path is not None and path.exists()]
+        if standing and not state.folder.exists() and not overwrite:
+            if resume and asked.target in standing:
                 return HugeResult(asked.target, asked.table, raster.size, tiles, Counter(), 0.0, asked.colours, True)
             hint = "add --overwrite to replace it"
-            raise PansightError(where=asked.target, expected="no prediction yet", found="one", hint=hint)
+            raise PansightError(where=standing[0], expected="no prediction yet", found="one", hint=hint)
         done = state.begin(asked.facts, resume, overwrite)
         with stop_signal("tile") as stop, ProgressBar("predict") as bar:
             try:
