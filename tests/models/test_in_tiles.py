@@ -15,6 +15,7 @@ from contract import LABELS, QUERY_MODELS, SMALL, core_first, small, thresholds
 from pansight.apps.photos.huge import Tiling, predict_huge
 from pansight.data.formats.shapes import Shapes
 from pansight.data.images import read_image, write_png
+from pansight.engine.infer import ClassScorer
 from pansight.engine.predict import Predictor
 from pansight.errors import PansightError
 from pansight.models import MODELS, build
@@ -73,6 +74,10 @@ def test_query_systems_average_class_scores(name: str, image: Path, tmp_path: Pa
     """A tile and its mirror image, where the task is semantic; panoptic maps have no scores to be averaged."""
     predictor = Predictor(small(name), name, dict(SMALL[name]), "cpu")
     tiling = Tiling(SIDE, 0, flip=True)
+    if not isinstance(predictor.model, ClassScorer):
+        with pytest.raises(PansightError, match=r"flip, scales, window: .* with task semantic"):
+            predict_huge(predictor, image, tmp_path / "map.tif", tiling, {"task": "semantic"})
+        return
     result = predict_huge(predictor, image, tmp_path / "map.tif", tiling, {"task": "semantic"})
     photo = read_image(image)
     means = predictor.with_views(flip=True, task="semantic").class_scores([photo])[0]
