@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ class Predictor:
 
         decode_options: what will be asked of it, such as the task. Raises PansightError where views cannot be joined.
         """
-        several = copy(self)
+        several = copy.copy(self)
         several._settings = replace(self._settings, flip=flip, scales=tuple(scales))
         prepare(self.model, replace(several._settings, decode_options=decode_options))
         return several
