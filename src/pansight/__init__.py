@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pansight.apps.exporting import export
     from pansight.apps.pages.comparison import compare
     from pansight.apps.photos import predict
+    from pansight.apps.photos.huge import Tiling, predict_huge
     from pansight.apps.scoring import evaluate_files
     from pansight.apps.scoring.combining import combine_files
     from pansight.data.check import check
@@ -46,6 +47,7 @@ __all__ = [
     "Predictor",
     "Sample",
     "Segment",
+    "Tiling",
     "check",
     "combine_files",
     "combine_models",
@@ -56,6 +58,7 @@ __all__ = [
     "export",
     "load",
     "predict",
+    "predict_huge",
     "split",
     "train",
 ]
@@ -70,6 +73,8 @@ _HOME = {
     "evaluate": "apps.commands",
     "export": "apps.exporting",
     "predict": "apps.photos",
+    "predict_huge": "apps.photos.huge",
+    "Tiling": "apps.photos.huge",
     "load": "engine.predict",
     "combine_files": "apps.scoring.combining",
     "combine_models": "engine.predict",

@@ -20,7 +20,9 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from pansight.apps.commandline import data as data_commands
+from pansight.apps.commandline import huge as huge_commands
 from pansight.apps.commandline import scores, sweeps
+from pansight.apps.commandline.huge import HugeSettings
 from pansight.apps.commandline.scores import FileSettings
 from pansight.apps.commandline.settings import INNER, EvaluateSettings, Settings, given_settings, remember
 from pansight.errors import Interrupted, PansightError
@@ -179,7 +181,8 @@ def evaluate(
 
 @app.command(
     help_epilogue="Examples: pansight predict runs/demo photos/ --out found; "
-    "pansight predict runs/mask_rcnn photos/ --task instance --threshold 0.7; pansight predict runs/demo drive.mp4"
+    "pansight predict runs/mask_rcnn photos/ --task instance --threshold 0.7; pansight predict runs/demo drive.mp4; "
+    "pansight predict runs/demo field.tif --tile 1024 --out field_map.tif"
 )
 def predict(
     weights: str,
@@ -197,6 +200,7 @@ def predict(
     every: int = 1,
     fps: float | None = None,
     proposals: list[Path] | None = None,
+    huge: Annotated[HugeSettings | None, Parameter(name="*", group="Huge images")] = None,
 ) -> int:
     """Predict photos and videos: overlays, COCO panoptic PNG and JSON, and a table. Code 1 where one is unreadable.
 
@@ -236,6 +240,15 @@ def predict(
 
     given = {"task": task, "score_threshold": threshold}
     options = {name: value for name, value in given.items() if value is not None}
+    if huge is not None and huge.tile is not None:
+        drawn = {"--score": score is not None, "--opacity": opacity != 0.5, "--no-names": not names}
+        drawn |= {"--background": background, "--every": every != 1, "--fps": fps is not None}
+        huge_commands.check_whole_photos(
+            {**drawn, "--no-recursive": not recursive, "--proposals": proposals is not None}
+        )
+        huge_commands.predict_huge(weights, images, out, overwrite, options, huge)
+        return 0
+    huge_commands.check_unused(huge or HugeSettings())
     drawing = photos.Drawing(score, opacity, names, background)
     results = photos.predict(weights, images, out, overwrite, options, drawing, recursive, every, fps, proposals or ())
     print(photos.photo_table(results))

@@ -235,7 +235,18 @@ def _joined(model: Any, views: Views, settings: Inference) -> Any:
 
 
 def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
-    sums: list[Tensor] = []  # (C, H, W) each
+    sums = _summed_scores(model, views, sizes, settings)
+    if settings.decode_options.get("components"):
+        least = settings.decode_options.get("min_area", 0)
+        means = ((total / len(views)).max(0) for total in sums)
+        found = [predicted_components(best.indices, model.labels, least, best.values) for best in means]
+        return [distributed.to_cpu(prediction) for prediction in found]
+    return [Prediction(semantic=total.max(0).indices.cpu()) for total in sums]
+
+
+def _summed_scores(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Tensor]:
+    """Float32 (C, H, W) of each photo at `sizes`: the sum over all views of it."""
+    sums: list[Tensor] = []
     for view in views:
         if settings.window:
             found = _scores_through_windows(model, view, sizes, settings)
@@ -243,12 +254,18 @@ def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], setting
             found = model.class_scores(_outputs(model, view, settings), sizes)
         scores = [each.float().flip(2) if view.mirrored else each.float() for each in found]
         sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
-    if settings.decode_options.get("components"):
-        least = settings.decode_options.get("min_area", 0)
-        means = ((total / len(views)).max(0) for total in sums)
-        found = [predicted_components(best.indices, model.labels, least, best.values) for best in means]
-        return [distributed.to_cpu(prediction) for prediction in found]
-    return [Prediction(semantic=total.max(0).indices.cpu()) for total in sums]
+    return sums
+
+
+def class_scores(model: Any, images: Sequence[Tensor], settings: Inference) -> list[Tensor]:
+    """Float32 (C, H, W) of each photo, uint8 (3, H, W) RGB, at its size and on the CPU: the mean over all views of it.
+
+    `model`: a `ClassScorer`, as `prepare` leaves it.
+    """
+    with torch.inference_mode():
+        views = views_maker(model, settings)(images)
+        sums = _summed_scores(model, views, [(image.shape[1], image.shape[2]) for image in images], settings)
+        return [total.cpu() / len(views) for total in sums]
 
 
 def _scores_through_windows(

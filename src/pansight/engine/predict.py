@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor
 from pansight.data.dataset import image_tensor
 from pansight.data.images import read_image
 from pansight.engine import distributed
-from pansight.engine.infer import Inference, check_decode_options, infer, prepare
+from pansight.engine.infer import ClassScorer, Inference, check_decode_options, class_scores, infer, prepare
 from pansight.errors import PansightError
 from pansight.interop.photo import PhotoPrediction
 from pansight.nn.backbones.folding import folded, stamp
@@ -75,13 +76,36 @@ class Predictor:
         check_decode_options(self.model, self.name, decode_options)
         photos = [read_photo(image) for image in images]
         settings = replace(self._settings, batch_size=max(1, len(photos)), decode_options=decode_options)
-        if self._stamp != (now := stamp(self.model)):  # it has learnt since, or was moved
-            self._twin, self._stamp = folded(self.model), now
-        found = infer(self._twin, map(image_tensor, photos), settings, proposals)
+        found = infer(self._current(), map(image_tensor, photos), settings, proposals)
         return [
             PhotoPrediction(each.panoptic, each.semantic, each.instances, photo=photo, labels=self.labels)
             for each, photo in zip(found, photos, strict=True)
         ]
+
+    def class_scores(self, images: Sequence[Photo]) -> list[Tensor]:
+        """How likely each class is at each pixel of each image: float32 (C, H, W), at its size and on the CPU.
+
+        Raises PansightError where the model gives no such scores.
+        """
+        if not isinstance(self.model, ClassScorer):
+            raise PansightError(where="class scores", expected="a model that gives a semantic map", found=self.name)
+        return class_scores(self._current(), [image_tensor(read_photo(image)) for image in images], self._settings)
+
+    def with_views(self, flip: bool = False, scales: Sequence[float] = (1.0,), **decode_options: Any) -> Predictor:
+        """The same model looking at each image several times: mirrored too, and at its size times each of `scales`.
+
+        decode_options: what will be asked of it, such as the task. Raises PansightError where views cannot be joined.
+        """
+        several = copy.copy(self)
+        several._settings = replace(self._settings, flip=flip, scales=tuple(scales))
+        prepare(self.model, replace(several._settings, decode_options=decode_options))
+        return several
+
+    def _current(self) -> Any:
+        """The twin of the model, renewed where it has learnt since, or was moved."""
+        if self._stamp != (now := stamp(self.model)):
+            self._twin, self._stamp = folded(self.model), now
+        return self._twin
 
     def save(self, folder: str | Path) -> None:
         """As a folder that `load` reads: config.json and model.safetensors."""
