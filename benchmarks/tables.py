@@ -154,6 +154,16 @@ def merge_speed(record: Record) -> str:
     return table(header, rows) + f"\n\n{where(record)}; one thread"
 
 
+def detectron2_speed(record: Record) -> str:
+    rows: list[list[str]] = []
+    for row in record["rows"]:
+        cells = [f"{row['seconds'][who]:.2f}" for who in ("published", "ours")] + [f"{row['ratio']['time']:.2f}"]
+        cells += [f"{row['peak_mib'][who]:.0f}" for who in ("published", "ours")] + [f"{row['ratio']['memory']:.2f}"]
+        rows.append([row["case"], "×".join(map(str, row["input"])), *cells])
+    header = ["", "input", "published s", "ours s", "ratio", "published MiB", "ours MiB", "ratio"]
+    return table(header, rows) + f"\n\n{where(record)}; float32, one thread; the same objects and maps"
+
+
 def accuracy(record: Record) -> str:
     names = {"detr": "DETR-panoptic", "maskformer": "MaskFormer", "mask2former": "Mask2Former", "eomt": "EoMT"}
     groups: dict[tuple[str, str, int], dict[str, list[Record]]] = {}
@@ -425,6 +435,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "fusion_speed": fusion_speed,
     "centre_speed": centre_speed,
     "merge_speed": merge_speed,
+    "detectron2_speed": detectron2_speed,
     "accuracy": accuracy,
     "detr_steps": detr_steps,
     "loader": loader,
