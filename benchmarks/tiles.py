@@ -234,11 +234,12 @@ def write_large(path: Path, side: int) -> None:
         writer.write(tiles(), shape=(side, side, 3), dtype=np.uint8, tile=(512, 512), **options)
 
 
-def measure_one(weights: Path, side: int, image: Path, tile: int, task: str) -> dict[str, Any]:
+def measure_one(weights: Path, side: int, image: Path, tile: int, task: str, scale: float) -> dict[str, Any]:
     predictor = load(weights, "cpu")
     loaded_mib, start, wall = peak_resident_mib(), time.process_time(), time.perf_counter()
     options = {"task": task} if task else {}
-    result = predict_huge(predictor, image, image.with_name("map.tif"), Tiling(tile, OVERLAP), options)
+    tiling = Tiling(tile, OVERLAP, scales=(scale,))
+    result = predict_huge(predictor, image, image.with_name("map.tif"), tiling, options)
     seconds = time.process_time() - start
     return {
         "what": "sizes",
@@ -247,6 +248,7 @@ def measure_one(weights: Path, side: int, image: Path, tile: int, task: str) -> 
         "tile": tile,
         "overlap": OVERLAP,
         "seam_iou": SEAM_IOU,
+        "scale": scale,
         "tiles": result.tiles,
         "segments": sum(result.classes.values()),
         "seconds": seconds,
@@ -258,12 +260,13 @@ def measure_one(weights: Path, side: int, image: Path, tile: int, task: str) -> 
     }
 
 
-def measure_sizes(weights: Path, sides: list[int], tile: int, task: str) -> None:
+def measure_sizes(weights: Path, sides: list[int], tile: int, task: str, scale: float) -> None:
     for side in sides:
         with tempfile.TemporaryDirectory() as folder:
             image = Path(folder) / "large.tif"
             write_large(image, side)
             words = ["one", "--weights", str(weights), "--sides", str(side), "--tile", str(tile), "--task", task]
+            words += ["--scale", str(scale)]
             command = [sys.executable, __file__, *words, "--image", str(image)]
             lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
         row = json.loads(lines[-1])
@@ -281,14 +284,15 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[2000, 5000, 10000, 20000])
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--task", default="", help="panoptic: objects from the classes of a semantic model")
+    parser.add_argument("--scale", type=float, default=1.0, help="of what the network sees of a tile")
     parser.add_argument("--image", type=Path)
     args = parser.parse_args()
     if args.what == "seams":
         measure_seams(args.weights, args.seeds)
     elif args.what == "sizes":
-        measure_sizes(args.weights, args.sides, args.tile, args.task)
+        measure_sizes(args.weights, args.sides, args.tile, args.task, args.scale)
     else:
-        print(json.dumps(measure_one(args.weights, args.sides[0], args.image, args.tile, args.task)))
+        print(json.dumps(measure_one(args.weights, args.sides[0], args.image, args.tile, args.task, args.scale)))
 
 
 if __name__ == "__main__":

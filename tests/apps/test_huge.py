@@ -328,10 +328,10 @@ def weights(tmp_path_factory) -> Path:
 
 def test_the_command(weights, image, tmp_path, capsys) -> None:
     out = tmp_path / "map.tif"
-    words = ["predict", str(weights), str(image), "--tile", "96", "--overlap", "32", "--out", str(out)]
+    words = ["predict", str(weights), str(image), "--tile", "192", "--overlap", "32", "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert f"{out}: 300×230, 20 tiles, " in said
+    assert f"{out}: 300×230, 4 tiles, " in said
     assert f"table      {tmp_path / 'map.parquet'}" in said
     assert main(words) == 2
     assert "expected no prediction yet, found one; add --overwrite to replace it" in capsys.readouterr().err

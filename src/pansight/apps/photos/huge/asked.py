@@ -37,9 +37,9 @@ LISTS = (".json", ".geojson")
 
 
 class Tiling(NamedTuple):
-    """How an image is cut, seen and joined. tile: side in pixels; overlap: pixels that
-    neighbours share at least; None: 128, or a quarter of a smaller tile.
+    """How an image is cut, seen and joined.
 
+    tile: side in pixels. overlap: pixels that neighbours share at least; None: 128, or a quarter of a smaller tile.
     seam_iou: two halves of an object are one from this IoU on, counted in the pixels that both tiles see. bands: those
     seen as red, green and blue, from 1; (): the only three. stretch: "2,98", percentiles of each band that become 0 and
     255, or "0:3000", values; "": uint8 as it is. flip, scales: each tile is seen mirrored, too, and at these factors of
