@@ -99,7 +99,8 @@ def assert_same(theirs: Any, ours: Any) -> None:
     assert len(theirs["instances"]) == len(ours.instances)
     panoptic = theirs["panoptic_seg"]
     ids = panoptic[0]
-    assert len(ids[ids > 0].unique()) == len(ours.panoptic.segments)
+    void = 0 if panoptic[1] is not None else -1  # Panoptic-DeepLab's ids are 1000 times the class, which may be 0
+    assert len(ids[ids != void].unique()) == len(ours.panoptic.segments)
     pairs = torch.stack((ids.flatten().long(), ours.panoptic.ids.flatten().long())).unique(dim=1, return_counts=True)
     most: dict[int, int] = {}  # pixels of each of their segments in the one of ours that has most of them
     for (segment, _), pixels in zip(pairs[0].T.tolist(), pairs[1].tolist(), strict=True):
