@@ -11,8 +11,7 @@ class PaceSettings:
     """Speed of `pansight predict`."""
 
     speed: Literal["exact", "fast"] = "exact"
-    """exact: as the model was measured. fast: the precision, memory format and compilation that are quickest on this
-    machine, found by a trial and printed."""
+    """exact: as the model was measured; fast: precision, memory format and compilation by a trial on this machine."""
     batch_size: int = 1
     """Photos of equal size that are predicted at once."""
 

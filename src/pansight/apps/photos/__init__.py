@@ -317,8 +317,8 @@ class _Job:
                 continue
             self._seen += 1
             total = max(self.total, self._seen)  # a video may have more frames than it promises
-            rate = self._seen / max(time.monotonic() - self.start, 1e-6)
-            self.bar.update(self._seen / total, f"image {self._seen}/{total}, {rate:.1f} images/s")
+            rate = _rate(self._seen, time.monotonic() - self.start)
+            self.bar.update(self._seen / total, f"image {self._seen}/{total}, {rate}")
             yield result.item.name, self.wanted.narrowed(result.found), result.seconds
             if self.stop.is_set():
                 text = f"interrupted after image {self._seen} of {total}; nothing is written"
@@ -406,6 +406,11 @@ def _counted(categories: Sequence[int], labels: LabelSpace) -> str:
     return ", ".join(f"{n} {label}" for label, n in counts.most_common())
 
 
+def _rate(images: int, seconds: float) -> str:
+    rate = images / max(seconds, 1e-6)
+    return f"{rate:.{2 if rate < 10 else 0}f} images/s"
+
+
 def photo_table(results: PhotoResults) -> str:
     """A line for each photo, the sum, what was left out, and what could not be read."""
     rows = results.rows
@@ -416,9 +421,8 @@ def photo_table(results: PhotoResults) -> str:
         frames = f"  ({row.frames} frames)" if row.frames > 1 else ""
         lines.append(f"{row.file:{width}}  {size:>11}  {row.segments:8d}  {row.seconds:7.2f}  {row.classes}{frames}")
     images = sum(r.frames for r in rows)
-    rate = images / max(results.seconds, 1e-6)
     counts = f"{images} images, {sum(r.segments for r in rows)} segments"
-    lines.append(f"{counts}, {results.seconds:.2f} s, {rate:.1f} images/s")
+    lines.append(f"{counts}, {results.seconds:.2f} s, {_rate(images, results.seconds)}")
     lines += [f"speed      {results.speed}"] if results.speed else []
     lines += [left_out_line(results.left_out)] if results.left_out else []
     lines += [f"note       {note}" for note in results.notes]
