@@ -47,7 +47,7 @@ test-long: $(READY)
 # FiftyOne and our OpenCV exclude each other
 test-fiftyone: $(READY)
 	$(PYTHON) -m venv .venv-fiftyone || python3 -m venv .venv-fiftyone
-	VIRTUAL_ENV=.venv-fiftyone $(UV) pip install --quiet --constraint constraints-fiftyone.txt --editable '.[fiftyone]' pytest pytest-timeout
+	VIRTUAL_ENV=.venv-fiftyone $(UV) pip install --quiet --constraint constraints-fiftyone.txt --editable '.[fiftyone]' pytest pytest-timeout pytest-xdist hypothesis
 	.venv-fiftyone/bin/python -m pytest tests/interop/test_fiftyone.py
 
 check: $(READY)

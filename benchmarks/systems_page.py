@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,16 +91,18 @@ def write_scatter(path: Path, points: Sequence[Point], figure: str) -> None:
     axes.set_ylabel(f"{figure}, percent")
     axes.grid(True, which="both", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.12)
+    axes.margins(x=0.15, y=0.12)
     axes.xaxis.set_major_formatter(_round_number)
     axes.xaxis.set_minor_formatter(_round_number)
     span = max(point.figure for point in points) - min(point.figure for point in points) or 1.0
-    heights = apart([point.figure for point in points], 0.04 * span)
+    times = [point.milliseconds for point in points]
+    heights = apart([point.figure for point in points], 0.04 * span, times)
     for place, (point, height) in enumerate(zip(points, heights)):
         spot = (point.milliseconds, point.figure)
-        axes.plot([spot[0]], [spot[1]], "o", color=COLORS[place % len(COLORS)])
+        color = COLORS[place % len(COLORS)]
+        axes.plot([spot[0]], [spot[1]], "o", color=color)
         up = (8, 270 * (height - point.figure) / span - 3)  # the axes are about 270 points high
-        axes.annotate(point.name, spot, xytext=up, textcoords="offset points", fontsize=8)
+        axes.annotate(point.name, spot, xytext=up, textcoords="offset points", fontsize=8, color=color)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pansight"}):
         FigureCanvasSVG(drawing).print_svg(path, metadata={"Date": None})
@@ -112,9 +113,32 @@ def _round_number(value: float, place: int) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 
-def apart(heights: Sequence[float], least: float) -> list[float]:
-    """The heights of labels, moved up where they would lie closer than `least` to the next lower one."""
+def apart(heights: Sequence[float], least: float, times: Sequence[float], near: float = 1.6) -> list[float]:
+    """The heights of labels, spread where they would lie closer than `least` to each other.
+
+    Labels whose times differ by more than the factor `near` lie beside each other and are left alone. Those that are
+    spread keep their order and their mean, so that each stays near its point.
+    """
     moved = list(heights)
-    for lower, upper in pairwise(sorted(range(len(heights)), key=lambda place: heights[place])):
-        moved[upper] = max(moved[upper], moved[lower] + least)
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
+    groups: list[list[int]] = []
+    for place in order:
+        group = next((g for g in groups if _touches(g, place, heights, times, least, near)), None)
+        if group is None:
+            groups.append([place])
+        else:
+            group.append(place)
+    for group in groups:
+        middle = statistics.mean(heights[place] for place in group)
+        for number, place in enumerate(group):
+            if len(group) > 1:
+                moved[place] = middle + (number - (len(group) - 1) / 2) * least
     return moved
+
+
+def _touches(
+    group: Sequence[int], place: int, heights: Sequence[float], times: Sequence[float], least: float, near: float
+) -> bool:
+    """Whether the label at `place` would lie on that of the highest of a group, or the group reaches up to it."""
+    close = any(max(times[place], times[other]) / min(times[place], times[other]) < near for other in group)
+    return close and heights[place] - heights[group[-1]] < least

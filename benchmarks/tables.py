@@ -1,6 +1,6 @@
-"""Write the figures of README.md and docs/benchmarks.md from benchmarks/results/*.json.
+"""Write the figures of README.md, docs/benchmarks.md and docs/huge.md from benchmarks/results/*.json.
 
-In both documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
+In these documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
 around it is left as it is. docs/benchmarks.md holds every table. README.md holds the few ratios that matter most and
 one sentence on the demo, made from the same JSON files, so that no measured number is typed by hand.
 """
@@ -404,6 +404,42 @@ def systems(record: Record) -> str:
     return "\n\n".join(parts)
 
 
+def tiles(record: Record) -> str:
+    """Two tables of docs/huge.md: what seams cost, and speed and memory against the size of the image."""
+    parts: list[str] = []
+    seams = [row for row in record["rows"] if row["what"] == "seams"]
+    if seams:
+        keys = ("pq_nucleus_against_untiled", "pq_seams", "pq_inside", "pq_nucleus_of_tiles", "pq_nucleus_of_untiled")
+        rows: list[list[str]] = []
+        for row in sorted(seams, key=lambda row: (-row["tile"], row["overlap"], row["seam_iou"])):
+            settings = [f"{row['tile']}", f"{row['overlap']}", f"{row['seam_iou']:g}"]
+            rows.append([*settings, *(f"{row[key]:.2f}" for key in keys), f"{row['objects_seams']}"])
+        header = ["tile", "overlap", "`--seam-iou`", "PQ of nuclei", "at seams", "elsewhere", "tiles, annotation"]
+        header += ["untiled, annotation", "nuclei at seams"]
+        models = " and ".join(dict.fromkeys(row["model"] for row in seams))
+        parts.append(f"{table(header, rows)}\n\n{record['seams']}; {models}; {where(record)}")
+    sizes = [row for row in record["rows"] if row["what"] == "sizes"]
+    if sizes:
+        rows = []
+        for row in sorted(sizes, key=lambda row: (row["model"], row["side"])):
+            image = [row["model"], f"{row['side']:,}", f"{row['tiles']}", f"{row['segments']:,}"]
+            speed = [f"{row['seconds']:.0f}", f"{row['mpixels_per_second']:.2f}"]
+            rows.append([*image, *speed, f"{row['peak_mib']:.0f}", f"{row['loaded_mib']:.0f}"])
+        header = [
+            "model",
+            "side",
+            "tiles",
+            "segments",
+            "seconds",
+            "Mpixel/s",
+            "peak MiB",
+            "of it the loaded model, MiB",
+        ]
+        text = f"{record['sizes']}; tiles of {sizes[0]['tile']}, overlap {sizes[0]['overlap']}; {where(record)}"
+        parts.append(f"{table(header, rows)}\n\n{text}")
+    return "\n\n".join(parts)
+
+
 def demo_sentence(record: Record) -> str:
     """What the demo reaches, in one sentence of README.md: the median over its runs."""
     pq, steps, seconds = (statistics.median(run[key] for run in record["runs"]) for key in ("pq", "steps", "seconds"))
@@ -492,7 +528,8 @@ def contents() -> dict[str, dict[str, str]]:
     sources = {name: record for name in RATIO_SOURCES if (record := optional(name)) is not None}
     if len(sources) == len(RATIO_SOURCES):
         readme["ratios"] = ratios(sources)
-    return {"README.md": readme, "docs/benchmarks.md": tables}
+    huge = {"tiles": tiles(record)} if (record := optional("tiles")) is not None else {}
+    return {"README.md": readme, "docs/benchmarks.md": tables} | ({"docs/huge.md": huge} if huge else {})
 
 
 def rewritten(text: str, parts: dict[str, str]) -> str:

@@ -35,8 +35,12 @@ def test_the_best_system_stands_first_with_the_mean_over_its_seeds(page):
     assert len(first) == len(page.HEADER)
 
 
-def test_labels_are_moved_apart_from_the_lowest_up(page):
-    assert page.apart([5.0, 1.0, 1.5, 1.0], 1.0) == [5.0, 1.0, 3.0, 2.0]
+def test_labels_are_spread_around_their_mean(page):
+    assert page.apart([5.0, 1.0, 2.0, 1.5], 1.0, [10.0, 10.0, 11.0, 12.0]) == [5.0, 0.5, 2.5, 1.5]
+
+
+def test_labels_beside_each_other_stay(page):
+    assert page.apart([1.0, 1.0], 1.0, [10.0, 100.0]) == [1.0, 1.0]
 
 
 def test_the_plot_has_a_point_for_each_system_with_pq(page, tmp_path):
