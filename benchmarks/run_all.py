@@ -21,6 +21,7 @@ SCRIPTS = (
     "detr_steps.py",
     "first_hour.py",
     "cpu_defaults.py",
+    "predict_speed.py",
 )
 
 for script in SCRIPTS:

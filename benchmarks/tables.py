@@ -320,6 +320,26 @@ def semantic_speed(record: Record) -> str:
     return table(header, rows) + f"\n\n{size}; {where(record)}"
 
 
+def predict_speed(record: Record) -> str:
+    """Photos from files to files: seconds of each process and its memory."""
+    rows = [
+        [
+            row["what"],
+            row["beside"],
+            row["settings"],
+            *(f"{row[key]:.1f}" for key in ("script_seconds", "our_seconds")),
+            f"{row['time_ratio']:.2f}",
+            *(f"{row[key]:.0f}" for key in ("script_mib", "our_mib")),
+            row["chosen"].partition(":")[0],
+        ]
+        for row in record["rows"]
+    ]
+    header = ["", "beside", "speed", "script, s", "ours, s", "ratio", "script, MiB", "ours, MiB", "chosen"]
+    (height, width), photos = record["size"], ", ".join(dict.fromkeys(f"{row['photos']}" for row in record["rows"]))
+    size = f"{photos} photos of {width}×{height}, {record['threads']} threads"
+    return table(header, rows) + f"\n\n{size}; {where(record)}"
+
+
 def rare_classes(record: Record) -> str:
     """IoU of the rare classes and of all, mean ± deviation over the seeds, and the gain over none."""
     rows: list[list[str]] = []
@@ -482,6 +502,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "cpu_defaults": cpu_defaults,
     "camvid": camvid,
     "semantic_speed": semantic_speed,
+    "predict_speed": predict_speed,
     "rare_classes": rare_classes,
     "combined": combined,
     "checkpointing": checkpointing,

@@ -185,3 +185,32 @@ def test_a_prediction_draws_itself(saved, photos, tmp_path):
         prediction.overlay(tmp_path / "overlay.gif")
     assert prediction.photo.shape == (24, 32, 3)
     assert prediction.labels == LABELS
+
+
+def test_batches_and_a_trial_of_speed_change_no_file(predictor, photos, tmp_path, capsys):
+    """A small network computes in float32 whatever is tried, and its maps are the same in any memory format."""
+    written = {}
+    for name, words in {"alone": [], "batches": ["--batch-size", "3"], "fast": ["--speed", "fast"]}.items():
+        assert main(["predict", str(predictor), str(photos), "--out", str(tmp_path / name), *words]) == 0
+        files = (path for path in (tmp_path / name).rglob("*") if path.is_file())
+        written[name] = {path.relative_to(tmp_path / name): path.read_bytes() for path in files}
+        said = capsys.readouterr().out
+        assert "images/s" in said
+        assert ("speed      " in said) == (name == "fast")
+    assert written["alone"] == written["batches"] == written["fast"]
+    assert len(written["alone"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--batch-size", "0"], "--batch-size: expected 1 or more, found 0"),
+        (["--tile", "64", "--speed", "fast"], "--speed: expected photos that are predicted whole, found --tile"),
+        (["--speed", "faster"], "faster"),
+    ],
+)
+def test_a_pace_that_cannot_be_is_a_line(predictor, photos, tmp_path, capsys, words, told):
+    assert main(["predict", str(predictor), str(photos), "--out", str(tmp_path / "out"), *words]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1

@@ -200,5 +200,5 @@ def test_nothing_else_calls_forward_or_decode() -> None:
     files = sorted(SOURCE.rglob("*.py"))
     decoding = [place for path in files for place in functions_that_call(path, "model.decode")]
     running = [place for path in files for place in functions_that_call(path, "model")]
-    assert decoding == ["engine/infer.py: predict_views"]
+    assert decoding == ["engine/infer.py: _decoded"]
     assert running == ["engine/infer.py: _outputs"]

@@ -18,7 +18,7 @@ from pansight.nn.queries.mask_head import MaskHead
 from pansight.nn.rcnn import roi_heads
 from pansight.ops.attention.deformable import deform_attention
 from pansight.ops.fast import plain
-from pansight.ops.fast.linear import fc_over_grid, linear
+from pansight.ops.fast.linear import _has_onednn_linear, fc_over_grid, linear
 from pansight.ops.fast.memory import checkpointed
 from pansight.ops.fusion.contest import Canvas, contest, painted
 from pansight.ops.fusion.queries import semantic_map
@@ -65,15 +65,18 @@ def test_resized_photos(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("rows", [(0,), (1,), (2, 5), (1, 3, 4)])
-def test_linear(rows: tuple[int, ...]) -> None:
+def test_linear(rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pansight.ops.fast.linear.ONEDNN_LINEAR", _has_onednn_linear())
     x, weight, bias = torch.randn(*rows, 12), torch.randn(9, 12), torch.randn(9)
     assert_twins(with_gradients(linear, x, weight, bias))
     with plain():
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
 
 
+@pytest.mark.parametrize("avx512", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 200])
-def test_fully_connected_over_a_grid(count: int) -> None:
+def test_fully_connected_over_a_grid(count: int, avx512: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pansight.ops.fast.linear.AVX512", avx512)
     layer = nn.Linear(4 * 9, 32)
     x = torch.randn(count, 4, 3, 3).contiguous(memory_format=torch.channels_last)
     assert_twins(with_gradients(lambda x: fc_over_grid(x, layer), x), 1e-4)

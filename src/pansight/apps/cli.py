@@ -23,6 +23,7 @@ from pansight.apps.commandline import data as data_commands
 from pansight.apps.commandline import huge as huge_commands
 from pansight.apps.commandline import scores, sweeps
 from pansight.apps.commandline.huge import HugeSettings
+from pansight.apps.commandline.pace import PaceSettings
 from pansight.apps.commandline.scores import FileSettings
 from pansight.apps.commandline.settings import INNER, EvaluateSettings, Settings, given_settings, remember
 from pansight.errors import Interrupted, PansightError
@@ -200,6 +201,7 @@ def predict(
     every: int = 1,
     fps: float | None = None,
     proposals: list[Path] | None = None,
+    pace: Annotated[PaceSettings | None, Parameter(name="*", group="Speed")] = None,
     huge: Annotated[HugeSettings | None, Parameter(name="*", group="Huge images")] = None,
 ) -> int:
     """Predict photos and videos: overlays, COCO panoptic PNG and JSON, and a table. Code 1 where one is unreadable.
@@ -238,19 +240,18 @@ def predict(
     """
     from pansight.apps import photos
 
-    given = {"task": task, "score_threshold": threshold}
+    given, pace = {"task": task, "score_threshold": threshold}, pace or PaceSettings()
     options = {name: value for name, value in given.items() if value is not None}
     if huge is not None and huge.tile is not None:
-        drawn = {"--score": score is not None, "--opacity": opacity != 0.5, "--no-names": not names}
-        drawn |= {"--background": background, "--every": every != 1, "--fps": fps is not None}
-        huge_commands.check_whole_photos(
-            {**drawn, "--no-recursive": not recursive, "--proposals": proposals is not None}
-        )
+        whole = {"--score": score is not None, "--opacity": opacity != 0.5, "--no-names": not names}
+        whole |= {"--background": background, "--every": every != 1, "--fps": fps is not None}
+        whole |= {"--no-recursive": not recursive, "--proposals": proposals is not None} | pace.given()
+        huge_commands.check_whole_photos(whole)
         huge_commands.predict_huge(weights, images, out, overwrite, options, huge)
         return 0
     huge_commands.check_unused(huge or HugeSettings())
-    drawing = photos.Drawing(score, opacity, names, background)
-    results = photos.predict(weights, images, out, overwrite, options, drawing, recursive, every, fps, proposals or ())
+    how = photos.Drawing(score, opacity, names, background), recursive, every, fps, proposals or ()
+    results = photos.predict(weights, images, out, overwrite, options, *how, photos.Pace(**vars(pace)))
     print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
     return 1 if results.failed else 0

@@ -16,7 +16,7 @@ PSPNet): squares of the size that the network was trained on, which overlap; whe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -195,13 +195,29 @@ def predict_views(
 
     proposals: of each photo; passed over where the model takes none.
     """
+    return run_views(model, views, sizes, settings, proposals)()
+
+
+def run_views(
+    model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference, proposals: Regions = ()
+) -> Callable[[], list[Prediction]]:
+    """Run the network as `predict_views` does; the function that is returned decodes what came of it.
+
+    The two may be called by different threads, so that the network can see the next photos while these are decoded.
+    """
     with torch.inference_mode():
-        if settings.averages and _joins_views(model, settings):
+        if settings.averages and not _joins_views(model, settings):
+            found = _average(model, views, sizes, settings)
+            return lambda: found
+        if settings.averages:
             outputs = _joined(model, views, settings)
-        elif settings.averages:
-            return _average(model, views, sizes, settings)
         else:
             outputs = _outputs(model, views[0], settings, views[1:], proposals)
+    return partial(_decoded, model, outputs, sizes, settings)
+
+
+def _decoded(model: Any, outputs: Any, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+    with torch.inference_mode():
         predictions = model.decode(outputs, sizes, **settings.decode_options)
         return [distributed.to_cpu(prediction) for prediction in predictions]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pansight.apps.photos.finding import Photo, find_photos, left_out_line
 from pansight.apps.photos.video import MAX_RATE, OURS, Video, VideoWriter, in_natural_order, is_video
@@ -24,7 +25,8 @@ from pansight.data.images import read_image, write_png
 from pansight.drawing.prediction import draw_prediction
 from pansight.engine.assemble import check_proposals
 from pansight.engine.infer import check_decode_options, known_decode_options
-from pansight.engine.predict import Predictor, load
+from pansight.engine.predict import PhotoPrediction, Predictor, load
+from pansight.engine.predict.pipeline import Result, Shown, mapped
 from pansight.engine.progress import ProgressBar, Stop, stop_signal
 from pansight.errors import Interrupted, PansightError, choice_error, shown
 from pansight.files import flat_name, replacing_folder
@@ -32,8 +34,12 @@ from pansight.models import entry
 from pansight.ops.maps.regions import surer_than
 from pansight.types import LabelSpace, Prediction
 
+PredictionKind = TypeVar("PredictionKind", bound=Prediction)
+
 RESULTS = ("predictions.json", "instances.json", "overlays", "semantic.json", "semantic")
 """What is written into the folder."""
+
+SPEEDS = ("exact", "fast")
 
 TASKS = {"panoptic": "panoptic", "semantic": "semantic", "instances": "instance"}
 """What a model produces, and the task that asks for it."""
@@ -53,13 +59,16 @@ class PhotoRow(NamedTuple):
 class PhotoResults(NamedTuple):
     """What came of the photos: a row for each that was predicted, an error for each that could not be read.
 
-    notes: lines for the user on what was written otherwise than one may expect.
+    notes: lines for the user on what was written otherwise than one may expect. seconds: that reading, predicting and
+    writing took together, which go on at the same time. speed: what "fast" chose, "" where it was not asked.
     """
 
     rows: list[PhotoRow]
     failed: list[PansightError]
     left_out: Counter[str]  # files in folders that are no photos: kind → number
     notes: Sequence[str] = ()
+    seconds: float = 0.0
+    speed: str = ""
 
 
 class Drawing(NamedTuple):
@@ -70,6 +79,15 @@ class Drawing(NamedTuple):
     opacity: float = 0.5
     names: bool = True
     background: bool = False
+
+
+class Pace(NamedTuple):
+    """How fast photos are predicted. speed: "exact" computes as the model was measured, "fast" tries what this machine
+    is quickest with (`Predictor.tuned`). batch_size: photos of equal network size that are predicted at once.
+    """
+
+    speed: str = "exact"
+    batch_size: int = 1
 
 
 def predict(
@@ -83,6 +101,7 @@ def predict(
     every: int = 1,
     fps: float | None = None,
     proposals: Sequence[str | Path] = (),
+    pace: Pace = Pace(),  # noqa: B008 (immutable)
 ) -> PhotoResults:
     """Predict photos and videos and write what was found into `out`; all of it appears at the end, or nothing does.
 
@@ -98,6 +117,10 @@ def predict(
     """
     out, options = Path(out), dict(decode_options or {})
     _check_shares(options.get("score_threshold"), drawing)
+    if pace.speed not in SPEEDS:
+        raise choice_error("speed", pace.speed, SPEEDS)
+    if pace.batch_size < 1:
+        raise PansightError(where="--batch-size", expected="1 or more", found=pace.batch_size)
     if every < 1:
         raise PansightError(where="--every", expected="1 or more", found=every)
     if fps is not None and not 0 < fps <= MAX_RATE:
@@ -118,12 +141,14 @@ def predict(
         writer = stack.enter_context(ResultsWriter(out, predictor.labels, listing=True))
         job = _Job(predictor, wanted, drawing, overlays, writer, bar, stop, total, regions)
         job.failed += failed
-        for clip in clips:
-            job.predict(clip)
+        if pace.speed == "fast":
+            job.tune(clips)
+        job.run(clips, pace.batch_size)
         if not job.rows:
             failed = job.failed
             raise failed[0] if len(failed) == 1 else failed[0].at(f"none of {len(failed)} photos can be read")
-    return PhotoResults(job.rows, job.failed, found.left_out, job.notes)
+    speed = "" if job.predictor.speed is None else job.predictor.speed.line()
+    return PhotoResults(job.rows, job.failed, found.left_out, job.notes, time.monotonic() - job.start, speed)
 
 
 class Clip(NamedTuple):
@@ -163,6 +188,36 @@ def _clips(
     return clips, failed, total
 
 
+class Frame(NamedTuple):
+    """A picture to be predicted. source: its file, its pixels, RGB uint8 (H, W, 3), or the error in its place."""
+
+    clip: Clip
+    name: str
+    source: Path | NDArray[np.uint8] | PansightError
+
+
+class _Picture(NamedTuple):
+    """An overlay that is to be drawn, and where it goes."""
+
+    clip: Clip
+    path: Path
+    prediction: PhotoPrediction
+
+
+def _frames(clip: Clip) -> Iterator[Frame]:
+    """The frames of a clip, and behind those of a video the error that tells of frames that cannot be decoded."""
+    if not clip.video:
+        yield from (Frame(clip, photo.name, photo.file) for photo in clip.photos)
+        return
+    stem = PurePosixPath(clip.name).with_suffix("")
+    with Video(clip.photos[0].file) as video:
+        for number, pixels in video.frames(clip.every):
+            yield Frame(clip, f"{stem}/frame_{number:06d}.png", pixels)
+        complaint = video.complaint()
+    if complaint is not None:
+        yield Frame(clip, clip.name, complaint)
+
+
 class _Job:
     """A prediction at work: what is the same for every frame, and what came of those so far."""
 
@@ -184,85 +239,107 @@ class _Job:
         self.rows: list[PhotoRow] = []
         self.failed: list[PansightError] = []
         self.notes: list[str] = []
+        self.start = time.monotonic()
         self._names: set[str] = set()
         self._seen = self._written = 0
 
-    def predict(self, clip: Clip) -> None:
-        """Predict, draw and write each frame; a row for all of them, errors for those that cannot be read."""
+    def tune(self, clips: Sequence[Clip]) -> None:
+        """Let the predictor try what is fastest for the first frame that can be read."""
+        for frame in (frame for clip in clips for frame in _frames(clip)):
+            found = self._read(frame)
+            if isinstance(found, Shown):
+                left = self.total - self._seen
+                self.predictor = self.predictor.tuned(found.photo, left, found.proposals, **self.wanted.options)
+                return
+
+    def run(self, clips: Sequence[Clip], batch_size: int) -> None:
+        """Predict, draw and write each frame; a row for each clip, errors for frames that cannot be read.
+
+        Frames are read and predicted ahead by threads (`engine.predict.pipeline`); here they are decoded and their maps
+        written, while another thread draws the overlays of those before.
+        """
+        frames = (frame for clip in clips for frame in _frames(clip))
+        results = self.predictor.stream(frames, self._read, batch_size, **self.wanted.options)
         movie: VideoWriter | None = None
-        categories: list[int] = []
-        seconds, frames, size = 0.0, 0, (0, 0)
-        path = self.overlays / flat_name(clip.name, OURS if clip.rate else ".png", self._names)
-        for name, photo in self._paced(self._frames(clip)):
-            if clip.rate and frames and photo.shape[:2] != size:
-                expected, found = (f"{height}×{width}" for height, width in (size, photo.shape[:2]))
-                self.failed.append(
-                    PansightError(where=name, expected=f"frames of {expected}, as the first", found=found)
-                )
-                continue
-            start = time.monotonic()
-            options = self.wanted.options | self._regions(name, photo)
-            prediction = self.wanted.narrowed(self.predictor.predict(photo, **options))
-            seconds += time.monotonic() - start
-            frames, size = frames + 1, (photo.shape[0], photo.shape[1])
-            self._written += 1
-            self.writer.add(self._written, name, prediction, size=size)
-            picture = self._drawn(photo, prediction, by_class=clip.rate > 0)
-            categories += found_categories(prediction, self.wanted.drawn)
-            if clip.rate:
-                movie = movie or VideoWriter(path, clip.rate, size)
-                movie.add(picture)
-            else:
-                write_png(path, picture)
-        if movie is not None:
-            movie.close()
-            if movie.written_size != size:
-                told = "×".join(map(str, reversed(movie.written_size)))
-                self.notes.append(f"{path.name} is {told} pixels large, since its codec needs even sides")
-        if frames:
-            classes = _counted(categories, self.predictor.labels)
-            self.rows.append(PhotoRow(shown(clip.name), size, len(categories), classes, seconds, frames))
+        with closing(results), closing(mapped(self._draw, self._recorded(results))) as pictures:
+            for clip, path, picture in pictures:
+                if movie is not None and movie.path != path:
+                    self._finish(movie)
+                    movie = None
+                if clip.rate:
+                    movie = movie or VideoWriter(path, clip.rate, (picture.shape[0], picture.shape[1]))
+                    movie.add(picture)
+            if movie is not None:
+                self._finish(movie)
 
-    def _regions(self, name: str, photo: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """The argument by which a photo of this name comes with its regions; none where its file says nothing of it."""
-        if self.proposals is None:
-            return {}
-        found = self.proposals.boxes("", name, (photo.shape[0], photo.shape[1]))
-        return {"proposals": torch.zeros(0, 4) if found is None else found}
-
-    def _drawn(self, photo: NDArray[np.uint8], prediction: Prediction, by_class: bool) -> NDArray[np.uint8]:
-        options = self.drawing._replace(score=self.wanted.drawn)._asdict()
-        labels = self.predictor.labels
-        return image_array(draw_prediction(image_tensor(photo), prediction, labels, **options, by_class=by_class))
-
-    def _frames(self, clip: Clip) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """(name, RGB uint8 (H, W, 3)) of the frames that can be read, one at a time."""
-        if clip.video:
-            stem = PurePosixPath(clip.name).with_suffix("")
-            with Video(clip.photos[0].file) as video:
-                for number, frame in video.frames(clip.every):
-                    yield f"{stem}/frame_{number:06d}.png", frame
-                complaint = video.complaint()
-            self.failed += [] if complaint is None else [complaint]
-            return
-        for photo in clip.photos:
+    def _read(self, frame: Frame) -> Shown | PansightError:
+        """The photo of a frame with its regions: none where their file says nothing of it."""
+        source = frame.source
+        if isinstance(source, Path):
             try:
-                frame = read_image(photo.file)
+                source = read_image(source)
             except PansightError as error:
-                self.failed.append(error)
-                continue
-            yield photo.name, frame
+                return error
+        if isinstance(source, PansightError) or self.proposals is None:
+            return source if isinstance(source, PansightError) else Shown(source)
+        found = self.proposals.boxes("", frame.name, (source.shape[0], source.shape[1]))
+        return Shown(source, torch.zeros(0, 4) if found is None else found)
 
-    def _paced(self, frames: Iterator[tuple[str, NDArray[np.uint8]]]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """The same frames, with progress. Raises Interrupted after the one at hand."""
-        for frame in frames:
+    def _recorded(self, results: Iterator[Result[Frame]]) -> Iterator[_Picture]:
+        """Write what was found, add a row for each clip, and pass on what is to be drawn."""
+        for clip, of_clip in groupby(results, key=lambda result: result.item.clip):
+            path = self.overlays / flat_name(clip.name, OURS if clip.rate else ".png", self._names)
+            categories: list[int] = []
+            seconds, frames, size = 0.0, 0, (0, 0)
+            for name, found, each in self._readable(of_clip):
+                height, width = found.photo.shape[:2]
+                if clip.rate and frames and (height, width) != size:
+                    expected = f"frames of {size[0]}×{size[1]}, as the first"
+                    self.failed.append(PansightError(where=name, expected=expected, found=f"{height}×{width}"))
+                    continue
+                seconds, frames, size = seconds + each, frames + 1, (height, width)
+                self._written += 1
+                self.writer.add(self._written, name, found, size=size)
+                categories += found_categories(found, self.wanted.drawn)
+                yield _Picture(clip, path, found)
+            if frames:
+                classes = _counted(categories, self.predictor.labels)
+                self.rows.append(PhotoRow(shown(clip.name), size, len(categories), classes, seconds, frames))
+
+    def _readable(self, results: Iterator[Result[Frame]]) -> Iterator[tuple[str, PhotoPrediction, float]]:
+        """(name, what is wanted of the prediction, seconds) of each frame that could be read, with progress.
+
+        Raises Interrupted after the frame at hand.
+        """
+        for result in results:
+            if isinstance(result.found, PansightError):
+                self.failed.append(result.found)
+                continue
             self._seen += 1
             total = max(self.total, self._seen)  # a video may have more frames than it promises
-            self.bar.update(self._seen / total, f"image {self._seen}/{total}")
-            yield frame
+            rate = _rate(self._seen, time.monotonic() - self.start)
+            self.bar.update(self._seen / total, f"image {self._seen}/{total}, {rate}")
+            yield result.item.name, self.wanted.narrowed(result.found), result.seconds
             if self.stop.is_set():
                 text = f"interrupted after image {self._seen} of {total}; nothing is written"
                 raise Interrupted(text, self.stop.number)
+
+    def _draw(self, picture: _Picture) -> tuple[Clip, Path, NDArray[np.uint8]]:
+        """The overlay, written where it is that of a photo."""
+        options = self.drawing._replace(score=self.wanted.drawn)._asdict()
+        clip, path, found = picture
+        drawn = image_array(
+            draw_prediction(image_tensor(found.photo), found, self.predictor.labels, **options, by_class=clip.rate > 0)
+        )
+        if not clip.rate:
+            write_png(path, drawn)
+        return clip, path, drawn
+
+    def _finish(self, movie: VideoWriter) -> None:
+        movie.close()
+        if movie.written_size != movie.size:
+            told = "×".join(map(str, reversed(movie.written_size)))
+            self.notes.append(f"{movie.path.name} is {told} pixels large, since its codec needs even sides")
 
 
 class Wanted(NamedTuple):
@@ -294,7 +371,7 @@ class Wanted(NamedTuple):
         check_decode_options(predictor.model, predictor.name, options)
         return cls(options, kind, least, drawn)
 
-    def narrowed(self, prediction: Prediction) -> Prediction:
+    def narrowed(self, prediction: PredictionKind) -> PredictionKind:
         """The kind that is kept, without objects under the least score."""
         panoptic, semantic, instances = prediction.panoptic, prediction.semantic, prediction.instances
         if self.kind is not None:
@@ -303,7 +380,7 @@ class Wanted(NamedTuple):
             instances = instances if self.kind == "instances" else None
         if panoptic is None and instances is not None:
             instances = surer_than(instances, self.least)
-        return Prediction(panoptic, semantic, instances)
+        return replace(prediction, panoptic=panoptic, semantic=semantic, instances=instances)
 
 
 def _check_shares(threshold: float | None, drawing: Drawing) -> None:
@@ -329,6 +406,11 @@ def _counted(categories: Sequence[int], labels: LabelSpace) -> str:
     return ", ".join(f"{n} {label}" for label, n in counts.most_common())
 
 
+def _rate(images: int, seconds: float) -> str:
+    rate = images / max(seconds, 1e-6)
+    return f"{rate:.{2 if rate < 10 else 0}f} images/s"
+
+
 def photo_table(results: PhotoResults) -> str:
     """A line for each photo, the sum, what was left out, and what could not be read."""
     rows = results.rows
@@ -338,8 +420,10 @@ def photo_table(results: PhotoResults) -> str:
         size = f"{row.size[1]}×{row.size[0]}"
         frames = f"  ({row.frames} frames)" if row.frames > 1 else ""
         lines.append(f"{row.file:{width}}  {size:>11}  {row.segments:8d}  {row.seconds:7.2f}  {row.classes}{frames}")
-    total = sum(r.seconds for r in rows)
-    lines.append(f"{sum(r.frames for r in rows)} images, {sum(r.segments for r in rows)} segments, {total:.2f} s")
+    images = sum(r.frames for r in rows)
+    counts = f"{images} images, {sum(r.segments for r in rows)} segments"
+    lines.append(f"{counts}, {results.seconds:.2f} s, {_rate(images, results.seconds)}")
+    lines += [f"speed      {results.speed}"] if results.speed else []
     lines += [left_out_line(results.left_out)] if results.left_out else []
     lines += [f"note       {note}" for note in results.notes]
     lines += [f"not read   {error}" for error in results.failed]

@@ -23,12 +23,14 @@ def _has_onednn_linear() -> bool:
         return False
 
 
-ONEDNN_LINEAR = _has_onednn_linear()
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+ONEDNN_LINEAR = AVX512 and _has_onednn_linear()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``; float32 on the CPU by oneDNN, which uses all of AVX-512 also where MKL, not of its own maker's
-    processor, stops at AVX2: twice as fast there. Everything else, and what is exported or compiled, is torch's own.
+    processor, stops at AVX2: twice as fast there. On processors without AVX-512 MKL is the faster one. Everything else,
+    and what is exported or compiled, is torch's own.
     """
     if (
         not ONEDNN_LINEAR
@@ -73,8 +75,9 @@ class _OneDNNLinear(torch.autograd.Function):
 def fc_over_grid(x: Tensor, layer: nn.Linear) -> Tensor:
     """``layer(x.flatten(1))`` for x (N, C, S, S) → (N, out), without turning channels_last features around.
 
-    On a CPU in float32 a convolution over the whole grid, which oneDNN computes twice as fast as MKL the product;
-    in lower precision the weight is turned to the order of the features instead. Both only pay for many regions.
+    On a CPU with AVX-512 in float32 a convolution over the whole grid, which oneDNN computes twice as fast as MKL the
+    product; on others it would take ten times as long. In lower precision the weight is turned to the order of the
+    features instead. Both only pay for many regions.
     """
     count, channels, size, _ = x.shape
     weight = layer.weight
@@ -84,6 +87,8 @@ def fc_over_grid(x: Tensor, layer: nn.Linear) -> Tensor:
     if few or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return layer(x.flatten(1))
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        if not AVX512:
+            return layer(x.flatten(1))
         return F.conv2d(x, weight.view(-1, channels, size, size), layer.bias).flatten(1)
     # cast before turning, so that the gradient is turned in half precision too
     turned = weight.to(x.dtype).view(-1, channels, size * size).transpose(1, 2).flatten(1)  # (out, S · S · C)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +21,16 @@ from pansight.data.dataset import image_tensor
 from pansight.data.images import read_image
 from pansight.engine import distributed
 from pansight.engine.infer import ClassScorer, Inference, check_decode_options, class_scores, infer, prepare
+from pansight.engine.predict.pipeline import Result, Shown, predict_stream
+from pansight.engine.predict.speed import Speed, fastest
 from pansight.errors import PansightError
 from pansight.interop.photo import PhotoPrediction
 from pansight.nn.backbones.folding import folded, stamp
 from pansight.types import LabelSpace
 from pansight.weights import load_model, save_model
 from pansight.weights.combined import combine_loaded
+
+Item = TypeVar("Item")
 
 Photo = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 """A path, uint8 RGB as array (H, W, 3) or tensor (3, H, W), or a PIL image."""
@@ -37,7 +43,11 @@ class Predictor:
     >>> prediction = predictor.predict("photo.jpg")
     >>> prediction.panoptic.segments
     >>> prediction.overlay("overlay.png")
+
+    speed: what `tuned` chose, None where it was not asked.
     """
+
+    speed: Speed | None = None
 
     def __init__(
         self,
@@ -81,6 +91,57 @@ class Predictor:
             PhotoPrediction(each.panoptic, each.semantic, each.instances, photo=photo, labels=self.labels)
             for each, photo in zip(found, photos, strict=True)
         ]
+
+    def predict_many(
+        self,
+        images: Iterable[Photo],
+        proposals: Iterable[Tensor | None] = (),
+        batch_size: int = 1,
+        **decode_options: Any,
+    ) -> Iterator[PhotoPrediction]:
+        """The prediction of each image, in order, while the next ones are read and computed.
+
+        >>> for prediction in predictor.predict_many(["a.jpg", "b.jpg"]):
+        ...     print(prediction.panoptic.segments)
+
+        images: may be endless; a few are taken ahead. batch_size: images of equal network size that are predicted at
+        once; with 1, the default, each prediction is bit for bit that of `predict`. proposals: of each image.
+        Raises PansightError for one that cannot be read when its turn comes.
+        """
+        items = zip(map(_at_hand, images), chain(proposals, repeat(None)))
+        results = self.stream(
+            items, lambda item: Shown(read_photo(item[0]), item[1]), batch_size=batch_size, **decode_options
+        )
+        return _predictions(results)
+
+    def stream(
+        self,
+        items: Iterable[Item],
+        read: Callable[[Item], Shown | PansightError],
+        batch_size: int = 1,
+        **decode_options: Any,
+    ) -> Generator[Result[Item]]:
+        """As `predict_many`, of anything that `read` makes a photo of: see `pipeline.predict_stream`."""
+        check_decode_options(self.model, self.name, decode_options)
+        if batch_size < 1:
+            raise PansightError(where="batch size", expected="1 or more", found=batch_size)
+        settings = replace(self._settings, batch_size=batch_size, decode_options=decode_options)
+        return predict_stream(self._current(), items, read, settings)
+
+    def tuned(self, image: Photo, images: int, proposals: Tensor | None = None, **decode_options: Any) -> Predictor:
+        """The same model with the settings that are fastest for `images` images of the size of this one.
+
+        It may compute in bf16, so that its predictions differ from those of this predictor by rounding. What was
+        chosen is its `speed`; how, is told by `speed.fastest`. The model of this predictor stays as it is.
+        """
+        check_decode_options(self.model, self.name, decode_options)
+        settings = replace(self._settings, decode_options=decode_options)
+        found = fastest(self.model, settings, Shown(read_photo(image), proposals), images)
+        other = copy.copy(self)
+        other.model, other._twin, other._stamp = found.model, found.twin, stamp(found.model)
+        other._settings = replace(found.settings, decode_options={})
+        other.precision, other.speed = found.settings.precision, found.speed
+        return other
 
     def class_scores(self, images: Sequence[Photo]) -> list[Tensor]:
         """How likely each class is at each pixel of each image: float32 (C, H, W), at its size and on the CPU.
@@ -146,6 +207,19 @@ def combine_models(
     for note in whole.notes:
         logging.getLogger("pansight").warning("combined   %s", note)
     return Predictor(whole.model, whole.name, whole.options, device, precision)
+
+
+def _predictions(results: Generator[Result[Any]]) -> Iterator[PhotoPrediction]:
+    with closing(results):
+        for result in results:
+            if isinstance(result.found, PansightError):
+                raise result.found
+            yield result.found
+
+
+def _at_hand(image: Photo) -> Photo:
+    """A file, which is read later; else a copy of the pixels, which the caller may overwrite with those of the next."""
+    return image if isinstance(image, str | Path) else read_photo(image).copy()
 
 
 def read_photo(image: Photo) -> NDArray[np.uint8]:
