@@ -335,6 +335,7 @@ JUNK = [None, True, -1, 0, 1, 3.5, 1e308, float("inf"), 10**20, "", "x", [], {},
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_mutated_evaluations_give_a_figure_or_one_line(tmp_path, capsys, monkeypatch):
     """400 files with one to four values replaced, removed or doubled: never another error."""
     rng = random.Random(0)

@@ -278,7 +278,9 @@ def test_fine_tuning_keeps_classes_by_name(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["panoptic_fpn", "mask_rcnn", "faster_rcnn"])
+@pytest.mark.parametrize(
+    "name", ["panoptic_fpn", *(pytest.param(n, marks=pytest.mark.long) for n in ("mask_rcnn", "faster_rcnn"))]
+)
 def test_real_models_resume_to_the_same_bits(tmp_path, name):
     options = {k: v for k, v in TINY.items() if k in models.builder_options(name)}
     settings = {"model": {"pretrained": "none", "options": options}, "evaluate.limit": 1, "evaluate.precision": "fp32"}

@@ -37,7 +37,7 @@ def test_small_twins_find_the_same(size):
 @pytest.mark.parametrize(
     ("name", "reference", "options"),
     [
-        ("faster_rcnn_r50_tv", detection.fasterrcnn_resnet50_fpn, {"bn_eps": 1e-5}),
+        pytest.param("faster_rcnn_r50_tv", detection.fasterrcnn_resnet50_fpn, {"bn_eps": 1e-5}, marks=pytest.mark.long),
         pytest.param("faster_rcnn_r50_tv_v2", detection.fasterrcnn_resnet50_fpn_v2, {}, marks=pytest.mark.long),
     ],
 )

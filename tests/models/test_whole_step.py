@@ -64,6 +64,7 @@ def test_an_empty_part_beside_a_full_one_and_beside_another(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # of a real model; that of the toy in engine/test_distributed.py is part of `make test-all`
 def test_two_processes_add_up_to_the_whole(tmp_path: Path) -> None:
     """Each computes its half of the batch in two parts, once for every entry."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
