@@ -34,8 +34,8 @@ from pansight.data.images import write_png
 from pansight.engine.predict import PhotoPrediction, Predictor, load
 from pansight.metrics.panoptic.quality import PanopticQuality
 from pansight.models import build
-from pansight.ops.fusion.stitching import tile_spans
 from pansight.ops.maps.overlap import overlaps_of
+from pansight.ops.tiling.stitching import tile_spans
 from pansight.types import PanopticSegmentation, Prediction, Sample, Segment
 
 CELL = 256

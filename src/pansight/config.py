@@ -307,8 +307,8 @@ class EvaluateConfig:
     scales: tuple[float, ...] = (1.0,)
     """Look at the photo at so many times the model's size each, and average what is seen; as for `flip`."""
     window: int = 0
-    """Look at the resized photo through square windows of so many pixels a side, usually the crop of training, and
-    average the class scores where they overlap; 0: the photo as a whole; for semantic maps."""
+    """Look at the resized photo through square windows of so many pixels a side, usually the crop of training; 0: as a
+    whole. Class scores are averaged where windows overlap; panoptic maps and objects are stitched."""
     window_stride: float = 2 / 3
     """From one window to the next, as a share of its side."""
     precision: str = "auto"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,10 @@ from pansight.engine.infer import Inference, infer, prepare, views_of
 from pansight.errors import PansightError
 from pansight.models import MODELS, build
 from pansight.ops.semantic.windows import window_places
+from pansight.types import PanopticSegmentation
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from contract import SMALL, assert_legal, core_first, flat, small, thresholds
 
 CPU = torch.device("cpu")
 LABELS = Shapes(1).labels
@@ -158,6 +164,47 @@ def test_impossible_windows(values: dict[str, Any]) -> None:
 
 
 def test_objects_have_no_scores_to_be_averaged() -> None:
+    """Windows alone are stitched; mirrored as well, they would have to be averaged."""
     fpn = build("panoptic_fpn", LABELS, **MODELS["panoptic_fpn"].tiny)
     with pytest.raises(PansightError, match="window: expected a model of semantic maps"):
-        prepare(fpn, Inference(CPU, window=32))
+        prepare(fpn, Inference(CPU, window=32, flip=True))
+    given: Any = build("fast_rcnn", LABELS, **MODELS["fast_rcnn"].tiny)
+    given.proposer = None
+    with pytest.raises(PansightError, match="window: expected a model of semantic maps"):
+        prepare(given, Inference(CPU, window=32))
+
+
+STITCHED = [name for name in SMALL if MODELS[name].produces != ("semantic",) and name not in ("fast_rcnn", "combined")]
+
+
+@pytest.mark.parametrize("name", core_first(STITCHED))
+def test_every_other_network_is_stitched(name: str) -> None:
+    """A window as large as the photo finds what the photo shows; smaller ones give a whole of its size."""
+    network = small(name, LABELS)
+    options = thresholds(network)
+    options = {key: max(0, low) if key == "thing_threshold" else low for key, low in options.items()}
+    images = [photo(64, 96), photo(40, 33)]
+    whole, stitched = (
+        Inference(CPU, decode_options=options, batch_size=2, window=window, window_stride=0.5) for window in (0, 64)
+    )
+    joined, found = infer(prepare(network, stitched), images, stitched)
+    (expected,) = infer(network, images[1:], whole)
+    if expected.panoptic is None:
+        assert found.instances is not None
+        assert expected.instances is not None
+        seen = expected.instances.boxes_xyxy
+        if expected.instances.masks is not None:
+            seen = seen[expected.instances.masks.flatten(1).any(1)]
+        assert len(found.instances) == len(seen)
+    else:
+        assert found.panoptic is not None
+        assert regions(found.panoptic) == regions(expected.panoptic)
+    assert joined.semantic is found.semantic is None
+    assert_legal(joined, (64, 96), LABELS)
+    (alone,) = infer(network, images[:1], stitched)
+    assert flat(joined)
+    assert all(torch.equal(one, other) for one, other in zip(flat(alone), flat(joined), strict=True))
+
+
+def regions(panoptic: PanopticSegmentation) -> set[tuple[int, bytes]]:
+    return {(each.category, (panoptic.ids == each.id).numpy().tobytes()) for each in panoptic.segments}

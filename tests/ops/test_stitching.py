@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pansight.ops.fusion.stitching import (
+from pansight.ops.tiling.stitching import (
     Pieces,
     Span,
     group_roots,

@@ -11,19 +11,23 @@ follow from what all views show.
 
 Each view may be looked at through windows (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, and the code of
 PSPNet): squares of the size that the network was trained on, which overlap; where they do, their scores are averaged.
+Panoptic maps and objects of windows are stitched instead, as those of the tiles of a large image (`ops.tiling`).
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pansight.config import EvaluateConfig
@@ -37,6 +41,9 @@ from pansight.ops.fusion.components import predicted_components
 from pansight.ops.resize import ResizeRule
 from pansight.ops.semantic.windows import window_places
 from pansight.ops.targets import valid_extents
+from pansight.ops.tiling.stitchers import Grid
+from pansight.ops.tiling.stitching import tile_spans
+from pansight.ops.tiling.whole import predicted_in_tiles, resized_prediction
 from pansight.types import Prediction
 
 
@@ -79,6 +86,9 @@ class GivenProposals(Protocol):
         ...
 
 
+COARSEST = 32
+"""Pixels of the coarsest cell of most networks."""
+
 Regions = Sequence[Tensor | None]
 """Of each photo what ``Sample.proposals`` has; (): of none."""
 
@@ -98,7 +108,7 @@ class Inference:
     scales: tuple[float, ...] = (1.0,)
     """Factors on the size that the model asks for, each looked at."""
     window: int = 0
-    """Side of the square windows that a resized photo is looked at through, in pixels, 0: none (semantic maps only)."""
+    """Side of the square windows that a resized photo is looked at through, in pixels, 0: none."""
     window_stride: float = 2 / 3
     """From one window to the next, as a share of its side."""
     decode_options: Mapping[str, Any] = field(default_factory=dict)
@@ -131,12 +141,14 @@ def prepare(model: Any, settings: Inference) -> Any:
     Raises PansightError for options that its decode does not know, and where views cannot be averaged.
     """
     check_decode_options(model, type(model).__name__, settings.decode_options)
-    if settings.averages and not _joins_views(model, settings) and not _gives_semantic(model, settings.decode_options):
+    able = _joins_views(model, settings) or _stitches(model, settings)
+    if settings.averages and not able and not _gives_semantic(model, settings.decode_options):
         task = settings.decode_options.get("task", "left out")
         raise PansightError(
             (
-                "expected a model of semantic maps, or task = semantic, whose class scores can be averaged, or, "
-                f"without windows, one that joins views; found {type(model).__name__} with task {task}"
+                "expected a model of semantic maps, or task = semantic, whose class scores can be averaged; else "
+                "windows alone, or one that joins views and no windows; "
+                f"found {type(model).__name__} with task {task}"
             ),
             where="flip, scales, window",
         )
@@ -206,6 +218,9 @@ def run_views(
     The two may be called by different threads, so that the network can see the next photos while these are decoded.
     """
     with torch.inference_mode():
+        if _stitches(model, settings):
+            stitched = _stitched(model, views[0], sizes, settings)
+            return lambda: stitched
         if settings.averages and not _joins_views(model, settings):
             found = _average(model, views, sizes, settings)
             return lambda: found
@@ -241,6 +256,39 @@ def _takes_proposals(model: Any) -> bool:
 
 def _joins_views(model: Any, settings: Inference) -> bool:
     return isinstance(model, JoinsViews) and not settings.window
+
+
+def _stitches(model: Any, settings: Inference) -> bool:
+    """Whether windows are joined segment by segment, since there are no class scores to average."""
+    alone = settings.window > 0 and not settings.flip and tuple(settings.scales) == (1.0,)
+    semantic = _gives_semantic(model, settings.decode_options) and not isinstance(model, JoinsViews)
+    if not alone or semantic or isinstance(model, SeveralInputs):
+        return False
+    return not (isinstance(model, GivenProposals) and model.needs_proposals)
+
+
+def _stitched(model: Any, view: View, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+    """The prediction of each photo of a view at `sizes`, from windows that are stitched as the tiles of a large image.
+
+    Where the stride allows it, windows begin at multiples of the network's coarsest cell, as in the whole photo.
+    """
+    side, labels = settings.window, model.labels
+
+    def predict(photo: NDArray[np.uint8]) -> Prediction:
+        part = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))
+        window = View(*pad_images([part], model.input.resize.divisor))
+        return _decoded(model, _outputs(model, window, settings), [photo.shape[:2]], settings)[0]
+
+    overlap = min(side - 1, side - math.ceil(round(settings.window_stride * side, 6)))
+    align = max(COARSEST, model.input.resize.divisor)
+    align = align if side - overlap >= align else 1
+    found: list[Prediction] = []
+    extents: list[list[int]] = valid_extents(view.images, view.valid).tolist()
+    for image, (height, width), size in zip(view.images, extents, sizes, strict=True):
+        photo = image[:, :height, :width].permute(1, 2, 0).cpu().numpy()
+        grid = Grid((height, width), *(tile_spans(length, side, overlap, align) for length in (height, width)))
+        found.append(resized_prediction(predicted_in_tiles(photo, grid, predict, labels), size))
+    return found
 
 
 def _joined(model: Any, views: Views, settings: Inference) -> Any:

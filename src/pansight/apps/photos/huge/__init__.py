@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pansight.apps.photos.huge.asked import OBJECTS, Asked, Tiling, ask
-from pansight.apps.photos.huge.maps import joined_map
-from pansight.apps.photos.huge.objects import joined_objects
-from pansight.apps.photos.huge.stitchers import Grid, Rows, Stitcher
 from pansight.apps.photos.huge.tables import write_coco, write_geojson, write_segments
 from pansight.apps.photos.huge.unfinished import Unfinished
 from pansight.data.formats.rasters import Colours, Raster, open_raster
@@ -25,7 +22,10 @@ from pansight.engine.predict import Predictor, load
 from pansight.engine.progress import ProgressBar, Stop, stop_signal
 from pansight.errors import Interrupted, PansightError
 from pansight.files import replacing
-from pansight.ops.fusion.stitching import Pieces, Tile
+from pansight.ops.tiling.maps import joined_map
+from pansight.ops.tiling.objects import joined_objects
+from pansight.ops.tiling.stitchers import Grid, Rows, Stitcher
+from pansight.ops.tiling.stitching import Pieces, Tile
 
 __all__ = ["HugeResult", "Tiling", "predict_huge", "result_lines"]
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from pansight.apps.photos import Wanted
-from pansight.apps.photos.huge.maps import MapStitcher, void_of
-from pansight.apps.photos.huge.objects import ObjectStitcher
-from pansight.apps.photos.huge.scores import ScoreStitcher
-from pansight.apps.photos.huge.stitchers import Grid, Photo, Stitcher
 from pansight.data.formats.rasters import Colours, Raster, Stretch, colours_of
 from pansight.data.formats.rasters.contract import missing_package
 from pansight.data.formats.rasters.writing import check_packages
 from pansight.engine.infer import ClassScorer, GivenProposals
 from pansight.engine.predict import Predictor
 from pansight.errors import PansightError
-from pansight.ops.fusion.stitching import tile_spans
+from pansight.ops.tiling.maps import MapStitcher, void_of
+from pansight.ops.tiling.objects import ObjectStitcher
+from pansight.ops.tiling.scores import ScoreStitcher
+from pansight.ops.tiling.stitchers import Grid, Photo, Stitcher
+from pansight.ops.tiling.stitching import tile_spans
 from pansight.types import Instances, LabelSpace, Prediction
 
 CELL = 32

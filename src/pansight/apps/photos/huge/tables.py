@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from hotcoco import mask as rle
 
-from pansight.apps.photos.huge.objects import Masks, Whole
 from pansight.data.formats.rasters import Georeference
-from pansight.ops.fusion.stitching import IntArray, Pieces
 from pansight.ops.maps.rle import code_text
+from pansight.ops.tiling.objects import Masks, Whole
+from pansight.ops.tiling.stitching import IntArray, Pieces
 from pansight.types import LabelSpace
 
 ROWS_AT_ONCE = 2**16

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.photos.huge.stitchers import Arrays, Rows
 from pansight.errors import PansightError
 from pansight.files import leftovers, read_json, replacing, write_json
+from pansight.ops.tiling.stitchers import Arrays, Rows
 
 SUFFIX = ".unfinished"
 

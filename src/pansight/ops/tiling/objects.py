@@ -1,5 +1,7 @@
 """Objects of tiles, which may overlap, joined over the seams: a mask is made of the parts that the tiles decide."""
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -8,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.photos.huge.stitchers import PIECES, Arrays, Grid, Photo, Rows, Table
-from pansight.ops.fusion.stitching import IntArray, Pieces, Tile, merge_pieces, one_to_one, pairs_of_masks
+from pansight.ops.tiling.stitchers import PIECES, Arrays, Grid, Photo, Rows, Table
+from pansight.ops.tiling.stitching import IntArray, Pieces, Tile, merge_pieces, one_to_one, pairs_of_masks
 from pansight.types import Instances, LabelSpace
 
 Masks = NDArray[np.bool_]

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.apps.photos.huge.stitchers import Arrays, Grid, Photo, Rows, Table, pieces_of_map
 from pansight.errors import PansightError
-from pansight.ops.fusion.stitching import IntArray, Pieces, Tile, merge_pieces, one_to_one, pairs_of_maps
 from pansight.ops.idmap import relabel
 from pansight.ops.maps.regions import class_regions
+from pansight.ops.tiling.stitchers import Arrays, Grid, Photo, Rows, Table, pieces_of_map
+from pansight.ops.tiling.stitching import IntArray, Pieces, Tile, merge_pieces, one_to_one, pairs_of_maps
 from pansight.types import LabelSpace, PanopticSegmentation, Prediction
 
 

@@ -1,5 +1,7 @@
 """Semantic maps of tiles: where tiles overlap, the class scores of all of them are averaged."""
 
+# torch leaves some of its return types open
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pansight.apps.photos.huge.stitchers import Arrays, Grid, Photo, Table, pieces_of_map
-from pansight.ops.fusion.stitching import Tile
 from pansight.ops.maps.regions import class_regions
+from pansight.ops.tiling.stitchers import Arrays, Grid, Photo, Table, pieces_of_map
+from pansight.ops.tiling.stitching import Tile
 from pansight.types import IGNORE, LabelSpace, PanopticSegmentation
 
 

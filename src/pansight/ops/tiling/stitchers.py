@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pansight.ops.fusion.stitching import IntArray, Pieces, Span, Tile
 from pansight.ops.idmap import areas, boxes_xyxy
+from pansight.ops.tiling.stitching import IntArray, Pieces, Span, Tile
 
 Arrays = Mapping[str, NDArray[Any]]
 """What is kept on disk, by name."""

@@ -1,0 +1,1 @@
+"""Photos that are predicted in overlapping tiles, joined to one prediction across the seams."""
