@@ -160,8 +160,8 @@ def test_photos_are_looked_at_several_times(name: str) -> None:
         assert not torch.equal(one.instances.scores, other.instances.scores)
 
 
-def test_only_scores_are_seen_through_windows() -> None:
-    with pytest.raises(PansightError, match="without windows, one that joins views; found MaskRCNN"):
+def test_only_scores_are_seen_mirrored_through_windows() -> None:
+    with pytest.raises(PansightError, match="windows alone, or one that joins views and no windows; found MaskRCNN"):
         prepare(small("mask_rcnn"), Inference(CPU, flip=True, window=64))
     with pytest.raises(PansightError, match="found FCIS"):
         prepare(small("fcis"), Inference(CPU, flip=True))
