@@ -70,7 +70,8 @@ def main() -> None:
         for study in args.study:
             data: list[str] = []
             if study == "rare_camvid":
-                convert(folder / "camvid")
+                if not (folder / "camvid").exists():
+                    convert(folder / "camvid")
                 data = ["--data", str(folder / "camvid")]
             run_study(study, folder / study, args.seeds, args.minutes, data)
 
