@@ -20,6 +20,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from pansight.apps.commandline import data as data_commands
+from pansight.apps.commandline import hub as hub_commands
 from pansight.apps.commandline import huge as huge_commands
 from pansight.apps.commandline import scores, serving, sweeps
 from pansight.apps.commandline.huge import HugeSettings
@@ -315,6 +316,7 @@ scores.register(app)
 data_commands.register(app)
 sweeps.register(app)
 serving.register(app)
+hub_commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
