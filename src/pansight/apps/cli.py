@@ -21,7 +21,7 @@ from cyclopts import App, Parameter
 
 from pansight.apps.commandline import data as data_commands
 from pansight.apps.commandline import huge as huge_commands
-from pansight.apps.commandline import scores, sweeps
+from pansight.apps.commandline import labels, scores, sweeps
 from pansight.apps.commandline.huge import HugeSettings
 from pansight.apps.commandline.pace import PaceSettings
 from pansight.apps.commandline.scores import FileSettings
@@ -313,6 +313,7 @@ def datasets(name: str | None = None, /):
 
 scores.register(app)
 data_commands.register(app)
+labels.register(app)
 sweeps.register(app)
 
 
