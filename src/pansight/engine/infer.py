@@ -231,10 +231,17 @@ def run_views(
             outputs = _joined(model, views, settings)
         else:
             outputs = _outputs(model, views[0], settings, views[1:], proposals)
-    return partial(_decoded, model, outputs, sizes, settings)
+    return partial(decoded, model, outputs, sizes, settings)
 
 
-def _decoded(model: Any, outputs: Any, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+def kept_outputs(model: Any, views: Views, settings: Inference) -> Any:
+    """What the network says of photos that it looks at once: `decoded` makes predictions of it as often as asked."""
+    with torch.inference_mode():
+        return _outputs(model, views[0], settings, views[1:])
+
+
+def decoded(model: Any, outputs: Any, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+    """The prediction of each photo at `sizes` (H, W), on the CPU, by the decode options of the settings."""
     with torch.inference_mode():
         predictions = model.decode(outputs, sizes, **settings.decode_options)
         return [distributed.to_cpu(prediction) for prediction in predictions]
@@ -280,7 +287,7 @@ def _stitched(model: Any, view: View, sizes: Sequence[tuple[int, int]], settings
     def predict(photo: NDArray[np.uint8]) -> Prediction:
         part = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))
         window = View(*pad_images([part], model.input.resize.divisor))
-        return _decoded(model, _outputs(model, window, settings), [photo.shape[:2]], settings)[0]
+        return decoded(model, _outputs(model, window, settings), [photo.shape[:2]], settings)[0]
 
     overlap = min(side - 1, side - math.ceil(round(settings.window_stride * side, 6)))
     align = max(COARSEST, model.input.resize.divisor)
