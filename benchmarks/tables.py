@@ -1,4 +1,4 @@
-"""Write the figures of README.md, docs/benchmarks.md and docs/huge.md from benchmarks/results/*.json.
+"""Write the figures of README.md, docs/benchmarks.md, docs/huge.md and docs/export.md from benchmarks/results/*.json.
 
 In these documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
 around it is left as it is. docs/benchmarks.md holds every table. README.md holds the few ratios that matter most and
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT
+from exports_page import export_table
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
@@ -528,8 +529,12 @@ def contents() -> dict[str, dict[str, str]]:
     sources = {name: record for name in RATIO_SOURCES if (record := optional(name)) is not None}
     if len(sources) == len(RATIO_SOURCES):
         readme["ratios"] = ratios(sources)
-    huge = {"tiles": tiles(record)} if (record := optional("tiles")) is not None else {}
-    return {"README.md": readme, "docs/benchmarks.md": tables} | ({"docs/huge.md": huge} if huge else {})
+    further = {"docs/huge.md": ("tiles", tiles), "docs/export.md": ("exports", export_table)}
+    documents = {"README.md": readme, "docs/benchmarks.md": tables}
+    for document, (name, make) in further.items():
+        if (record := optional(name)) is not None:
+            documents[document] = {name: make(record)}
+    return documents
 
 
 def rewritten(text: str, parts: dict[str, str]) -> str:
