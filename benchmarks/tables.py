@@ -1,4 +1,4 @@
-"""Write the figures of docs/benchmarks.md, docs/huge.md and the first tutorial from benchmarks/results/*.json.
+"""Write the figures of docs/benchmarks.md, other pages and the first tutorial from benchmarks/results/*.json.
 
 In these documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
 around it is left as it is. docs/benchmarks.md holds every table, first the few ratios that matter most; the tutorial
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT
+from exports_page import export_table
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
@@ -525,10 +526,16 @@ def contents() -> dict[str, dict[str, str]]:
     sources = {name: record for name in RATIO_SOURCES if (record := optional(name)) is not None}
     if len(sources) == len(RATIO_SOURCES):
         tables["ratios"] = ratios(sources)
-    tutorial = {"demo_sentence": demo_sentence(record)} if (record := optional("demo")) is not None else {}
-    huge = {"tiles": tiles(record)} if (record := optional("tiles")) is not None else {}
-    documents = {"docs/benchmarks.md": tables, "docs/tutorials/first_model.md": tutorial, "docs/huge.md": huge}
-    return {document: parts for document, parts in documents.items() if parts}
+    documents = {"docs/benchmarks.md": tables}
+    further = {
+        "docs/tutorials/first_model.md": ("demo", "demo_sentence", demo_sentence),
+        "docs/huge.md": ("tiles", "tiles", tiles),
+        "docs/export.md": ("exports", "exports", export_table),
+    }
+    for document, (source, name, make) in further.items():
+        if (record := optional(source)) is not None:
+            documents[document] = {name: make(record)}
+    return documents
 
 
 def rewritten(text: str, parts: dict[str, str]) -> str:

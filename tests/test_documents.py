@@ -19,7 +19,7 @@ GENERATED = re.compile(r"<!-- table:\w+ -->.*?<!-- /table -->", re.DOTALL)
 def tables(monkeypatch: pytest.MonkeyPatch):
     """benchmarks/tables.py as a module; its neighbours are importable meanwhile."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("tables", "common"):
+    for name in ("tables", "common", "exports_page"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import tables
 
@@ -28,7 +28,8 @@ def tables(monkeypatch: pytest.MonkeyPatch):
 
 def test_generated_figures_are_those_of_the_result_files(tables) -> None:
     contents = tables.contents()
-    assert set(contents) == {"docs/benchmarks.md", "docs/tutorials/first_model.md", "docs/huge.md"}
+    pages = {"docs/huge.md", "docs/export.md", "docs/tutorials/first_model.md"}
+    assert set(contents) == {"docs/benchmarks.md", *pages}
     for document, parts in contents.items():
         text = (ROOT / document).read_text(encoding="utf-8")
         assert len(GENERATED.findall(text)) == len(parts) > 0, document
