@@ -1,8 +1,9 @@
-"""Write the figures of docs/benchmarks.md, docs/huge.md and the first tutorial from benchmarks/results/*.json.
+"""Write the figures of docs/benchmarks.md, docs/huge.md, the first tutorial and the pages of the systems.
 
-In these documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
-around it is left as it is. docs/benchmarks.md holds every table, first the few ratios that matter most; the tutorial
-has one sentence on the demo. No measured number is typed by hand.
+They come from benchmarks/results/*.json, and the options of a system from its entry. In these documents each generated
+part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text around it is left as it is.
+docs/benchmarks.md holds every table, first the few ratios that matter most; the tutorial has a sentence on the demo. No
+measured number is typed by hand.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT
+from system_tables import parts as system_parts
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
@@ -528,6 +530,7 @@ def contents() -> dict[str, dict[str, str]]:
     tutorial = {"demo_sentence": demo_sentence(record)} if (record := optional("demo")) is not None else {}
     huge = {"tiles": tiles(record)} if (record := optional("tiles")) is not None else {}
     documents = {"docs/benchmarks.md": tables, "docs/tutorials/first_model.md": tutorial, "docs/huge.md": huge}
+    documents |= system_parts(optional("systems"))
     return {document: parts for document, parts in documents.items() if parts}
 
 
