@@ -28,7 +28,7 @@ ALLOWED = {
     "interop": BASE | {"ops", "data", "drawing"},
     "engine": SPINE | {"data", "metrics", "weights", "config", "drawing", "interop"},
     "integrations": BASE | {"engine", "interop"},
-    "apps": SPINE | {"data", "metrics", "weights", "config", "drawing", "engine"},
+    "apps": SPINE | {"data", "metrics", "weights", "config", "drawing", "interop", "engine"},
 }
 """What a part may import besides itself."""
 

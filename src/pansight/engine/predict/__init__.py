@@ -22,6 +22,7 @@ from pansight.data.images import read_image
 from pansight.engine import distributed
 from pansight.engine.infer import ClassScorer, Inference, check_decode_options, class_scores, infer, prepare
 from pansight.engine.predict import publishing
+from pansight.engine.predict.looks import Look, Prepared, look_at, prepared
 from pansight.engine.predict.pipeline import Result, Shown, predict_stream
 from pansight.engine.predict.speed import Speed, fastest
 from pansight.errors import PansightError
@@ -130,6 +131,18 @@ class Predictor:
             raise PansightError(where="batch size", expected="1 or more", found=batch_size)
         settings = replace(self._settings, batch_size=batch_size, decode_options=decode_options)
         return predict_stream(self._current(), items, read, settings)
+
+    def prepared(self, image: Photo) -> Prepared:
+        """A photo as the network takes it; any thread may call this while the network is at work."""
+        return prepared(self._current(), read_photo(image), self._settings)
+
+    def look_at(self, photos: Sequence[Prepared]) -> Look:
+        """What the network says of photos whose views are equally large, kept: predictions with any thresholds follow
+        from it without running the network again.
+
+        Raises PansightError for a detector that is given its regions.
+        """
+        return look_at(self._current(), photos, self._settings)
 
     def tuned(self, image: Photo, images: int, proposals: Tensor | None = None, **decode_options: Any) -> Predictor:
         """The same model with the settings that are fastest for `images` images of the size of this one.
