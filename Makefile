@@ -7,7 +7,7 @@ READY := .venv/.ready
 # the many processes of the tests need not each compile the package again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-all test-long test-fiftyone check format docs bench tables clean
+.PHONY: build help install demo test test-all test-long test-fiftyone check format docs bench tables clean
 
 help:
 	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-fiftyone  what FiftyOne makes of our predictions, in an environment of its own"
 	@echo "make check     ruff and pyright"
 	@echo "make docs      the documentation as a site in site/; warnings are errors"
+	@echo "make build     wheel and source distribution in dist/"
 	@echo "make bench     run every benchmark again and rewrite the tables of docs (hours); make tables: only the tables"
 
 # uv comes first, into the environment itself: plain pip may pick a CPU build of torch for which no torchvision exists
@@ -65,6 +66,10 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
+build: $(READY)
+	$(UV) build --quiet --out-dir dist .
+	@ls dist
+
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 	$(BIN)/python benchmarks/tables.py
@@ -73,4 +78,4 @@ tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
 clean:
-	rm -rf .venv .venv-fiftyone runs site .pytest_cache .ruff_cache
+	rm -rf .venv .venv-fiftyone runs site dist .pytest_cache .ruff_cache

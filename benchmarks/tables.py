@@ -1,8 +1,9 @@
-"""Write the figures of docs/benchmarks.md, other pages and the first tutorial from benchmarks/results/*.json.
+"""Write the figures of docs/benchmarks.md, of other pages, the first tutorial and the pages of the systems.
 
-In these documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
-around it is left as it is. docs/benchmarks.md holds every table, first the few ratios that matter most; the tutorial
-has one sentence on the demo. No measured number is typed by hand.
+They come from benchmarks/results/*.json, and the options of a system from its entry. In these documents each generated
+part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text around it is left as it is.
+docs/benchmarks.md holds every table, first the few ratios that matter most; the tutorial has a sentence on the demo. No
+measured number is typed by hand.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from common import RESULTS, ROOT
 from exports_page import export_table
+from system_tables import parts as system_parts
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
@@ -535,7 +537,7 @@ def contents() -> dict[str, dict[str, str]]:
     for document, (source, name, make) in further.items():
         if (record := optional(source)) is not None:
             documents[document] = {name: make(record)}
-    return documents
+    return documents | system_parts(optional("systems"))
 
 
 def rewritten(text: str, parts: dict[str, str]) -> str:

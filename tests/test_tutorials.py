@@ -6,6 +6,7 @@ everything else, and what stands around it, is run as it is printed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -43,7 +44,6 @@ def run(script: str, folder: Path) -> str:
     home.mkdir()
     (home / "pansight").write_text(SHIM.format(python=sys.executable), encoding="utf-8")
     (home / "pansight").chmod(0o755)
-    (home / "python").symlink_to(sys.executable)
     paths = os.pathsep.join([str(home), str(Path(sys.executable).parent), os.environ["PATH"]])
     source = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PATH": paths, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -76,6 +76,39 @@ def test_first_model(tmp_path: Path) -> None:
     run(blocks("first_model.md"), tmp_path)
     for name in ("runs/demo/report.html", "found/overlays/shapes.png", "found/predictions.json", "comparison.html"):
         assert (tmp_path / name).is_file(), name
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_own_data(tmp_path: Path) -> None:
+    run(blocks("own_data.md"), tmp_path)
+    assert (tmp_path / "runs/table/report.html").is_file()
+    assert len(list((tmp_path / "found" / "overlays").iterdir())) == 4
+    converted = json.loads((tmp_path / "my_data" / "convert.json").read_text())
+    assert converted
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_compare_systems(tmp_path: Path) -> None:
+    run(blocks("compare_systems.md"), tmp_path)
+    for name in ("systems.html", "runs/backbones/comparison.html", "gate.html"):
+        assert (tmp_path / name).is_file(), name
+
+
+@pytest.mark.slow
+def test_paper_to_file(tmp_path: Path) -> None:
+    told = run(blocks("paper_to_file.md"), tmp_path)
+    for part in ("backbone", "fpn", "rcnn", "semantic_head"):
+        assert re.search(rf"^{part} +[\d,]+ numbers$", told, flags=re.MULTILINE), part
+    assert "torch.Size([128, 128]) torch.int32" in told
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_huge_images(tmp_path: Path) -> None:
+    assert "(1024, 1024) uint32" in run(blocks("huge_images.md"), tmp_path)
+    assert (tmp_path / "map.tif").is_file()
 
 
 def test_what_a_page_starts_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
