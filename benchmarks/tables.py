@@ -1,4 +1,4 @@
-"""Write the figures of README.md, docs/benchmarks.md and docs/huge.md from benchmarks/results/*.json.
+"""Write the figures of README.md, docs/benchmarks.md, docs/huge.md and docs/sweeps.md from benchmarks/results/*.json.
 
 In these documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
 around it is left as it is. docs/benchmarks.md holds every table. README.md holds the few ratios that matter most and
@@ -391,6 +391,26 @@ def nuclei_unet(record: Record) -> str:
     return table(header, rows) + f"\n\n{record['what']}; objects are connected components; {where(record)}"
 
 
+def pseudo_labels(record: Record) -> str:
+    """The arms of the round trip, each as mean ± deviation over the seeds, in percent."""
+    share, minutes = f"{100 * record['share']:.0f} %", f"{record['minutes']:g}"
+    titles = {
+        "teacher": f"{share} by hand, {minutes} minutes: the teacher",
+        "hand": f"{share} by hand, {minutes} minutes more",
+        "pseudo": f"{share} by hand and the labels of the teacher, {minutes} minutes more",
+        "all": f"all by hand, {minutes} minutes and {minutes} more",
+    }
+    keys = {"pq": "PQ nucleus", "sq": "SQ", "rq": "RQ", "ap": "mask AP"}
+    rows = [
+        [title, *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (record["arms"][arm][key] for key in keys))]
+        for arm, title in titles.items()
+    ]
+    seeds = ", ".join(str(row["seed"]) for row in record["rows"])
+    labelled = " / ".join(f"{row['labelled']} images, {100 * row['void']:.1f} % void" for row in record["rows"])
+    told = f"{record['what']}; seeds {seeds}; confidence {record['confidence']:g}; labelled {labelled}; {where(record)}"
+    return table(["training images", *keys.values()], rows) + f"\n\n{told}"
+
+
 def systems(record: Record) -> str:
     """For each data a table of all systems, the best first, and the plot that `main` draws beside it."""
     parts: list[str] = []
@@ -402,6 +422,11 @@ def systems(record: Record) -> str:
         plot = f"![PQ of each system against the time of a prediction]({plot_of(data)})"
         parts.append(f"{DATA_TITLES[data]}:\n\n{table(HEADER, system_rows(found))}\n\n{budget}\n\n{plot}")
     return "\n\n".join(parts)
+
+
+def sweep_example(record: Record) -> str:
+    """The command of the sweep, and what it printed at its end."""
+    return f"```sh\n{record['command']}\n```\n\n```text\n{record['printed']}\n```\n\n{where(record)}"
 
 
 def tiles(record: Record) -> str:
@@ -507,6 +532,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "combined": combined,
     "checkpointing": checkpointing,
     "nuclei_unet": nuclei_unet,
+    "pseudo_labels": pseudo_labels,
     "systems": systems,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
@@ -529,7 +555,9 @@ def contents() -> dict[str, dict[str, str]]:
     if len(sources) == len(RATIO_SOURCES):
         readme["ratios"] = ratios(sources)
     huge = {"tiles": tiles(record)} if (record := optional("tiles")) is not None else {}
-    return {"README.md": readme, "docs/benchmarks.md": tables} | ({"docs/huge.md": huge} if huge else {})
+    sweep = {"sweep_example": sweep_example(record)} if (record := optional("sweep_example")) is not None else {}
+    more = {"docs/huge.md": huge, "docs/sweeps.md": sweep}
+    return {"README.md": readme, "docs/benchmarks.md": tables} | {name: parts for name, parts in more.items() if parts}
 
 
 def rewritten(text: str, parts: dict[str, str]) -> str:
