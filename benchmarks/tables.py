@@ -394,6 +394,26 @@ def nuclei_unet(record: Record) -> str:
     return table(header, rows) + f"\n\n{record['what']}; objects are connected components; {where(record)}"
 
 
+def pseudo_labels(record: Record) -> str:
+    """The arms of the round trip, each as mean ± deviation over the seeds, in percent."""
+    share, minutes = f"{100 * record['share']:.0f} %", f"{record['minutes']:g}"
+    titles = {
+        "teacher": f"{share} by hand, {minutes} minutes: the teacher",
+        "hand": f"{share} by hand, {minutes} minutes more",
+        "pseudo": f"{share} by hand and the labels of the teacher, {minutes} minutes more",
+        "all": f"all by hand, {minutes} minutes and {minutes} more",
+    }
+    keys = {"pq": "PQ nucleus", "sq": "SQ", "rq": "RQ", "ap": "mask AP"}
+    rows = [
+        [title, *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (record["arms"][arm][key] for key in keys))]
+        for arm, title in titles.items()
+    ]
+    seeds = ", ".join(str(row["seed"]) for row in record["rows"])
+    labelled = " / ".join(f"{row['labelled']} images, {100 * row['void']:.1f} % void" for row in record["rows"])
+    told = f"{record['what']}; seeds {seeds}; confidence {record['confidence']:g}; labelled {labelled}; {where(record)}"
+    return table(["training images", *keys.values()], rows) + f"\n\n{told}"
+
+
 def systems(record: Record) -> str:
     """For each data a table of all systems, the best first, and the plot that `main` draws beside it."""
     parts: list[str] = []
@@ -405,6 +425,11 @@ def systems(record: Record) -> str:
         plot = f"![PQ of each system against the time of a prediction]({plot_of(data)})"
         parts.append(f"{DATA_TITLES[data]}:\n\n{table(HEADER, system_rows(found))}\n\n{budget}\n\n{plot}")
     return "\n\n".join(parts)
+
+
+def sweep_example(record: Record) -> str:
+    """The command of the sweep, and what it printed at its end."""
+    return f"```sh\n{record['command']}\n```\n\n```text\n{record['printed']}\n```\n\n{where(record)}"
 
 
 def tiles(record: Record) -> str:
@@ -510,6 +535,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "combined": combined,
     "checkpointing": checkpointing,
     "nuclei_unet": nuclei_unet,
+    "pseudo_labels": pseudo_labels,
     "systems": systems,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
@@ -532,6 +558,7 @@ def contents() -> dict[str, dict[str, str]]:
     further = {
         "docs/tutorials/first_model.md": ("demo", "demo_sentence", demo_sentence),
         "docs/huge.md": ("tiles", "tiles", tiles),
+        "docs/sweeps.md": ("sweep_example", "sweep_example", sweep_example),
         "docs/export.md": ("exports", "exports", export_table),
     }
     for document, (source, name, make) in further.items():
