@@ -19,7 +19,7 @@ def register(app: App) -> None:
 
 
 def serve(*models: str, settings: Annotated[ServeSettings | None, Parameter(name="*")] = None) -> None:
-    """Serve models over HTTP: REST with batches and limits, Hugging Face's and Label Studio's interfaces.
+    """Serve models over HTTP: a web page, REST with batches and limits, Hugging Face's and Label Studio's interfaces.
 
     SIGTERM or Ctrl-C stops it; requests that were taken are answered before the end.
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from pansight.apps.serving.http.guard import Guard
 from pansight.apps.serving.http.problems import add_handlers
-from pansight.apps.serving.routes import huggingface, label_studio, operations, panoptic
+from pansight.apps.serving.routes import huggingface, label_studio, operations, page, panoptic
 from pansight.apps.serving.settings import ServeSettings
 from pansight.apps.serving.work.measures import Measures
 from pansight.apps.serving.work.service import Service
@@ -41,7 +41,7 @@ def create_app(predictors: Mapping[str, Predictor], settings: ServeSettings, tok
         redirect_slashes=False,
     )
     add_handlers(app)
-    for part in (operations, panoptic, huggingface, label_studio):
+    for part in (operations, page, panoptic, huggingface, label_studio):
         app.include_router(part.router(service))
     app.add_middleware(Guard, settings=settings, token=token, measures=measures)
     return app

@@ -33,6 +33,8 @@ class ServeSettings:
     """MiB of a request, at most."""
     pixels: float = 32.0
     """Millions of pixels of a photo, at most."""
+    kept: float = 512.0
+    """MiB of network outputs kept for the sliders of the page; the oldest are let go."""
     images: Path | None = None
     """A folder of photos that tasks of Label Studio may name; no other file is read for a request."""
 
@@ -45,7 +47,7 @@ class ServeSettings:
             "queue": (1, 10_000),
             "timeout": (0.1, 3600),
         }
-        limits |= {"upload": (0.001, 1024), "pixels": (0.001, 100)}
+        limits |= {"upload": (0.001, 1024), "pixels": (0.001, 100), "kept": (0, 2**20)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise PansightError(where=f"--{name}", expected=f"{low} … {high}", found=getattr(self, name))

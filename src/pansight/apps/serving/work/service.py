@@ -52,6 +52,7 @@ class Service:
         """predictors: by the names that requests may give; the first one answers where none is given."""
         self.settings, self.measures = settings, measures
         self._helpers = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), "serve")
+        self._deciders = ThreadPoolExecutor(1, "decide")  # so that no slider waits behind the photos of programs
         self.models = {
             name: Served(
                 Worker(name, predictor, settings.batch, settings.wait / 1000, measures),
@@ -76,6 +77,10 @@ class Service:
         """work(*arguments) in one of the few threads beside the models'."""
         return await asyncio.get_running_loop().run_in_executor(self._helpers, work, *arguments)
 
+    async def decided(self, work: Callable[[], Value]) -> Value:
+        """work() in the thread of the page's sliders."""
+        return await asyncio.get_running_loop().run_in_executor(self._deciders, work)
+
     async def predict(
         self, served: Served, data: bytes, options: Mapping[str, Any], where: str = "image"
     ) -> tuple[NDArray[np.uint8], Prediction]:
@@ -98,7 +103,8 @@ class Service:
     def close(self) -> None:
         for served in self.models.values():
             served.worker.close()
-        self._helpers.shutdown(cancel_futures=True)
+        for pool in (self._helpers, self._deciders):
+            pool.shutdown(cancel_futures=True)
 
 
 def model_info(served: Served) -> dict[str, Any]:
