@@ -10,13 +10,14 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pansight"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-BASE = {"types", "errors", "files", "archives"}
+BASE = {"types", "errors", "files", "archives", "parallel"}
 SPINE = BASE | {"ops", "nn", "models"}
 ALLOWED = {
     "types": {"errors"},
     "errors": set[str](),
     "files": {"errors"},
     "archives": {"errors"},
+    "parallel": {"errors"},
     "ops": BASE,
     "nn": BASE | {"ops"},
     "models": BASE | {"ops", "nn"},
