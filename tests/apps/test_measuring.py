@@ -40,6 +40,7 @@ def whole(tmp_path_factory) -> tuple[Path, Path]:
     export_coco_panoptic(Shapes(10, 32, 40), root / "data", "train")
     toy.register()
     words = [word for pair in QUICK.items() for word in pair]
+    words += ["--evaluate.precision", "fp32"]  # by itself it is bf16 on processors that have it
     assert main(["train", *words, "--data", str(root / "data"), "--out", str(root / "run")]) == 0
     del models.MODELS["toy"]
     return root / "data", root / "run"

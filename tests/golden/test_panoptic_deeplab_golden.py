@@ -192,10 +192,11 @@ def test_losses_and_gradients(run: Run) -> None:
     for name, row in theirs.items():
         assert float(row[0]) > 0, name
         (found,) = norm_and_samples([ours[name]])
-        # an activation of zero but for rounding passes its gradient on one side only: a little of single numbers
+        # an activation of zero but for rounding passes its gradient on one side only: a little of single
+        # numbers, and not the same on processors of other vector instructions
         size = float(row[0]) / ours[name].numel() ** 0.5
         assert float(found[0]) == pytest.approx(float(row[0]), rel=3e-3), name
-        assert_near(found[1:], row[1:].numpy(), rtol=1e-3, atol=1e-2 * size)
+        assert_near(found[1:], row[1:].numpy(), rtol=1e-3, atol=3e-2 * size)
 
 
 @pytest.mark.parametrize("case", ["plain", "coco"])

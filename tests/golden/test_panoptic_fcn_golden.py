@@ -72,6 +72,11 @@ def run(request: pytest.FixtureRequest) -> Run:
     return Run(golden, model, images, outputs, predictions)
 
 
+SUMS = 3e-4
+"""Between processors: sums of thousands of products are taken in the order of their vector instructions, which was that
+of AVX2 where the golden file was made; AVX-512 has another. A score follows a map times a slope of up to 5."""
+
+
 def assert_near(ours: Tensor | np.ndarray, theirs: np.ndarray, rtol: float = 1e-4, atol: float = 1e-4) -> None:
     torch.testing.assert_close(torch.as_tensor(ours), torch.from_numpy(theirs), rtol=rtol, atol=atol)
 
@@ -82,8 +87,8 @@ def test_dense_maps(run: Run, index: int) -> None:
     for what, maps in (("things", outputs.things), ("stuff", outputs.stuff), ("kernels", outputs.kernels)):
         assert len(maps) == 5
         for level, ours in enumerate(maps):
-            assert_near(spread(ours, 150), golden[f"{what} {index} {level}"])
-    assert_near(spread(outputs.features, 500), golden[f"features {index}"])
+            assert_near(spread(ours, 150), golden[f"{what} {index} {level}"], atol=SUMS)
+    assert_near(spread(outputs.features, 500), golden[f"features {index}"], atol=SUMS)
 
 
 @pytest.mark.parametrize("index", PHOTOS)
@@ -94,7 +99,7 @@ def test_objects(run: Run, index: int) -> None:
     assert found.masks is not None
     kept = torch.from_numpy(golden[f"areas {index}"]) > 0  # we leave out what has no pixel
     assert len(found.scores) == int(kept.sum()) > 20
-    assert_near(found.scores, golden[f"scores {index}"][kept])
+    assert_near(found.scores, golden[f"scores {index}"][kept], atol=5 * SUMS)
     things = [category.id for category in run.model.labels.things]
     assert [things.index(label) for label in found.labels.tolist()] == golden[f"classes {index}"][kept].tolist()
     assert_near(found.boxes_xyxy, golden[f"boxes {index}"][kept], rtol=0, atol=2)
