@@ -4,7 +4,8 @@
 
 The sweep itself trains all variants, each with several seeds (`pansight sweep studies/NAME`); a folder that is given
 stays, and a second call goes on in it. Told are the IoU of each rare class and mIoU, mean and standard deviation over
-the seeds, and the gain of each variant over none, seed by seed. CamVid is converted as in camvid.py.
+the seeds, and the gain of each variant over none, seed by seed. CamVid is converted as in camvid.py. Images are read in
+the process that trains, so that beside other work the minutes can be counted by the processor (see processor_clock).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def rows(study: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def run_study(study: str, folder: Path, seeds: int, minutes: float, data: Sequence[str]) -> None:
-    words = ["--seeds", str(seeds), "--train.trackers", "", *data]
+    words = ["--seeds", str(seeds), "--jobs", "1", "--data.workers", "0", "--train.trackers", "", *data]
     words += ["--train.max-minutes", f"{minutes:g}"] if minutes else []
     pansight("sweep", f"studies/{study}", "--out", str(folder), *words)
     merge_rows("rare_classes", {}, rows(study, folder), key=("study", "variant"))
@@ -69,7 +70,8 @@ def main() -> None:
         for study in args.study:
             data: list[str] = []
             if study == "rare_camvid":
-                convert(folder / "camvid")
+                if not (folder / "camvid").exists():
+                    convert(folder / "camvid")
                 data = ["--data", str(folder / "camvid")]
             run_study(study, folder / study, args.seeds, args.minutes, data)
 

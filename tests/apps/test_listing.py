@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pansight.apps.cli import main
-from pansight.apps.listing import describe_model, facts_of, parts_of
-from pansight.apps.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
+from pansight.apps.commands.listing import describe_model, facts_of, parts_of
+from pansight.apps.commands.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
 from pansight.data.formats.shapes import Shapes
 from pansight.engine.optim import freeze
 from pansight.models import MODELS, build, builder_options

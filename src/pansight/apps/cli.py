@@ -20,8 +20,9 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from pansight.apps.commandline import data as data_commands
+from pansight.apps.commandline import hub as hub_commands
 from pansight.apps.commandline import huge as huge_commands
-from pansight.apps.commandline import scores, sweeps
+from pansight.apps.commandline import labels, scores, serving, sweeps
 from pansight.apps.commandline.huge import HugeSettings
 from pansight.apps.commandline.pace import PaceSettings
 from pansight.apps.commandline.scores import FileSettings
@@ -305,7 +306,7 @@ def models(name: str | None = None, /, *, json: bool = False):
     json
         Print the same as JSON.
     """
-    from pansight.apps import listing
+    from pansight.apps.commands import listing
 
     if json:
         print(listing.as_json(name))
@@ -329,7 +330,10 @@ def datasets(name: str | None = None, /):
 
 scores.register(app)
 data_commands.register(app)
+labels.register(app)
 sweeps.register(app)
+serving.register(app)
+hub_commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

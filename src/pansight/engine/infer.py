@@ -37,7 +37,7 @@ from pansight.engine import distributed
 from pansight.errors import PansightError, choice_error
 from pansight.models.options import DECODE_OPTIONS
 from pansight.nn.input import Input
-from pansight.ops.fusion.components import predicted_components
+from pansight.ops.fusion.components import decided
 from pansight.ops.resize import ResizeRule
 from pansight.ops.semantic.windows import window_places
 from pansight.ops.targets import valid_extents
@@ -88,6 +88,9 @@ class GivenProposals(Protocol):
 
 COARSEST = 32
 """Pixels of the coarsest cell of most networks."""
+
+OF_MAPS = ("components", "min_area", "certainty")
+"""Options of decode that say what is made of the likeliest class of each pixel."""
 
 Regions = Sequence[Tensor | None]
 """Of each photo what ``Sample.proposals`` has; (): of none."""
@@ -228,10 +231,17 @@ def run_views(
             outputs = _joined(model, views, settings)
         else:
             outputs = _outputs(model, views[0], settings, views[1:], proposals)
-    return partial(_decoded, model, outputs, sizes, settings)
+    return partial(decoded, model, outputs, sizes, settings)
 
 
-def _decoded(model: Any, outputs: Any, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+def kept_outputs(model: Any, views: Views, settings: Inference) -> Any:
+    """What the network says of photos that it looks at once: `decoded` makes predictions of it as often as asked."""
+    with torch.inference_mode():
+        return _outputs(model, views[0], settings, views[1:])
+
+
+def decoded(model: Any, outputs: Any, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
+    """The prediction of each photo at `sizes` (H, W), on the CPU, by the decode options of the settings."""
     with torch.inference_mode():
         predictions = model.decode(outputs, sizes, **settings.decode_options)
         return [distributed.to_cpu(prediction) for prediction in predictions]
@@ -277,7 +287,7 @@ def _stitched(model: Any, view: View, sizes: Sequence[tuple[int, int]], settings
     def predict(photo: NDArray[np.uint8]) -> Prediction:
         part = torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))
         window = View(*pad_images([part], model.input.resize.divisor))
-        return _decoded(model, _outputs(model, window, settings), [photo.shape[:2]], settings)[0]
+        return decoded(model, _outputs(model, window, settings), [photo.shape[:2]], settings)[0]
 
     overlap = min(side - 1, side - math.ceil(round(settings.window_stride * side, 6)))
     align = max(COARSEST, model.input.resize.divisor)
@@ -299,13 +309,9 @@ def _joined(model: Any, views: Views, settings: Inference) -> Any:
 
 
 def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
-    sums = _summed_scores(model, views, sizes, settings)
-    if settings.decode_options.get("components"):
-        least = settings.decode_options.get("min_area", 0)
-        means = ((total / len(views)).max(0) for total in sums)
-        found = [predicted_components(best.indices, model.labels, least, best.values) for best in means]
-        return [distributed.to_cpu(prediction) for prediction in found]
-    return [Prediction(semantic=total.max(0).indices.cpu()) for total in sums]
+    means = ((total / len(views)).max(0) for total in _summed_scores(model, views, sizes, settings))
+    given = {name: settings.decode_options[name] for name in OF_MAPS if name in settings.decode_options}
+    return [distributed.to_cpu(decided(best.indices, best.values, model.labels, **given)) for best in means]
 
 
 def _summed_scores(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Tensor]:

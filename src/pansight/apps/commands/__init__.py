@@ -10,10 +10,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from pansight.apps.commands.listing import describe_model, first_line, list_models, table
 from pansight.apps.commands.preparing import AUTO, steps_or_epochs, training_settings
 from pansight.apps.commands.running import FIRST, Run, train_one
 from pansight.apps.commands.two_steps import train_in_two_steps
-from pansight.apps.listing import describe_model, first_line, list_models, table
 from pansight.apps.measuring import evaluate
 from pansight.apps.pages.report import write_overview
 from pansight.config import flatten, override, read_config

@@ -12,7 +12,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operator → what builds it of operators of ONNX."""
     from onnxscript import opset18
 
-    op: Any = opset18  # whose types know tensors of known kinds alone
+    op: Any = opset18  # its operators take values of the graph, which its own types do not know
 
     def sort_stable(self: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
         """TopK of all values: of equal ones the earlier comes first, in ONNX as in a stable sort."""

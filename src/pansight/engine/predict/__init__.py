@@ -21,6 +21,8 @@ from pansight.data.dataset import image_tensor
 from pansight.data.images import read_image
 from pansight.engine import distributed
 from pansight.engine.infer import ClassScorer, Inference, check_decode_options, class_scores, infer, prepare
+from pansight.engine.predict import publishing
+from pansight.engine.predict.looks import Look, Prepared, look_at, prepared
 from pansight.engine.predict.pipeline import Result, Shown, predict_stream
 from pansight.engine.predict.speed import Speed, fastest
 from pansight.errors import PansightError
@@ -44,7 +46,7 @@ class Predictor:
     >>> prediction.panoptic.segments
     >>> prediction.overlay("overlay.png")
 
-    speed: what `tuned` chose, None where it was not asked.
+    speed: what `tuned` chose, None where it was not asked. source: what it was loaded from, "" for none.
     """
 
     speed: Speed | None = None
@@ -56,8 +58,10 @@ class Predictor:
         options: dict[str, Any],
         device: str | torch.device | None = None,
         precision: str = "fp32",
+        source: str = "",
     ):
         """device: the accelerator where there is one, else the CPU. precision: fp32, bf16, fp16 or auto."""
+        self.source = source
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.device = torch.device(device or "cpu")
@@ -128,6 +132,18 @@ class Predictor:
         settings = replace(self._settings, batch_size=batch_size, decode_options=decode_options)
         return predict_stream(self._current(), items, read, settings)
 
+    def prepared(self, image: Photo) -> Prepared:
+        """A photo as the network takes it; any thread may call this while the network is at work."""
+        return prepared(self._current(), read_photo(image), self._settings)
+
+    def look_at(self, photos: Sequence[Prepared]) -> Look:
+        """What the network says of photos whose views are equally large, kept: predictions with any thresholds follow
+        from it without running the network again.
+
+        Raises PansightError for a detector that is given its regions.
+        """
+        return look_at(self._current(), photos, self._settings)
+
     def tuned(self, image: Photo, images: int, proposals: Tensor | None = None, **decode_options: Any) -> Predictor:
         """The same model with the settings that are fastest for `images` images of the size of this one.
 
@@ -172,13 +188,37 @@ class Predictor:
         """As a folder that `load` reads: config.json and model.safetensors."""
         save_model(folder, self.model, self.name, self.options)
 
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Predictor:
+        """As `load`, under the name that the Hugging Face libraries use."""
+        return load(path)
+
+    def save_pretrained(self, folder: str | Path, licence: str = "", data_licence: str = "") -> None:
+        """As `save`, with a model card beside it: see `publishing.save_pretrained`."""
+        publishing.save_pretrained(
+            folder, self.model, self.name, self.options, self.source, licence=licence, data_licence=data_licence
+        )
+
+    def push_to_hub(
+        self,
+        hub_id: str,
+        licence: str = "",
+        data_licence: str = "",
+        private: bool = True,
+        token: str | None = None,
+        message: str = "",
+    ) -> str:
+        """Put the model on the Hugging Face hub as owner/name → its address: see `publishing.push_to_hub`."""
+        model = self.model, self.name, self.options
+        return publishing.push_to_hub(hub_id, *model, self.source, licence, data_licence, private, token, message)
+
 
 def load(path: str | Path, device: str | torch.device | None = None, precision: str = "fp32") -> Predictor:
     """A run folder (its best checkpoint), a saved model, a hub id, or an official checkpoint file.
 
     Raises PansightError, naming the file, where it is none of them or its tensors do not fit.
     """
-    return Predictor(*load_model(path), device=device, precision=precision)
+    return Predictor(*load_model(path), device=device, precision=precision, source=str(path))
 
 
 def combine_models(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ def predict_stream(
             return _Seen(reads, list, 0.0)
         sizes = [(each.photo.shape[0], each.photo.shape[1]) for each in photos]
         regions = [each.proposals for each in photos]
-        decode = run_views(model, _batch([each.views for each in reads]), sizes, settings, regions)
+        decode = run_views(model, batched([each.views for each in reads]), sizes, settings, regions)
         return _Seen(reads, decode, time.perf_counter() - start)
 
     readers = min(READERS, os.cpu_count() or 1)
@@ -160,7 +160,7 @@ def equal_sizes(reads: Iterable[_Read], batch_size: int) -> Iterator[list[_Read]
     yield from waiting.values()
 
 
-def _batch(each: list[Views]) -> Views:
+def batched(each: Sequence[Views]) -> Views:
     """The views of several photos, equally large, as those of a batch."""
     if len(each) == 1:
         return each[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pansight.apps.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
+from pansight.apps.commands.listing.published import MILLIONS, SCORES, SCORES_ELSEWHERE
 from pansight.models import MODELS, build, builder_options, decode_options, entry
 from pansight.models.options import Option
 from pansight.types import LabelSpace
