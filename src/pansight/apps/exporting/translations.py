@@ -19,4 +19,11 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
         return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
-    return {torch.ops.aten.sort.stable: sort_stable}
+    def searchsorted(sorted_sequence: Any, self: Any, out_int32: bool = False, right: bool = False) -> Any:
+        """Of each value, all of one axis, how many of the sorted ones are less: a comparison of all pairs."""
+        columns, rows = op.Unsqueeze(self, [1]), op.Unsqueeze(sorted_sequence, [0])
+        before = op.LessOrEqual(rows, columns) if right else op.Less(rows, columns)
+        whole = 6 if out_int32 else 7  # TensorProto.INT32, INT64
+        return op.ReduceSum(op.Cast(before, to=whole), [1], keepdims=0)
+
+    return {torch.ops.aten.sort.stable: sort_stable, torch.ops.aten.searchsorted.Tensor: searchsorted}
