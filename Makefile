@@ -7,17 +7,19 @@ READY := .venv/.ready
 # the many processes of the tests need not each compile the package again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-all test-long test-fiftyone check format bench tables clean
+.PHONY: build help install demo test test-all test-long test-fiftyone check format docs bench tables clean
 
 help:
 	@echo "make install   .venv with pansight and what its tests need; then .venv/bin/pansight works"
 	@echo "make demo      train, measure and explain Panoptic FPN on generated shapes (about 4 minutes, CPU)"
 	@echo "make test      the newcomer's tests (about 5 minutes on 2 cores)"
-	@echo "make test-all  the long ones too: full-size networks, 500 damaged inputs, what other tools read"
+	@echo "make test-all  the long ones too: full-size networks, 250 damaged inputs, what other tools read"
 	@echo "               (about 15 minutes); ORDER=7 runs either in an order drawn from the number 7"
-	@echo "make test-long the rest: every system memorises images, 1,500 other damaged inputs (about 20 minutes)"
+	@echo "make test-long the rest: every system memorises images, 1,750 other damaged inputs (about 20 minutes)"
 	@echo "make test-fiftyone  what FiftyOne makes of our predictions, in an environment of its own"
 	@echo "make check     ruff and pyright"
+	@echo "make docs      the documentation as a site in site/; warnings are errors"
+	@echo "make build     wheel and source distribution in dist/"
 	@echo "make bench     run every benchmark again and rewrite the tables of docs (hours); make tables: only the tables"
 
 # uv comes first, into the environment itself: plain pip may pick a CPU build of torch for which no torchvision exists
@@ -59,6 +61,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# the variable silences a note of the theme's makers about the successor of mkdocs
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+build: $(READY)
+	$(UV) build --quiet --out-dir dist .
+	@ls dist
+
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 	$(BIN)/python benchmarks/tables.py
@@ -67,4 +78,4 @@ tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
 clean:
-	rm -rf .venv .venv-fiftyone runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-fiftyone runs site dist .pytest_cache .ruff_cache

@@ -1,8 +1,9 @@
-"""Write the figures of README.md, docs/benchmarks.md and docs/huge.md from benchmarks/results/*.json.
+"""Write the figures of docs/benchmarks.md, of other pages, the first tutorial and the pages of the systems.
 
-In these documents each generated part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text
-around it is left as it is. docs/benchmarks.md holds every table. README.md holds the few ratios that matter most and
-one sentence on the demo, made from the same JSON files, so that no measured number is typed by hand.
+They come from benchmarks/results/*.json, and the options of a system from its entry. In these documents each generated
+part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text around it is left as it is.
+docs/benchmarks.md holds every table, first the few ratios that matter most; the tutorial has a sentence on the demo. No
+measured number is typed by hand.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT
+from exports_page import export_table
+from system_tables import parts as system_parts
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
@@ -391,6 +394,26 @@ def nuclei_unet(record: Record) -> str:
     return table(header, rows) + f"\n\n{record['what']}; objects are connected components; {where(record)}"
 
 
+def pseudo_labels(record: Record) -> str:
+    """The arms of the round trip, each as mean ± deviation over the seeds, in percent."""
+    share, minutes = f"{100 * record['share']:.0f} %", f"{record['minutes']:g}"
+    titles = {
+        "teacher": f"{share} by hand, {minutes} minutes: the teacher",
+        "hand": f"{share} by hand, {minutes} minutes more",
+        "pseudo": f"{share} by hand and the labels of the teacher, {minutes} minutes more",
+        "all": f"all by hand, {minutes} minutes and {minutes} more",
+    }
+    keys = {"pq": "PQ nucleus", "sq": "SQ", "rq": "RQ", "ap": "mask AP"}
+    rows = [
+        [title, *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (record["arms"][arm][key] for key in keys))]
+        for arm, title in titles.items()
+    ]
+    seeds = ", ".join(str(row["seed"]) for row in record["rows"])
+    labelled = " / ".join(f"{row['labelled']} images, {100 * row['void']:.1f} % void" for row in record["rows"])
+    told = f"{record['what']}; seeds {seeds}; confidence {record['confidence']:g}; labelled {labelled}; {where(record)}"
+    return table(["training images", *keys.values()], rows) + f"\n\n{told}"
+
+
 def systems(record: Record) -> str:
     """For each data a table of all systems, the best first, and the plot that `main` draws beside it."""
     parts: list[str] = []
@@ -402,6 +425,11 @@ def systems(record: Record) -> str:
         plot = f"![PQ of each system against the time of a prediction]({plot_of(data)})"
         parts.append(f"{DATA_TITLES[data]}:\n\n{table(HEADER, system_rows(found))}\n\n{budget}\n\n{plot}")
     return "\n\n".join(parts)
+
+
+def sweep_example(record: Record) -> str:
+    """The command of the sweep, and what it printed at its end."""
+    return f"```sh\n{record['command']}\n```\n\n```text\n{record['printed']}\n```\n\n{where(record)}"
 
 
 def tiles(record: Record) -> str:
@@ -441,7 +469,7 @@ def tiles(record: Record) -> str:
 
 
 def demo_sentence(record: Record) -> str:
-    """What the demo reaches, in one sentence of README.md: the median over its runs."""
+    """What the demo reaches, in one sentence of the first tutorial: the median over its runs."""
     pq, steps, seconds = (statistics.median(run[key] for run in record["runs"]) for key in ("pq", "steps", "seconds"))
     return (
         f"Measured: {steps:.0f} training steps, {seconds:.0f} seconds in all, and a panoptic quality (PQ) of {pq:.1f}"
@@ -460,11 +488,11 @@ RATIO_ROWS = (
     ("transformer_training", "Mask2Former Swin-T", "Mask2Former Swin-T, training step", "transformers"),
     ("transformer_training", "EoMT ViT-S", "EoMT ViT-S, training step", "transformers"),
 )
-"""(result file, its `what`, what README.md calls it, beside which tool) of each row of README's table of ratios."""
+"""(result file, its `what`, what the page calls it, beside which tool) of each row of the table of ratios."""
 
 
 def ratios(records: dict[str, Record]) -> str:
-    """README's table: our time and memory divided by the other tool's, where both run with the same settings."""
+    """Our time and memory divided by the other tool's, where both run with the same settings."""
     header = ["what is compared", "beside", "time, float32", "time, fast settings", "memory, float32"]
     rows: list[list[str]] = []
     for source, what, title, beside in RATIO_ROWS:
@@ -507,6 +535,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "combined": combined,
     "checkpointing": checkpointing,
     "nuclei_unet": nuclei_unet,
+    "pseudo_labels": pseudo_labels,
     "systems": systems,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
@@ -522,14 +551,20 @@ def optional(name: str) -> Record | None:
 def contents() -> dict[str, dict[str, str]]:
     """Document → name of a generated part → its text; parts without results yet are left out."""
     tables = {name: make(record) for name, make in TABLES.items() if (record := optional(name)) is not None}
-    readme: dict[str, str] = {}
-    if (record := optional("demo")) is not None:
-        readme["demo_sentence"] = demo_sentence(record)
     sources = {name: record for name in RATIO_SOURCES if (record := optional(name)) is not None}
     if len(sources) == len(RATIO_SOURCES):
-        readme["ratios"] = ratios(sources)
-    huge = {"tiles": tiles(record)} if (record := optional("tiles")) is not None else {}
-    return {"README.md": readme, "docs/benchmarks.md": tables} | ({"docs/huge.md": huge} if huge else {})
+        tables["ratios"] = ratios(sources)
+    documents = {"docs/benchmarks.md": tables}
+    further = {
+        "docs/tutorials/first_model.md": ("demo", "demo_sentence", demo_sentence),
+        "docs/huge.md": ("tiles", "tiles", tiles),
+        "docs/sweeps.md": ("sweep_example", "sweep_example", sweep_example),
+        "docs/export.md": ("exports", "exports", export_table),
+    }
+    for document, (source, name, make) in further.items():
+        if (record := optional(source)) is not None:
+            documents[document] = {name: make(record)}
+    return documents | system_parts(optional("systems"))
 
 
 def rewritten(text: str, parts: dict[str, str]) -> str:

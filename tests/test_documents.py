@@ -19,7 +19,7 @@ GENERATED = re.compile(r"<!-- table:\w+ -->.*?<!-- /table -->", re.DOTALL)
 def tables(monkeypatch: pytest.MonkeyPatch):
     """benchmarks/tables.py as a module; its neighbours are importable meanwhile."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("tables", "common"):
+    for name in ("tables", "common", "exports_page", "system_tables"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import tables
 
@@ -28,7 +28,10 @@ def tables(monkeypatch: pytest.MonkeyPatch):
 
 def test_generated_figures_are_those_of_the_result_files(tables) -> None:
     contents = tables.contents()
-    assert set(contents) == {"README.md", "docs/benchmarks.md", "docs/huge.md"}
+    systems = {f"docs/systems/{path.name}" for path in (ROOT / "docs" / "systems").glob("*.md")}
+    figures = {"docs/benchmarks.md", "docs/tutorials/first_model.md", "docs/huge.md", "docs/export.md"}
+    others = {"docs/systems/README.md", "docs/systems/merging.md"}
+    assert set(contents) - {"docs/sweeps.md"} == figures | (systems - others) | {"docs/combining.md"}
     for document, parts in contents.items():
         text = (ROOT / document).read_text(encoding="utf-8")
         assert len(GENERATED.findall(text)) == len(parts) > 0, document
@@ -43,8 +46,9 @@ def test_missing_markers_are_named(tables) -> None:
     )
 
 
-def test_readme_types_no_measured_number_by_hand() -> None:
-    text = GENERATED.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+def test_readme_is_short_and_types_no_measured_number_by_hand() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 200
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert set(re.findall(r"\d+\.\d+", text)) <= {"3.11", "2.0"}  # Python, the licence
 
@@ -136,6 +140,29 @@ def test_commands_of_the_readme_exist() -> None:
         help_text = _help(app, command)
         for flag in re.findall(r"(--[a-z][\w.-]*)", rest.split("  #")[0]):
             assert flag in help_text, f"pansight {command} {flag}"
+
+
+NAMED_BY_A_MODEL = re.compile(r"--(model\.options|evaluate\.decode|data\.options|option)\.")
+"""Beginnings of flags whose ends the help cannot list: each model and each reader has its own."""
+
+
+def test_commands_of_every_page_exist() -> None:
+    """Those in blocks of code of docs/, with all their flags."""
+    from pansight.apps.cli import app
+
+    known: dict[str, str] = {}
+    seen = 0
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL):
+            for command, rest in re.findall(r"^pansight (\w+)(.*)$", block, flags=re.MULTILINE):
+                assert command in app, f"{path.name}: pansight {command}"
+                if command not in known:
+                    known[command] = _help(app, command)
+                seen += 1
+                for flag in re.findall(r"(?<!\S)(--[a-z][\w.-]*)", rest.split("  #")[0]):
+                    if not NAMED_BY_A_MODEL.match(flag) and not (command == "sweep" and "." in flag):
+                        assert flag.replace("_", "-") in known[command], f"{path.name}: pansight {command} {flag}"
+    assert seen > 60
 
 
 def _help(app, command: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands of docs/README.md, a new user's first hour, in their order; trainings take two steps, not minutes."""
+"""The commands of docs/tutorials/first_hour.md in their order; trainings take two steps, not minutes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pansight.apps.cli import main
 from pansight.data import Shapes
 from pansight.data.formats.coco_panoptic import export_coco_panoptic
 
-PAGE = Path(__file__).parents[1] / "docs" / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "first_hour.md"
 SHORT = ["--train.steps", "2", "--train.batch-size", "2", "--train.trackers", "", "--data.workers", "0"]
 """What a training in the test adds, and its limits on the page give way to."""
 
@@ -58,4 +58,4 @@ def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_page_is_found_from_the_readme() -> None:
-    assert "](docs/README.md)" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "](docs/tutorials/first_hour.md)" in (PAGE.parents[2] / "README.md").read_text(encoding="utf-8")

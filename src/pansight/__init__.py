@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pansight.apps.pages.comparison import compare
     from pansight.apps.photos import predict
     from pansight.apps.photos.huge import Tiling, predict_huge
+    from pansight.apps.photos.labelling import label
     from pansight.apps.scoring import evaluate_files
     from pansight.apps.scoring.combining import combine_files
     from pansight.data.check import check
@@ -56,6 +57,7 @@ __all__ = [
     "evaluate",
     "evaluate_files",
     "export",
+    "label",
     "load",
     "predict",
     "predict_huge",
@@ -74,6 +76,7 @@ _HOME = {
     "export": "apps.exporting",
     "predict": "apps.photos",
     "predict_huge": "apps.photos.huge",
+    "label": "apps.photos.labelling",
     "Tiling": "apps.photos.huge",
     "load": "engine.predict",
     "combine_files": "apps.scoring.combining",

@@ -341,7 +341,8 @@ def test_two_networks_are_put_together_and_measured_on_the_data_of_both(tmp_path
         assert figure(record, name) is not None
 
 
-@pytest.mark.slow  # four processes, each of which loads torch
+@pytest.mark.slow
+@pytest.mark.long  # four processes, each of which loads torch; test_sweep_trainings.py has fewer
 def test_a_study_of_the_toy_with_real_trainings(data, tmp_path, monkeypatch):
     """Two trainings that differ in their rate, each measured with another choice of decoding."""
     monkeypatch.setitem(models.MODELS, "toy", toy.ENTRIES["toy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from pansight.apps.cli import main
 from pansight.config import read_config
 from pansight.data.formats.shapes import LABELS, Shapes
 from pansight.data.images import write_png
-from pansight.engine.infer import Inference, infer, prepare
+from pansight.engine.infer import Inference, class_scores, infer, prepare
 from pansight.models import MODELS, build
+from pansight.types import IGNORE
 
 SEMANTIC = [name for name, entry in MODELS.items() if entry.produces == ("semantic",) and entry.tiny]
 CPU = torch.device("cpu")
@@ -44,6 +46,25 @@ def test_components_of_one_view_and_of_the_mean_of_several(name: str, views: dic
     assert len(large.instances) == 0  # type: ignore[arg-type]
     for segment in objects.panoptic.segments:  # type: ignore[union-attr]
         assert (plain.semantic[objects.panoptic.ids == segment.id] == segment.category).all()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("components", [False, True])
+@pytest.mark.parametrize("views", [{}, {"flip": True}])
+def test_unsure_pixels_have_no_class(components: bool, views: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = build("unet_original", LABELS, **MODELS["unet_original"].tiny)
+    photo = Shapes(1, 48, 64, seed=3)[0].image
+    settings = Inference(CPU, **views)  # type: ignore[arg-type]
+    best = class_scores(prepare(model, settings), [photo], settings)[0].max(0)
+    certainty = float(best.values.median())
+    options = {"components": components, "certainty": certainty}
+    (found,) = infer(model, [photo], replace(settings, decode_options=options))
+    expected = best.indices.masked_fill(best.values < certainty, IGNORE)
+    assert found.semantic is not None
+    assert torch.equal(found.semantic, expected)
+    assert (found.panoptic is not None) == components
+    if found.panoptic is not None:
+        assert torch.equal(found.panoptic.ids == 0, expected == IGNORE)
 
 
 def test_from_training_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Hostile and broken input for `evaluate`, `check` and `convert`: a clear error or a right result, nothing else.
 
-500 cases in `make test-all`, 1,500 others in `make test-long`, each drawn from its own number:
+250 cases in `make test-all`, 1,750 others in `make test-long`, each drawn from its own number:
 PANSIGHT_FUZZ=50000 runs as many, PANSIGHT_FUZZ_CASE=123 that one and prints what it did.
 What long runs found is kept in test_found.py.
 """
@@ -135,10 +135,10 @@ def test_one_case(seeds, sandbox):
 
 
 BLOCKS = [
-    pytest.param(start, marks=[pytest.mark.slow] if start < COUNT // 4 else [pytest.mark.slow, pytest.mark.long])
+    pytest.param(start, marks=[pytest.mark.slow] if start < COUNT // 8 else [pytest.mark.slow, pytest.mark.long])
     for start in range(0, COUNT, BLOCK)
 ]
-"""The first quarter is part of `make test-all`, the others of `make test-long`."""
+"""The first eighth is part of `make test-all`, the others of `make test-long`."""
 
 
 @pytest.mark.timeout(600)

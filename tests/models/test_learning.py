@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import CORE, SMALL, shapes_batch, small
+from contract import SMALL, shapes_batch, small
 
 STEPS, RATE = 20, 3e-3
 
 
 QUICK = ("panoptic_fpn", "eomt", "segnet")
-"""The others are for make test-all."""
+"""The others are for make test-all, and make test-long."""
+SLOW = ("mask_rcnn", "panoptic_deeplab", "deeplabv3plus")
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if name in CORE else [pytest.mark.slow, pytest.mark.long]
+    return [pytest.mark.slow] if name in SLOW else [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=_marks(n)) for n in SMALL if n not in QUICK)])

@@ -55,7 +55,7 @@ def test_small_twins_find_the_same(size):
 @pytest.mark.parametrize(
     ("name", "reference", "options"),
     [
-        ("mask_rcnn_r50_tv", detection.maskrcnn_resnet50_fpn, {"bn_eps": 1e-5}),
+        pytest.param("mask_rcnn_r50_tv", detection.maskrcnn_resnet50_fpn, {"bn_eps": 1e-5}, marks=pytest.mark.long),
         pytest.param("mask_rcnn_r50_tv_v2", detection.maskrcnn_resnet50_fpn_v2, {}, marks=pytest.mark.long),
     ],
 )

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from contract import CORE
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -15,6 +14,8 @@ from pansight.types import LabelSpace
 
 GENERAL = [name for name, entry in MODELS.items() if not entry.variant_of]
 QUICK = ("faster_rcnn", "fcn")
+SLOW = ("upsnet", "panoptic_deeplab", "eomt")
+"""Of the kinds of graph; the others are for make test-long."""
 SIZE = 64, 96
 
 
@@ -31,7 +32,7 @@ def tensors(outputs: Any) -> list[Tensor]:
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if name in CORE else [pytest.mark.slow, pytest.mark.long]
+    return [pytest.mark.slow] if name in SLOW else [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=_marks(n)) for n in GENERAL if n not in QUICK)])

@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from pansight.ops.fusion.components import connected_components, objects_of
+from pansight.ops.fusion.components import connected_components, decided, objects_of
 from pansight.types import IGNORE, LabelSpace, PanopticSegmentation
 
 LABELS = LabelSpace.from_names(["cell", "cat"], ["floor"])
@@ -82,3 +82,17 @@ def test_objects_have_masks_and_boxes() -> None:
     assert objects.boxes_xyxy.tolist() == [[3, 0, 4, 1], [0, 0, 2, 1]]
     assert objects.masks is not None
     assert objects.masks.tolist() == [[[False, False, False, True]], [[True, True, False, False]]]
+
+
+def test_unsure_pixels_have_no_class_and_are_void() -> None:
+    classes, sure = torch.tensor([[0, 0, 1], [1, 1, 1]]), torch.tensor([[0.9, 0.4, 0.6], [0.5, 0.8, 1.0]])
+    labels = LabelSpace.from_names(["cell"], ["rest"])
+    alone = decided(classes, sure, labels, certainty=0.5)
+    assert alone.panoptic is None
+    assert alone.semantic is not None
+    assert alone.semantic.tolist() == [[0, IGNORE, 1], [1, 1, 1]]
+    found = decided(classes, sure, labels, components=True, certainty=0.9).panoptic
+    assert found is not None
+    assert found.ids.tolist() == [[1, 0, 0], [0, 0, 2]]
+    assert [(s.category, round(s.score, 6)) for s in found.segments] == [(0, 0.9), (1, 1.0)]
+    assert decided(classes, sure, labels).semantic is classes

@@ -1,4 +1,7 @@
-"""The `Dataset` protocol, and small functions that all readers share."""
+"""The `Dataset` protocol, and small functions that all readers share.
+
+torch is loaded when the first tensor is made: what reads annotations alone (convert, check, split) starts without.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pansight.errors import PansightError
 from pansight.types import LabelSpace, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """The usual names of the parts of a data set; `split_of` knows which part any other name means."""
@@ -104,6 +108,8 @@ def limited(dataset: Dataset, limit: float) -> Dataset:
 
 def image_tensor(image: NDArray[Any]) -> Tensor:
     """(H, W, 3) → a (3, H, W) view of the same memory, so that OpenCV can take it back without a copy."""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
 
 
@@ -114,6 +120,8 @@ def image_array(image: Tensor) -> NDArray[Any]:
 
 def ids_tensor(ids: NDArray[Any]) -> Tensor:
     """int32 (H, W) array → tensor of the same memory."""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int32))
 
 

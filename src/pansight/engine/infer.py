@@ -37,7 +37,7 @@ from pansight.engine import distributed
 from pansight.errors import PansightError, choice_error
 from pansight.models.options import DECODE_OPTIONS
 from pansight.nn.input import Input
-from pansight.ops.fusion.components import predicted_components
+from pansight.ops.fusion.components import decided
 from pansight.ops.resize import ResizeRule
 from pansight.ops.semantic.windows import window_places
 from pansight.ops.targets import valid_extents
@@ -88,6 +88,9 @@ class GivenProposals(Protocol):
 
 COARSEST = 32
 """Pixels of the coarsest cell of most networks."""
+
+OF_MAPS = ("components", "min_area", "certainty")
+"""Options of decode that say what is made of the likeliest class of each pixel."""
 
 Regions = Sequence[Tensor | None]
 """Of each photo what ``Sample.proposals`` has; (): of none."""
@@ -306,13 +309,9 @@ def _joined(model: Any, views: Views, settings: Inference) -> Any:
 
 
 def _average(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Prediction]:
-    sums = _summed_scores(model, views, sizes, settings)
-    if settings.decode_options.get("components"):
-        least = settings.decode_options.get("min_area", 0)
-        means = ((total / len(views)).max(0) for total in sums)
-        found = [predicted_components(best.indices, model.labels, least, best.values) for best in means]
-        return [distributed.to_cpu(prediction) for prediction in found]
-    return [Prediction(semantic=total.max(0).indices.cpu()) for total in sums]
+    means = ((total / len(views)).max(0) for total in _summed_scores(model, views, sizes, settings))
+    given = {name: settings.decode_options[name] for name in OF_MAPS if name in settings.decode_options}
+    return [distributed.to_cpu(decided(best.indices, best.values, model.labels, **given)) for best in means]
 
 
 def _summed_scores(model: Any, views: Views, sizes: Sequence[tuple[int, int]], settings: Inference) -> list[Tensor]:

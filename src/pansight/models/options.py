@@ -284,6 +284,7 @@ DECODE_OPTIONS: Options = {
     "matrix_nms": flag("scores fall by the overlap with better objects of the class: Matrix NMS"),
     "components": flag("objects are made of the semantic map: the connected components of things"),
     "min_area": whole("such an object of fewer pixels is dropped", 0, 2**40),
+    "certainty": share("pixels whose likeliest class is less likely than this have no class"),
     "task": choice("which parts of a prediction are made", "panoptic", "instance", "semantic", "all"),
 }
 """What may be given to decode, by ``--evaluate.decode.NAME``."""

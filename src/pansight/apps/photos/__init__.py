@@ -317,7 +317,7 @@ class _Job:
                 continue
             self._seen += 1
             total = max(self.total, self._seen)  # a video may have more frames than it promises
-            rate = _rate(self._seen, time.monotonic() - self.start)
+            rate = rate_of(self._seen, time.monotonic() - self.start)
             self.bar.update(self._seen / total, f"image {self._seen}/{total}, {rate}")
             yield result.item.name, self.wanted.narrowed(result.found), result.seconds
             if self.stop.is_set():
@@ -406,7 +406,8 @@ def _counted(categories: Sequence[int], labels: LabelSpace) -> str:
     return ", ".join(f"{n} {label}" for label, n in counts.most_common())
 
 
-def _rate(images: int, seconds: float) -> str:
+def rate_of(images: int, seconds: float) -> str:
+    """The pace of a job for its progress and its table: "12 images/s"."""
     rate = images / max(seconds, 1e-6)
     return f"{rate:.{2 if rate < 10 else 0}f} images/s"
 
@@ -422,7 +423,7 @@ def photo_table(results: PhotoResults) -> str:
         lines.append(f"{row.file:{width}}  {size:>11}  {row.segments:8d}  {row.seconds:7.2f}  {row.classes}{frames}")
     images = sum(r.frames for r in rows)
     counts = f"{images} images, {sum(r.segments for r in rows)} segments"
-    lines.append(f"{counts}, {results.seconds:.2f} s, {_rate(images, results.seconds)}")
+    lines.append(f"{counts}, {results.seconds:.2f} s, {rate_of(images, results.seconds)}")
     lines += [f"speed      {results.speed}"] if results.speed else []
     lines += [left_out_line(results.left_out)] if results.left_out else []
     lines += [f"note       {note}" for note in results.notes]

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from pansight.errors import PansightError
 
@@ -44,6 +43,8 @@ class _State:
     """Units, what is wanted, and who is where. The last column of every row stands for the images themselves."""
 
     def __init__(self, images: Sequence[int], classes: Sequence[dict[int, int]], fraction: float):
+        from scipy import sparse  # loaded for a split alone; check shares this module's package
+
         index = {number: n for n, number in enumerate(sorted({c for row in classes for c in row}))}
         rows = [u for u, row in enumerate(classes) for _ in row] + list(range(len(images)))
         columns = [index[c] for row in classes for c in row] + [len(index)] * len(images)

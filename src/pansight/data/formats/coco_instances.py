@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hotcoco import mask as coco_mask
 from numpy.typing import NDArray
 
@@ -157,6 +156,8 @@ class CocoInstances:
 
 def make_instances(masks: NDArray[np.bool_], labels: list[int], crowds: list[bool]) -> Instances:
     """Truth from masks bool (N, H, W), none of them empty; boxes are the masks' own."""
+    import torch  # when the first tensor is made, see data/dataset.py
+
     boxes = [boxes_xyxy(mask.astype(np.int32))[1] for mask in masks]
     return Instances(
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),  # (N, 4)

@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pansight.data.dataset import ids_tensor
 from pansight.data.formats.coco_panoptic import PanopticWriter
@@ -29,6 +28,9 @@ from pansight.errors import PansightError
 from pansight.files import flat_name, read_json, replacing, replacing_folder, write_json
 from pansight.ops.maps.rle import mask_codes
 from pansight.types import Instances, LabelSpace, PanopticSegmentation, Prediction, Segment
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PANOPTIC, SEMANTIC, INSTANCES = "predictions", "semantic", "instances"
 """The kinds of results: NAME.json, and the folder NAME of PNGs but for objects."""

@@ -27,6 +27,7 @@ from pansight.nn.queries.mask_head import AttentionMap, MaskHead
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
 from pansight.ops.attention.positions import resize_valid, sine_positions
 from pansight.ops.fast.memory import checkpointed
+from pansight.ops.fusion.exported import QueryOutputs
 from pansight.ops.fusion.queries import TASKS, Canvas, binary_masks, checked_task, fuse_detr, keep_queries, semantic_map
 from pansight.ops.queries.losses import box_losses, pixel_losses, set_class_loss, set_counts
 from pansight.ops.queries.matching import Matches, box_cost, class_cost, hungarian
@@ -159,8 +160,17 @@ class DETR(nn.Module):
         """images uint8 (B, 3, H, W) of any size, valid bool (B, H, W), False on padding (which no query looks at)."""
         return self._predict(images, valid, all_layers=False)[2]
 
-    def mask_logits(self, outputs: DETROutputs, image: int, queries: Tensor | None = None) -> Tensor:
+    def with_masks(self, outputs: DETROutputs) -> QueryOutputs:
+        """The same with the masks of all queries where there is a mask head, as an exported graph gives them."""
+        masks = None
+        if self.mask_head is not None:
+            masks = torch.stack([self.mask_logits(outputs, image) for image in range(len(outputs.class_logits))])
+        return QueryOutputs(outputs.class_logits, outputs.extents, outputs.canvas[0], masks, outputs.boxes_cxcywh)
+
+    def mask_logits(self, outputs: DETROutputs | QueryOutputs, image: int, queries: Tensor | None = None) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
+        if isinstance(outputs, QueryOutputs):
+            return outputs.masks(image, queries)
         assert self.mask_head is not None  # asked of a panoptic model only
         assert self.bbox_attention is not None
         states = outputs.queries[image] if queries is None else outputs.queries[image, queries]
@@ -253,7 +263,7 @@ class DETR(nn.Module):
 
     def decode(
         self,
-        outputs: DETROutputs,
+        outputs: DETROutputs | QueryOutputs,
         sizes: Sequence[tuple[int, int]],
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
@@ -270,7 +280,7 @@ class DETR(nn.Module):
         score_threshold = self.score_threshold if score_threshold is None else score_threshold
         mask_threshold = self.mask_threshold if mask_threshold is None else mask_threshold
         predictions: list[Prediction] = []
-        places = zip(outputs.canvas.tolist(), outputs.extents.tolist(), sizes, strict=True)
+        places = zip(outputs.canvas.expand_as(outputs.extents).tolist(), outputs.extents.tolist(), sizes, strict=True)
         for image, (padded, extent, size) in enumerate(places):
             canvas = Canvas((padded[0], padded[1]), (extent[0], extent[1]), size)
             classes = outputs.class_logits[image].float()
@@ -292,13 +302,14 @@ class DETR(nn.Module):
         return predictions
 
     def _boxes(
-        self, outputs: DETROutputs, image: int, size: tuple[int, int], score_threshold: float
+        self, outputs: DETROutputs | QueryOutputs, image: int, size: tuple[int, int], score_threshold: float
     ) -> tuple[Instances, Tensor]:
         """Each query as an instance of its most probable thing class, by falling score, and its index, int64 (N,)."""
         thing = torch.tensor([c.is_thing for c in self.labels], device=outputs.extents.device)
         probabilities = outputs.class_logits[image].float().softmax(1)[:, :-1]  # (Q, C)
         scores, best = probabilities.masked_fill(~thing, 0.0).max(1)  # (Q,)
         side = torch.tensor([size[1], size[0]] * 2, device=scores.device)
+        assert outputs.boxes_cxcywh is not None
         boxes = box_cxcywh_to_xyxy(outputs.boxes_cxcywh[image]).clamp(0, 1) * side  # (Q, 4)
         queries = scores.argsort(descending=True, stable=True)
         usable = (boxes[:, 2:] > boxes[:, :2]).all(1) & (scores >= score_threshold) & thing[best]

@@ -41,6 +41,7 @@ from pansight.models.options import (
 from pansight.nn.backbones.vit import PlainViT, vit_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.annealing import MaskAnnealing
+from pansight.ops.fusion.exported import QueryOutputs
 from pansight.ops.fusion.queries import TASKS, QueryRules, canvases_of, checked_task, decode_queries, query_class_scores
 from pansight.ops.fusion.windows import Window, cut_windows, scores_from_windows
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts
@@ -212,21 +213,35 @@ class EoMT(nn.Module):
             totals=totals,
         )
 
-    def mask_logits(self, outputs: EoMTOutputs, image: int, queries: Tensor | None = None, layer: int = -1) -> Tensor:
+    def with_masks(self, outputs: EoMTOutputs) -> QueryOutputs:
+        """The last prediction with the masks of all queries, as an exported graph gives them; not of windows."""
+        classes = outputs.class_logits[-1]
+        masks = torch.stack([self.mask_logits(outputs, image) for image in range(len(classes))])
+        canvas = torch.tensor(self._canvas(outputs), device=masks.device)
+        return QueryOutputs(classes, outputs.extents, canvas, masks)
+
+    def mask_logits(
+        self, outputs: EoMTOutputs | QueryOutputs, image: int, queries: Tensor | None = None, layer: int = -1
+    ) -> Tensor:
         """float32 (K, H / stride, W / stride) of the given queries (int64 (K,)) of an image, of all by default."""
+        if isinstance(outputs, QueryOutputs):
+            return outputs.masks(image, queries)
         embeddings = outputs.mask_embeddings[layer, image]  # (Q, D)
         if queries is not None:
             embeddings = embeddings[queries]
         features = outputs.features[layer][image]  # (D, h, w)
         return (embeddings.float() @ features.flatten(1).float()).unflatten(1, features.shape[1:])
 
-    def _canvas(self, outputs: EoMTOutputs) -> tuple[int, int]:
+    def _canvas(self, outputs: EoMTOutputs | QueryOutputs) -> tuple[int, int]:
+        if isinstance(outputs, QueryOutputs):
+            height, width = outputs.canvas.tolist()
+            return height, width
         height, width = outputs.features[-1].shape[2:]
         return height * self.stride, width * self.stride
 
     def decode(
         self,
-        outputs: EoMTOutputs,
+        outputs: EoMTOutputs | QueryOutputs,
         sizes: Sequence[tuple[int, int]],
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
@@ -238,11 +253,11 @@ class EoMT(nn.Module):
         task: "panoptic" (default), "instance", "semantic" or "all"; of windows "semantic" alone, PansightError for the
         others.
         """
-        if outputs.windows:
+        if isinstance(outputs, EoMTOutputs) and outputs.windows:
             checked_task(task, "semantic", ("semantic",))
             return [Prediction(semantic=scores.max(0).indices) for scores in self.class_scores(outputs, sizes)]
         return decode_queries(
-            outputs.class_logits[-1],
+            self._last_classes(outputs),
             partial(self.mask_logits, outputs),
             canvases_of(self._canvas(outputs), outputs.extents, sizes),
             self.labels,
@@ -250,12 +265,17 @@ class EoMT(nn.Module):
             task,
         )
 
-    def class_scores(self, outputs: EoMTOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def class_scores(self, outputs: EoMTOutputs | QueryOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
-        if outputs.windows:
+        if isinstance(outputs, EoMTOutputs) and outputs.windows:
             return [self._scores_from_windows(outputs, image, size) for image, size in enumerate(sizes)]
         canvases = canvases_of(self._canvas(outputs), outputs.extents, sizes)
-        return query_class_scores(outputs.class_logits[-1], partial(self.mask_logits, outputs), canvases)
+        return query_class_scores(self._last_classes(outputs), partial(self.mask_logits, outputs), canvases)
+
+    @staticmethod
+    def _last_classes(outputs: EoMTOutputs | QueryOutputs) -> Tensor:
+        """(B, Q, C + 1)"""
+        return outputs.class_logits if isinstance(outputs, QueryOutputs) else outputs.class_logits[-1]
 
     def _scores_from_windows(self, outputs: EoMTOutputs, image: int, size: tuple[int, int]) -> Tensor:
         """float32 (C, H, W) of an image that was looked at in windows."""

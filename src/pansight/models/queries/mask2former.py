@@ -26,7 +26,8 @@ from pansight.nn.input import Input
 from pansight.nn.linear import FastLinear
 from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention
-from pansight.ops.fusion.queries import TASKS, Canvas, QueryRules, canvases_of, decode_queries, query_class_scores
+from pansight.ops.fusion.exported import QueryOutputs
+from pansight.ops.fusion.queries import TASKS, QueryRules, canvases_of, decode_queries, query_class_scores
 from pansight.ops.queries.losses import PointSettings, point_set_loss, set_counts, uniform
 from pansight.ops.queries.masks import features_at, masks_at
 from pansight.ops.queries.targets import segment_targets
@@ -199,15 +200,25 @@ class Mask2Former(nn.Module):
         maps = [features] * len(embeddings)
         return point_set_loss(class_logits, embeddings, maps, targets, canvas, self.settings, draw, totals=totals)
 
-    def mask_logits(self, outputs: Mask2FormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
+    def with_masks(self, outputs: Mask2FormerOutputs) -> QueryOutputs:
+        """The same with the masks of all queries, as an exported graph gives them."""
+        masks = torch.stack([self.mask_logits(outputs, image) for image in range(len(outputs.class_logits))])
+        canvas = torch.tensor(self._canvas(outputs), device=masks.device)
+        return QueryOutputs(outputs.class_logits, outputs.extents, canvas, masks)
+
+    def mask_logits(
+        self, outputs: Mask2FormerOutputs | QueryOutputs, image: int, queries: Tensor | None = None
+    ) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
+        if isinstance(outputs, QueryOutputs):
+            return outputs.masks(image, queries)
         embeddings = outputs.mask_embeddings[image]
         embeddings = embeddings if queries is None else embeddings[queries]
         return torch.einsum("qd,dhw->qhw", embeddings.float(), outputs.features[image].float())
 
     def decode(
         self,
-        outputs: Mask2FormerOutputs,
+        outputs: Mask2FormerOutputs | QueryOutputs,
         sizes: Sequence[tuple[int, int]],
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
@@ -221,7 +232,7 @@ class Mask2Former(nn.Module):
         return decode_queries(
             outputs.class_logits,
             partial(self.mask_logits, outputs),
-            self._canvases(outputs, sizes),
+            canvases_of(self._canvas(outputs), outputs.extents, sizes),
             self.labels,
             self.rules.replaced(score_threshold, mask_threshold, overlap),
             task,
@@ -230,15 +241,17 @@ class Mask2Former(nn.Module):
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""
 
-    def class_scores(self, outputs: Mask2FormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def class_scores(
+        self, outputs: Mask2FormerOutputs | QueryOutputs, sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
         """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
-        canvases = self._canvases(outputs, sizes)
+        canvases = canvases_of(self._canvas(outputs), outputs.extents, sizes)
         return query_class_scores(outputs.class_logits, partial(self.mask_logits, outputs), canvases)
 
-    def _canvases(self, outputs: Mask2FormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Canvas]:
-        stride = self.backbone.strides[0]
-        height, width = outputs.features.shape[2:]
-        return canvases_of((height * stride, width * stride), outputs.extents, sizes)
+    def _canvas(self, outputs: Mask2FormerOutputs | QueryOutputs) -> Sequence[int]:
+        if isinstance(outputs, QueryOutputs):
+            return outputs.canvas.tolist()
+        return [side * self.backbone.strides[0] for side in outputs.features.shape[2:]]
 
 
 def mask2former(

@@ -26,6 +26,7 @@ from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.input import Input
 from pansight.nn.queries.deformable import ConvGroupNorm, whole_positions
 from pansight.nn.queries.transformer import MLP, TransformerDecoder, TransformerEncoder
+from pansight.ops.fusion.exported import QueryOutputs
 from pansight.ops.fusion.queries import TASKS, QueryRules, canvases_of, decode_queries, query_class_scores
 from pansight.ops.queries.dense import DenseSettings, dense_set_loss
 from pansight.ops.queries.losses import set_counts
@@ -208,14 +209,23 @@ class MaskFormer(nn.Module):
         canvas = (batch.images.shape[2], batch.images.shape[3])
         return dense_set_loss(class_logits, embeddings, features, targets, canvas, self.settings, totals)
 
-    def mask_logits(self, outputs: MaskFormerOutputs, image: int, queries: Tensor | None = None) -> Tensor:
+    def with_masks(self, outputs: MaskFormerOutputs) -> QueryOutputs:
+        """The same with the masks of all queries, as an exported graph gives them."""
+        masks = torch.stack([self.mask_logits(outputs, image) for image in range(len(outputs.class_logits))])
+        return QueryOutputs(outputs.class_logits, outputs.extents, outputs.canvas, masks)
+
+    def mask_logits(
+        self, outputs: MaskFormerOutputs | QueryOutputs, image: int, queries: Tensor | None = None
+    ) -> Tensor:
         """float32 (K, H / 4, W / 4) of the given queries (int64 (K,)) of one image; of all where none are given."""
+        if isinstance(outputs, QueryOutputs):
+            return outputs.masks(image, queries)
         embeddings = outputs.mask_embeddings[image]
         return outputs.pixel_embeddings.masks(image, embeddings if queries is None else embeddings[queries])
 
     def decode(
         self,
-        outputs: MaskFormerOutputs,
+        outputs: MaskFormerOutputs | QueryOutputs,
         sizes: Sequence[tuple[int, int]],
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
@@ -238,7 +248,7 @@ class MaskFormer(nn.Module):
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""
 
-    def class_scores(self, outputs: MaskFormerOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def class_scores(self, outputs: MaskFormerOutputs | QueryOutputs, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """float32 (C, H, W) of each image at its original size: what the semantic task takes the highest of."""
         canvases = canvases_of(outputs.canvas.tolist(), outputs.extents, sizes)
         return query_class_scores(outputs.class_logits, partial(self.mask_logits, outputs), canvases)

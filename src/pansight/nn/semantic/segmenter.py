@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pansight.nn.input import Input
 from pansight.nn.semantic.criterion import Criterion
-from pansight.ops.fusion.components import predicted_components
+from pansight.ops.fusion.components import decided
 from pansight.ops.targets import semantic_targets, valid_extents
 from pansight.types import Batch, LabelSpace, Prediction
 
@@ -81,16 +81,20 @@ class Segmenter(nn.Module):
         sizes: Sequence[tuple[int, int]],
         components: bool = False,
         min_area: int = 0,
+        certainty: float = 0.0,
     ) -> list[Prediction]:
         """The likeliest class of each pixel at `sizes` (H, W); logits are resized, as bilinear maps, before that.
 
         components: make objects of it, too: a panoptic map and instances of the connected components of things that
-        have at least `min_area` pixels, as sure as their pixels are on average.
+        have at least `min_area` pixels, as sure as their pixels are on average. certainty: pixels whose likeliest
+        class is less likely than this are IGNORE in the map, and void.
         """
         maps = zip(self._of_images(outputs), sizes, strict=True)
-        if components:
-            likeliest = (resized(logits, size).softmax(1).max(1) for logits, size in maps)
-            return [predicted_components(best.indices[0], self.labels, min_area, best.values[0]) for best in likeliest]
+        if components or certainty:
+            likeliest = (resized(logits, size)[0].softmax(0).max(0) for logits, size in maps)
+            return [
+                decided(best.indices, best.values, self.labels, components, min_area, certainty) for best in likeliest
+            ]
         # argmax(1) is six times slower on the CPU
         return [Prediction(semantic=resized(logits, size).max(1).indices[0]) for logits, size in maps]
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pansight.errors import PansightError
-from pansight.ops.fast.kernels import png as png_kernels
 
 if TYPE_CHECKING:
     from pansight.ops.maps.label_png import LabelPng
@@ -17,12 +16,19 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int64]
 
 
+def _kernels() -> Any:
+    """The compiled loops, loaded with the first file: numba takes longer to load than all else that `check` needs."""
+    from pansight.ops.fast.kernels import png
+
+    return png
+
+
 def ids_by_rows(png: LabelPng) -> NDArray[np.int32]:
     """The id map (H, W) of a file that is not interlaced. Raises PansightError where it is damaged."""
     pixels = _Pixels()
     pixels.inflate(png)
     ids = np.empty((png.height, png.width), np.int32)
-    if png_kernels.fill_ids(pixels.raw, pixels.words, png.step, np.zeros(png.width + 1, np.uint32), ids) < 0:
+    if _kernels().fill_ids(pixels.raw, pixels.words, png.step, np.zeros(png.width + 1, np.uint32), ids) < 0:
         raise PansightError(where=png.name, expected="a PNG", found="an unknown row filter")
     return ids
 
@@ -55,9 +61,10 @@ class PairTable:
         self._first, self._second = _Pixels(), _Pixels()
         self._rows = np.zeros((2, 1), np.uint32)
         self._runs = np.zeros((2, 0), np.int64)
-        self._keys = np.full(png_kernels.SLOTS, png_kernels.EMPTY, np.uint64)
-        self._counts = np.zeros(png_kernels.SLOTS, np.int64)
-        self._used = np.zeros(png_kernels.SLOTS, np.int64)
+        slots = _kernels().SLOTS
+        self._keys = np.full(slots, _kernels().EMPTY, np.uint64)
+        self._counts = np.zeros(slots, np.int64)
+        self._used = np.zeros(slots, np.int64)
 
     def count(self, first: LabelPng, second: LabelPng) -> tuple[IntArray, IntArray, IntArray] | None:
         """(first, second, pixels), int64 (P,), in rising order of the pairs; None where there are too many.
@@ -69,14 +76,14 @@ class PairTable:
         self._second.inflate(second)
         if len(self._rows[0]) != width + 1:
             self._rows, self._runs = np.zeros((2, width + 1), np.uint32), np.zeros((2, width), np.int64)
-        n = png_kernels.count_pairs(
+        n = _kernels().count_pairs(
             self._first.raw, self._first.words, first.step, self._second.raw, self._second.words, second.step,
             height, width, self._rows[0], self._rows[1], self._keys, self._counts, self._used, *self._runs,
         )  # fmt: skip
         filled = self._used[1 : 1 + int(self._used[0])]
         keys, pixels = self._keys[filled], self._counts[filled]
-        self._keys[filled] = png_kernels.EMPTY
-        if n == png_kernels.TOO_MANY_PAIRS:
+        self._keys[filled] = _kernels().EMPTY
+        if n == _kernels().TOO_MANY_PAIRS:
             return None
         if n < 0:
             raise PansightError(where=f"{first.name} or {second.name}", expected="a PNG", found="an unknown row filter")

@@ -80,3 +80,21 @@ def predicted_components(semantic: Tensor, labels: LabelSpace, min_area: int, sc
     """A semantic map with the panoptic map and the objects that follow from it; see `connected_components`."""
     panoptic = connected_components(semantic, labels, min_area, scores)
     return Prediction(panoptic, semantic, objects_of(panoptic, labels))
+
+
+def decided(
+    likeliest: Tensor,
+    scores: Tensor,
+    labels: LabelSpace,
+    components: bool = False,
+    min_area: int = 0,
+    certainty: float = 0.0,
+) -> Prediction:
+    """A semantic map, int64 (H, W), whose pixels are IGNORE where `scores`, float (H, W), are below `certainty`.
+
+    components: with the panoptic map and the objects that follow from it, too; see `connected_components`.
+    """
+    semantic = likeliest.masked_fill(scores < certainty, IGNORE) if certainty else likeliest
+    if not components:
+        return Prediction(semantic=semantic)
+    return predicted_components(semantic, labels, min_area, scores)
