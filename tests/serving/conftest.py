@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 
 from pansight.apps.serving.application import create_app
+from pansight.apps.serving.running import listening
 from pansight.apps.serving.settings import ServeSettings
 from pansight.engine.predict import Predictor
 from pansight.models import MODELS, build
@@ -36,6 +39,23 @@ def photo(seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
 
 def png_of(pixels: np.ndarray) -> bytes:
     return bytes(imagecodecs.png_encode(pixels))
+
+
+@contextmanager
+def listened(predictors: dict[str, Predictor], **given: Any) -> Generator[str]:
+    """The address of a server in a thread of this process, which ends within a bounded time."""
+    settings = ServeSettings(port=0, **given)
+    with listening(settings) as opened:
+        app = create_app(predictors, settings)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=3))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 Serve = Callable[..., TestClient]

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import uvicorn
 
-from conftest import png_of, tiny
-from pansight.apps.serving.application import create_app
-from pansight.apps.serving.running import listening
-from pansight.apps.serving.settings import ServeSettings
+from conftest import listened, png_of, tiny
 from pansight.engine.predict import Predictor
 from pansight.ops.idmap import ids_to_rgb
 from pansight.types import PanopticSegmentation, Prediction, Segment
@@ -65,16 +60,8 @@ class DrawnLook:
 def served() -> Iterator[tuple[str, Drawn]]:
     """(address, predictor) of a server in a thread, which ends with the module, within a bounded time."""
     drawn = Drawn(tiny("mask2former"))
-    settings = ServeSettings(port=0)
-    with listening(settings) as opened:
-        app = create_app({"drawn": drawn}, settings)  # type: ignore[dict-item]
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=3))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{opened.getsockname()[1]}", drawn
-        server.should_exit = True
-        thread.join(SECONDS)
-        assert not thread.is_alive()
+    with listened({"drawn": drawn}) as address:  # type: ignore[dict-item]
+        yield address, drawn
 
 
 @pytest.fixture(scope="module")
