@@ -38,7 +38,7 @@ def cell(text: Any) -> str:
 
 def options_table(names: list[str]) -> str:
     """A row for each option that one of the models has, with the default of each; then the options of decoding."""
-    from pansight.apps.listing import facts_of
+    from pansight.apps.commands.listing import facts_of
 
     facts = {name: facts_of(name) for name in names}
     header = ["option", "what it means", "values", *("default" if len(names) == 1 else f"`{name}`" for name in names)]
