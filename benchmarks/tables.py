@@ -1,4 +1,4 @@
-"""Write the figures of docs/benchmarks.md, docs/huge.md, the first tutorial and the pages of the systems.
+"""Write the figures of docs/benchmarks.md, of other pages, the first tutorial and the pages of the systems.
 
 They come from benchmarks/results/*.json, and the options of a system from its entry. In these documents each generated
 part stands between the markers `<!-- table:NAME -->` and `<!-- /table -->`; the text around it is left as it is.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT
+from exports_page import export_table
 from system_tables import parts as system_parts
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
@@ -393,6 +394,26 @@ def nuclei_unet(record: Record) -> str:
     return table(header, rows) + f"\n\n{record['what']}; objects are connected components; {where(record)}"
 
 
+def pseudo_labels(record: Record) -> str:
+    """The arms of the round trip, each as mean ± deviation over the seeds, in percent."""
+    share, minutes = f"{100 * record['share']:.0f} %", f"{record['minutes']:g}"
+    titles = {
+        "teacher": f"{share} by hand, {minutes} minutes: the teacher",
+        "hand": f"{share} by hand, {minutes} minutes more",
+        "pseudo": f"{share} by hand and the labels of the teacher, {minutes} minutes more",
+        "all": f"all by hand, {minutes} minutes and {minutes} more",
+    }
+    keys = {"pq": "PQ nucleus", "sq": "SQ", "rq": "RQ", "ap": "mask AP"}
+    rows = [
+        [title, *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (record["arms"][arm][key] for key in keys))]
+        for arm, title in titles.items()
+    ]
+    seeds = ", ".join(str(row["seed"]) for row in record["rows"])
+    labelled = " / ".join(f"{row['labelled']} images, {100 * row['void']:.1f} % void" for row in record["rows"])
+    told = f"{record['what']}; seeds {seeds}; confidence {record['confidence']:g}; labelled {labelled}; {where(record)}"
+    return table(["training images", *keys.values()], rows) + f"\n\n{told}"
+
+
 def systems(record: Record) -> str:
     """For each data a table of all systems, the best first, and the plot that `main` draws beside it."""
     parts: list[str] = []
@@ -404,6 +425,11 @@ def systems(record: Record) -> str:
         plot = f"![PQ of each system against the time of a prediction]({plot_of(data)})"
         parts.append(f"{DATA_TITLES[data]}:\n\n{table(HEADER, system_rows(found))}\n\n{budget}\n\n{plot}")
     return "\n\n".join(parts)
+
+
+def sweep_example(record: Record) -> str:
+    """The command of the sweep, and what it printed at its end."""
+    return f"```sh\n{record['command']}\n```\n\n```text\n{record['printed']}\n```\n\n{where(record)}"
 
 
 def tiles(record: Record) -> str:
@@ -509,6 +535,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "combined": combined,
     "checkpointing": checkpointing,
     "nuclei_unet": nuclei_unet,
+    "pseudo_labels": pseudo_labels,
     "systems": systems,
 }
 """The tables of docs/benchmarks.md, each by the name of its result file."""
@@ -527,11 +554,17 @@ def contents() -> dict[str, dict[str, str]]:
     sources = {name: record for name in RATIO_SOURCES if (record := optional(name)) is not None}
     if len(sources) == len(RATIO_SOURCES):
         tables["ratios"] = ratios(sources)
-    tutorial = {"demo_sentence": demo_sentence(record)} if (record := optional("demo")) is not None else {}
-    huge = {"tiles": tiles(record)} if (record := optional("tiles")) is not None else {}
-    documents = {"docs/benchmarks.md": tables, "docs/tutorials/first_model.md": tutorial, "docs/huge.md": huge}
-    documents |= system_parts(optional("systems"))
-    return {document: parts for document, parts in documents.items() if parts}
+    documents = {"docs/benchmarks.md": tables}
+    further = {
+        "docs/tutorials/first_model.md": ("demo", "demo_sentence", demo_sentence),
+        "docs/huge.md": ("tiles", "tiles", tiles),
+        "docs/sweeps.md": ("sweep_example", "sweep_example", sweep_example),
+        "docs/export.md": ("exports", "exports", export_table),
+    }
+    for document, (source, name, make) in further.items():
+        if (record := optional(source)) is not None:
+            documents[document] = {name: make(record)}
+    return documents | system_parts(optional("systems"))
 
 
 def rewritten(text: str, parts: dict[str, str]) -> str:

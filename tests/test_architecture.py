@@ -10,13 +10,14 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pansight"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-BASE = {"types", "errors", "files", "archives"}
+BASE = {"types", "errors", "files", "archives", "parallel"}
 SPINE = BASE | {"ops", "nn", "models"}
 ALLOWED = {
     "types": {"errors"},
     "errors": set[str](),
     "files": {"errors"},
     "archives": {"errors"},
+    "parallel": {"errors"},
     "ops": BASE,
     "nn": BASE | {"ops"},
     "models": BASE | {"ops", "nn"},
@@ -29,6 +30,7 @@ ALLOWED = {
     "engine": SPINE | {"data", "metrics", "weights", "config", "drawing", "interop"},
     "integrations": BASE | {"engine", "interop"},
     "apps": SPINE | {"data", "metrics", "weights", "config", "drawing", "interop", "engine"},
+    "runtime": set[str](),
 }
 """What a part may import besides itself."""
 
@@ -181,7 +183,7 @@ def test_folders_stay_small() -> None:
         entries = [p.name for p in folder.iterdir() if p.name != "__pycache__"]
         if folder.parent == SOURCE / "recipes":
             continue
-        limit = 20 if folder == SOURCE else 13
+        limit = 21 if folder == SOURCE else 13
         assert len(entries) <= limit, f"{folder}: {len(entries)} entries: {sorted(entries)}"
 
 

@@ -209,6 +209,12 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Whole or not at all. Raises PansightError, naming the file, where it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(path: str | Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -353,7 +353,7 @@ def test_any_value_anywhere_is_a_line(sound, value, target):
     file = sound / "annotations" / "panoptic_val_changed.json"
     file.write_text(json.dumps(content))
     try:
-        report = check(file, sound / "val", sound / "annotations" / "panoptic_val", threads=1)
+        report = check(file, sound / "val", sound / "annotations" / "panoptic_val", jobs=1)
         assert all(d.line().isprintable() for d in report.findings.defects)
         json.dumps(report.to_json(), allow_nan=False)
     finally:

@@ -13,8 +13,8 @@ from fake_system import Fake, install
 from safetensors.torch import load_file
 
 import pansight
-from pansight.apps import exporting
 from pansight.apps.cli import main
+from pansight.apps.exporting.folders import _licence  # pyright: ignore[reportPrivateUsage]
 from pansight.errors import PansightError
 from pansight.ops.resize import ResizeRule
 from pansight.types import LabelSpace
@@ -98,7 +98,7 @@ def test_model_card(fake: Fake) -> None:
     pansight.export("run", "out", overwrite=True)
     assert "Fine-tuned from start, whose weights are under MIT." in Path("out/README.md").read_text()
     Path("detr.pth").write_bytes(b"x")
-    assert exporting._licence("detr.pth", "detr_r50") == (licences.LICENCES["apache-2.0"], "Converted from detr.pth.")
+    assert _licence("detr.pth", "detr_r50") == (licences.LICENCES["apache-2.0"], "Converted from detr.pth.")
     pansight.export("facebook/detr-resnet-50", "hub")
     card = Path("hub/README.md").read_text()
     assert card.startswith("---\n")

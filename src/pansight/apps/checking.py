@@ -14,9 +14,10 @@ from pansight.data.check.foreign import NEEDS_CONVERSION, Readable, as_coco
 from pansight.data.check.output import require_new
 from pansight.data.check.split import Split, split
 from pansight.data.check.statistics import Statistics
-from pansight.engine.progress import ProgressBar
+from pansight.engine.progress import Pace, ProgressBar
 from pansight.errors import PansightError
 from pansight.files import listed, write_json
+from pansight.parallel import workers
 
 KINDS = {
     "panoptic": "COCO panoptic",
@@ -28,15 +29,23 @@ THINGNESS = {True: "thing", False: "stuff", None: "?"}
 
 @contextmanager
 def _bar(label: str, words: str = "image") -> Iterator[Callable[[int, int], None]]:
+    pace = Pace()
     with ProgressBar(label) as bar:
-        yield lambda done, total: bar.update(done / max(1, total), f"{words} {done}/{total}")
+        yield lambda done, total: bar.update(done / max(1, total), f"{words} {done}/{total}, {pace.after_one()}")
 
 
 @contextmanager
-def _readable(data: Path, things: Sequence[str] | None = None, guess: bool = False) -> Iterator[Readable]:
+def _readable(data: Path, things: Sequence[str] | None, guess: bool, jobs: int) -> Iterator[Readable]:
     """`as_coco` with a bar while it converts."""
-    with ProgressBar("read") as bar, as_coco(data, things, guess, bar.update) as readable:
-        yield readable
+    workers(jobs)  # refused before anything is read
+    pace = Pace()
+    with ProgressBar("read") as bar:
+
+        def show(share: float, text: str) -> None:
+            bar.update(share, f"{text}, {pace.after_one()}")
+
+        with as_coco(data, things, guess, show, jobs) as readable:
+            yield readable
 
 
 def check_command(
@@ -49,6 +58,7 @@ def check_command(
     limit: int,
     link: bool,
     overwrite: bool,
+    jobs: int,
 ) -> int:
     """1 where DATA has errors and no repaired copy was asked for, else 0."""
     if out is not None:
@@ -56,9 +66,9 @@ def check_command(
     elif things is not None:
         raise PansightError(where="--things", expected="--fix OUT beside it", found="none: only a copy is changed")
     keep = None if json is not None or out is not None or limit < 1 else limit
-    with _readable(data, guess=True) as (folder, notes, left_out):
+    with _readable(data, None, True, jobs) as (folder, notes, left_out):
         with _bar("check") as progress:
-            report = replace(check(folder, images, panoptic, keep, progress), notes=notes, left_out=left_out)
+            report = replace(check(folder, images, panoptic, keep, progress, jobs), notes=notes, left_out=left_out)
         print(describe(report, str(data), limit))
         if json is not None:
             write_json(json, report.to_json())
@@ -67,7 +77,7 @@ def check_command(
             return 1 if report.findings.number("error") or left_out else 0
         with _bar("fix") as progress:
             names = None if things is None else [n for n in listed(things) if n != "none"]
-            repaired = fix(report, out, names, link and data.is_dir(), overwrite, progress)
+            repaired = fix(report, out, names, link and data.is_dir(), overwrite, progress, jobs)
     print(describe_repairs(repaired, limit))
     return 0
 
@@ -83,12 +93,13 @@ def split_command(
     overwrite: bool,
     test: float,
     things: tuple[str, ...] | None,
+    jobs: int,
 ) -> int:
     """Print the table of classes and where the parts are. 1 where the conversion left something out, else 0."""
     target = out if out is not None else _beside(data)
-    with _readable(data, things) as (folder, notes, left_out), _bar("split") as progress:
+    with _readable(data, things, False, jobs) as (folder, notes, left_out), _bar("split") as progress:
         is_linked = link and data.is_dir()  # files of an unpacked ZIP are gone in a moment
-        result = split(folder, target, val, seed, group, part, is_linked, overwrite, progress, test)
+        result = split(folder, target, val, seed, group, part, is_linked, overwrite, progress, test, jobs=jobs)
     result = result._replace(notes=(*notes, *(f"left out: {line}" for line in left_out)))
     print(describe_split(result))
     return 1 if left_out else 0

@@ -258,25 +258,41 @@ def predict(
     return 1 if results.failed else 0
 
 
-@app.command(help_epilogue="Example: pansight export runs/scenes --to hf --out my-model")
-def export(weights: str, /, *, out: Path, to: str = "hf", overwrite: bool = False):
-    """Write a model as a folder: for Hugging Face transformers (DETR, MaskFormer, Mask2Former and EoMT), or ours.
+@app.command(
+    help_epilogue="Examples: pansight export runs/scenes --to hf --out my-model; "
+    "pansight export runs/scenes --to onnx --out graph --check photos/"
+)
+def export(
+    weights: str,
+    /,
+    *,
+    out: Path,
+    to: str = "hf",
+    size: tuple[int, int] | None = None,
+    check: Path | None = None,
+    overwrite: bool = False,
+):
+    """Write a model as a folder: for Hugging Face transformers, as ours, or as a graph for other engines.
 
     Parameters
     ----------
     weights
         A run folder, a saved model, a hub id or a checkpoint file.
     out
-        The new folder: config.json, model.safetensors; for transformers preprocessor_config.json and a model card.
+        The new folder.
     to
-        hf: transformers; folder: a saved model of ours, whatever the system.
+        hf: transformers (DETR, MaskFormer, Mask2Former and EoMT); folder: a saved model of ours, whatever the system;
+        onnx, openvino, torch: a graph with export.json, for what runs without pansight (docs/export.md).
+    size
+        Height and width of the graph's input. [default: any, where the network takes any, else its own]
+    check
+        Photos on which the graph must say what the model says: a folder, or one. [default: generated ones]
     overwrite
         Replace an earlier export that stands there.
     """
     from pansight.apps import exporting
 
-    architecture = exporting.export(weights, out, to, overwrite)
-    print(f"{out}: {f'{architecture}.from_pretrained' if architecture else 'pansight.load'}({str(out)!r})")
+    print(exporting.report(exporting.export(weights, out, to, overwrite, size, check), out))
 
 
 @app.command(help_epilogue="Example: pansight models panoptic_fpn")

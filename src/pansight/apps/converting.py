@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pansight.data.convert import convert
-from pansight.engine.progress import ProgressBar
+from pansight.engine.progress import Pace, ProgressBar
 from pansight.errors import PansightError
 
 
@@ -27,15 +27,17 @@ def convert_command(
     options: dict[str, str],
     stuff: tuple[str, ...] | None,
     strict: bool,
+    jobs: int,
 ) -> int:
     """Convert, then print what was done. 1 where images or annotations were left out, else 0."""
     bars: list[ProgressBar] = []
+    pace = Pace()
     with ExitStack() as stack:
 
         def show(share: float, text: str) -> None:
             if not bars:  # not before the first image: a question may come first
                 bars.append(stack.enter_context(ProgressBar("convert")))
-            bars[0].update(share, text)
+            bars[0].update(share, f"{text}, {pace.after_one()}")
 
         summary = convert(
             source,
@@ -53,6 +55,7 @@ def convert_command(
             options=options,
             stuff=stuff,
             strict=strict,
+            jobs=jobs,
         )
     print(summary.text())
     return 1 if summary.left_out else 0

@@ -374,9 +374,14 @@ def read_index_png(path: str | Path) -> IdArray:
 def write_png(path: str | Path, image: NDArray[np.uint8] | NDArray[np.uint16], level: int = 3) -> None:
     """Grey (H, W) or RGB (H, W, 3), whole or not at all. Raises PansightError where the file cannot be written."""
     with replacing(path) as temporary:
-        # a copy where a side is 1: NumPy calls it contiguous whatever its strides, the encoder does not
-        whole = image.copy() if 1 in image.shape else np.ascontiguousarray(image)
-        temporary.write_bytes(imagecodecs.png_encode(whole, level=level))
+        temporary.write_bytes(encode_png(image, level))
+
+
+def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], level: int = 3) -> bytes:
+    """The PNG file of grey (H, W) or RGB (H, W, 3)."""
+    # a copy where a side is 1: NumPy calls it contiguous whatever its strides, the encoder does not
+    whole = image.copy() if 1 in image.shape else np.ascontiguousarray(image)
+    return bytes(imagecodecs.png_encode(whole, level=level))
 
 
 def write_picture(path: str | Path, picture: NDArray[np.uint8]) -> None:

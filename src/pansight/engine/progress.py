@@ -80,6 +80,19 @@ class ProgressBar:
             print(text, file=sys.stderr, flush=True)
 
 
+class Pace:
+    """How many images a second are done, from the first one on: what came before was no work on images."""
+
+    def __init__(self) -> None:
+        self._start, self._done = time.monotonic(), 0
+
+    def after_one(self) -> str:
+        """ "57 images/s", one more being done."""
+        now = time.monotonic()
+        self._start, self._done = self._start if self._done else now, self._done + 1
+        return f"{(self._done - 1) / max(now - self._start, 1e-9):.0f} images/s"
+
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -355,3 +355,16 @@ def test_accents_in_either_unicode_form_are_one_name(tmp_path, name):
         text = file.read_text(encoding="utf-8").replace('"a.jpg"', f'"{unicodedata.normalize("NFC", "ü.jpg")}"')
         file.write_text(text, encoding="utf-8")
     assert sum(converted(source, tmp_path / "out", name).images.values()) == 1
+
+
+def test_many_images_at_a_time_give_the_same_files(name, source, tmp_path):
+    """Byte for byte, the receipt as well, but for the place that it names."""
+    trees = []
+    for place, jobs in (("one", 1), ("two", 2), ("all", 0)):
+        converted(source, tmp_path / place, name, jobs=jobs)
+        files = {p.relative_to(tmp_path / place): p for p in (tmp_path / place).rglob("*") if p.is_file()}
+        trees.append(
+            {key: file.read_bytes().replace(str(tmp_path / place).encode(), b"") for key, file in sorted(files.items())}
+        )
+    assert trees[0] == trees[1] == trees[2]
+    assert Path("convert.json") in trees[0]

@@ -36,6 +36,7 @@ def convert(
     option: dict[str, str] | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    jobs: int = 0,
 ) -> int:
     """Convert any annotations to COCO panoptic, or to another format. Exit code 1 where something was left out.
 
@@ -72,24 +73,15 @@ def convert(
         Stop at what cannot be read (a damaged or missing photo, mask or file) instead of leaving it out and telling it.
     overwrite
         Replace what an earlier conversion wrote there.
+    jobs
+        So many images at a time; 0: as many as there are cores. What is written is the same.
     """
     from pansight.apps import converting
 
     return converting.convert_command(
-        source,
-        to,
-        format=from_,
-        target=as_,
-        split=split,
-        overlap=overlap,
-        things=things,
-        fill=fill,
-        images=images,
-        overwrite=overwrite,
-        options=option or {},
-        stuff=stuff,
-        strict=strict,
-    )
+        source, to, format=from_, target=as_, split=split, overlap=overlap, things=things, fill=fill, images=images,
+        overwrite=overwrite, options=option or {}, stuff=stuff, strict=strict, jobs=jobs,
+    )  # fmt: skip
 
 
 def check(
@@ -104,6 +96,7 @@ def check(
     limit: int = 20,
     link: bool = False,
     overwrite: bool = False,
+    jobs: int = 0,
 ) -> int:
     """List everything that is wrong with a data set, and what it holds. Exit code 1 where there are errors.
 
@@ -131,10 +124,12 @@ def check(
         With --fix: hard links to the images instead of copies.
     overwrite
         With --fix: replace a repaired copy that stands there.
+    jobs
+        So many images at a time; 0: as many as there are cores. What is found is the same.
     """
     from pansight.apps import checking
 
-    return checking.check_command(data, fix, things, json, images, panoptic, limit, link, overwrite)
+    return checking.check_command(data, fix, things, json, images, panoptic, limit, link, overwrite, jobs)
 
 
 def split(
@@ -150,6 +145,7 @@ def split(
     link: bool = False,
     overwrite: bool = False,
     things: Annotated[tuple[str, ...] | None, Parameter(negative=())] = None,
+    jobs: int = 0,
 ) -> int:
     """Split a data set into train, val and, if wanted, test: each class with its share, equal files together.
 
@@ -177,7 +173,9 @@ def split(
         Replace a split that stands there.
     things
         All classes that are things: A,B,C, or all, or none; for data that is not COCO and does not say.
+    jobs
+        So many images at a time; 0: as many as there are cores. What is written is the same.
     """
     from pansight.apps import checking
 
-    return checking.split_command(data, val, seed, group, part, out, link, overwrite, test, things)
+    return checking.split_command(data, val, seed, group, part, out, link, overwrite, test, things, jobs)

@@ -7,13 +7,11 @@ fix("coco", "coco_fixed")
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pansight.data.check.defects import RULES, Defect, Findings, defect, one_line
 from pansight.data.check.examine import Examined, examine
@@ -23,11 +21,10 @@ from pansight.data.check.masks import examine_masks
 from pansight.data.check.reader import Class, Part, Record, find_files, read_part, show_path, split_of
 from pansight.data.check.statistics import QUERIES, Statistics
 from pansight.errors import PansightError
+from pansight.parallel import in_order, workers
 
 __all__ = ["QUERIES", "RULES", "Checked", "Defect", "Findings", "Report", "Statistics", "check"]
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
@@ -88,7 +85,7 @@ def check(
     panoptic: Path | None = None,
     keep: int | None = None,
     progress: Progress | None = None,
-    threads: int = 2,
+    jobs: int = 0,
 ) -> Report:
     """Read all of a data set and note all that is wrong with it.
 
@@ -96,15 +93,17 @@ def check(
     that `convert` reads is converted into a temporary folder and checked there, so `fix` cannot follow. Of a folder
     all parts are checked, and the leaks between them. images, panoptic: the folders of a single file, where they are
     not to be looked for. keep: how many defects of each code are kept; the counts are always complete.
+    jobs: so many images at a time, 0: as many as there are cores; the report is the same.
     Raises PansightError where nothing is found or nothing can be read.
     """
-    with as_coco(source, guess=True) as (folder, notes, left_out):
-        report = _check(folder, images, panoptic, keep, progress, threads)
+    workers(jobs)  # refused before anything is read
+    with as_coco(source, guess=True, jobs=jobs) as (folder, notes, left_out):
+        report = _check(folder, images, panoptic, keep, progress, jobs)
         return replace(report, notes=notes, left_out=left_out)
 
 
 def _check(
-    source: Path, images: Path | None, panoptic: Path | None, keep: int | None, progress: Progress | None, threads: int
+    source: Path, images: Path | None, panoptic: Path | None, keep: int | None, progress: Progress | None, jobs: int
 ) -> Report:
     """`check` of COCO annotations."""
     root, parts, findings, skipped = open_parts(source, images, panoptic, keep)
@@ -115,7 +114,7 @@ def _check(
         _check_folders(part, findings)
         checked = Checked(part, Statistics(part.classes), set())
         results.append(checked)
-        for position, image in enumerate(in_order(partial(_examine, part), part.records, threads)):
+        for position, image in enumerate(in_order(partial(_examine, part), part.records, jobs)):
             findings.add(image.defects)
             checked.statistics.add(image)
             if not image.is_usable:
@@ -134,21 +133,6 @@ def _check(
 
 def _examine(part: Part, record: Record) -> Examined:
     return examine(part, record) if part.kind == "panoptic" else examine_masks(part, record)
-
-
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """The results of `function` in the order of `items`, a few ahead: decoders let other threads run."""
-    if threads < 2:
-        yield from map(function, items)
-        return
-    ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 def open_parts(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pansight.data.check import Progress, Report, in_order
+from pansight.data.check import Progress, Report
 from pansight.data.check.defects import RULES, one_line
 from pansight.data.check.examine import Examined, examine
 from pansight.data.check.output import Names, folder_name, new_folder, place_file, write_annotations
@@ -22,6 +22,7 @@ from pansight.data.images import write_png
 from pansight.errors import PansightError
 from pansight.files import write_json
 from pansight.ops.idmap import IdArray, areas, boxes_xyxy, ids_to_rgb, relabel
+from pansight.parallel import in_order
 
 REPAIRS = "repairs.json"
 """The list of what was done, in the copy."""
@@ -43,13 +44,13 @@ def fix(
     link: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    threads: int = 2,
+    jobs: int = 0,
 ) -> Repaired:
     """Write a repaired copy of what `check` has read, with a list of all that was done in ``repairs.json``.
 
     report: of `check`. things: the names of the categories that are things, among those that do not say; the rest of
-    them becomes stuff. link: hard links instead of copies of the images. Raises PansightError where something is wrong
-    that only a person can settle, where nothing is left, and as `new_folder` does.
+    them becomes stuff. link: hard links instead of copies of the images. jobs: as for `check`. Raises PansightError
+    where something is wrong that only a person can settle, where nothing is left, and as `new_folder` does.
     """
     if not report.root.exists():  # it was converted into a temporary folder
         raise PansightError(
@@ -65,7 +66,7 @@ def fix(
             part, name = checked.part, folder_name(checked.part.name, names)
             kept = [record for n, record in enumerate(part.records) if n not in checked.lost]
             copy = _Copy(part, classes[part.name], folder, name, link)
-            for record, image in zip(kept, in_order(partial(examine, part, image=False), kept, threads)):
+            for record, image in zip(kept, in_order(partial(examine, part, image=False), kept, jobs)):
                 copy.add(record, image)
                 done += 1
                 if progress is not None:

@@ -34,13 +34,14 @@ def as_coco(
     things: Sequence[str] | None = None,
     guess: bool = False,
     progress: Callable[[float, str], None] | None = None,
+    jobs: int = 0,
 ) -> Iterator[Readable]:
     """`source` itself where it holds COCO annotations; else COCO panoptic in a temporary folder with links to images.
 
     A ZIP is unpacked first. things: the classes that are things, as `convert` takes them; only for a source that is
     converted. guess: classes that do not say count as things, instead of the error that asks for them. progress: called
-    with the share that is converted, 0 … 1, and a line. Errors name the source, never the temporary folder.
-    Raises PansightError where nothing is recognised and where the conversion stops.
+    with the share that is converted, 0 … 1, and a line. jobs: as for `convert`. Errors name the source, never the
+    temporary folder. Raises PansightError where nothing is recognised and where the conversion stops.
     """
     with unpacked(source) as root:
         format = _foreign_format(root)
@@ -61,7 +62,7 @@ def as_coco(
             folder = Path(temporary).resolve() / "data"
             images = "symlink" if os.name == "posix" else "copy"
             ask = all_of if guess else None
-            summary = convert(root, folder, format, things=things, images=images, ask=ask, progress=progress)
+            summary = convert(root, folder, format, things=things, images=images, ask=ask, progress=progress, jobs=jobs)
             left_out = tuple(map(str, summary.skipped))
             try:
                 yield Readable(folder, _notes(summary, list(dict.fromkeys(guessed))), left_out)

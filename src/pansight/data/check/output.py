@@ -46,6 +46,8 @@ def place_file(source: Path, target: Path, link: bool) -> None:
     if link:
         try:
             os.link(source.resolve(), target)
+        except FileExistsError:  # another thread had the other row
+            return
         except OSError:  # another file system, or one without links
             pass
         else:

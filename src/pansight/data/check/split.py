@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from pansight.data.check.reader import Part, file_in, is_file, whole
 from pansight.data.check.stratify import stratify
 from pansight.errors import PansightError
 from pansight.files import read_plain, write_json
+from pansight.parallel import in_order, workers
 
 SIDES = ("train", "val", "test")
 RECORD = "split.json"
@@ -68,6 +70,7 @@ def split(
     progress: Progress | None = None,
     test: float = 0.0,
     things: Sequence[str] | None = None,
+    jobs: int = 0,
 ) -> Split:
     """Write ``out/annotations/panoptic_{train,val,test}.json`` with PNGs and images; COCO instances likewise.
 
@@ -75,16 +78,18 @@ def split(
     shares of the images; without `test` there are two parts. things: the classes that are things, for a source that is
     not COCO and does not say so. group: what images that must stay together have in common: see `group_key`; images of
     the same bytes stay together in any case. part: which part to split, where the source has several. link: hard links
-    instead of copies. The same seed gives the same split. Raises PansightError where the annotations have errors (see
-    `check`), a file is missing, or there is nothing to split.
+    instead of copies. The same seed gives the same split. jobs: so many images at a time, 0: as many as there are
+    cores; the files are the same. Raises PansightError where the annotations have errors (see `check`), a file is
+    missing, or there is nothing to split.
     """
     if test != 0 and not (0 < test < 1 and 0 < val < 1 and val + test < 1):
         found = f"{val} and {test}"
         raise PansightError(where="split", expected="shares for val and test above 0 and below 1 together", found=found)
+    workers(jobs)  # refused before anything is read
     require_new(Path(out), RECORD, overwrite)
-    with as_coco(source, things) as (folder, notes, left_out):
+    with as_coco(source, things, jobs=jobs) as (folder, notes, left_out):
         chosen = _choose(folder, part)
-        result = _split(chosen, Path(out), val, test, seed, group, link, overwrite, progress)
+        result = _split(chosen, Path(out), val, test, seed, group, link, overwrite, progress, jobs)
     return result._replace(notes=(*notes, *(f"left out: {line}" for line in left_out)))
 
 
@@ -98,6 +103,7 @@ def _split(
     link: bool,
     overwrite: bool,
     progress: Progress | None,
+    jobs: int,
 ) -> Split:
     items = list(_items(chosen))
     names = [chosen.records[item.position].row["file_name"] for item in items]
@@ -107,8 +113,7 @@ def _split(
     done = 0
     with new_folder(out, RECORD, tuple(inputs), overwrite) as folder:
         for name, side in zip(SIDES, sides):
-            for n in side:
-                _copy(chosen, items[n], folder, name, link)
+            for _ in in_order(partial(_copy, chosen, folder, name, link), [items[n] for n in side], jobs):
                 done += 1
                 if progress is not None:
                     progress(done, len(items))
@@ -228,7 +233,7 @@ def _class_images(items: Sequence[_Item], unit: list[int]) -> dict[int, int]:
     return counts
 
 
-def _copy(part: Part, item: _Item, folder: Path, side: str, link: bool) -> None:
+def _copy(part: Part, folder: Path, side: str, link: bool, item: _Item) -> None:
     record = part.records[item.position]
     place_file(item.image, folder / side / record.row["file_name"], link)
     if item.png is not None:

@@ -14,12 +14,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial as bound
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pansight.archives import unpacked
 from pansight.data.convert.labels import Ask, Classes, decide_things, join_classes
-from pansight.data.convert.overlap import DEFAULT_POLICY, POLICIES, resolve
+from pansight.data.convert.overlap import DEFAULT_POLICY, POLICIES, Resolved, resolve
 from pansight.data.convert.readers import READERS, Reader
 from pansight.data.convert.source import Annotated, Source
 from pansight.data.convert.summary import Summary, Tally
@@ -29,6 +30,7 @@ from pansight.data.images import check_whole, read_bytes, read_header
 from pansight.data.options import checked_options, known_options
 from pansight.errors import PansightError, choice_error
 from pansight.files import decode_json, read_plain, replacing_folder, safe_join, write_json
+from pansight.parallel import in_order, workers
 
 IMAGE_MODES = ("copy", "hardlink", "symlink", "none")
 
@@ -55,6 +57,7 @@ def convert(
     options: Mapping[str, Any] | None = None,
     stuff: Sequence[str] | None = None,
     strict: bool = False,
+    jobs: int = 0,
 ) -> Summary:
     """Write the annotations at `source`, a folder, a file or a ZIP, into the new folder `to`.
 
@@ -64,6 +67,7 @@ def convert(
     void. images: a mode of IMAGE_MODES. ask: answers where neither source nor `things` does. progress: called with the
     share that is done, 0 … 1, and a line. options: those of the reader, by name. stuff: in place of `things`, the names
     of all classes that are stuff. strict: stop at the first image that cannot be read, instead of leaving it out.
+    jobs: so many images at a time, 0: as many as there are cores; the files are the same, byte for byte.
     Raises PansightError, in one line, for bad input of any kind; then `to` is as it was before.
     """
     to = Path(to)
@@ -74,6 +78,7 @@ def convert(
     ):
         if name not in known:
             raise choice_error(kind, name, known)
+    workers(jobs)  # refused before anything is read
     with unpacked(source) as root:
         if root != Path(source) and images == "symlink":
             raise PansightError(where=source, expected="a folder to link images to", found="an archive (--images copy)")
@@ -88,7 +93,7 @@ def convert(
         tally.note(note for part in opened for note in part.source.notes)
         with replacing_folder(os.path.abspath(to)) as partial:
             writer = TARGETS[target](partial, classes.labels)
-            _write(opened, classes, writer, tally, overlap, images, progress, strict)
+            _write(opened, classes, writer, tally, _Rules(overlap, images, strict, jobs), progress)
             writer.close()
             tally.note(writer.notes)
             summary = tally.summary()
@@ -176,32 +181,56 @@ def _output_names(parts: Sequence[str | None]) -> list[str]:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
+class _Rules(NamedTuple):
+    overlap: str
+    images: str
+    strict: bool
+    jobs: int
+
+
+class _Picture(NamedTuple):
+    """An image file as it is to be placed. data: its bytes where they are copied."""
+
+    data: bytes | None = None
+    fits: tuple[bool, bool] | None = None  # (turned, stored) where an EXIF tag asks to turn it
+    damage: PansightError | None = None
+
+
+class _Ready(NamedTuple):
+    """An image of which only files remain to be written."""
+
+    image: Annotated
+    picture: _Picture
+    result: Resolved
+    drawn: Any  # by the target
+
+
 def _write(
     opened: list[_Part],
     classes: Classes,
     writer: Target,
     tally: Tally,
-    overlap: str,
-    images: str,
+    rules: _Rules,
     progress: Callable[[float, str], None] | None,
-    strict: bool,
 ) -> None:
     """An image that cannot be read, of which the file is missing or damaged, or that does not fit its annotation, is
-    left out and told, unless all of them are.
+    left out and told, unless all of them are. Threads read and draw; this one writes, in the order of the source.
     """
     total, done = sum(len(part.source) for part in opened), 0
     for n, part in enumerate(opened):
         seen: set[tuple[str, str | int]] = set()
-        for index in range(len(part.source)):
+        ready = bound(_ready, part.source, classes, classes.of_source[n], writer, tally, rules)
+        for index, found in enumerate(in_order(ready, range(len(part.source)), rules.jobs)):
             done += 1
             if progress is not None:
                 progress(done / total, f"{part.name} {index + 1}/{len(part.source)}")
             try:
-                image = _with_classes(part.source[index], classes.of_source[n])
-                safe_join(Path(), image.file_name, tally.source)
-                _place_image(image, writer.image_file(part.name, image.file_name), images, tally)
+                if isinstance(found, PansightError):
+                    raise found
+                image, picture, result, drawn = found
+                _place_image(image, picture, writer.image_file(part.name, image.file_name), rules.images, tally)
             except PansightError as error:
-                if strict or error.code in FATAL:
+                if rules.strict or error.code in FATAL:
                     raise
                 tally.skip(error)
                 continue
@@ -211,11 +240,24 @@ def _write(
                         where=part.name, expected=f"each image {key[0]} once", found=f"{key[1]!r} twice"
                     )
                 seen.add(key)
-            result = resolve(image, classes.labels, overlap, classes.fill)
-            writer.add(part.name, image, result)
+            writer.add(part.name, image, drawn)
             tally.add(part.name, image, result)
     if not tally.converted:
         raise tally.nothing_converted(total)
+
+
+def _ready(
+    source: Source, classes: Classes, of_source: Sequence[int], writer: Target, tally: Tally, rules: _Rules, index: int
+) -> _Ready | PansightError:
+    """Read and draw an image, or say why it is left out. Called by several threads; nothing is changed or written."""
+    try:
+        image = _with_classes(source[index], of_source)
+        safe_join(Path(), image.file_name, tally.source)
+        picture = _read_picture(image, rules.images, tally.format)
+    except PansightError as error:
+        return error
+    result = resolve(image, classes.labels, rules.overlap, classes.fill)
+    return _Ready(image, picture, result, writer.draw(image, result))
 
 
 def _with_classes(image: Annotated, index: Sequence[int]) -> Annotated:
@@ -230,38 +272,50 @@ def _with_classes(image: Annotated, index: Sequence[int]) -> Annotated:
     )
 
 
-def _place_image(image: Annotated, to: Path, mode: str, tally: Tally) -> None:
-    """The file as it is, byte for byte. Raises PansightError where its size is not that of the annotation."""
+def _read_picture(image: Annotated, mode: str, format: str) -> _Picture:
+    """Raises PansightError where the file cannot be read, or its size is not that of the annotation."""
     if mode == "none":
-        return
+        return _Picture()
     if image.image is None:
         raise PansightError(where=image.file_name, expected="an image file", found="none (--images none does without)")
-    data = _content_of(image.image, tally.format)
+    data = _content_of(image.image, format)
     place = image.file_name if isinstance(image.image, bytes) else image.image
     header = read_header(data, place)
     fits_turned, fits_stored = image.size == header.turned_size, image.size == (header.height, header.width)
     if not fits_turned and not fits_stored:
         expected, (height, width) = f"{image.size[0]}×{image.size[1]} (its annotation)", header.turned_size
         raise PansightError(where=place, expected=f"an image of {expected}", found=f"{height}×{width} (height × width)")
+    damage: PansightError | None = None
     try:
         check_whole(data, header, image.file_name)
     except PansightError as error:
-        tally.damaged(error)
-    if header.orientation != 1:
-        tally.turned(fits_turned, fits_stored)
+        damage = error
+    is_copied = mode == "copy" or isinstance(image.image, bytes)  # what lies in another file has none to link to
+    fits = (fits_turned, fits_stored) if header.orientation != 1 else None
+    return _Picture(data if is_copied else None, fits, damage)
+
+
+def _place_image(image: Annotated, picture: _Picture, to: Path, mode: str, tally: Tally) -> None:
+    """The file as it is, byte for byte."""
+    if picture.damage is not None:
+        tally.damaged(picture.damage)
+    if picture.fits is not None:
+        tally.turned(*picture.fits)
+    if mode == "none":
+        return
     to.parent.mkdir(parents=True, exist_ok=True)
-    if mode == "copy" or isinstance(image.image, bytes):  # what lies in another file has none to link to
-        to.write_bytes(data)
-    elif mode == "symlink":
+    if picture.data is not None:
+        to.write_bytes(picture.data)
+        return
+    assert isinstance(image.image, Path)
+    if mode == "symlink":
         to.symlink_to(image.image.resolve())
-    else:
-        try:
-            os.link(image.image.resolve(), to)
-        except OSError as error:
-            reason = error.strerror or error
-            raise PansightError(
-                "cannot be hard-linked", where=image.image, reason=f"{reason} (--images copy)"
-            ) from error
+        return
+    try:
+        os.link(image.image.resolve(), to)
+    except OSError as error:
+        reason = error.strerror or error
+        raise PansightError("cannot be hard-linked", where=image.image, reason=f"{reason} (--images copy)") from error
 
 
 def _content_of(image: Path | bytes, format: str) -> bytes:

@@ -140,7 +140,8 @@ class RPN(nn.Module):
     def anchors(self, level: int, index: Tensor, width: int, stride: tuple[int, int]) -> Tensor:
         """The anchors of the given places, int64 (…) in (y · width + x) · A + a, → float32 (…, 4)."""
         place = torch.div(index, self.anchors_per_place, rounding_mode="floor")
-        x, y = place % width * stride[1], torch.div(place, width, rounding_mode="floor") * stride[0]
+        row = torch.div(place, width, rounding_mode="floor")
+        x, y = (place - row * width) * stride[1], row * stride[0]
         shift = torch.stack((x, y, x, y), dim=-1)  # a cell's corner, no half stride
         return shift + self.cells[level].float()[index % self.anchors_per_place]
 

@@ -12,6 +12,7 @@ from pansight.errors import PansightError
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.norms import BatchNorm2d
 from pansight.nn.semantic.segmenter import resized
+from pansight.ops.semantic.pooling import adaptive_mean
 
 
 def conv_norm(
@@ -68,9 +69,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) → (B, outputs, h, w)."""
-        pooled = (
-            branch(F.adaptive_avg_pool2d(x, cells)) for branch, cells in zip(self.branches, self.bins, strict=True)
-        )
+        pooled = (branch(adaptive_mean(x, cells)) for branch, cells in zip(self.branches, self.bins, strict=True))
         return torch.cat([x, *(resized(each, x.shape[2:], align_corners=True) for each in pooled)], 1)
 
 

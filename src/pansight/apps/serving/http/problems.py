@@ -77,14 +77,14 @@ def add_handlers(app: FastAPI) -> None:
 
     def plain(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        found = PansightError(message=f"{error.detail}", code="unexpected")
+        found = PansightError(f"{error.detail}", code="unexpected")
         return answer(Refusal(error.status_code, found, error.headers))
 
     def gone(_: Request, error: Exception) -> JSONResponse:
         return answer(refusal(400, "body", "the whole request", "the end of the connection"))
 
     def fault(_: Request, error: Exception) -> JSONResponse:
-        return answer(Refusal(500, PansightError(message="the server failed; its log says how")))
+        return answer(Refusal(500, PansightError("the server failed; its log says how")))
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(PansightError, unusable)

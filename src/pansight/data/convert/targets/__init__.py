@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
@@ -25,7 +25,13 @@ class Target(Protocol):
         """Where the image file goes; `convert` puts it there."""
         ...
 
-    def add(self, split: str, image: Annotated, result: Resolved) -> None: ...
+    def draw(self, image: Annotated, result: Resolved) -> Any:
+        """All that takes time, for `add`: it changes and writes nothing, so that threads may draw at once."""
+        ...
+
+    def add(self, split: str, image: Annotated, drawn: Any) -> None:
+        """Write an image; in the order of the source."""
+        ...
 
     def close(self) -> None:
         """Write what is known at the end only."""

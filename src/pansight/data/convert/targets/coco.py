@@ -13,9 +13,9 @@ from hotcoco import mask as coco_mask
 
 from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
-from pansight.data.images import write_png
+from pansight.data.images import encode_png
 from pansight.errors import PansightError
-from pansight.files import flat_name
+from pansight.files import flat_name, write_bytes
 from pansight.ops.idmap import areas, boxes_xyxy, ids_to_rgb
 from pansight.types import LabelSpace
 
@@ -31,12 +31,8 @@ class CocoPanopticTarget:
     def image_file(self, split: str, file_name: str) -> Path:
         return self.folder / split / file_name
 
-    def add(self, split: str, image: Annotated, result: Resolved) -> None:
-        name = f"panoptic_{split}"
-        file = self._files.setdefault(split, _SplitFile(self.folder / "annotations" / f"{name}.json"))
-        taken = self._png_names.setdefault(split, set())
-        png = flat_name(image.file_name, ".png", taken)
-        write_png(self.folder / "annotations" / name / png, ids_to_rgb(result.ids))
+    def draw(self, image: Annotated, result: Resolved) -> tuple[bytes, list[dict[str, Any]]]:
+        """(PNG, rows of its segments)."""
         pixels, boxes = areas(result.ids), boxes_xyxy(result.ids)
         rows: list[dict[str, Any]] = []
         for segment in result.segments:
@@ -44,8 +40,16 @@ class CocoPanopticTarget:
             row: dict[str, Any] = {"id": segment.id, "category_id": self.labels[segment.category].source_id}
             row |= {"area": pixels[segment.id], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(segment.is_crowd)}
             rows.append(row if segment.score == 1.0 else row | {"score": segment.score})
+        return encode_png(ids_to_rgb(result.ids)), rows
+
+    def add(self, split: str, image: Annotated, drawn: tuple[bytes, list[dict[str, Any]]]) -> None:
+        name = f"panoptic_{split}"
+        file = self._files.setdefault(split, _SplitFile(self.folder / "annotations" / f"{name}.json"))
+        taken = self._png_names.setdefault(split, set())
+        png = flat_name(image.file_name, ".png", taken)
+        write_bytes(self.folder / "annotations" / name / png, drawn[0])
         file.add("images", image_row(image))
-        file.add("annotations", {"image_id": image.image_id, "file_name": png, "segments_info": rows})
+        file.add("annotations", {"image_id": image.image_id, "file_name": png, "segments_info": drawn[1]})
 
     def close(self) -> None:
         for file in self._files.values():
@@ -71,23 +75,29 @@ class CocoInstancesTarget:
     def image_file(self, split: str, file_name: str) -> Path:
         return self.folder / split / file_name
 
-    def add(self, split: str, image: Annotated, result: Resolved) -> None:
-        path = self.folder / "annotations" / f"instances_{split}.json"
-        file = self._files.setdefault(split, _SplitFile(path))
-        file.add("images", image_row(image))
+    def draw(self, image: Annotated, result: Resolved) -> tuple[int, list[dict[str, Any]]]:
+        """(segments of stuff, rows of the others)."""
         pixels, boxes = areas(result.ids), boxes_xyxy(result.ids)
-        for segment in result.segments:
-            if not self.labels[segment.category].is_thing:
-                self._stuff += 1
-                continue
-            self._count += 1
+        things = [segment for segment in result.segments if self.labels[segment.category].is_thing]
+        rows: list[dict[str, Any]] = []
+        for segment in things:
             x1, y1, x2, y2 = boxes[segment.id]
             packed = coco_mask.encode(np.asfortranarray(result.ids == segment.id))
-            row: dict[str, Any] = {"id": self._count, "image_id": image.image_id}
+            row: dict[str, Any] = {"image_id": image.image_id}
             row |= {"category_id": self.labels[segment.category].source_id, "iscrowd": int(segment.is_crowd)}
             row |= {"area": pixels[segment.id], "bbox": [x1, y1, x2 - x1, y2 - y1]}
             row["segmentation"] = {"size": list(image.size), "counts": packed["counts"].decode("ascii")}
-            file.add("annotations", row if segment.score == 1.0 else row | {"score": segment.score})
+            rows.append(row if segment.score == 1.0 else row | {"score": segment.score})
+        return len(result.segments) - len(things), rows
+
+    def add(self, split: str, image: Annotated, drawn: tuple[int, list[dict[str, Any]]]) -> None:
+        path = self.folder / "annotations" / f"instances_{split}.json"
+        file = self._files.setdefault(split, _SplitFile(path))
+        file.add("images", image_row(image))
+        self._stuff += drawn[0]
+        for row in drawn[1]:
+            self._count += 1
+            file.add("annotations", {"id": self._count, **row})
 
     def close(self) -> None:
         rows = [row for row in self.labels.to_json() if row["isthing"]]

@@ -13,9 +13,9 @@ from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
 from pansight.data.convert.targets.outlines import one_outline, outlines
 from pansight.data.dataset import SPLITS
-from pansight.data.images import write_png
+from pansight.data.images import encode_png
 from pansight.errors import PansightError
-from pansight.files import write_json, write_text
+from pansight.files import write_bytes, write_json, write_text
 from pansight.ops.idmap import boxes_xyxy, relabel
 from pansight.types import LabelSpace
 
@@ -35,12 +35,15 @@ class SemanticPngTarget:
     def image_file(self, split: str, file_name: str) -> Path:
         return self.folder / "images" / split / file_name
 
-    def add(self, split: str, image: Annotated, result: Resolved) -> None:
+    def draw(self, image: Annotated, result: Resolved) -> bytes:
+        """The PNG."""
         # one more, because relabel turns what it does not know into 0
         classes = relabel(result.ids, {s.id: s.category + 1 for s in result.segments}) - 1
         values = np.where(classes < 0, self.void, classes)
-        png = self.folder / "labels" / split / self._names.of(split, image.file_name, ".png")
-        write_png(png, values.astype(np.uint8) if self.void == 255 else values.astype(np.uint16))
+        return encode_png(values.astype(np.uint8) if self.void == 255 else values.astype(np.uint16))
+
+    def add(self, split: str, image: Annotated, drawn: bytes) -> None:
+        write_bytes(self.folder / "labels" / split / self._names.of(split, image.file_name, ".png"), drawn)
 
     def close(self) -> None:
         rows = self.labels.to_json()
@@ -80,21 +83,28 @@ class YoloSegTarget:
     def image_file(self, split: str, file_name: str) -> Path:
         return self.folder / "images" / split / file_name
 
-    def add(self, split: str, image: Annotated, result: Resolved) -> None:
-        self._splits[split] = None
+    def draw(self, image: Annotated, result: Resolved) -> tuple[str, int, int]:
+        """(lines of the objects, segments of stuff, crowds)."""
+        stuff = crowds = 0
         boxes, lines = boxes_xyxy(result.ids), list[str]()
         scale = np.array([image.size[1], image.size[0]], np.float64)
         for segment in result.segments:
             if segment.category not in self._numbers or segment.is_crowd:
-                self._crowds += segment.category in self._numbers
-                self._stuff += segment.category not in self._numbers
+                crowds += segment.category in self._numbers
+                stuff += segment.category not in self._numbers
                 continue
             x1, y1, x2, y2 = boxes[segment.id]
             outline = one_outline(outlines(result.ids[y1:y2, x1:x2] == segment.id)) + np.array([x1, y1])
             shares = (outline / scale).reshape(-1)  # (N, 2) → (2N,)
             lines.append(" ".join([str(self._numbers[segment.category]), *(f"{v:.7g}" for v in shares.tolist())]))
-        path = self.folder / "labels" / split / self._names.of(split, image.file_name, ".txt")
-        write_text(path, "".join(f"{line}\n" for line in lines))
+        return "".join(f"{line}\n" for line in lines), stuff, crowds
+
+    def add(self, split: str, image: Annotated, drawn: tuple[str, int, int]) -> None:
+        text, stuff, crowds = drawn
+        self._splits[split] = None
+        self._stuff += stuff
+        self._crowds += crowds
+        write_text(self.folder / "labels" / split / self._names.of(split, image.file_name, ".txt"), text)
 
     def close(self) -> None:
         # JSON's strings are YAML's
@@ -124,7 +134,8 @@ class CityscapesTarget:
         city, name = _city(file_name)
         return self.folder / "leftImg8bit" / split / city / f"{name}_leftImg8bit{Path(file_name).suffix}"
 
-    def add(self, split: str, image: Annotated, result: Resolved) -> None:
+    def draw(self, image: Annotated, result: Resolved) -> tuple[bytes, bytes]:
+        """(PNG of the objects, PNG of the labels)."""
         values: dict[int, int] = {}
         objects = [s for s in result.segments if self.labels[s.category].is_thing and not s.is_crowd]
         for segment in objects:  # numbers that came from Cityscapes stay
@@ -142,12 +153,15 @@ class CityscapesTarget:
                     raise PansightError(where=image.file_name, expected=f"at most 1000 objects of {name}", found="more")
                 values[segment.id] = label * 1000 + number
                 taken.add(values[segment.id])
-        city, name = _city(self._names.of(split, image.file_name, ""))
         instance_ids = relabel(result.ids, values)
         label_ids = np.where(instance_ids < 1000, instance_ids, instance_ids // 1000)
+        return encode_png(instance_ids.astype(np.uint16)), encode_png(label_ids.astype(np.uint8))
+
+    def add(self, split: str, image: Annotated, drawn: tuple[bytes, bytes]) -> None:
+        city, name = _city(self._names.of(split, image.file_name, ""))
         place = self.folder / "gtFine" / split / city
-        write_png(place / f"{name}_gtFine_instanceIds.png", instance_ids.astype(np.uint16))
-        write_png(place / f"{name}_gtFine_labelIds.png", label_ids.astype(np.uint8))
+        write_bytes(place / f"{name}_gtFine_instanceIds.png", drawn[0])
+        write_bytes(place / f"{name}_gtFine_labelIds.png", drawn[1])
 
     def close(self) -> None:
         """All is written."""

@@ -1,44 +1,32 @@
-"""``pansight export``: write a model as a folder that other tools load."""
+"""Folders of weights: ours, and those of Hugging Face transformers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pansight.config import read_config
 from pansight.engine.checkpoint import CONFIG
 from pansight.engine.evaluate import EVALUATION
-from pansight.errors import PansightError, choice_error
 from pansight.files import read_json, replacing_folder
 from pansight.metrics.files.summary import summary
-from pansight.weights import licences, load_model, save_model
-from pansight.weights.huggingface.export import is_export, prepare, write_prepared
-from pansight.weights.native import find_folder, is_saved
-
-TARGETS = {"hf": "a folder of Hugging Face transformers", "folder": "a saved folder of ours, for every model"}
+from pansight.weights import licences, save_model
+from pansight.weights.huggingface.export import prepare, write_prepared
+from pansight.weights.native import find_folder
 
 
-def export(weights: str | Path, out: str | Path, to: str = "hf", overwrite: bool = False) -> str:
-    """Write a model as a folder → the class of transformers that loads it, or "" for a folder of ours.
+def write_ours(model: Any, name: str, options: dict[str, Any], out: Path) -> None:
+    """config.json and model.safetensors, which `load` and every command take."""
+    save_model(out, model, name, options)
 
-    weights: a run folder (its best checkpoint), a saved folder, a hub id or an official checkpoint file. to: "hf" or
-    "folder", which `load` and every command take: config.json and model.safetensors. The folder for transformers
-    holds config.json, model.safetensors, preprocessor_config.json and a model card (README.md) with the figures of the
-    run's evaluation, and appears whole or not at all. `load` reads it back with the same classes, exactly.
-    Raises PansightError where transformers has no such model, or something stands at `out`: with overwrite, an earlier
-    export is replaced, but nothing else.
+
+def write_transformers(model: Any, name: str, options: dict[str, Any], weights: str | Path, out: Path) -> str:
+    """The folder of Hugging Face transformers, whole or not at all → the class that loads it.
+
+    config.json, model.safetensors, preprocessor_config.json and a model card (README.md) with the figures of the run's
+    evaluation. `load` reads it back with the same classes, exactly. Raises PansightError where transformers has no such
+    model.
     """
-    if to not in TARGETS:
-        raise choice_error("export target", to, TARGETS)
-    out = Path(out)
-    replaceable = is_export if to == "hf" else is_saved
-    if out.exists() and not (out.is_dir() and replaceable(out)):
-        raise PansightError(where=out, expected="a new folder or an earlier export", found="something else")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise PansightError(where=out, expected="no export yet", found="one", hint="add --overwrite")
-    model, name, options = load_model(weights)
-    if to == "folder":
-        save_model(out, model, name, options)
-        return ""
     prepared = prepare(model, name, options, str(weights))  # refused, if at all, before anything is written
     licence, origin = _licence(str(weights), name)
     with replacing_folder(out) as folder:
