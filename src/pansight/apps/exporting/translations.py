@@ -10,7 +10,9 @@ import torch
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operator → what builds it of operators of ONNX."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its operators take values of the graph, which its own types do not know
 
     def sort_stable(self: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
         """TopK of all values: of equal ones the earlier comes first, in ONNX as in a stable sort."""
