@@ -97,6 +97,7 @@ def test_compare_systems(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_paper_to_file(tmp_path: Path) -> None:
     told = run(blocks("paper_to_file.md"), tmp_path)
     for part in ("backbone", "fpn", "rcnn", "semantic_head"):
