@@ -3,8 +3,10 @@
 import gc
 import os
 import random
+import shutil
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +60,21 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip("real data: set PANSIGHT_DATA to the folder with dsb2018, coco_tiny, coco_panoptic_sample, camvid")
     return root
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Generator[Any]:
+    """A headless browser, whose camera is a made one."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("pages in a browser: needs the program chromium on the PATH")
+    api = pytest.importorskip("playwright.sync_api", reason="pages in a browser: needs the package playwright")
+    with api.sync_playwright() as play:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = play.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(params=[False, True], ids=["fast", "plain"])

@@ -24,19 +24,6 @@ pytestmark = pytest.mark.slow
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028'\"&"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("pages in a browser: needs the program chromium on the PATH")
-    api = pytest.importorskip("playwright.sync_api", reason="pages in a browser: needs the package playwright")
-    with api.sync_playwright() as play:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = play.chromium.launch(executable_path=program, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def visit(chromium) -> Iterator[Any]:
     """visit(file) → the page once its first image stands; the test fails where the page reports any error."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,20 +61,6 @@ def served() -> Iterator[tuple[str, Drawn]]:
     drawn = Drawn(tiny("mask2former"))
     with listened({"drawn": drawn}) as address:  # type: ignore[dict-item]
         yield address, drawn
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("pages in a browser: needs the program chromium on the PATH")
-    api = pytest.importorskip("playwright.sync_api", reason="pages in a browser: needs the package playwright")
-    with api.sync_playwright() as play:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        browser = play.chromium.launch(executable_path=program, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

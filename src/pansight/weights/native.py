@@ -25,7 +25,7 @@ from pansight.models import entry, networks_of
 from pansight.nn.backbones.hub import bounded_downloads
 from pansight.nn.input import Input, PixelStatistics
 from pansight.ops.resize import ResizeRule
-from pansight.weights import huggingface
+from pansight.weights import huggingface, licences
 from pansight.weights.fitting import build_to_fit, labels_of, without_pretrained
 from pansight.weights.unpickle import read_tensors
 
@@ -182,6 +182,15 @@ def find_folder(path: str | Path) -> Path | None:
     raise PansightError(
         where=path, expected=f"a saved model ({CONFIG}) or a run (checkpoints/best or last)", found="neither"
     )
+
+
+def licence_of(weights: str, name: str) -> licences.Licence | None:
+    """The licence of a hub id, of a folder by its model card, or of what was published for an official file's model."""
+    path = Path(weights)
+    if path.is_dir():
+        folder = find_folder(path)
+        return None if folder is None else licences.of_folder(folder)
+    return licences.of_published(name) if path.exists() else licences.of_hub(weights)
 
 
 def download(hub_id: str) -> Path:

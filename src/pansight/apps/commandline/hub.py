@@ -21,8 +21,8 @@ def push(
 ):
     """Put a model on the Hugging Face hub, with a card that tells its scores, its classes and its licences.
 
-    Who you are says `hf auth login`, or the variable HF_TOKEN. `pansight export --to folder` writes the same folder
-    here, for a look at it before.
+    Who you are says `hf auth login`, or the variable HF_TOKEN. In Python, `save_pretrained` of a loaded model writes
+    the same folder here, for a look at it before.
 
     Parameters
     ----------

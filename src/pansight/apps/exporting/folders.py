@@ -12,7 +12,7 @@ from pansight.files import read_json, replacing_folder
 from pansight.metrics.files.summary import summary
 from pansight.weights import licences, save_model
 from pansight.weights.huggingface.export import prepare, write_prepared
-from pansight.weights.native import find_folder
+from pansight.weights.native import find_folder, licence_of
 
 
 def write_ours(model: Any, name: str, options: dict[str, Any], out: Path) -> None:
@@ -41,22 +41,13 @@ def _licence(weights: str, name: str) -> tuple[licences.Licence | None, str]:
     config = Path(weights) / CONFIG
     start = read_config(config).model.weights if config.is_file() else ""
     if start:
-        known = _known(start, name)
+        known = licence_of(start, name)
         terms = f", whose weights are under {known}" if known else ""
         return None, f"Fine-tuned from {Path(start).name if Path(start).exists() else start}{terms}."
     if find_folder(weights) is not None:
-        return _known(weights, name), ""
+        return licence_of(weights, name), ""
     where = Path(weights).name if Path(weights).exists() else f"{weights} on the Hugging Face hub"
-    return _known(weights, name), f"Converted from {where}."
-
-
-def _known(weights: str, name: str) -> licences.Licence | None:
-    """The licence of a hub id, of a folder by its model card, or of what was published for an official file's model."""
-    path = Path(weights)
-    if path.is_dir():
-        folder = find_folder(path)
-        return None if folder is None else licences.of_folder(folder)
-    return licences.of_published(name) if path.exists() else licences.of_hub(weights)
+    return licence_of(weights, name), f"Converted from {where}."
 
 
 def _figures(weights: str | Path) -> str:

@@ -25,6 +25,7 @@ from pansight.metrics.files.panoptic_json import PanopticFile
 from pansight.metrics.files.score import Figures, Scored, Scores, score, shard_of
 from pansight.metrics.files.summary import summary
 from pansight.metrics.scores import image_pq
+from pansight.parallel import cores
 from pansight.types import Category, LabelSpace
 
 PARTIAL = "pansight partial evaluation 1"
@@ -95,7 +96,7 @@ def evaluate_files(
         each, finish = stack.enter_context(_outputs(outputs, truth.labels, Path(pred).stem))
         progress = stack.enter_context(_progress(len(indices)))
         scores = score(
-            pairs, figures or Figures(), indices, threads or _cores(), outputs.report is not None, each, progress
+            pairs, figures or Figures(), indices, threads or cores(), outputs.report is not None, each, progress
         )
         record = _record(scores, time.monotonic() - start)
         record["about"] = _about(gt, pred, class_map, scores.figures, shard, strict_compat)
@@ -210,11 +211,6 @@ def _png_folder(file: Path, folder: str | Path | None) -> Path:
             code="missing_file",
         )
     return beside
-
-
-def _cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _record(scores: Scores, seconds: float | None) -> dict[str, Any]:

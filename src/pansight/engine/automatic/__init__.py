@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, partial
@@ -23,6 +22,7 @@ from pansight.engine.distributed import resolve_precision
 from pansight.engine.optim import settled
 from pansight.models import entry
 from pansight.ops.resize import ResizeRule
+from pansight.parallel import cores
 
 __all__ = ["Choice", "Statistics", "choose", "statistics"]
 
@@ -78,8 +78,7 @@ def choose(
     if config.evaluate.precision == "auto":
         config = replace(config, evaluate=replace(config.evaluate, precision=config.train.precision))
     if config.data.workers < 0:
-        cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
         # on the CPU training itself fills the cores
-        count = 0 if device.type == "cpu" else max(1, min(12, cores // world - 1))
-        take([Choice("data.workers", count, f"{cores} cores, {world} processes, training on {device.type}")])
+        count = 0 if device.type == "cpu" else max(1, min(12, cores() // world - 1))
+        take([Choice("data.workers", count, f"{cores()} cores, {world} processes, training on {device.type}")])
     return config, choices

@@ -12,6 +12,7 @@ import huggingface_hub
 import tomli_w
 
 from pansight.config import Config, flatten, read_config
+from pansight.engine.checkpoint import CONFIG
 from pansight.engine.evaluate import EVALUATION
 from pansight.engine.predict.card import Facts, model_card
 from pansight.errors import PansightError
@@ -19,12 +20,10 @@ from pansight.files import read_json, replacing_folder, write_text
 from pansight.models import MODELS
 from pansight.nn.backbones.hub import bounded_downloads
 from pansight.types import LabelSpace
-from pansight.weights import licences
-from pansight.weights.native import HUB_ID, find_folder, write_model
+from pansight.weights.huggingface.export import CARD
+from pansight.weights.native import HUB_ID, licence_of, write_model
 
-CARD = "README.md"
 RECIPE = "recipe.toml"
-RUN_CONFIG = "config.toml"
 RUN_FACTS = "run.json"
 
 
@@ -52,7 +51,7 @@ def save_pretrained(
         write_model(temporary, model, name, options)
         write_text(temporary / CARD, model_card(facts, where or Path(folder).name))
         if config is not None:
-            write_text(temporary / RECIPE, tomli_w.dumps(_nested(_without_places(config))))
+            write_text(temporary / RECIPE, tomli_w.dumps(_without_folders(config.to_dict())))
 
 
 def push_to_hub(
@@ -103,7 +102,7 @@ def _facts(name: str, labels: LabelSpace, source: str, config: Config | None) ->
     start = config.model.weights
     known = _licence(start, name) if start else ""
     terms = f", whose weights are under {known}" if known else ""
-    settings = _without_places(config)
+    settings = flatten(_without_folders(config.to_dict()))
     usual = flatten(Config().to_dict())
     return replace(
         facts,
@@ -115,7 +114,7 @@ def _facts(name: str, labels: LabelSpace, source: str, config: Config | None) ->
 
 def _run_config(source: str) -> Config | None:
     """The settings of the run at `source`; None: it is no run."""
-    path = Path(source) / RUN_CONFIG
+    path = Path(source) / CONFIG
     return read_config(path) if source and path.is_file() else None
 
 
@@ -126,15 +125,8 @@ def _json(source: str, file: str) -> dict[str, Any]:
 
 
 def _licence(source: str, name: str) -> str:
-    """The tag of the licence of a hub id, of a folder by its card, or of what was published in an official layout."""
-    if not source:
-        return ""
-    path = Path(source)
-    if path.is_dir():
-        folder = find_folder(path)
-        known = None if folder is None else licences.of_folder(folder)
-    else:
-        known = licences.of_published(name) if path.exists() else licences.of_hub(source)
+    """The tag of the licence of what a model was loaded from; "" where it is not known."""
+    known = licence_of(source, name) if source else None
     return known.tag if known else ""
 
 
@@ -144,12 +136,8 @@ def _origin(source: str) -> str:
     return f"Converted from {_last_part(source)}." if Path(source).exists() else f"Taken from {source} on the hub."
 
 
-def _without_places(config: Config) -> dict[str, Any]:
-    """Its settings by dotted key. Of a path of the machine that trained, only the last part is anybody's business."""
-    return {key: _without_folders(value) for key, value in flatten(config.to_dict()).items()}
-
-
 def _without_folders(value: Any) -> Any:
+    """Settings, however nested: of a path of the machine that trained, only the last part is anybody's business."""
     if isinstance(value, dict):
         return {key: _without_folders(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -162,15 +150,3 @@ def _last_part(place: str) -> str:
     path = PurePath(place)
     is_place = path.is_absolute() or place.startswith(("~", ".", "..")) or len(path.parts) > 2
     return path.name if is_place or (len(path.parts) > 1 and Path(place).exists()) else place
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"train.steps": 5}`` → ``{"train": {"steps": 5}}``."""
-    nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        table = nested
-        *sections, name = key.split(".", 2)
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[name] = value
-    return nested

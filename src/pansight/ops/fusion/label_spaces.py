@@ -25,6 +25,18 @@ class JoinedLabels(NamedTuple):
     notes: tuple[str, ...]
 
 
+def check_kinds(first: LabelSpace, second: LabelSpace, name: str, other_name: str) -> None:
+    """Raises PansightError where a class that both have is a thing in one and stuff in the other."""
+    by_name = second.by_name()
+    for category in first:
+        other = by_name.get(category.name)
+        if other is not None and other.is_thing != category.is_thing:
+            kinds = [("stuff", "a thing")[each.is_thing] for each in (category, other)]
+            found = f"{kinds[0]} of {name} and {kinds[1]} of {other_name}"
+            where = f"class {shown(category.name, 80)!r}"
+            raise PansightError(where=where, expected="a thing in both or stuff in both", found=found)
+
+
 def joined_labels(instances: LabelSpace, semantic: LabelSpace) -> JoinedLabels:
     """The things of `instances` and the stuff of `semantic`, under their own source ids.
 
@@ -32,14 +44,7 @@ def joined_labels(instances: LabelSpace, semantic: LabelSpace) -> JoinedLabels:
     the semantic network where it knows a class, and are counted from 1 where two classes would have the same.
     Raises PansightError where a class is a thing in one and stuff in the other, and where there is no thing.
     """
-    by_name = semantic.by_name()
-    for category in instances:
-        other = by_name.get(category.name)
-        if other is not None and other.is_thing != category.is_thing:
-            kinds = [("stuff", "a thing")[each.is_thing] for each in (category, other)]
-            found = f"{kinds[0]} of the instances and {kinds[1]} of the semantic maps"
-            expected = "a thing in both or stuff in both"
-            raise PansightError(where=f"class {category.name!r}", expected=expected, found=found)
+    check_kinds(instances, semantic, "the instances", "the semantic maps")
     if not instances.things:
         raise PansightError(where="instances", expected="at least one thing among the classes", found="stuff only")
     wanted = [*(c.name for c in instances.things), *(c.name for c in semantic.stuff)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pansight.errors import PansightError, choice_error, shown
 from pansight.files import listed
+from pansight.ops.fusion.label_spaces import check_kinds
 from pansight.types import Category, LabelSpace
 
 WORDS = ("all", "things", "stuff")
@@ -42,14 +43,8 @@ def joined_classes(annotated: LabelSpace, model: LabelSpace, asked: Sequence[str
     Raises PansightError where a class is a thing in one and stuff in the other, where the model knows no class of the
     annotations and its classes are not named, and as `own_classes` does.
     """
+    check_kinds(annotated, model, "the annotations", "the model")
     known = annotated.by_name()
-    for category in model:
-        mine = known.get(category.name)
-        if mine is not None and mine.is_thing != category.is_thing:
-            kinds = [("stuff", "a thing")[each.is_thing] for each in (mine, category)]
-            found = f"{kinds[0]} of the annotations and {kinds[1]} of the model"
-            expected = "a thing in both or stuff in both"
-            raise PansightError(where=f"class {shown(category.name, 80)!r}", expected=expected, found=found)
     if not asked and not known.keys() & set(model.names):
         found = f"none of {_some(annotated.names)} among {_some(model.names)}"
         hint = "classes are matched by name; name the new ones to be added: --classes A,B"
