@@ -18,6 +18,7 @@ from pansight.nn.queries.mask_head import MaskHead
 from pansight.nn.rcnn import roi_heads
 from pansight.ops.attention.deformable import deform_attention
 from pansight.ops.fast import plain
+from pansight.ops.fast.convolutions import dilated_conv
 from pansight.ops.fast.linear import _has_onednn_linear, fc_over_grid, linear
 from pansight.ops.fast.memory import checkpointed
 from pansight.ops.fusion.contest import Canvas, contest, painted
@@ -267,3 +268,38 @@ def test_checkpointed_is_the_function_itself() -> None:
             (gradient,) = torch.autograd.grad(checkpointed(square, x, 3).sum(), x)
         torch.testing.assert_close(gradient, 6 * x.detach())
         assert len(calls) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "dilation"), [((9, 12), (3, 3)), ((9, 12), (6, 21)), ((20, 7), (18, 3)), ((1, 1), (4, 4))]
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_wide_dense_convolutions_in_half(size: tuple[int, int], dilation: tuple[int, int], autocast: bool) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    x = torch.randn((2, 1024, *size), dtype=dtype).to(memory_format=torch.channels_last)
+    weight, bias = torch.randn((8, 1024, 3, 3), dtype=dtype) / 64, torch.randn(8, dtype=dtype)
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return dilated_conv(x, weight, bias, dilation)
+
+    fast, slow = both(run)
+    exact = F.conv2d(x.float(), weight.float(), bias.float(), padding=dilation, dilation=dilation)
+    assert fast.dtype == slow.dtype == torch.bfloat16
+    torch.testing.assert_close(fast.float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_gradients_of_wide_convolutions_in_half() -> None:
+    x, weight = torch.randn((1, 1024, 5, 6)).bfloat16(), (torch.randn((4, 1024, 3, 3)) / 64).bfloat16()
+    fast, slow = both(with_gradients(lambda x, weight: dilated_conv(x, weight, None, (4, 4)), x, weight))
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dilation", [(1, 1), (6, 12), (18, 18)])
+def test_wide_convolutions_of_each_channel(dilation: tuple[int, int]) -> None:
+    x = torch.randn((2, 16, 20, 30)).to(memory_format=torch.channels_last)
+    weight = torch.randn((16, 1, 3, 3)).to(memory_format=torch.channels_last)
+    assert_twins(with_gradients(lambda x, weight: dilated_conv(x, weight, None, dilation, 16), x, weight), 1e-4)
+    if max(dilation) >= 10:  # the slow kernel is left aside by the memory that it does not know
+        assert dilated_conv(x, weight, None, dilation, 16).is_contiguous()

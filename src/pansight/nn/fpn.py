@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pansight.nn.layers import DilatedConv2d
 from pansight.nn.norms import BatchNorm2d
 
 
@@ -74,10 +75,7 @@ def activated_conv(
     Rota Bulò, Porzi, Kontschieder: In-Place Activated BatchNorm for Memory-Optimized Training of DNNs, CVPR 2018. The
     in-place form gives the same values. dilation: down and right, in places.
     """
-    down, right = (step * (kernel // 2) for step in dilation)
-    convolution = nn.Conv2d(
-        in_channels, out_channels, kernel, padding=(down, right), dilation=dilation, groups=groups, bias=False
-    )
+    convolution = DilatedConv2d(in_channels, out_channels, kernel, dilation, groups)
     return nn.Sequential(convolution, BatchNorm2d(out_channels), nn.LeakyReLU(SLOPE, inplace=True))
 
 

@@ -23,7 +23,7 @@ from pansight.models.options import TRANSFORMER_OPTIONS, Option, whole
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
 from pansight.nn.checkpointing import Recomputed
 from pansight.nn.input import Input
-from pansight.nn.linear import FastLinear
+from pansight.nn.layers import FastLinear
 from pansight.nn.queries.deformable import DeformPixelDecoder
 from pansight.nn.queries.transformer import MLP, Attention
 from pansight.ops.fusion.exported import QueryOutputs

@@ -18,7 +18,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pansight.nn.checkpointing import Recomputed
-from pansight.nn.linear import FastLinear
+from pansight.nn.layers import FastLinear
 from pansight.ops.fast.memory import checkpointed
 
 DROP_PATH = 0.3

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.nn.checkpointing import Recomputed
-from pansight.nn.linear import FastLinear
+from pansight.nn.layers import FastLinear
 from pansight.nn.norms import GroupNorm
 from pansight.ops.attention.deformable import deform_attention
 from pansight.ops.attention.positions import sine_positions

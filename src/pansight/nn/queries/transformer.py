@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.nn.checkpointing import Recomputed
-from pansight.nn.linear import FastLinear
+from pansight.nn.layers import FastLinear
 from pansight.ops.fast.linear import linear
 
 

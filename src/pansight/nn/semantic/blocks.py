@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pansight.errors import PansightError
 from pansight.nn.backbones.pyramid import Backbone, timm_backbone
+from pansight.nn.layers import DilatedConv2d
 from pansight.nn.norms import BatchNorm2d
 from pansight.nn.semantic.segmenter import resized
 from pansight.ops.semantic.pooling import adaptive_mean
@@ -23,13 +24,12 @@ def conv_norm(
     separable: a convolution of each channel by itself, then one of a single pixel over all channels. norm_between:
     BatchNorm and ReLU stand between these two as well.
     """
-    padding = dilation * (kernel // 2)
     if separable:
-        alone = nn.Conv2d(inputs, inputs, kernel, padding=padding, dilation=dilation, groups=inputs, bias=False)
+        alone = DilatedConv2d(inputs, inputs, kernel, (dilation, dilation), groups=inputs)
         between = [BatchNorm2d(inputs), nn.ReLU()] if norm_between else []
         convolution: nn.Module = nn.Sequential(alone, *between, nn.Conv2d(inputs, outputs, 1, bias=False))
     else:
-        convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
+        convolution = DilatedConv2d(inputs, outputs, kernel, (dilation, dilation))
     return nn.Sequential(convolution, BatchNorm2d(outputs), nn.ReLU())
 
 
@@ -45,6 +45,17 @@ def auxiliary_head(backbone: Backbone, classes: int, dropout: nn.Module, weight:
     """
     inputs = backbone.channels[-2]
     return class_head(inputs, max(1, inputs // 4), classes, dropout) if weight else None
+
+
+def side_by_side(maps: Sequence[Tensor]) -> Tensor:
+    """The channels of all maps (B, C_i, h, w), in the memory format of the first one.
+
+    Pooled maps come contiguous; among channels_last ones they would turn all of them.
+    """
+    first = maps[0]
+    if first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous():
+        maps = [each.contiguous(memory_format=torch.channels_last) for each in maps]
+    return torch.cat(list(maps), 1)
 
 
 class PyramidPooling(nn.Module):
@@ -70,7 +81,7 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) → (B, outputs, h, w)."""
         pooled = (branch(adaptive_mean(x, cells)) for branch, cells in zip(self.branches, self.bins, strict=True))
-        return torch.cat([x, *(resized(each, x.shape[2:], align_corners=True) for each in pooled)], 1)
+        return side_by_side([x, *(resized(each, x.shape[2:], align_corners=True) for each in pooled)])
 
 
 class ImagePooling(nn.Module):
@@ -116,7 +127,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) → (B, width, h, w)."""
-        return self.project(torch.cat([branch(x) for branch in self.branches], 1))
+        return self.project(side_by_side([branch(x) for branch in self.branches]))
 
 
 def dilate(backbone: Backbone, stage: str, dilations: Sequence[int], where: str = "dilations") -> None:

@@ -106,7 +106,8 @@ class Segmenter(nn.Module):
     def _of_images(self, outputs: SemanticOutputs) -> list[Tensor]:
         """Float32 (1, C, h, w) of each image, at the size that the network saw it in, without padding."""
         canvas, extents = outputs.canvas.tolist(), outputs.extents.tolist()
-        logits = (resized(each[None].float(), canvas, self.align_corners) for each in outputs.logits)
+        # split, not [None]: of a map that it makes torch no longer sees that it is channels_last, and copies it twice
+        logits = (resized(each.float(), canvas, self.align_corners) for each in outputs.logits.split(1))
         return [each[:, :, :height, :width] for each, (height, width) in zip(logits, extents, strict=True)]
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pansight.nn.linear import FastLinear
+from pansight.nn.layers import FastLinear
 from pansight.ops.fast.linear import linear
 
 pytestmark = pytest.mark.usefixtures("both_ways")
