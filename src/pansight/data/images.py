@@ -16,7 +16,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -258,13 +258,22 @@ def check_stored(path: str | Path, mask_size: tuple[int, int] | None = None) -> 
     Of a JPEG and of a large PNG only both ends are read. Raises PansightError as `read_image` does, but for pixels that
     are damaged within such a file: of a JPEG the decoder makes something all the same.
     """
+    ends = _both_ends(path)
+    return check_content(ends, lambda: read_bytes(path), Path(path).stat().st_size, path, mask_size)
+
+
+def check_content(
+    ends: bytes, read: Callable[[], bytes], size: int, name: str | Path, mask_size: tuple[int, int] | None = None
+) -> Header:
+    """As `check_stored`, of an image that lies within another file. ends: its first and its last END bytes. read: gives
+    all of its `size` bytes, where these do not suffice."""
     try:
-        header = _whole_header(_both_ends(path), path)
+        header = _whole_header(ends, name)
     except PansightError:  # the header may be longer than what was read
-        header = _whole_header(read_bytes(path), path)
-    if header.kind == "png" and Path(path).stat().st_size <= CHECKED:
-        _check_png_sums(read_bytes(path), path)
-    _fitting_turn(header, path, mask_size)
+        header = _whole_header(read(), name)
+    if header.kind == "png" and size <= CHECKED:
+        _check_png_sums(read(), name)
+    _fitting_turn(header, name, mask_size)
     return header
 
 
@@ -387,7 +396,12 @@ def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def read_rgb_ids(path: str | Path) -> IdArray:
     """An RGB-coded id PNG (COCO panoptic) as int32 (H, W). Raises PansightError for anything but an 8-bit RGB PNG."""
-    return decode_ids(open_label_png(read_bytes(path), str(path)))
+    return decode_ids_png(read_bytes(path), path)
+
+
+def decode_ids_png(data: bytes, name: str | Path) -> IdArray:
+    """As `read_rgb_ids`, from the bytes of a file; `name` is for error messages."""
+    return decode_ids(open_label_png(data, str(name)))
 
 
 def read_index_png(path: str | Path) -> IdArray:
