@@ -6,6 +6,7 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pansight.data import images
@@ -72,6 +73,35 @@ def test_exif_turns_images_as_pil_does(tmp_path, photo, kind, orientation):
     assert np.abs(found.astype(int) - expected).max() <= 3
     stored = read_image(tmp_path / "a", mask_size=(24, 32))
     assert stored.shape[:2] == (24, 32)
+
+
+@pytest.mark.parametrize("layout", ["<", ">", "big"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_tiff_is_passed_over(tmp_path, photo, layout, mode, orientation):
+    """Decoders turn a TIFF by themselves, whatever they are asked for; both byte orders and BigTIFF are read."""
+    image = Image.fromarray(photo).convert("L") if mode == "I;16" else Image.fromarray(photo).convert(mode)
+    pixels = np.asarray(image)
+    pixels = pixels.astype(np.uint16) << 8 if mode == "I;16" else pixels
+    with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=layout == "big", byteorder=layout.strip("big") or "<") as file:
+        file.write(
+            pixels, extratags=[(274, "H", 1, orientation, True)], photometric="rgb" if pixels.ndim == 3 else None
+        )
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages.first.tags[274].value == orientation
+    found = read_image(tmp_path / "a.tif")
+    assert np.array_equal(found, np.asarray(image.convert("RGB")))
+    assert np.array_equal(read_image(tmp_path / "a.tif", mask_size=(24, 32)), found)
+    assert read_header((tmp_path / "a.tif").read_bytes(), "a").turned_size == (24, 32)
+
+
+@pytest.mark.parametrize(
+    "head", [b"II*\0\xff\xff\xff\xff", b"MM\0+\0\x08\0\0" + b"\xff" * 8, b"II+\0\x08\0\0\0" + b"\xff" * 8, b"MM"]
+)
+def test_tiffs_whose_directory_lies_outside_are_named(head):
+    with pytest.raises(PansightError, match=r"a\.tif: expected"):
+        decode_image(head + b"\1" * 40, "a.tif")
+    assert images._as_stored(head + b"\1" * 40) == head + b"\1" * 40
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])

@@ -112,7 +112,7 @@ FILES = sorted(MAKERS)
 
 
 def test_every_data_set_of_files_has_a_maker():
-    assert set(MAKERS) | {"shapes"} == set(DATASETS)
+    assert set(MAKERS) | {"shapes", "webdataset"} == set(DATASETS)  # shards are damaged in test_webdataset.py
 
 
 def photo_of(root: Path, letter: str) -> Path:

@@ -25,7 +25,7 @@ from drawn import grey, palette, photo, values_of
 from PIL import Image
 
 from pansight.apps.cli import main
-from pansight.data.convert import READERS, TARGETS
+from pansight.data.convert import READERS, TARGETS, convert
 from pansight.data.dataset import ids_tensor
 from pansight.data.formats.coco_panoptic import write_coco_panoptic
 from pansight.types import LabelSpace, PanopticSegmentation, Segment
@@ -175,8 +175,14 @@ def _sources() -> Iterator[tuple[Any, ...]]:
     yield "instance_png", test_pngs.nuclei, "--images", "symlink"
     yield "instance_png", _penn_fudan
     yield "semantic_png", test_pngs.street
+    yield "webdataset", _shards
     for layout in ("in the JSON", "an array", "16 bits", "a table by file"):
         yield "id_maps", lambda root, layout=layout: test_id_maps.tree(root, **test_id_maps.LAYOUTS[layout])
+
+
+def _shards(root: Path) -> Path:
+    convert(damages.make(root.with_name("before")), root, target="webdataset")
+    return root
 
 
 def _yolo_list(root: Path) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pansight.models import MODELS, build
-from pansight.ops.fusion.exported import GivesQueries, QueryOutputs, flatten, unflatten
+from pansight.ops.fusion.exported import HasLastSteps, QueryOutputs, finished, flatten, unflatten
 from pansight.types import LabelSpace, Prediction
 
 GENERAL = [name for name, entry in MODELS.items() if not entry.variant_of]
@@ -52,7 +52,7 @@ def test_decode_starts_from_the_named_tensors(name: str) -> None:
     model, outputs = outputs_of(name)
     sizes = [(60, 100), (70, 80)]
     decode = model.decode
-    graph = model.with_masks(outputs) if isinstance(model, GivesQueries) else outputs
+    graph = finished(model, outputs)
     tensors = flatten(graph)
     assert all("." in key or key in graph._fields for key in tensors)
     again = unflatten(tensors, graph)
@@ -65,13 +65,13 @@ def test_decode_starts_from_the_named_tensors(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_systems_of_queries_are_those_that_make_masks() -> None:
+def test_which_graphs_go_on_behind_the_outputs_of_forward() -> None:
     made = []
     for name in GENERAL:
         with torch.device("meta"):
             model = build(name, LabelSpace.from_names(["a"], ["b"]), **MODELS[name].tiny)
-        made += [name] if isinstance(model, GivesQueries) else []
-    assert made == QUERIES
+        made += [name] if isinstance(model, HasLastSteps) else []
+    assert {*made} == {*QUERIES, "panoptic_fcn", "combined"}
 
 
 def test_names_are_those_of_the_fields() -> None:

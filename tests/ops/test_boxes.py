@@ -118,3 +118,14 @@ def test_sampling_keeps_its_shares_and_follows_the_global_seed():
     assert not torch.equal(positive, other)
     few, rest = ops.sample_matches(match[96:102], 40, 0.5)  # fewer than wanted: all of them
     assert (len(few), len(rest)) == (2, 2)
+
+
+def test_the_highest_of_an_exported_graph_are_always_as_many(monkeypatch: pytest.MonkeyPatch):
+    scores = torch.tensor([[0.1, 0.5, 0.3], [0.4, 0.2, 0.4]])
+    assert [each.tolist() for each in ops.highest(scores, 2)] == [each.tolist() for each in scores.topk(2)]
+    assert ops.highest(scores, 5)[0].shape == (2, 3)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    best, place = ops.highest(scores, 5)
+    assert best[:, 3:].tolist() == [[-math.inf] * 2] * 2
+    assert torch.equal(best[:, :3], scores.sort(descending=True).values)
+    assert int(place.max()) == 2

@@ -44,13 +44,13 @@ def test_a_peak_by_hand() -> None:
     logits[1, 2, 2], logits[1, 2, 3] = 20.0, 0.0  # its neighbour is no peak
     logits[0, 0, 0] = 0.0
     kernels = torch.arange(25.0).view(1, 5, 5)
-    found = thing_candidates(logits, kernels, 3, 50, 0.05)
+    found = thing_candidates(logits, kernels, 3, 50).above(0.05)
     assert found.classes.tolist() == [1, 0]
     assert found.scores.tolist() == pytest.approx([(1 + 1.5 / 9) / 2, (0.5 + 0.5 / 9) / 2])
     assert found.kernels.tolist() == [[12.0], [0.0]]
-    assert thing_candidates(logits, kernels, 3, 1, 0.05).classes.tolist() == [1]
-    assert len(thing_candidates(logits, kernels, 3, 50, 0.6).scores) == 0
-    assert len(thing_candidates(logits[:, :1, :1], kernels[:, :1, :1], 5, 50, 0.0).scores) == 1
+    assert thing_candidates(logits, kernels, 3, 1).above(0.05).classes.tolist() == [1]
+    assert len(thing_candidates(logits, kernels, 3, 50).above(0.6).scores) == 0
+    assert len(thing_candidates(logits[:, :1, :1], kernels[:, :1, :1], 5, 50).above(0.0).scores) == 1
 
 
 @pytest.mark.parametrize("window", [3, 5])
@@ -73,7 +73,7 @@ def test_peaks_place_by_place(window: int) -> None:
                 if score >= float(scores[c, y : y + 3, x : x + 3].max()) and score > 0.4:
                     expected.append((score, c, kernels[:, y, x].tolist()))
     expected.sort(key=lambda one: -one[0])
-    found = thing_candidates(logits, kernels, window, 50, 0.4)
+    found = thing_candidates(logits, kernels, window, 50).above(0.4)
     assert len(found.scores) == len(expected) > 3
     assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected])
     assert found.classes.tolist() == [c for _, c, _ in expected]
@@ -84,11 +84,11 @@ def test_regions_of_stuff_by_hand() -> None:
     """Class 0 has three places of four, class 1 none, class 2 one with too low a score."""
     p = torch.tensor([[[0.9, 0.6], [0.3, 0.01]], [[0.1, 0.1], [0.1, 0.01]], [[0.1, 0.1], [0.1, 0.04]]])
     kernels = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    found = stuff_candidates(p.logit(), kernels, 0.05)
+    found = stuff_candidates(p.logit(), kernels).above(0.05)
     assert found.classes.tolist() == [0]
     assert found.scores.tolist() == pytest.approx([0.6])
     assert found.kernels.tolist() == [[6 / 4]]
-    low = stuff_candidates(p.logit(), kernels, 0.03)
+    low = stuff_candidates(p.logit(), kernels).above(0.03)
     assert low.classes.tolist() == [0, 2]
     assert low.kernels.tolist() == [[6 / 4], [4 / 4]]
 

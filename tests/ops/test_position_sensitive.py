@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pansight.ops.regions.boxes import box_iou_matrix
 from pansight.ops.regions.position_sensitive import (
+    POOLS,
     class_and_mask_logits,
     position_sensitive_read,
     stretched_masks,
@@ -139,3 +140,18 @@ def test_nobody_votes() -> None:
     alone = voted_masks(torch.tensor([[0.0, 0, 4, 4]]), none.new_zeros(1), none.new_zeros(1), torch.zeros(0, 4), none,
                         torch.zeros(0, 2), torch.zeros(0, 2, 3, 3), 5)  # fmt: skip
     assert not alone.any()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_exported_graph_reads_by_weights_what_the_kernel_reads(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions of two images, some of them at the border, outside, or smaller than a cell."""
+    draw = torch.Generator().manual_seed(3)
+    maps = torch.randn(2, 2 * 9, 11, 17, generator=draw)
+    corner = torch.rand(60, 2, generator=draw) * torch.tensor([17.0, 11.0]) * 16
+    side = torch.rand(60, 2, generator=draw) ** 3 * 200
+    boxes = torch.cat((corner, (corner + side).minimum(torch.tensor([17.0, 11.0]) * 16)), dim=1)
+    boxes[0], boxes[1] = torch.tensor([0.0, 0.0, 272.0, 176.0]), torch.tensor([271.0, 175.0, 272.0, 176.0])
+    image = torch.randint(0, 2, (60,), generator=draw)
+    expected = position_sensitive_read(maps, boxes, image, 3, 16, pool)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(position_sensitive_read(maps, boxes, image, 3, 16, pool), expected)

@@ -11,12 +11,11 @@ import torch
 
 from pansight import types
 from pansight.models import MODELS, build, builder_options, networks_of
-from pansight.ops.fusion.exported import GivesQueries, flatten
+from pansight.ops.fusion.exported import finished, flatten
 from pansight.runtime.rules import RULES
 from pansight.runtime.values import Label, Prediction, Rule
 
-# of Panoptic FCN, decode passes kernels through layers of the network, which a graph does not do yet
-GENERAL = [name for name, entry in MODELS.items() if not entry.variant_of and name != "panoptic_fcn"]
+GENERAL = [name for name, entry in MODELS.items() if not entry.variant_of]
 FAST = ("fcn", "panoptic_deeplab")
 SIZE, EXTENT = (96, 128), (90, 111)
 PHOTOS = (EXTENT, (70, 133))
@@ -30,7 +29,8 @@ def rule_of(model: Any, name: str, options: Mapping[str, Any]) -> Rule:
         if isinstance(value, bool | int | float | str):
             numbers[key] = value
         elif isinstance(value, tuple) and hasattr(value, "_fields"):
-            numbers |= {f"{key}.{field}": each for field, each in value._asdict().items()}
+            fields: Any = value
+            numbers |= {f"{key}.{field}": each for field, each in fields._asdict().items()}
         elif isinstance(value, tuple | list):
             numbers[key] = list(value)
     labels = tuple(Label(each.name, each.is_thing, each.color, each.source_id) for each in model.labels)
@@ -58,7 +58,7 @@ def outputs_of(model: Any) -> Any:
     valid = torch.zeros((1, *SIZE), dtype=torch.bool)
     valid[:, : EXTENT[0], : EXTENT[1]] = True
     found = model(images, valid)
-    return model.with_masks(found) if isinstance(model, GivesQueries) else found
+    return finished(model, found)
 
 
 def drawn(outputs: Any, seed: int) -> Any:
@@ -85,18 +85,27 @@ def drawn(outputs: Any, seed: int) -> Any:
     return rebuilt(outputs, "")
 
 
-def assert_same(found: Prediction, expected: types.Prediction) -> None:
+ROUNDED = {"panoptic_fcn": 0.002}
+"""Systems whose decode multiplies matrices, which NumPy and torch add up in another order: the share of pixels that may
+be on the other side of a threshold."""
+
+
+def assert_same(found: Prediction, expected: types.Prediction, flips: float = 0.0) -> None:
+    def same(map_: Any, other: torch.Tensor) -> None:
+        assert map_.shape == tuple(other.shape)
+        assert (map_ != other.numpy()).sum() <= flips * map_.size
+
     assert (found.panoptic is None) == (expected.panoptic is None)
     if found.panoptic is not None and expected.panoptic is not None:
         assert found.panoptic.ids.dtype == np.int32
-        np.testing.assert_array_equal(found.panoptic.ids, expected.panoptic.ids.numpy())
+        same(found.panoptic.ids, expected.panoptic.ids)
         ours = [(s.id, s.category) for s in found.panoptic.segments]
         assert ours == [(s.id, s.category) for s in expected.panoptic.segments]
         scores = [s.score for s in expected.panoptic.segments]
         np.testing.assert_allclose([s.score for s in found.panoptic.segments], scores, atol=1e-5)
     assert (found.semantic is None) == (expected.semantic is None)
     if found.semantic is not None and expected.semantic is not None:
-        np.testing.assert_array_equal(found.semantic, expected.semantic.numpy())
+        same(found.semantic, expected.semantic)
     assert (found.instances is None) == (expected.instances is None)
     if found.instances is not None and expected.instances is not None:
         np.testing.assert_allclose(found.instances.boxes_xyxy, expected.instances.boxes_xyxy, atol=1e-4)
@@ -104,7 +113,7 @@ def assert_same(found: Prediction, expected: types.Prediction) -> None:
         np.testing.assert_allclose(found.instances.scores, expected.instances.scores, atol=1e-5)
         assert (found.instances.masks is None) == (expected.instances.masks is None)
         if found.instances.masks is not None and expected.instances.masks is not None:
-            np.testing.assert_array_equal(found.instances.masks, expected.instances.masks.numpy())
+            same(found.instances.masks, expected.instances.masks)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in GENERAL])
@@ -117,10 +126,11 @@ def test_rules_say_what_decode_says(name: str) -> None:
         for size in PHOTOS:
             for task in MODELS[name].tasks or (None,):
                 options = {} if task is None else {"task": task}
-                assert_same(RULES[rule.name](arrays, size, rule, task), model.decode(given, [size], **options)[0])
+                expected = model.decode(given, [size], **options)[0]
+                assert_same(RULES[rule.name](arrays, size, rule, task), expected, ROUNDED.get(name, 0.0))
         for key, each in arrays.items():
             np.testing.assert_array_equal(each, before[key])
 
 
-def test_every_system_but_panoptic_fcn_has_a_rule() -> None:
+def test_every_system_has_a_rule() -> None:
     assert set(RULES) == set(GENERAL)

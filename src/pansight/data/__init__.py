@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pansight.data.dataset import SPLITS, Dataset, Subset, split_dataset
+from pansight.data.dataset import SPLITS, Dataset, Subset, means_split, split_dataset
 from pansight.data.formats.coco_files import find_json, kind_of
 from pansight.data.formats.coco_instances import CocoInstances, open_coco_instances
 from pansight.data.formats.coco_panoptic import CocoPanoptic, open_coco_panoptic
@@ -26,6 +26,8 @@ from pansight.data.formats.official import (
     open_vistas,
 )
 from pansight.data.formats.shapes import Shapes
+from pansight.data.formats.webdataset import WebDataset, is_webdataset, open_webdataset, webdataset_parts
+from pansight.data.formats.webdataset.storage import is_address
 from pansight.data.left_out import FileDataset
 from pansight.data.options import checked_options
 from pansight.errors import PansightError, choice_error
@@ -40,6 +42,7 @@ __all__ = [
     "InstancePng",
     "Shapes",
     "Subset",
+    "WebDataset",
     "detect_format",
     "find_splits",
     "open_dataset",
@@ -75,6 +78,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cityscapes": open_cityscapes,
     "ade20k": open_ade20k,
     "vistas": open_vistas,
+    "webdataset": open_webdataset,
 }
 
 
@@ -85,7 +89,7 @@ def open_dataset(
     options: Mapping[str, Any] | None = None,
     **named: Any,
 ) -> Dataset:
-    """The data set at `source`: a folder, an annotation file, or the word "shapes".
+    """The data set at `source`: a folder, an annotation file, the address of shards in a store, or the word "shapes".
 
     split: "train", "val" or any other name that its files bear; without one, the whole set or its training part.
     options: those of the format's opener, by name; in Python they may be `named` as keywords, too, but for those that
@@ -96,7 +100,7 @@ def open_dataset(
         raise choice_error("data format", name, DATASETS)
     opener = DATASETS[name]
     chosen = checked_options(name, opener, {**(options or {}), **named})
-    if name != "shapes" and not Path(source).exists():
+    if name != "shapes" and not is_address(source) and not Path(source).exists():
         raise PansightError(where=source, expected="a data folder or annotation file", found="none")
     dataset = opener(source, split, **chosen)
     if len(dataset) == 0:
@@ -116,6 +120,8 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
     path = Path(source)
     if str(source) == "shapes":
         return "shapes"
+    if is_address(source) or is_webdataset(path):  # nothing else is read out of a store
+        return "webdataset"
     official = official_format(path, with_panoptic=True)
     if official is not None:
         return official
@@ -135,7 +141,10 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
         if find_layout(path, part) is not None:
             return "instance_png"
     looked = "annotations/panoptic_*.json, annotations/instances_*.json, images/ + instances/, PNGImages/ + PedMasks/"
-    sets, hint = "a Cityscapes, ADE20K or Vistas root", f"other annotations: pansight convert {source} --to OUT"
+    sets, hint = (
+        "a Cityscapes, ADE20K or Vistas root, tar shards with categories.json",
+        f"other annotations: pansight convert {source} --to OUT",
+    )
     raise PansightError(
         f"expected one of {looked} (also in train/, val/), {sets}; found none of them; {hint}", where=source
     )
@@ -166,5 +175,8 @@ def find_splits(source: str | Path, format: str = "auto") -> tuple[str, ...]:
         return ()
     if name == "instance_png":
         return tuple(split for split in SPLITS if find_layout(path, split) is not None)
+    if name == "webdataset":
+        parts = () if str(source).endswith(".tar") else webdataset_parts(str(source))
+        return tuple(split for split in SPLITS if any(means_split(part, split) for part in parts))
     prefix = name.removeprefix("coco_")
     return tuple(split for split in SPLITS if find_json(path, prefix, split) is not None)

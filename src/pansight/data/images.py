@@ -16,7 +16,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -140,18 +140,55 @@ def _png_header(data: bytes, name: str | Path) -> Header:
 
 def _exif_orientation(tiff: bytes) -> int:
     """Tag 0x0112 of the first directory of an EXIF block; 1 where there is none or the block is damaged."""
+    entry = _orientation_entry(tiff)
+    if entry is None:
+        return 1
+    value = struct.unpack_from(entry.order + "H", tiff, entry.at + entry.size - entry.room)[0]
+    return value if 1 <= value <= 8 else 1
+
+
+class _TiffEntry(NamedTuple):
+    """An entry of a TIFF directory: tag and type (two bytes each), count and value (`room` bytes each)."""
+
+    at: int  # position of its first byte
+    order: str  # of the bytes, as struct has it
+    room: int  # 4, or 8 in a BigTIFF
+
+    @property
+    def size(self) -> int:
+        return 4 + 2 * self.room
+
+
+def _orientation_entry(tiff: bytes) -> _TiffEntry | None:
+    """Where the first directory of a TIFF or BigTIFF tells the orientation; None where it does not or is damaged."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 10:
-        return 1
+    if order is None:
+        return None
     try:
-        directory = struct.unpack_from(order + "I", tiff, 4)[0]
-        for entry in range(struct.unpack_from(order + "H", tiff, directory)[0]):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        return 1
-    return 1
+        is_big = struct.unpack_from(order + "H", tiff, 2)[0] == 43
+        directory = struct.unpack_from(order + ("Q" if is_big else "I"), tiff, 8 if is_big else 4)[0]
+        count = struct.unpack_from(order + ("Q" if is_big else "H"), tiff, directory)[0]
+        entry = _TiffEntry(directory + (8 if is_big else 2), order, 8 if is_big else 4)
+        for _ in range(count):  # struct.error ends it where the count is damaged
+            if struct.unpack_from(order + "H", tiff, entry.at)[0] == 0x0112:
+                return entry if entry.at + entry.size <= len(tiff) else None
+            entry = entry._replace(at=entry.at + entry.size)
+    except (struct.error, OverflowError):
+        return None
+    return None
+
+
+def _as_stored(data: bytes) -> bytes:
+    """The same TIFF, which says that its pixels stand as they are meant; other data unchanged.
+
+    OpenCV turns the pixels of a TIFF as its tag says, whichever flags it is given.
+    """
+    entry = _orientation_entry(data)
+    if entry is None:
+        return data
+    short, once, upright = 3, 1, 1
+    kind = entry.order + ("HHIHxx" if entry.room == 4 else "HHQHxxxxxx")
+    return data[: entry.at] + struct.pack(kind, 0x0112, short, once, upright) + data[entry.at + entry.size :]
 
 
 def _other_header(data: bytes, name: str | Path) -> Header:
@@ -183,9 +220,9 @@ def _tiff_bits(tags: Any) -> int:
 
 @contextmanager
 def open_pillow(data: bytes) -> Iterator[Image.Image]:
-    """An image whose size is checked by our own limit: Pillow would print a warning below it."""
+    """An image without a line of Pillow's own: it warns below our limit of size, and of damage that we name."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module="PIL")
         with Image.open(io.BytesIO(data)) as image:
             yield image
 
@@ -221,13 +258,22 @@ def check_stored(path: str | Path, mask_size: tuple[int, int] | None = None) -> 
     Of a JPEG and of a large PNG only both ends are read. Raises PansightError as `read_image` does, but for pixels that
     are damaged within such a file: of a JPEG the decoder makes something all the same.
     """
+    ends = _both_ends(path)
+    return check_content(ends, lambda: read_bytes(path), Path(path).stat().st_size, path, mask_size)
+
+
+def check_content(
+    ends: bytes, read: Callable[[], bytes], size: int, name: str | Path, mask_size: tuple[int, int] | None = None
+) -> Header:
+    """As `check_stored`, of an image that lies within another file. ends: its first and its last END bytes. read: gives
+    all of its `size` bytes, where these do not suffice."""
     try:
-        header = _whole_header(_both_ends(path), path)
+        header = _whole_header(ends, name)
     except PansightError:  # the header may be longer than what was read
-        header = _whole_header(read_bytes(path), path)
-    if header.kind == "png" and Path(path).stat().st_size <= CHECKED:
-        _check_png_sums(read_bytes(path), path)
-    _fitting_turn(header, path, mask_size)
+        header = _whole_header(read(), name)
+    if header.kind == "png" and size <= CHECKED:
+        _check_png_sums(read(), name)
+    _fitting_turn(header, name, mask_size)
     return header
 
 
@@ -304,7 +350,7 @@ def _decode_with_opencv(data: bytes) -> NDArray[Any] | None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        return cast(Any, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+        return cast(Any, cv2.imdecode(np.frombuffer(_as_stored(data), np.uint8), flags))
     finally:
         cv2.utils.logging.setLogLevel(level)
 
@@ -350,7 +396,12 @@ def _turn(image: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def read_rgb_ids(path: str | Path) -> IdArray:
     """An RGB-coded id PNG (COCO panoptic) as int32 (H, W). Raises PansightError for anything but an 8-bit RGB PNG."""
-    return decode_ids(open_label_png(read_bytes(path), str(path)))
+    return decode_ids_png(read_bytes(path), path)
+
+
+def decode_ids_png(data: bytes, name: str | Path) -> IdArray:
+    """As `read_rgb_ids`, from the bytes of a file; `name` is for error messages."""
+    return decode_ids(open_label_png(data, str(name)))
 
 
 def read_index_png(path: str | Path) -> IdArray:

@@ -13,9 +13,13 @@ from pansight.data.dataset import Dataset, Subset
 from pansight.data.formats.coco_instances import CocoInstances
 from pansight.data.formats.coco_panoptic import CocoPanoptic
 from pansight.data.formats.instance_png import InstancePng
+from pansight.data.formats.webdataset import WebDataset
 from pansight.errors import PansightError
 
-FileDataset = CocoPanoptic | CocoInstances | InstancePng
+FolderDataset = CocoPanoptic | CocoInstances | InstancePng
+"""The readers of data sets whose photos are files of a folder."""
+
+FileDataset = FolderDataset | WebDataset
 """The readers of files; they know what is wrong with an image."""
 
 THREADS = 8

@@ -25,6 +25,13 @@ from pansight.types import Batch, Instances, PanopticSegmentation, Prediction
 
 Result = TypeVar("Result")
 
+SPLITTING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What accelerate launch sets in the environment for engines that give each process a part of the weights."""
+
 BUCKET = 1 << 24
 """Gradients are added up in flat tensors of about so many numbers."""
 
@@ -51,8 +58,13 @@ def make_accelerator(precision: str = "fp32", folder: Path | None = None, tracke
     """The processes of torchrun or accelerate launch, or this one alone; CPU where there is no accelerator.
 
     trackers: names that Accelerate knows; "auto" is tensorboard where installed. They write into `folder`.
-    Raises PansightError for fp16 without a CUDA device and for trackers that are not installed.
+    Raises PansightError for fp16 without a CUDA device, for trackers that are not installed, and where Accelerate is
+    told to split the model itself over the processes.
     """
+    for variable, engine in SPLITTING.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            expected = "a whole model in each process (accelerate launch --multi_gpu, or torchrun)"
+            raise PansightError(where=variable, expected=expected, found=engine, hint="see docs/scale.md")
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     if precision == "fp16" and not torch.cuda.is_available():
         raise PansightError("fp16 needs a CUDA device, found none", where="train.precision", hint="use bf16 or fp32")
@@ -69,6 +81,15 @@ def make_accelerator(precision: str = "fp32", folder: Path | None = None, tracke
         )
     except (ValueError, ImportError) as error:
         raise PansightError("trackers or devices", reason=str(error).splitlines()[0]) from error
+
+
+def speaker(accelerator: Accelerator) -> Callable[..., None]:
+    """What lines for the user are printed with: `print` in the first process, `silent` in all others."""
+    return print if accelerator.is_main_process else silent
+
+
+def silent(*values: object) -> None:
+    """Prints nothing."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -121,12 +142,32 @@ def to_cpu(prediction: Prediction) -> Prediction:
     return Prediction(panoptic, None if semantic is None else semantic.cpu(), instances)
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what all processes do at once. Raises PansightError where one of them is gone, whose own error is told by
+    itself: backends raise a plain RuntimeError then, of which nobody could read what to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise PansightError("another process of this run has ended", hint="its own message says why") from error
+
+
+def wait_for_everyone(accelerator: Accelerator) -> None:
+    """Returns once every process has come here."""
+    with _together():
+        accelerator.wait_for_everyone()
+
+
 def largest(values: Sequence[float], accelerator: Accelerator) -> list[float]:
     """Each value's maximum over the processes, so that all of them decide alike."""
     if accelerator.num_processes == 1:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    with _together():
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
     return tensor.tolist()
 
 
@@ -135,13 +176,17 @@ def sums(values: Mapping[str, float], accelerator: Accelerator) -> dict[str, flo
     if accelerator.num_processes == 1:
         return dict(values)
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
-    torch.distributed.all_reduce(tensor)
+    with _together():
+        torch.distributed.all_reduce(tensor)
     return dict(zip(values, tensor.tolist(), strict=True))
 
 
 def gather(value: Any, accelerator: Accelerator) -> list[Any]:
     """The value of each process, in the order of their ranks, on all of them."""
-    return [value] if accelerator.num_processes == 1 else gather_object([value])
+    if accelerator.num_processes == 1:
+        return [value]
+    with _together():
+        return gather_object([value])
 
 
 def sum_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) -> None:
@@ -162,7 +207,8 @@ def sum_gradients(parameters: Iterable[Tensor], accelerator: Accelerator) -> Non
         bucket.append(parameter.grad)
         if number == len(trained) or sum(g.numel() for g in bucket) >= BUCKET:
             flat = torch.cat([g.flatten() for g in bucket])  # (numbers of the bucket,)
-            torch.distributed.all_reduce(flat)
+            with _together():
+                torch.distributed.all_reduce(flat)
             parts = flat.split([g.numel() for g in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
@@ -178,7 +224,8 @@ def average_statistics(statistics: Sequence[Tensor], accelerator: Accelerator) -
     if accelerator.num_processes == 1 or not statistics:
         return
     flat = torch.cat([tensor.flatten().double() for tensor in statistics])  # counters, all the same, stay exact
-    torch.distributed.all_reduce(flat)
+    with _together():
+        torch.distributed.all_reduce(flat)
     flat /= accelerator.num_processes
     for tensor, mean in zip(statistics, flat.split([t.numel() for t in statistics]), strict=True):
         tensor.copy_(mean.view_as(tensor))
@@ -211,7 +258,8 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
     """Parameters and buffers of the first process to all."""
     if accelerator.num_processes > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
-            torch.distributed.broadcast(tensor.data, 0)
+            with _together():
+                torch.distributed.broadcast(tensor.data, 0)
 
 
 @contextmanager

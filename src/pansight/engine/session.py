@@ -287,7 +287,7 @@ class Session:
     def _clear(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        distributed.wait_for_everyone(self.accelerator)
 
     def save_last(self) -> None:
         """Everything that a resumption needs, as checkpoints/last."""
@@ -309,7 +309,7 @@ class Session:
         if self.accelerator.is_main_process:
             with replacing_folder(self.folder / "checkpoints" / name) as folder:
                 write(folder)
-        self.accelerator.wait_for_everyone()
+        distributed.wait_for_everyone(self.accelerator)
 
     def shrink(self, batch: Batch) -> None:
         """Double the number of micro-batches, each with half the images. Raises PansightError where they have one image

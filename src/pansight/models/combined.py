@@ -25,6 +25,7 @@ from pansight.errors import PansightError
 from pansight.models.contract import Entry, Model, RateGroups
 from pansight.models.options import DECODE_OPTIONS, Option, whole
 from pansight.nn.input import Input
+from pansight.ops.fusion.exported import finished
 from pansight.ops.fusion.instances import merge_by_label_map
 from pansight.ops.fusion.label_spaces import MISSING, labels_of_network
 from pansight.ops.targets import in_other_classes
@@ -82,6 +83,10 @@ class Combined(nn.Module):
         """
         of_semantic = further[0] if further else (images, valid)
         return CombinedOutputs(self.instances(images, valid), self.semantic(*of_semantic))
+
+    def last_steps(self, outputs: CombinedOutputs) -> CombinedOutputs:
+        """The same, as far as the graphs of both networks go."""
+        return CombinedOutputs(finished(self.instances, outputs.instances), finished(self.semantic, outputs.semantic))
 
     def counts(self, batch: Batch) -> dict[str, Tensor | float]:
         """The counts of both networks, by names that begin with the network's."""

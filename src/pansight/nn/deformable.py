@@ -58,13 +58,16 @@ class DeformableConv(nn.Module):
         said = self.offset(x)  # (B, 2 or 3 × samples, h', w')
         offsets = said[:, : 2 * self.samples]
         weights = said[:, 2 * self.samples :].sigmoid() if self.modulated else None
-        by_itself = x.device.type == "cpu" and not use_plain() and not torch.compiler.is_exporting()
+        # a graph samples by itself, too: other engines have no such convolution
+        exporting = torch.compiler.is_exporting()
+        by_itself = exporting or (x.device.type == "cpu" and not use_plain())
         with torch.autocast(x.device.type, enabled=False):  # positions need all digits of float32
             given = (x.float(), offsets.float(), self.weight.float(), None if self.bias is None else self.bias.float())
             mask = None if weights is None else weights.float()
             if by_itself:
-                on_cpu = deform_conv_by_sampling if torch.is_grad_enabled() else deform_conv_by_sums
-                moved = on_cpu(*given, self.stride, self.padding, self.dilation, mask)
+                sampling = exporting or torch.is_grad_enabled()
+                convolve = deform_conv_by_sampling if sampling else deform_conv_by_sums
+                moved = convolve(*given, self.stride, self.padding, self.dilation, mask)
             else:
                 stride, padding, dilation = ((n, n) for n in (self.stride, self.padding, self.dilation))
                 moved = deform_conv2d(*given, stride, padding, dilation, mask)

@@ -268,4 +268,5 @@ def test_a_square_has_four_corners():
 
 
 def test_every_target_is_tested_here():
-    assert set(TARGETS) == {"coco_panoptic", "coco_instances", "semantic_png", "yolo_seg", "cityscapes"}
+    in_shards = {"webdataset"}  # which tests/data/test_webdataset.py reads back
+    assert set(TARGETS) - in_shards == {"coco_panoptic", "coco_instances", "semantic_png", "yolo_seg", "cityscapes"}

@@ -105,6 +105,11 @@ def id_maps(root: Path) -> Path:
     return root
 
 
+def webdataset(root: Path) -> Path:
+    convert(coco_panoptic(root.with_name("before")), root, target="webdataset")
+    return root
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "cityscapes": lambda root: cityscapes_tree(root, ("polygons",)),
     "ade20k": ade20k_tree,
@@ -115,7 +120,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
         make.__name__: make
         for make in (coco_instances, coco_detection_panoptic, coco_panoptic, yolo_seg, labelme, cvat, label_studio)
     },
-    **{make.__name__: make for make in (instance_png, semantic_png, id_maps)},
+    **{make.__name__: make for make in (instance_png, semantic_png, id_maps, webdataset)},
 }
 
 
@@ -157,7 +162,7 @@ def test_photos_whose_suffix_has_other_letters_are_found(name, source, tmp_path)
     photos = list(source.rglob("*.jpg"))
     for file in photos:
         file.rename(file.with_suffix(".JPG"))
-    assert photos or name == "cityscapes"  # whose photos are PNGs of a given name
+    assert photos or name in ("cityscapes", "webdataset")  # photos are PNGs of a given name, or lie in shards
     second = converted(source, tmp_path / "b", name)
     assert (first.images, first.segments, first.void) == (second.images, second.segments, second.void)
 
@@ -167,7 +172,7 @@ def test_masks_whose_suffix_has_other_letters_are_found(name, source, tmp_path):
     masks = [file for file in source.rglob("*.png") if "leftImg8bit" not in file.name]
     for file in masks:
         file.rename(file.with_suffix(".PNG"))
-    assert masks or name in ("cityscapes", "coco_instances", "coco_detection_panoptic", *OUTLINED)
+    assert masks or name in ("cityscapes", "webdataset", "coco_instances", "coco_detection_panoptic", *OUTLINED)
     second = converted(source, tmp_path / "b", name)
     assert (first.images, first.segments, first.void) == (second.images, second.segments, second.void)
 

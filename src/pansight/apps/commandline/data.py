@@ -14,7 +14,8 @@ def register(app: App) -> None:
         convert,
         help_epilogue="Examples: pansight convert export.zip --to mydata; "
         "pansight convert labelme/ --to mydata --things car,person --fill background; "
-        "pansight convert mydata --as yolo_seg --to mydata_yolo",
+        "pansight convert mydata --as yolo_seg --to mydata_yolo; "
+        "pansight convert mydata --as webdataset --to shards",
     )
     app.command(check, help_epilogue="Examples: pansight check DATA; pansight check DATA --fix DATA_fixed")
     app.command(split, help_epilogue="Examples: pansight split DATA --val 0.2 --seed 0; pansight split DATA --group _")
@@ -41,8 +42,8 @@ def convert(
     """Convert any annotations to COCO panoptic, or to another format. Exit code 1 where something was left out.
 
     Reads coco_instances, coco_detection_panoptic, coco_panoptic, cityscapes, ade20k, ade20k_full, vistas, voc,
-    yolo_seg, labelme, cvat, label_studio, instance_png, semantic_png, id_maps.
-    Writes coco_panoptic, coco_instances, semantic_png, yolo_seg, cityscapes.
+    yolo_seg, labelme, cvat, label_studio, instance_png, semantic_png, id_maps, webdataset.
+    Writes coco_panoptic, coco_instances, semantic_png, yolo_seg, cityscapes, webdataset.
 
     Parameters
     ----------

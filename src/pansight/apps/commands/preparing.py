@@ -136,7 +136,3 @@ def _without_borrowed(config: ModelConfig) -> ModelConfig:
     """The same model without the place of another one that it was once copied from, which may be gone by now."""
     borrowed = f"{entry(config.name).borrows}_weights" if config.name != AUTO else ""
     return replace(config, options={key: value for key, value in config.options.items() if key != borrowed})
-
-
-def silent(*values: object) -> None:
-    """The print function of all processes but the first, which prints nothing."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from pansight.apps.commands.preparing import Prepared, prepare, silent
+from pansight.apps.commands.preparing import Prepared, prepare
 from pansight.apps.measuring.facts import ENDINGS, add_ending, write_facts
 from pansight.apps.measuring.pictures import predicted_pictures
 from pansight.apps.measuring.thresholds import lost_to_threshold
@@ -78,7 +78,10 @@ def train_one(
     accelerator = distributed.make_accelerator(config.train.precision, folder, config.train.trackers)
     if first is None or resume:
         check_folder(folder, resume, overwrite)
-    say = print if accelerator.is_main_process else silent
+    distributed.wait_for_everyone(
+        accelerator
+    )  # the first process must not write into the folder before all have looked at it
+    say = distributed.speaker(accelerator)
     for note in notes:
         say(f"recipe     {note}")
     config = with_absolute_paths(config)
@@ -100,7 +103,7 @@ def train_one(
             write_repeats(folder, prepared.config.train.repeat_threshold, prepared.repeats)
         if not (resume and (folder / TRAINING_IMAGES).is_file()):
             write_training_images(folder, prepared.training)
-    accelerator.wait_for_everyone()
+    distributed.wait_for_everyone(accelerator)
     try:
         with distributed.tracking(folder):
             result = _fit(prepared, folder, accelerator, resume)
@@ -199,7 +202,7 @@ def _finish(run: Prepared, result: Result, folder: Path, accelerator: Accelerato
             say(f"note       {lost}")
         say(f"weights    {weights}")
         say(f"report     {report}")
-    accelerator.wait_for_everyone()
+    distributed.wait_for_everyone(accelerator)
     return Run(folder, record, left_out(run.training, run.validation))
 
 

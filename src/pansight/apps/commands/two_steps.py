@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pansight.apps.commands.preparing import prepare, silent
+from pansight.apps.commands.preparing import prepare
 from pansight.apps.commands.running import FIRST, Run, heading_of_run, train_one
 from pansight.apps.pages.report import REPORT
 from pansight.config import Config, override, read_config, read_recipe
@@ -39,17 +39,20 @@ def train_in_two_steps(
     """
     inner = folder / FIRST
     accelerator = distributed.make_accelerator(config.train.precision, folder)
-    say = print if accelerator.is_main_process else silent
+    say = distributed.speaker(accelerator)
     for note in notes:
         say(f"recipe     {note}")
     if not resume:
         check_folder(folder, False, overwrite)
+        distributed.wait_for_everyone(
+            accelerator
+        )  # all have looked at the folder before the first process writes into it
         before = _first_step(config, given)
         check_model(before.model, before.evaluate.decode)
         _check_second_step(config, folder, accelerator)
         if accelerator.is_main_process:
             start_folder(folder, with_absolute_paths(config), heading_of_run(), False)
-        accelerator.wait_for_everyone()
+        distributed.wait_for_everyone(accelerator)
     else:
         before = override(read_config(inner / CONFIG), _for_first(given, read_config(inner / CONFIG).model.name))
     if not (inner / REPORT).is_file():  # the last file that a run writes
@@ -103,4 +106,4 @@ def _check_second_step(config: Config, folder: Path, accelerator: Accelerator) -
     """Find mistakes in the second step's settings before the first step spends its time."""
     if "pretrained" in builder_options(config.model.name):
         config = override(config, {"model.pretrained": "none"})  # nothing is downloaded for this check
-    prepare(config, folder, accelerator, False, silent)
+    prepare(config, folder, accelerator, False, distributed.silent)

@@ -46,14 +46,9 @@ def check_photos(given: str | Path | None) -> list[Tensor]:
 def inputs_of(photo: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
     """The inputs of the graph for a photo: images (1, 3, H, W) and valid (1, H, W), for each network."""
     found: list[Tensor] = []
-    for rule, fixed in sizes:
-        resized = resize_image(photo, *rule.target(photo.shape[1], photo.shape[2]), rule.filter)
-        images, valid = pad_images([resized], rule.divisor)
-        if fixed is not None:
-            right, bottom = fixed[1] - images.shape[3], fixed[0] - images.shape[2]
-            images = torch.nn.functional.pad(images, (0, right, 0, bottom))
-            valid = torch.nn.functional.pad(valid, (0, right, 0, bottom))
-        found += [images.contiguous(), valid]
+    for size in sizes:
+        resized = resize_image(photo, *size.rule.target(photo.shape[1], photo.shape[2]), size.rule.filter)
+        found += size.padded(*pad_images([resized], size.rule.divisor))
     return found
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pansight.engine.infer import GivenProposals, SeveralInputs
 from pansight.errors import PansightError
 from pansight.ops.fast import plain
-from pansight.ops.fusion.exported import GivesQueries, flatten
+from pansight.ops.fusion.exported import finished, flatten
 from pansight.ops.resize import ResizeRule, resize_photo
 
 INPUTS, FURTHER = ("images", "valid"), ("further_images", "further_valid")
@@ -21,8 +24,9 @@ INPUTS, FURTHER = ("images", "valid"), ("further_images", "further_valid")
 PROBES = (480, 640), (640, 480), (300, 900), (900, 300)
 """Photos (H, W) of which it is asked whether they all become inputs of one size."""
 
-SMALLEST = (192, 256)
-"""What a graph for any size is traced with, before padding."""
+SMALLEST = (190, 250)
+"""What a graph for any size is traced with, before padding. Where nothing is padded, no stage of a network halves both
+sides exactly, so that none is taken for one that always does."""
 
 
 class Graph(nn.Module):
@@ -46,7 +50,7 @@ class Graph(nn.Module):
     def outputs(self, images: Tensor, valid: Tensor, *further: Tensor) -> Any:
         """images (1, 3, H, W), valid bool (1, H, W), and both again for a second network → what `decode` takes."""
         found = self.model(images, valid, (further,)) if further else self.model(images, valid)
-        return self.model.with_masks(found) if isinstance(self.model, GivesQueries) else found
+        return finished(self.model, found)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(flatten(self.outputs(*inputs)).values())
@@ -59,6 +63,13 @@ class Size(NamedTuple):
     """How photos become it."""
     fixed: tuple[int, int] | None
     """(H, W) where it is one; None: any multiples of the divisor."""
+
+    def padded(self, images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """images (1, 3, H, W) and valid (1, H, W), which fit into it, with zeros at the right and bottom."""
+        if self.fixed is None:
+            return images.contiguous(), valid
+        margin = (0, self.fixed[1] - images.shape[3], 0, self.fixed[0] - images.shape[2])
+        return F.pad(images, margin).contiguous(), F.pad(valid, margin)
 
     def example(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """An image of noise of that size, with some padding, and its valid pixels."""
@@ -127,4 +138,15 @@ def traced(graph: Graph, sizes: Sequence[Size], example: Sequence[Tensor]) -> to
         shapes += [{2: free, 3: free}, {1: free, 2: free}] if size.fixed is None else [None, None]
     with warnings.catch_warnings(), plain():
         warnings.simplefilter("ignore")  # of torch, on its own ways
-        return torch.export.export(graph, tuple(example), dynamic_shapes=(tuple(shapes),), strict=False)
+        program = torch.export.export(graph, tuple(example), dynamic_shapes=(tuple(shapes),), strict=False)
+    drop_ceilings(program.graph_module)
+    return program
+
+
+def drop_ceilings(module: torch.fx.GraphModule) -> None:
+    """Take the ceilings of whole numbers, which torch cannot save, out of a graph: ⌈n / 1⌉ of timm's pooling."""
+    for node in module.graph.nodes:
+        if node.target is math.ceil and node.args[0].target is operator.truediv and node.args[0].args[1] == 1:
+            node.replace_all_uses_with(node.args[0].args[0])
+            module.graph.erase_node(node)
+    module.recompile()

@@ -83,24 +83,24 @@ def evaluate(
     part = open_part(run, data, split, _of_data(given, run, model, name))
     about = _about(weights, name, part, class_map, used)
     missing = left_out(part.dataset)
+    accelerator = distributed.make_accelerator()
+    say = distributed.speaker(accelerator)
     for line in told_left_out(missing):
-        print(f"left out   {line}")
+        say(f"left out   {line}")
     if not out and not overwrite:
         _refuse_other(folder, about, _about(weights, name, part, None, (run or config).evaluate))
     dataset, mapping = part.dataset, None
     if class_map is not None:
         mapping = read_class_map(class_map, model.labels, dataset.labels)
         for line in mapping.notes(model.labels, dataset.labels):
-            print(line)
+            say(line)
     else:
         dataset = _in_classes_of(model, part)
     about |= {"left_out": list(missing)} if missing else {}
     about |= _trained_on(Path(weights), part, min(len(dataset), used.limit or len(dataset)))
-    accelerator = distributed.make_accelerator()
     model.to(accelerator.device)
-    workers = max(config.data.workers, 0)
     batch = max(1, run.train.batch_size if run else used.batch_size)
-    facts = accelerator, folder, workers, mapping
+    facts = accelerator, folder, max(config.data.workers, 0), mapping
     record = measure(model, dataset, used, *facts, about={"about": about}, loss_batch=batch)
     if accelerator.is_main_process:
         lost = None if mapping else lost_to_threshold(record, model, dataset, used, accelerator.device)
@@ -108,7 +108,7 @@ def evaluate(
             about["note"] = lost
             write_json(folder / EVALUATION, record)
         _tell(record, folder, len(dataset), report, charts)
-    accelerator.wait_for_everyone()
+    distributed.wait_for_everyone(accelerator)
     return record
 
 

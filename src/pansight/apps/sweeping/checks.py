@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 
-from pansight.apps.commands.preparing import AUTO, prepare, silent, training_settings
+from pansight.apps.commands.preparing import AUTO, prepare, training_settings
 from pansight.apps.sweeping.grid import Axis, Point, Range, Variant, short_names, variant_of, variants
 from pansight.apps.sweeping.plan import Plan
 from pansight.apps.sweeping.study import Study
 from pansight.config import Config, override
 from pansight.engine.assemble import check_model
+from pansight.engine.distributed import silent
 from pansight.errors import PansightError
 from pansight.models import NEEDED, builder_options, check_decode, entry
 

@@ -6,6 +6,7 @@ Categories come out things first, then stuff, each in the order of the file; `so
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +63,7 @@ class CocoPanoptic:
             except PansightError as error:
                 self.damaged.append(error.with_traceback(None))
                 continue
-            rows += _segment_rows(annotation, known, f"{self.json}: image {image_id}")
+            rows += read_segments(annotation, known, f"{self.json}: image {image_id}")
             self._image_ids.append(image_id)
             self._first.append(len(rows))
             pngs.append(annotation.get("file_name"))
@@ -120,15 +121,16 @@ class CocoPanoptic:
         return Sample(image_tensor(image), PanopticSegmentation(ids_tensor(ids), segments), self.image_id(index), size)
 
 
-def check_ids(ids: IdArray, listed: set[int], png: Path, json_file: Path) -> None:
+def check_ids(ids: IdArray, listed: set[int], png: str | Path, json_file: str | Path) -> None:
     """Raises PansightError unless the non-zero ids of a map are exactly the listed ones."""
+    name = os.path.basename(json_file)
     present = set(present_ids(ids).tolist()) - {0}
     if present == listed:
         return
     if present - listed:
-        raise PansightError(where=png, expected=f"only ids that {json_file.name} lists", found=min(present - listed))
+        raise PansightError(where=png, expected=f"only ids that {name} lists", found=min(present - listed))
     lost = min(listed - present)
-    raise PansightError(where=png, expected=f"every id that {json_file.name} lists", found=f"no pixel of {lost}")
+    raise PansightError(where=png, expected=f"every id that {name} lists", found=f"no pixel of {lost}")
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
@@ -179,8 +181,8 @@ def _image_id(annotation: dict[str, Any], names: dict[str | int, str], source: P
     return image_id
 
 
-def _segment_rows(annotation: dict[str, Any], known: dict[int, int], where: str) -> list[tuple[int, int, bool]]:
-    """(id, category, is_crowd) of each segment of one annotation, checked."""
+def read_segments(annotation: dict[str, Any], known: dict[int, int], where: str) -> list[tuple[int, int, bool]]:
+    """(id, category, is_crowd) of each segment of one annotation, checked. known: category id of the file → index."""
     segments = annotation.get("segments_info")
     if not isinstance(segments, list):
         raise PansightError(where=where, expected="a list segments_info (COCO panoptic)", found=f"{segments!r:.80}")

@@ -166,7 +166,7 @@ def _write(out: Path, record: dict[str, Any], figures: _Figures, accelerator: Ac
         if rows:
             write_sheet(out / PREDICTIONS / "sheet", rows, figures.sheet.size)
         write_json(out / EVALUATION, record)
-    accelerator.wait_for_everyone()
+    distributed.wait_for_everyone(accelerator)
 
 
 class _Figures:

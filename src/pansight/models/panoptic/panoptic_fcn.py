@@ -50,8 +50,7 @@ from pansight.nn.semantic.panoptic_fcn_heads import (
 from pansight.ops.centres import kernels as truth
 from pansight.ops.centres.kernels import KernelSettings, ObjectTargets
 from pansight.ops.fusion import kernels as rule
-from pansight.ops.fusion.contest import Canvas
-from pansight.ops.fusion.instances import merge_by_label_map
+from pansight.ops.fusion.exported import KernelOutputs
 from pansight.ops.fusion.kernels import Candidates, KernelRules
 from pansight.ops.fusion.queries import canvases_of
 from pansight.ops.queries.losses import sigmoid_focal_loss
@@ -210,7 +209,7 @@ class PanopticFCN(nn.Module):
     @torch.no_grad()
     def decode(
         self,
-        outputs: PanopticFCNOutputs,
+        outputs: PanopticFCNOutputs | KernelOutputs,
         sizes: Sequence[tuple[int, int]],
         score_threshold: float | None = None,
         max_overlap: float | None = None,
@@ -237,45 +236,40 @@ class PanopticFCN(nn.Module):
             "matrix_nms": matrix_nms,
         }
         rules = self.rules._replace(**{key: value for key, value in given.items() if value is not None})
-        padded = [side * truth.QUARTER for side in outputs.features.shape[2:]]
-        with torch.autocast(outputs.features.device.type, enabled=False):
-            whole = _in_float32(outputs)
+        found = outputs if isinstance(outputs, KernelOutputs) else self.last_steps(outputs)
+        padded = [side * truth.QUARTER for side in found.features.shape[2:]]
+        with torch.autocast(found.features.device.type, enabled=False):
             return [
-                self._prediction(_of_image(whole, image), canvas, rules)
-                for image, canvas in enumerate(canvases_of(padded, outputs.extents, sizes))
+                rule.prediction_of_kernels(
+                    KernelOutputs(*(column[image] for column in found)),
+                    canvas,
+                    self.labels,
+                    self.category_of_class,
+                    rules,
+                )
+                for image, canvas in enumerate(canvases_of(padded, found.extents, sizes))
             ]
 
-    def _prediction(self, outputs: PanopticFCNOutputs, canvas: Canvas, rules: KernelRules) -> Prediction:
-        things, stuff = self._candidates(outputs, rules)
-        things = rule.fuse_things(things, rules.similarity, rules.class_aware)
-        stuff = rule.fuse_stuff(stuff)
-        categories = torch.tensor([c.id for c in self.labels.things], device=outputs.features.device)
-        found = rule.thing_instances(things, outputs.features, canvas, categories, rules)
-        assert found.masks is not None
-        semantic = rule.stuff_map(stuff, outputs.features, canvas, self.category_of_class)
-        panoptic = merge_by_label_map(
-            found.masks,
-            found.scores,
-            found.labels,
-            semantic,
-            self.labels,
-            rules.score,
-            rules.overlap,
-            rules.min_stuff_area,
-        )
-        return Prediction(panoptic, None, found)
+    def last_steps(self, outputs: PanopticFCNOutputs) -> KernelOutputs:
+        """The candidates of each image, also the unlikely ones, as an exported graph gives them."""
+        with torch.autocast(outputs.features.device.type, enabled=False):
+            whole = _in_float32(outputs)
+            of_images = [self._candidates(_of_image(whole, image)) for image in range(len(whole.features))]
+            things, classes, scores, stuff, of_stuff = (torch.stack(column) for column in zip(*of_images, strict=True))
+            return KernelOutputs(things, classes, scores, stuff, of_stuff, whole.features, outputs.extents)
 
-    def _candidates(self, outputs: PanopticFCNOutputs, rules: KernelRules) -> tuple[Candidates, Candidates]:
-        """Things and stuff of all levels of one image, with kernels as wide as the features."""
+    def _candidates(self, outputs: PanopticFCNOutputs) -> tuple[Tensor, ...]:
+        """The first five of `KernelOutputs`, of one image: of all levels, with kernels as wide as the features."""
         things: list[Candidates] = []
         stuff: list[Candidates] = []
         for level, window in enumerate(rule.WINDOWS):
             kernels = outputs.kernels[level]
-            peaks = rule.thing_candidates(outputs.things[level], kernels, window, rules.candidates, rules.thing)
-            regions = rule.stuff_candidates(outputs.stuff[level], kernels, rules.stuff)
+            peaks = rule.thing_candidates(outputs.things[level], kernels, window, self.rules.candidates)
+            regions = rule.stuff_candidates(outputs.stuff[level], kernels)
             things.append(peaks._replace(kernels=_embedded(self.thing_generator, peaks.kernels)))
             stuff.append(regions._replace(kernels=_embedded(self.stuff_generator, regions.kernels)))
-        return rule.joined(things), rule.joined(stuff)
+        of_levels = (torch.stack([each.kernels for each in stuff]), torch.stack([each.scores for each in stuff]))
+        return *rule.joined(things), *of_levels
 
     def set_progress(self, share: float) -> None:
         """Nothing changes as training progresses."""

@@ -160,7 +160,7 @@ class DETR(nn.Module):
         """images uint8 (B, 3, H, W) of any size, valid bool (B, H, W), False on padding (which no query looks at)."""
         return self._predict(images, valid, all_layers=False)[2]
 
-    def with_masks(self, outputs: DETROutputs) -> QueryOutputs:
+    def last_steps(self, outputs: DETROutputs) -> QueryOutputs:
         """The same with the masks of all queries where there is a mask head, as an exported graph gives them."""
         masks = None
         if self.mask_head is not None:

@@ -213,7 +213,7 @@ class EoMT(nn.Module):
             totals=totals,
         )
 
-    def with_masks(self, outputs: EoMTOutputs) -> QueryOutputs:
+    def last_steps(self, outputs: EoMTOutputs) -> QueryOutputs:
         """The last prediction with the masks of all queries, as an exported graph gives them; not of windows."""
         classes = outputs.class_logits[-1]
         masks = torch.stack([self.mask_logits(outputs, image) for image in range(len(classes))])

@@ -200,7 +200,7 @@ class Mask2Former(nn.Module):
         maps = [features] * len(embeddings)
         return point_set_loss(class_logits, embeddings, maps, targets, canvas, self.settings, draw, totals=totals)
 
-    def with_masks(self, outputs: Mask2FormerOutputs) -> QueryOutputs:
+    def last_steps(self, outputs: Mask2FormerOutputs) -> QueryOutputs:
         """The same with the masks of all queries, as an exported graph gives them."""
         masks = torch.stack([self.mask_logits(outputs, image) for image in range(len(outputs.class_logits))])
         canvas = torch.tensor(self._canvas(outputs), device=masks.device)

@@ -209,7 +209,7 @@ class MaskFormer(nn.Module):
         canvas = (batch.images.shape[2], batch.images.shape[3])
         return dense_set_loss(class_logits, embeddings, features, targets, canvas, self.settings, totals)
 
-    def with_masks(self, outputs: MaskFormerOutputs) -> QueryOutputs:
+    def last_steps(self, outputs: MaskFormerOutputs) -> QueryOutputs:
         """The same with the masks of all queries, as an exported graph gives them."""
         masks = torch.stack([self.mask_logits(outputs, image) for image in range(len(outputs.class_logits))])
         return QueryOutputs(outputs.class_logits, outputs.extents, outputs.canvas, masks)

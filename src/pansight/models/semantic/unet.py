@@ -207,7 +207,7 @@ class UNetDecoder(nn.Module):
         """Maps (B, C, H/s, W/s) by their strides s, and the size (H, W) of the image → (B, channels[-1], H, W)."""
         x = maps[max(maps)]
         for block, stride in zip(self.blocks, self.strides, strict=True):
-            x = block(x, maps.get(stride), [-(-side // stride) for side in size])
+            x = block(x, maps.get(stride), [(side + stride - 1) // stride for side in size])
         return x
 
 

@@ -89,8 +89,10 @@ class MaskHead(nn.Module):
 
         attention (K, heads, h, w) → logits (K, H / 4, W / 4), in turns where K is large.
         """
-        step = max(1, CHUNK_ELEMENTS // max(1, self.out_lay.in_channels * adapted[-1][0, 0].numel()))
-        parts = attention.split(step)  # one part of no query, where there is none
+        parts: Sequence[Tensor] = (attention,)
+        if not torch.compiler.is_exporting():  # a graph has no loops of a length that follows from its size
+            step = max(1, CHUNK_ELEMENTS // max(1, self.out_lay.in_channels * adapted[-1][0, 0].numel()))
+            parts = attention.split(step)  # one part of no query, where there is none
         if use_plain():
             return torch.cat([self._as_published(projected, adapted, part) for part in parts])
         shared = self._shared(projected, adapted)

@@ -158,7 +158,7 @@ class RPN(nn.Module):
             scores = logits.detach().permute(0, 2, 3, 1).reshape(count, -1).float()  # (B, H W A)
             code = deltas.detach().permute(0, 2, 3, 1).reshape(count, -1, 4)  # (B, H W A, 4)
             # only what survives this cut is decoded
-            scores, index = scores.topk(min(self.pre_nms[0 if training else 1], scores.shape[1]), dim=1)  # (B, k)
+            scores, index = box_ops.highest(scores, self.pre_nms[0 if training else 1])  # (B, k)
             anchors = self.anchors(level, index, logits.shape[3], strides[level])
             decoded = box_ops.decode_boxes(
                 code[image, index], anchors, CODE_WEIGHTS, self.limits_shrinking

@@ -23,9 +23,16 @@ PRIOR = -2.19
 def with_coordinates(x: Tensor) -> Tensor:
     """(B, C, h, w) → (B, C + 2, h, w): the row, then the column of each place, from −1 to 1."""
     count, _, height, width = x.shape
-    rows = torch.linspace(-1, 1, height, dtype=x.dtype, device=x.device)[:, None].expand(count, 1, height, width)
-    columns = torch.linspace(-1, 1, width, dtype=x.dtype, device=x.device).expand(count, 1, height, width)
-    return torch.cat((x, rows, columns), dim=1)
+    rows, columns = _coordinates(x, height)[:, None], _coordinates(x, width)
+    return torch.cat((x, *(each.expand(count, 1, height, width) for each in (rows, columns))), dim=1)
+
+
+def _coordinates(x: Tensor, length: int) -> Tensor:
+    """From −1 to 1 in equal steps, of the dtype of x: (length,)."""
+    if not torch.compiler.is_exporting():
+        return torch.linspace(-1, 1, length, dtype=x.dtype, device=x.device)
+    step = torch.arange(length, dtype=x.dtype, device=x.device)  # torch exports linspace for one length alone
+    return 2 * step / step[-1].clamp(min=1) - 1
 
 
 class ConvLayer(nn.Module):

@@ -28,7 +28,8 @@ def ids_by_rows(png: LabelPng) -> NDArray[np.int32]:
     pixels = _Pixels()
     pixels.inflate(png)
     ids = np.empty((png.height, png.width), np.int32)
-    if _kernels().fill_ids(pixels.raw, pixels.words, png.step, np.zeros(png.width + 1, np.uint32), ids) < 0:
+    rows = np.zeros((3, png.width + _kernels().MARGIN), np.uint32)
+    if _kernels().fill_ids(pixels.raw, pixels.words, png.step, rows, ids) < 0:
         raise PansightError(where=png.name, expected="a PNG", found="an unknown row filter")
     return ids
 
@@ -59,8 +60,8 @@ class PairTable:
 
     def __init__(self) -> None:
         self._first, self._second = _Pixels(), _Pixels()
-        self._rows = np.zeros((2, 1), np.uint32)
-        self._runs = np.zeros((2, 0), np.int64)
+        self._rows = np.zeros((_kernels().ROWS, 0), np.uint32)
+        self._pairs = np.zeros(0, np.uint64)
         slots = _kernels().SLOTS
         self._keys = np.full(slots, _kernels().EMPTY, np.uint64)
         self._counts = np.zeros(slots, np.int64)
@@ -74,15 +75,20 @@ class PairTable:
         height, width = first.height, first.width
         self._first.inflate(first)
         self._second.inflate(second)
-        if len(self._rows[0]) != width + 1:
-            self._rows, self._runs = np.zeros((2, width + 1), np.uint32), np.zeros((2, width), np.int64)
+        if len(self._pairs) != width + _kernels().MARGIN:
+            self._pairs = np.zeros(width + _kernels().MARGIN, np.uint64)
+            self._rows = np.zeros((len(self._rows), len(self._pairs)), np.uint32)
         n = _kernels().count_pairs(
             self._first.raw, self._first.words, first.step, self._second.raw, self._second.words, second.step,
-            height, width, self._rows[0], self._rows[1], self._keys, self._counts, self._used, *self._runs,
+            height, width, self._rows, self._pairs, self._keys, self._counts, self._used,
         )  # fmt: skip
         filled = self._used[1 : 1 + int(self._used[0])]
         keys, pixels = self._keys[filled], self._counts[filled]
         self._keys[filled] = _kernels().EMPTY
+        keys, pixels = (
+            keys[pixels > 0],
+            pixels[pixels > 0],
+        )  # void on void has a place from the start
         if n == _kernels().TOO_MANY_PAIRS:
             return None
         if n < 0:

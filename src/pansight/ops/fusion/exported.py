@@ -2,7 +2,7 @@
 
 The tensors are those of the model's outputs, a NamedTuple, by the names of its fields; names of what is nested are
 joined by dots (``detections.boxes_xyxy``, ``kernels.0``). Where decode would still need weights, the graph goes on
-until it needs none: systems of learned queries give `QueryOutputs`.
+until it needs none: systems of learned queries give `QueryOutputs`, Panoptic FCN gives `KernelOutputs`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,30 @@ class QueryOutputs(NamedTuple):
         return self.mask_logits[image] if queries is None else self.mask_logits[image, queries]
 
 
-@runtime_checkable
-class GivesQueries(Protocol):
-    """A model whose decode makes masks of its outputs, by its weights or as products."""
+class KernelOutputs(NamedTuple):
+    """Candidates of Panoptic FCN with kernels as wide as the features, best first: what its graph gives."""
 
-    def with_masks(self, outputs: Any) -> QueryOutputs:
-        """The outputs of `forward` with the masks of all queries. Its decode takes them as it takes those."""
+    thing_kernels: Tensor  # float32 (B, N, D): of the places of all levels that are most like a centre
+    thing_classes: Tensor  # int64 (B, N), index among labels.things
+    thing_scores: Tensor  # float32 (B, N), 0 where there are fewer places
+    stuff_kernels: Tensor  # float32 (B, L, C, D), of each level and class of stuff
+    stuff_scores: Tensor  # float32 (B, L, C), 0 where no place of the level is of the class
+    features: Tensor  # float32 (B, D, H/4, W/4)
+    extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
+
+
+@runtime_checkable
+class HasLastSteps(Protocol):
+    """A model whose decode needs its weights, or makes masks as products, which a graph does for it."""
+
+    def last_steps(self, outputs: Any) -> Any:
+        """The outputs of `forward`, so far that no weights are needed. Its decode takes them as it takes those."""
         ...
+
+
+def finished(model: Any, outputs: Any) -> Any:
+    """What a graph gives where the model gives `outputs`."""
+    return model.last_steps(outputs) if isinstance(model, HasLastSteps) else outputs
 
 
 def flatten(outputs: Any) -> dict[str, Tensor]:

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from pansight.ops.centres.kernels import mean_kernels
 from pansight.ops.fusion.contest import Canvas, on_canvas
+from pansight.ops.fusion.exported import KernelOutputs
+from pansight.ops.fusion.instances import merge_by_label_map
 from pansight.ops.fusion.queries import boxes_of_masks
-from pansight.types import IGNORE, Instances
+from pansight.ops.regions.boxes import highest
+from pansight.types import IGNORE, Instances, LabelSpace, Prediction
 
 WINDOWS = (3, 3, 3, 5, 5)
 """Side of the mean that is added to the scores of P3 … P7 before peaks are looked for."""
@@ -64,40 +67,74 @@ class Candidates(NamedTuple):
     def some(self, index: Tensor) -> Candidates:
         return Candidates(*(column[index] for column in self))
 
+    def above(self, threshold: float) -> Candidates:
+        """Those with scores above it."""
+        return self.some(self.scores > threshold)
+
 
 def joined(parts: Sequence[Candidates]) -> Candidates:
     """The candidates of several levels as one list."""
     return Candidates(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def thing_candidates(logits: Tensor, kernels: Tensor, window: int, count: int, threshold: float) -> Candidates:
-    """Peaks of a level: logits (classes, h, w), kernels (D, h, w); at most `count` with scores above `threshold`.
+def thing_candidates(logits: Tensor, kernels: Tensor, window: int, count: int) -> Candidates:
+    """Peaks of a level: logits (classes, h, w), kernels (D, h, w) → the best `count`, those without a score included.
 
     A score is the mean of its own probability and of the mean of a `window` around it, in which places outside of the
-    map count as zero. A peak is the largest of its class among its eight neighbours.
+    map count as zero. A peak is the largest of its class among its eight neighbours; other places have the score 0, and
+    so has what is not among the best h · w.
     """
     scores = logits.float().sigmoid()
     scores = (scores + F.avg_pool2d(scores[None], window, 1, window // 2)[0]) / 2
     peaks = scores * (F.max_pool2d(scores[None], 3, 1, 1)[0] == scores)
-    count = min(count, scores.shape[1] * scores.shape[2])
-    of_class = peaks.flatten(1).topk(count)  # (classes, count)
-    best = of_class.values.flatten().topk(count)
-    index = best.indices[best.values > threshold]
-    places = of_class.indices.flatten()[index]
-    return Candidates(kernels.float().flatten(1).T[places], index // count, best.values[: len(index)])
+    of_class, places = highest(peaks.flatten(1), count)  # (classes, K)
+    best, index = highest(of_class.flatten()[None], count)
+    chosen = places.flatten()[index[0]]
+    has_score = torch.arange(best.shape[1], device=best.device) < scores.shape[1] * scores.shape[2]
+    vectors = kernels.float().flatten(1).T[chosen]
+    return Candidates(vectors, index[0] // of_class.shape[1], best[0].clamp(min=0) * has_score)
 
 
-def stuff_candidates(logits: Tensor, kernels: Tensor, threshold: float) -> Candidates:
+def stuff_candidates(logits: Tensor, kernels: Tensor) -> Candidates:
     """The regions of a level, where each place belongs to its best class: logits (classes, h, w), kernels (D, h, w).
 
-    The score is the mean probability in the region, the kernel the mean over the map of those in the region.
+    One for each class. The score is the mean probability in the region, 0 where it is empty, the kernel the mean over
+    the map of those in the region.
     """
     best = logits.float().sigmoid().flatten(1).max(0)  # of each place
-    regions = best.indices == torch.arange(len(logits), device=logits.device)[:, None]  # (classes, h · w)
+    classes = torch.arange(len(logits), device=logits.device)
+    regions = best.indices == classes[:, None]  # (classes, h · w)
     scores = (regions.float() @ best.values) / regions.sum(1).clamp(min=1)
-    classes = (scores > threshold).nonzero().flatten()
-    chosen = regions[classes].view(-1, *logits.shape[1:])
-    return Candidates(mean_kernels(kernels, chosen), classes, scores[classes])
+    return Candidates(mean_kernels(kernels, regions.view(logits.shape)), classes, scores)
+
+
+def prediction_of_kernels(
+    found: KernelOutputs, canvas: Canvas, labels: LabelSpace, category_of_class: Sequence[int], rules: KernelRules
+) -> Prediction:
+    """Kernels fused, their masks, and the merge of objects with stuff. found: of one image, without the axis of images.
+
+    category_of_class: of each class of stuff its index among `labels`, or IGNORE.
+    """
+    things = Candidates(found.thing_kernels, found.thing_classes, found.thing_scores).above(rules.thing)
+    things = fuse_things(things, rules.similarity, rules.class_aware)
+    levels, classes = found.stuff_scores.shape
+    of_class = torch.arange(classes, device=found.features.device).repeat(levels)
+    stuff = Candidates(found.stuff_kernels.flatten(0, 1), of_class, found.stuff_scores.flatten()).above(rules.stuff)
+    semantic = stuff_map(fuse_stuff(stuff), found.features, canvas, category_of_class)
+    categories = torch.tensor([c.id for c in labels.things], device=found.features.device)
+    objects = thing_instances(things, found.features, canvas, categories, rules)
+    assert objects.masks is not None
+    panoptic = merge_by_label_map(
+        objects.masks,
+        objects.scores,
+        objects.labels,
+        semantic,
+        labels,
+        rules.score,
+        rules.overlap,
+        rules.min_stuff_area,
+    )
+    return Prediction(panoptic, None, objects)
 
 
 def fuse_things(found: Candidates, similarity: float, class_aware: bool = True) -> Candidates:

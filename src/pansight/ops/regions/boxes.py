@@ -140,12 +140,27 @@ def _nms_of_moved_boxes(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, thre
     return torchvision.ops.nms(boxes_xyxy + offset, scores, threshold)
 
 
+def highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of each row and their places: (B, N) → (B, K) and int64 (B, K), falling; K = min(count, N).
+
+    In an exported graph, where N may be any number, K is `count`: what is missing has the score −∞ and a place in 0 …
+    N − 1.
+    """
+    if not torch.compiler.is_exporting():
+        return scores.topk(min(count, scores.shape[1]), dim=1)
+    missing = scores.new_full((scores.shape[0], count), -math.inf)
+    best, place = torch.cat((scores, missing), dim=1).topk(count, dim=1)
+    return best, place.clamp(max=scores.shape[1] - 1)
+
+
 def first_of_each(image_index: Tensor, limit: int) -> Tensor:
     """The first `limit` entries of each image, grouped by image: int64 (N,) → int64 (K,), positions in the input."""
-    order = torch.argsort(image_index, stable=True)
+    place = torch.arange(image_index.shape[0], device=image_index.device)
+    # one key for each entry: not every engine that runs an exported graph sorts stably
+    order = torch.argsort(image_index * image_index.shape[0] + place, stable=True)
     sorted_index = image_index[order]
     start = torch.searchsorted(sorted_index, sorted_index)  # (N,): where the entry's image begins
-    rank = torch.arange(order.shape[0], device=order.device) - start
+    rank = place - start
     return order[rank < limit]
 
 

@@ -32,12 +32,55 @@ def position_sensitive_read(
     pool: "pool" takes the mean over a cell whose edges are rounded to the map (R-FCN), "align" the mean of 2 × 2 points
     of the exact cell.
     """
-    rois = torch.cat((image_index[:, None].float(), boxes_xyxy.float()), dim=1)  # (N, 5)
     with torch.autocast(maps.device.type, enabled=False):  # torchvision's kernels know no bfloat16
+        if torch.compiler.is_exporting():  # other engines do not have these kernels
+            return _read_by_weights(maps.float(), boxes_xyxy.float() / stride, image_index, cells, pool)
+        rois = torch.cat((image_index[:, None].float(), boxes_xyxy.float()), dim=1)  # (N, 5)
         if pool == "align":
             return torchvision.ops.ps_roi_align(maps.float(), rois, cells, 1 / stride, 2)
         # the kernel never reads the last row and column of a map, so these are ones of zeros that no region reaches
         return torchvision.ops.ps_roi_pool(F.pad(maps.float(), (0, 1, 0, 1)), rois, cells, 1 / stride)
+
+
+def _read_by_weights(maps: Tensor, boxes_xyxy: Tensor, image_index: Tensor, cells: int, pool: str) -> Tensor:
+    """`position_sensitive_read` as sums of weighted pixels: a cell is a rectangle, so rows and columns have weights.
+
+    maps float32 (B, C · cells², H, W), boxes in places of the maps.
+    """
+    weights = _cell_means if pool == "pool" else _point_means
+    count, _, height, width = maps.shape
+    down = weights(boxes_xyxy[:, 1], boxes_xyxy[:, 3], height, cells)  # (N, cells, H)
+    across = weights(boxes_xyxy[:, 0], boxes_xyxy[:, 2], width, cells)  # (N, cells, W)
+    is_of_image = image_index[:, None] == torch.arange(count, device=maps.device)  # (N, B)
+    down = (down[:, :, None] * is_of_image[:, None, :, None]).flatten(2)  # (N, cells, B · H)
+    grid = maps.unflatten(1, (-1, cells, cells)).permute(2, 3, 1, 0, 4, 5).flatten(3, 4)  # (cells, cells, C, B · H, W)
+    found = [
+        torch.einsum("nh,chw,nw->nc", down[:, row], grid[row, column], across[:, column])
+        for row in range(cells)
+        for column in range(cells)
+    ]
+    return torch.stack(found, dim=2).unflatten(2, (cells, cells))  # (N, C, cells, cells)
+
+
+def _cell_means(low: Tensor, high: Tensor, extent: int, cells: int) -> Tensor:
+    """R-FCN's cells along one axis: edges float32 (N,) → weights float32 (N, cells, extent), of sum 1 or none."""
+    first, last = (low + 0.5).floor(), (high + 0.5).floor()
+    steps = torch.arange(cells + 1, device=low.device) * ((last - first).clamp(min=1) / cells)[:, None]
+    start = (steps[:, :-1].floor() + first[:, None]).clamp(0, extent)
+    stop = (steps[:, 1:].ceil() + first[:, None]).clamp(0, extent)
+    pixel = torch.arange(extent, device=low.device)
+    inside = (pixel >= start[..., None]) & (pixel < stop[..., None])
+    return inside / (stop - start).clamp(min=1)[..., None]
+
+
+def _point_means(low: Tensor, high: Tensor, extent: int, cells: int) -> Tensor:
+    """The same of two points in each cell, which is exact; a point is read bilinearly, 0 more than a pixel outside."""
+    at = (torch.arange(2 * cells, device=low.device) + 0.5) * ((high - low) / (2 * cells))[:, None]
+    at = at + (low - 0.5)[:, None]  # (N, 2 cells): centres of pixels are whole numbers
+    inside = (at >= -1) & (at <= extent)
+    at = at.clamp(0, extent - 1)[..., None]
+    bilinear = (1 - (at - torch.arange(extent, device=low.device)).abs()).clamp(min=0) * inside[..., None]
+    return bilinear.unflatten(1, (cells, 2)).mean(2)  # (N, cells, extent)
 
 
 def class_and_mask_logits(inside_outside: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from ..values import IGNORE, Instances, Outputs, Prediction, Rule
 from .adaptive import efficientps
 from .centres import panoptic_deeplab
 from .instances import boxes_and_masks, fcis, mask_rcnn, merged, panoptic_fpn
+from .kernels import panoptic_fcn
 from .queries import detr, masks_of_queries
 from .semantic import semantic
 from .winners import upsnet
@@ -42,6 +43,7 @@ RULES: dict[str, Decode] = {
     "mask_rcnn": mask_rcnn,
     "fcis": fcis,
     "panoptic_fpn": panoptic_fpn,
+    "panoptic_fcn": panoptic_fcn,
     "panoptic_deeplab": panoptic_deeplab,
     "upsnet": upsnet,
     "efficientps": efficientps,

@@ -27,7 +27,7 @@ from pansight.data.check.output import Names, new_folder, place_file, require_ne
 from pansight.data.dataset import Dataset, image_array
 from pansight.data.formats.coco_panoptic import PanopticWriter
 from pansight.data.images import read_image
-from pansight.data.left_out import FileDataset, left_out_of, usable
+from pansight.data.left_out import FolderDataset, left_out_of, usable
 from pansight.engine.infer import known_decode_options
 from pansight.engine.predict import PhotoPrediction, Predictor, load
 from pansight.engine.predict.pipeline import Result, Shown
@@ -193,7 +193,7 @@ class _Photos:
 class _Annotated:
     """Photos with annotations that have void. The truth of a photo is kept from its reading to its labelling."""
 
-    def __init__(self, dataset: Dataset, files: FileDataset):
+    def __init__(self, dataset: Dataset, files: FolderDataset):
         self.dataset, self._folder = dataset, files.images
         names = Names()
         self.items = [
@@ -231,8 +231,9 @@ class _Annotated:
                 )
             chosen.setdefault("images", str(Path(photos[0]).resolve()))
         dataset = open_dataset(source, format, split, chosen)
-        if not isinstance(dataset, FileDataset):
-            raise PansightError(where=source, expected="annotations in files", found="generated images")
+        if not isinstance(dataset, FolderDataset):
+            found = "shards: pansight convert unpacks them" if format == "webdataset" else "generated images"
+            raise PansightError(where=source, expected="annotations in files", found=found)
         return cls(usable(dataset, strict), dataset)
 
     def inputs(self) -> tuple[Path, ...]:

@@ -40,6 +40,7 @@ from pansight.data.convert.readers.pngs import (
 )
 from pansight.data.convert.readers.vistas import is_vistas, open_vistas, splits_vistas
 from pansight.data.convert.readers.voc import is_voc, open_voc, splits_voc
+from pansight.data.convert.readers.webdataset import is_webdataset, open_webdataset, splits_webdataset
 from pansight.data.convert.readers.yolo import is_yolo_seg, open_yolo_seg, splits_yolo_seg
 from pansight.data.convert.source import Source
 
@@ -66,6 +67,7 @@ READERS: dict[str, Reader] = {
     "ade20k": Reader(open_ade20k, is_ade20k, splits_ade20k),
     "ade20k_full": Reader(open_ade20k_full, is_ade20k_full, splits_ade20k_full),
     "vistas": Reader(open_vistas, is_vistas, splits_vistas),
+    "webdataset": Reader(open_webdataset, is_webdataset, splits_webdataset),
     "voc": Reader(open_voc, is_voc, splits_voc),
     "coco_instances": Reader(open_coco_instances, is_coco_instances, splits_coco_instances),
     "coco_detection_panoptic": Reader(

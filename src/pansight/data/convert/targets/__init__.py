@@ -10,6 +10,7 @@ from pansight.data.convert.overlap import Resolved
 from pansight.data.convert.source import Annotated
 from pansight.data.convert.targets.coco import CocoInstancesTarget, CocoPanopticTarget
 from pansight.data.convert.targets.folders import CityscapesTarget, SemanticPngTarget, YoloSegTarget
+from pansight.data.convert.targets.webdataset import WebDatasetTarget
 from pansight.types import LabelSpace
 
 
@@ -44,4 +45,5 @@ TARGETS: dict[str, Callable[[Path, LabelSpace], Target]] = {
     "semantic_png": SemanticPngTarget,
     "yolo_seg": YoloSegTarget,
     "cityscapes": CityscapesTarget,
+    "webdataset": WebDatasetTarget,
 }

@@ -33,14 +33,7 @@ class CocoPanopticTarget:
 
     def draw(self, image: Annotated, result: Resolved) -> tuple[bytes, list[dict[str, Any]]]:
         """(PNG, rows of its segments)."""
-        pixels, boxes = areas(result.ids), boxes_xyxy(result.ids)
-        rows: list[dict[str, Any]] = []
-        for segment in result.segments:
-            x1, y1, x2, y2 = boxes[segment.id]
-            row: dict[str, Any] = {"id": segment.id, "category_id": self.labels[segment.category].source_id}
-            row |= {"area": pixels[segment.id], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(segment.is_crowd)}
-            rows.append(row if segment.score == 1.0 else row | {"score": segment.score})
-        return encode_png(ids_to_rgb(result.ids)), rows
+        return drawn_panoptic(result, self.labels)
 
     def add(self, split: str, image: Annotated, drawn: tuple[bytes, list[dict[str, Any]]]) -> None:
         name = f"panoptic_{split}"
@@ -54,6 +47,18 @@ class CocoPanopticTarget:
     def close(self) -> None:
         for file in self._files.values():
             file.close(self.labels.to_json())
+
+
+def drawn_panoptic(result: Resolved, labels: LabelSpace) -> tuple[bytes, list[dict[str, Any]]]:
+    """(the RGB-coded PNG of an image, its ``segments_info``)."""
+    pixels, boxes = areas(result.ids), boxes_xyxy(result.ids)
+    rows: list[dict[str, Any]] = []
+    for segment in result.segments:
+        x1, y1, x2, y2 = boxes[segment.id]
+        row: dict[str, Any] = {"id": segment.id, "category_id": labels[segment.category].source_id}
+        row |= {"area": pixels[segment.id], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(segment.is_crowd)}
+        rows.append(row if segment.score == 1.0 else row | {"score": segment.score})
+    return encode_png(ids_to_rgb(result.ids)), rows
 
 
 class CocoInstancesTarget:

@@ -3,8 +3,12 @@
 Source: PNG specification, section 9 (filters). It is fast because label maps consist of long runs, so that almost all
 bytes of a filtered row are zero. A row is stored as one uint32 for each pixel (R + 256·G + 65536·B), and is changed in
 place from the row above into the row itself. With filter Up a zero byte leaves a pixel as it is, and with Paeth as
-well, as long as the pixel to the left has not changed. So only pixels near a non-zero byte are changed, and zeros are
-skipped eight bytes at a time.
+well, as long as the pixel to the left has not changed. So of a row the words of eight bytes that are not zero are
+listed first, and only pixels in them or near them are looked at. Those that change are listed, too, and pairs are
+counted by them: each column knows since which row it has had its pair of ids.
+
+Loops that list something write each candidate and go one place on where it counts (`n += …`), since a branch that no
+processor can foresee costs more than ten such steps.
 """
 
 # numba's decorator leaves its results without a type, and its sized integers are int only to numba
@@ -22,6 +26,7 @@ from pansight.ops.fast.kernels.compiled import compiled
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 Row = NDArray[np.uint32]
+Rows = NDArray[np.uint32]
 Counts = NDArray[np.int64]
 
 NONE, SUB, UP, AVERAGE, PAETH = 0, 1, 2, 3, 4
@@ -31,6 +36,8 @@ SLOTS = 1 << 13
 MOST_PAIRS = SLOTS * 5 // 8
 EMPTY = 2**64 - 1
 BAD_FILTER, TOO_MANY_PAIRS = -1, -2
+ROWS, MARGIN = 6, 4
+"""Rows that `count_pairs` works in, and by how much they are longer than the image is wide."""
 
 
 @compiled
@@ -55,6 +62,10 @@ def _paeth_byte(left: int, above: int, corner: int) -> int:
 
 @compiled
 def _paeth(left: int, above: int, corner: int) -> int:
+    if left == corner:
+        return above
+    if above == corner:
+        return left
     result = uint32(0)
     for k in range(3):
         shift = uint32(8 * k)
@@ -66,114 +77,130 @@ def _paeth(left: int, above: int, corner: int) -> int:
 
 
 @compiled
-def _next_nonzero(raw: Bytes, words: Words, at: int, end: int) -> int:
-    """The first position from `at` on whose byte is not zero, or `end`. words: the same memory, eight bytes each."""
-    while at < end and at & 7:
-        if raw[at] != 0:
-            return at
-        at += 1
-    if at >= end:
-        return end
-    word, last, one, four = uint64(at >> 3), uint64(end >> 3), uint64(1), uint64(4)
-    while word + four <= last:
-        if (words[word] | words[word + one]) | (words[word + uint64(2)] | words[word + uint64(3)]) != uint64(0):
-            break
-        word += four
-    while word < last and words[word] == uint64(0):
-        word += one
-    at = int64(word) << 3
-    while at < end and raw[at] == 0:
-        at += 1
-    return min(at, end)
+def _list_words(words: Words, start: int, end: int, listed: Row) -> int:
+    """The places of the words, of those that bytes `start` … `end` − 1 lie in, that are not zero. Gives how many."""
+    n = uint64(0)
+    for word in range(uint64(start) >> uint64(3), (uint64(end) + uint64(7)) >> uint64(3)):
+        listed[n] = word
+        n += uint64(words[word] != uint64(0))
+    return int64(n)
 
 
 @compiled
-def _undo_sub(raw: Bytes, words: Words, start: int, row: Row, width: int, step: int) -> None:
-    end, x, value = start + width * step, 0, uint32(0)
-    while x < width:
-        here = (_next_nonzero(raw, words, start + x * step, end) - start) // step
-        for k in range(x, here):
-            row[k + 1] = value
-        if here >= width:
-            return
-        value = _add(value, _pixel(raw, start + here * step))
-        row[here + 1] = value
-        x = here + 1
+def _columns(word: int, start: int, width: int, step: int) -> tuple[int, int]:
+    """The pixels of a row that have a byte in a word: the first, and the one behind the last."""
+    first = max(int64(word) * 8 - start, 0)
+    last = int64(word) * 8 + 7 - start
+    if step == 3:  # a division by a constant is a multiplication
+        return int64(uint64(first) // uint64(3)), min(width, int64(uint64(last) // uint64(3)) + 1)
+    return first >> 2, min(width, (last >> 2) + 1)
 
 
 @compiled
-def _undo_up(raw: Bytes, words: Words, start: int, row: Row, width: int, step: int) -> bool:
-    end, changed = start + width * step, False
-    at = _next_nonzero(raw, words, start, end)
-    while at < end:
-        x = (at - start) // step
-        row[x + 1] = _add(row[x + 1], _pixel(raw, start + x * step))
-        changed = True
-        at = _next_nonzero(raw, words, start + (x + 1) * step, end)
-    return changed
-
-
-@compiled
-def _undo_paeth(raw: Bytes, words: Words, start: int, row: Row, width: int, step: int) -> bool:
-    end, changed, x = start + width * step, False, 0
-    while True:
-        # left and corner are equal here: a zero then means "as above", which stands in the row already
-        at = _next_nonzero(raw, words, start + x * step, end)
-        if at >= end:
-            return changed
-        changed = True
-        x = (at - start) // step
-        left = corner = row[x]
-        while x < width:
-            above, rest = row[x + 1], _pixel(raw, start + x * step)
-            value = left if rest == 0 and above == corner else _add(_paeth(left, above, corner), rest)
+def _undo_sub(raw: Bytes, listed: Row, n: int, start: int, row: Row, width: int, step: int, seen: Row) -> int:
+    done, value, changes = 0, uint32(0), uint64(0)
+    for k in range(n + 1):
+        first, behind = _columns(listed[k], start, width, step) if k < n else (width, width)
+        for x in range(done, behind):
+            if x >= first:
+                value = _add(value, _pixel(raw, start + x * step))
+            seen[changes] = x
+            changes += uint64(row[x + 1] != value)
             row[x + 1] = value
+        done = behind
+    return int64(changes)
+
+
+@compiled
+def _undo_up(raw: Bytes, listed: Row, n: int, start: int, row: Row, width: int, step: int, seen: Row) -> int:
+    behind, changes = 0, uint64(0)
+    for k in range(n):
+        first, next_behind = _columns(listed[k], start, width, step)
+        for x in range(max(first, behind), next_behind):
+            rest = _pixel(raw, start + x * step)
+            seen[changes] = x
+            changes += uint64(rest != uint32(0))
+            row[x + 1] = _add(row[x + 1], rest)
+        behind = next_behind
+    return int64(changes)
+
+
+@compiled
+def _undo_paeth(raw: Bytes, listed: Row, n: int, start: int, row: Row, width: int, step: int, seen: Row) -> int:
+    x, changes = 0, uint64(0)
+    for k in range(n):
+        first, behind = _columns(listed[k], start, width, step)
+        x = max(x, first)
+        # left and corner are equal here: a zero then means "as above", which stands in the row already
+        left = corner = row[x]
+        while x < behind or (left != corner and x < width):
+            above = row[x + 1]
+            value = _add(_paeth(left, above, corner), _pixel(raw, start + x * step))
+            row[x + 1] = value
+            seen[changes] = x
+            changes += uint64(value != above)
             left, corner = value, above
             x += 1
-            if left == corner:
-                break
-        if x >= width:
-            return changed
+    return int64(changes)
 
 
 @compiled
-def undo_filter(raw: Bytes, words: Words, start: int, row: Row, width: int, step: int) -> int:
-    """One filtered row, in place of the row above. Gives 1 where pixels may differ, 0 where none does, or an error.
+def _undo_none(raw: Bytes, start: int, row: Row, width: int, step: int, seen: Row) -> int:
+    n = uint64(0)
+    for x in range(width):
+        value = _pixel(raw, start + x * step)
+        seen[n] = x
+        n += uint64(row[x + 1] != value)
+        row[x + 1] = value
+    return int64(n)
+
+
+@compiled
+def _undo_average(raw: Bytes, start: int, row: Row, width: int, step: int, seen: Row) -> int:
+    left, n = uint32(0), uint64(0)
+    for x in range(width):
+        above = row[x + 1]
+        mean = (left & above) + (((left ^ above) & uint32(0xFEFEFE)) >> uint32(1))  # rounded down, byte by byte
+        left = _add(mean, _pixel(raw, start + x * step))
+        seen[n] = x
+        n += uint64(above != left)
+        row[x + 1] = left
+    return int64(n)
+
+
+@compiled
+def undo_filter(raw: Bytes, words: Words, start: int, row: Row, width: int, step: int, listed: Row, seen: Row) -> int:
+    """One filtered row, in place of the row above. Gives how many pixels differ from those above, or BAD_FILTER.
 
     raw: uint8, the filter's number at start − 1, then `width` pixels of `step` bytes (RGB, or RGBA without its A).
-    row: uint32 (W + 1,), row[0] = 0 stands for the pixel to the left of the first.
+    words: the same memory as uint64. row: uint32 (W + 1,), row[0] = 0 stands for the pixel to the left of the first.
+    listed: uint32 (W + MARGIN,), room to work in. seen: uint32 (W + 1,), the columns of those pixels.
     """
     kind = raw[start - 1]
-    if kind == UP:
-        return 1 if _undo_up(raw, words, start, row, width, step) else 0
-    if kind == PAETH:
-        return 1 if _undo_paeth(raw, words, start, row, width, step) else 0
-    if kind == SUB:
-        _undo_sub(raw, words, start, row, width, step)
-    elif kind == NONE:
-        for x in range(width):
-            row[x + 1] = _pixel(raw, start + x * step)
-    elif kind == AVERAGE:
-        left = uint32(0)
-        for x in range(width):
-            above = row[x + 1]
-            mean = (left & above) + (((left ^ above) & uint32(0xFEFEFE)) >> uint32(1))  # rounded down, byte by byte
-            left = _add(mean, _pixel(raw, start + x * step))
-            row[x + 1] = left
-    else:
+    if kind == NONE:
+        return _undo_none(raw, start, row, width, step, seen)
+    if kind == AVERAGE:
+        return _undo_average(raw, start, row, width, step, seen)
+    if kind > PAETH:
         return BAD_FILTER
-    return 1
+    n = _list_words(words, start, start + width * step, listed)
+    if kind == UP:
+        return _undo_up(raw, listed, n, start, row, width, step, seen)
+    if kind == PAETH:
+        return _undo_paeth(raw, listed, n, start, row, width, step, seen)
+    return _undo_sub(raw, listed, n, start, row, width, step, seen)
 
 
 @compiled
-def fill_ids(raw: Bytes, words: Words, step: int, row: Row, ids: NDArray[np.int32]) -> int:
-    """All rows of an image into an int32 (H, W) map. Gives 0, or BAD_FILTER."""
+def fill_ids(raw: Bytes, words: Words, step: int, rows: Rows, ids: NDArray[np.int32]) -> int:
+    """All rows of an image into an int32 (H, W) map. rows: uint32 (3, W + MARGIN). Gives 0, or BAD_FILTER."""
     height, width = ids.shape
+    row = rows[0]
     row[:] = 0
     for y in range(height):
-        if undo_filter(raw, words, y * (width * step + 1) + 1, row, width, step) < 0:
+        if undo_filter(raw, words, y * (width * step + 1) + 1, row, width, step, rows[1], rows[2]) < 0:
             return BAD_FILTER
-        ids[y] = row[1:]
+        ids[y] = row[1 : width + 1]
     return 0
 
 
@@ -187,66 +214,64 @@ def _slot(keys: Words, key: int) -> int:
 
 
 @compiled
-def _scan(a: Row, b: Row, width: int, keys: Words, counts: Counts, used: Counts, slots: Counts, lengths: Counts) -> int:
-    """The runs of equal pairs of two rows: their places in the table and their lengths. Gives how many, or an error."""
-    n, start, x = 0, uint64(0), uint64(1)
-    end, one, eight = uint64(width), uint64(1), uint64(8)  # unsigned: an index that may be negative costs a test
-    while True:
-        while x + eight <= end:
-            different = uint32(0)
-            for k in range(x, x + eight):
-                different |= (a[k + one] ^ a[k]) | (b[k + one] ^ b[k])
-            if different != 0:
-                break
-            x += eight
-        while x < end and a[x + one] == a[x] and b[x + one] == b[x]:
-            x += one
-        key = (uint64(a[x]) << uint64(24)) | uint64(b[x])
+def _add_pair(keys: Words, counts: Counts, used: Counts, slot: int, key: int) -> bool:
+    """Put a new pair into the table of pairs. False where that is full."""
+    if used[0] >= MOST_PAIRS:
+        return False
+    keys[slot] = key
+    counts[slot] = 0
+    used[0] += 1
+    used[used[0]] = slot
+    return True
+
+
+@compiled
+def _note_changes(
+    seen: Row, n: int, y: int, row_a: Row, row_b: Row, since: Row, pairs: Words, keys: Words, counts: Counts,
+    used: Counts,
+) -> bool:  # fmt: skip
+    """Count what `n` columns had above row `y`, and note what they have from there on. False where there is no room."""
+    for k in range(uint64(n)):
+        x = uint64(seen[k])
+        pixels, key = y - int64(since[x]), pairs[x]
+        since[x] = y
+        pairs[x] = (uint64(row_a[x + uint64(1)]) << uint64(24)) | uint64(row_b[x + uint64(1)])
         slot = _slot(keys, key)
-        if keys[slot] != key:
-            if used[0] >= MOST_PAIRS:
-                return TOO_MANY_PAIRS
-            keys[slot] = key
-            counts[slot] = 0
-            used[0] += 1
-            used[used[0]] = slot
-        slots[n], lengths[n] = slot, x - start
-        n += 1
-        if x >= end:
-            return n
-        start = x
-        x += one
+        if keys[slot] != key and pixels and not _add_pair(keys, counts, used, slot, key):
+            return False
+        counts[slot] += pixels  # of an empty place nothing
+    return True
 
 
 @compiled
 def count_pairs(
     raw_a: Bytes, words_a: Words, step_a: int, raw_b: Bytes, words_b: Words, step_b: int, height: int, width: int,
-    row_a: Row, row_b: Row, keys: Words, counts: Counts, used: Counts, slots: Counts, lengths: Counts,
+    rows: Rows, pairs: Words, keys: Words, counts: Counts, used: Counts,
 ) -> int:  # fmt: skip
     """Count the pixels of every pair of ids of two images. Gives the number of pairs, or BAD_FILTER, TOO_MANY_PAIRS.
 
-    keys uint64 (SLOTS,), EMPTY everywhere: a hash table of (first << 24 | second), with counts int64 (SLOTS,).
-    used int64 (SLOTS,): the number of filled places, then those places. slots, lengths int64 (W,): room for a row.
-    A row in which neither image changes is not looked at: the runs of the row above count once more.
+    rows: uint32 (ROWS, W + MARGIN), room to work in, and pairs: uint64 (W + MARGIN,).
+    keys: uint64 (SLOTS,), EMPTY everywhere: a hash table of (first << 24 | second), with counts int64 (SLOTS,).
+    used: int64 (SLOTS,), the number of filled places, then those places.
     """
+    row_a, row_b, seen_a, seen_b, since, listed = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
     row_a[:] = 0
     row_b[:] = 0
+    since[:] = 0
+    pairs[:] = 0
     used[0] = 0
-    runs, times = 0, 0
     for y in range(height):
-        changed_a = undo_filter(raw_a, words_a, y * (width * step_a + 1) + 1, row_a, width, step_a)
-        changed_b = undo_filter(raw_b, words_b, y * (width * step_b + 1) + 1, row_b, width, step_b)
-        if changed_a < 0 or changed_b < 0:
+        n_a = undo_filter(raw_a, words_a, y * (width * step_a + 1) + 1, row_a, width, step_a, listed, seen_a)
+        n_b = undo_filter(raw_b, words_b, y * (width * step_b + 1) + 1, row_b, width, step_b, listed, seen_b)
+        if n_a < 0 or n_b < 0:
             return BAD_FILTER
-        if y > 0 and changed_a == 0 and changed_b == 0:
-            times += 1
-            continue
-        for k in range(runs):
-            counts[slots[k]] += lengths[k] * times
-        runs = _scan(row_a, row_b, width, keys, counts, used, slots, lengths)
-        if runs < 0:
-            return runs
-        times = 1
-    for k in range(runs):
-        counts[slots[k]] += lengths[k] * times
+        # a column that both change is met twice: the second time nothing is left to count
+        if not _note_changes(seen_a, n_a, y, row_a, row_b, since, pairs, keys, counts, used):
+            return TOO_MANY_PAIRS
+        if not _note_changes(seen_b, n_b, y, row_a, row_b, since, pairs, keys, counts, used):
+            return TOO_MANY_PAIRS
+    for x in range(width):
+        seen_a[x] = x
+    if not _note_changes(seen_a, width, height, row_a, row_b, since, pairs, keys, counts, used):
+        return TOO_MANY_PAIRS
     return used[0]
