@@ -33,6 +33,7 @@ def ours(folder: Path, cores: int) -> tuple[float, float]:
     from pansight.metrics.files.pairs import PanopticPairs
     from pansight.metrics.files.panoptic_json import PanopticFile
     from pansight.metrics.files.score import Figures, score
+    from pansight.ops.maps.label_png import PairCounter, open_label_png
 
     def run(indices: range | None) -> float:
         truth = PanopticFile(folder / "gt.json")
@@ -40,7 +41,9 @@ def ours(folder: Path, cores: int) -> tuple[float, float]:
         pairs = PanopticPairs(truth, folder / "gt", prediction, folder / "pred")
         return score(pairs, Figures(errors=False), indices, cores).record()["All"]["pq"]
 
-    run(range(2))  # loads the compiled code
+    run(range(2))
+    sides = [(folder / side / "000000.png").read_bytes() for side in ("gt", "pred")]
+    PairCounter().count(*(open_label_png(data, "") for data in sides))  # loads the compiled code
     start = time.perf_counter()
     return run(None), time.perf_counter() - start
 

@@ -248,10 +248,10 @@ def _json_pieces(value: Any, depth: int) -> Iterator[str]:
 
 def open_plain(path: str | Path) -> BinaryIO:
     """A file to read bytes from. Raises OSError, also for a pipe or device, which one might wait for without end."""
-    mode = Path(path).stat().st_mode
+    mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "a pipe or device, no file", str(path))
-    return Path(path).open("rb")
+    return open(path, "rb")
 
 
 def read_plain(path: str | Path) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from pansight.data.convert import TARGETS, convert
 from pansight.data.images import write_png
 from pansight.errors import PansightError
 from pansight.ops.idmap import ids_to_rgb
-from pansight.parallel import in_order
+from pansight.parallel import in_forks, in_order
 
 JOBS = 3
 COUNT = 13
@@ -148,3 +150,37 @@ def test_an_error_comes_in_its_turn_and_ends_the_work():
     with pytest.raises(PansightError, match="bad"):
         next(results)
     assert len(begun) < 10
+
+
+def summed(numbers) -> tuple[int, list[int]]:
+    return os.getpid(), list(numbers)
+
+
+@pytest.mark.parametrize(("count", "processes"), [(0, 2), (1, 3), (200, 3)])
+def test_forks_share_all_numbers(count, processes):
+    done = []
+    results = in_forks(summed, count, processes, done.append)
+    assert len({pid for pid, _ in results} - {os.getpid()}) == processes
+    assert sorted(number for _, numbers in results for number in numbers) == list(range(count))
+    assert sorted(done) == list(range(count))
+
+
+def test_the_first_error_of_forks_is_raised_and_the_others_end():
+    def fails(numbers) -> None:
+        for number in numbers:
+            if number in (5, 7):
+                raise PansightError(where=f"image {number}", expected="an image", found="none", code="missing_file")
+
+    for processes in (1, 2, 4):
+        with pytest.raises(PansightError, match=r"^image 5: expected an image, found none$") as caught:
+            in_forks(fails, 1000, processes)
+        assert caught.value.code == "missing_file"
+
+
+def test_a_fork_that_is_killed_is_told():
+    def dies(numbers) -> None:
+        for _ in numbers:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(PansightError, match=r"expected its result, found its end \(killed, or out of memory\)"):
+        in_forks(dies, 3, 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -15,9 +17,11 @@ from panoptic_tree import Drawn, drawn, random_images, write_side
 
 from pansight.errors import PansightError
 from pansight.metrics import PanopticQuality, SemanticIoU
+from pansight.metrics.files import score as score_module
 from pansight.metrics.files.pairs import PanopticPairs
 from pansight.metrics.files.panoptic_json import PanopticFile
 from pansight.metrics.files.score import CHUNK, Figures, Scores, score, shard_of
+from pansight.parallel import in_forks
 from pansight.types import PanopticSegmentation, Prediction, Sample, Segment
 
 EVERYTHING = Figures(errors=True, boundary=True, instances=True)
@@ -55,6 +59,54 @@ def record(pairs):
 @pytest.mark.parametrize("threads", [2, 3, 7, 100])
 def test_threads_change_nothing(pairs, record, threads):
     assert score(pairs, EVERYTHING, threads=threads).record() == record
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_processes_change_nothing(pairs, record, monkeypatch, processes):
+    shared, told = [], []
+
+    def shown(work, count, copies, each):
+        shared.append((count, copies))
+        return in_forks(work, count, copies, each)
+
+    monkeypatch.setattr(score_module, "FORKED", 1)
+    monkeypatch.setattr(score_module, "in_forks", shown)
+    found = score(pairs, EVERYTHING, threads=processes, progress=told.append)
+    chunks = -(-len(pairs) // CHUNK)
+    assert shared == [(chunks - 1, min(processes, chunks))], "the first chunk is done by this process"
+    assert found.record() == record
+    assert told == sorted(told)
+    assert told[-1] == len(pairs)
+    shown_too = score(pairs, EVERYTHING, threads=processes, each=lambda scored: None)
+    assert (len(shared), shown_too.record()) == (1, record), "who looks at each image gets them in this process"
+
+
+@pytest.mark.parametrize("forked", [1, 1000])
+def test_the_error_of_the_first_bad_image_is_told_however_many_work(sides, tmp_path, monkeypatch, forked):
+    monkeypatch.setattr(score_module, "FORKED", forked)
+    pairs = pairs_of(tmp_path, *sides)
+    for index in (2 * CHUNK + 1, 4 * CHUNK):
+        (tmp_path / "pred" / pairs.prediction.file_names[index]).write_bytes(b"no PNG")
+    told = []
+    for threads in (1, 2, 3):
+        with pytest.raises(PansightError, match="expected an 8-bit RGB PNG") as caught:
+            score(pairs, EVERYTHING, threads=threads)
+        told.append(str(caught.value))
+    assert pairs.prediction.file_names[2 * CHUNK + 1] in told[0]
+    assert told == told[:1] * 3
+
+
+def test_few_small_images_are_read_without_compiled_code(tmp_path, sides):
+    pairs_of(tmp_path, *sides)
+    program = (
+        "import sys\n"
+        "from pansight.apps.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "sys.exit(code or 3 * ('numba' in sys.modules or 'torch' in sys.modules))"
+    )
+    words = ["evaluate", "--gt", str(tmp_path / "gt.json"), "--pred", str(tmp_path / "pred.json")]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_order_of_images_and_segments_changes_nothing(sides, record, tmp_path):

@@ -14,7 +14,7 @@ from pansight.metrics.files.class_map import ClassMap, map_overlaps, map_table
 from pansight.metrics.files.panoptic_json import PanopticFile
 from pansight.metrics.panoptic.matching import ImageMatch, SegmentTable, match_tables
 from pansight.ops.idmap import IdArray, relabel
-from pansight.ops.maps.label_png import LabelPng, PairCounter, decode_ids, open_label_png
+from pansight.ops.maps.label_png import LabelPng, PairCounter, open_label_png
 from pansight.ops.maps.overlap import Overlaps
 from pansight.types import VOID
 
@@ -70,8 +70,12 @@ class PanopticPairs:
             match, stale, changed = self._match(index, overlaps)
         except PansightError as error:
             raise error.at(f"image {image_id} ({truth.name}, {prediction.name})") from error
-        ids = (_changed_ids(truth, changed[0]), _changed_ids(prediction, changed[1])) if maps else (None, None)
-        return Pair(image_id, self.truth.file_names[index], (truth.height, truth.width), match, *ids, stale)
+        truth_ids, prediction_ids = (
+            _changed_ids(counter.decode(png), numbers) if maps else None
+            for png, numbers in zip((truth, prediction), changed)
+        )
+        size = truth.height, truth.width
+        return Pair(image_id, self.truth.file_names[index], size, match, truth_ids, prediction_ids, stale)
 
     def _match(self, index: int, overlaps: Overlaps) -> tuple[ImageMatch, int, tuple[dict[int, int], dict[int, int]]]:
         truth, prediction = self.truth.table(index), self.prediction.table(self._partners[index])
@@ -110,8 +114,7 @@ def _open(folder: Path, file: PanopticFile, index: int) -> LabelPng:
     return open_label_png(data, str(path))
 
 
-def _changed_ids(png: LabelPng, changed: dict[int, int]) -> IdArray:
-    ids = decode_ids(png)
+def _changed_ids(ids: IdArray, changed: dict[int, int]) -> IdArray:
     if not changed:
         return ids
     same = {number: number for number in np.unique(ids).tolist()}

@@ -1,4 +1,4 @@
-"""Scoring files: all metrics in one pass over the images, in threads, and in parts that can be joined."""
+"""Scoring files: all metrics in one pass over the images, on all cores, and in parts that can be joined."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from pansight.metrics.panoptic.errors import ErrorAnalysis, SegmentErrors
 from pansight.metrics.panoptic.quality import PanopticQuality
 from pansight.metrics.semantic_iou import SemanticIoU
 from pansight.ops.maps.label_png import PairCounter
+from pansight.parallel import can_fork, in_forks
 from pansight.types import LabelSpace
 
 CHUNK = 8
-"""Images that a thread takes at a time."""
+"""Images that a thread or process takes at a time."""
+
+FORKED = 64
+"""From so many images on, processes share them: a copy of this one takes as long as some images."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ def score(
     """All figures of the images at `indices` (all of them unless given). Memory does not grow with their number.
 
     each: called with every image in order, in this thread; its maps are there with keep_maps. progress: called with the
-    number of images done. The figures are the same for any number of threads.
+    number of images done. The figures are the same for any number of threads. Without `each`, processes stand for them
+    where they are faster.
     """
     if figures.instances is None:
         figures = replace(figures, instances=pairs.prediction.has_scores)
@@ -144,7 +149,9 @@ def score(
     chunks = [order[at : at + size] for at in range(0, len(order), size)]
     maps = keep_maps or figures.boundary or bool(figures.instances)
     n_workers = max(1, min(threads, len(chunks)))
-    workers = [_Worker(pairs, figures, maps, keep_maps, each is not None) for _ in range(n_workers)]
+    workers = [_Worker(pairs, figures, maps, keep_maps, each is not None, len(order)) for _ in range(n_workers)]
+    if n_workers > 1 and each is None and len(order) >= FORKED and can_fork():
+        return _score_in_forks(workers, chunks, progress)
     done = 0
     for results, count in _run(workers, chunks):
         done += count
@@ -160,12 +167,12 @@ def score(
 
 
 class _Worker:
-    """What a thread keeps: the memory to read with, and its share of the figures."""
+    """What a thread keeps: the memory to read with, and its share of the figures. count: of all images."""
 
-    def __init__(self, pairs: PanopticPairs, figures: Figures, maps: bool, keep_maps: bool, keep: bool):
+    def __init__(self, pairs: PanopticPairs, figures: Figures, maps: bool, keep_maps: bool, keep: bool, count: int):
         self.pairs, self.maps, self.keep_maps, self.keep = pairs, maps, keep_maps, keep
         self.scores = Scores(pairs.truth.labels, figures)
-        self.counter = PairCounter()
+        self.counter = PairCounter(count)
 
     def run(self, chunk: Sequence[int]) -> tuple[list[Scored], int]:
         kept: list[Scored] = []
@@ -177,6 +184,29 @@ class _Worker:
                     Scored(pair if self.keep_maps else pair._replace(truth_ids=None, prediction_ids=None), errors)
                 )
         return kept, len(chunk)
+
+
+def _score_in_forks(
+    workers: list[_Worker], chunks: list[Sequence[int]], progress: Callable[[int], None] | None
+) -> Scores:
+    """The figures of all chunks, of which as many processes as there are workers take one after the other."""
+    first, done = workers[0], 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done)
+
+    def share(numbers: Iterator[int]) -> Scores:
+        for number in numbers:
+            workers[1].run(chunks[number + 1])
+        return workers[1].scores
+
+    tell(first.run(chunks[0])[1])  # here, so that compiled code is loaded once for all
+    for scores in in_forks(share, len(chunks) - 1, len(workers), lambda number: tell(len(chunks[number + 1]))):
+        first.scores.merge(scores)
+    return first.scores
 
 
 def _run(workers: list[_Worker], chunks: list[Sequence[int]]) -> Iterator[tuple[list[Scored], int]]:

@@ -86,14 +86,21 @@ def _other_kind(name: str, found: str) -> PansightError:
     return PansightError(where=name, expected="an 8-bit RGB PNG of segment ids", found=found, code="wrong_format")
 
 
+WORTH_COMPILED = 30_000_000
+"""From so many pixels on, those of all images of a side together, compiled code is worth the time of loading it."""
+
+
 class PairCounter:
     """Counts the pixels of every pair of ids of two id PNGs. Keeps its memory from call to call: one for each thread.
+
+    expected: how many pairs there will be, where that is known: few small ones are read without compiled code.
 
     >>> PairCounter().count(open_label_png(truth, "a.png"), open_label_png(prediction, "b.png"))
     """
 
-    def __init__(self) -> None:
-        self._table = PairTable()
+    def __init__(self, expected: int | None = None) -> None:
+        self._expected = expected
+        self._table: PairTable | None = None
 
     def count(self, first: LabelPng, second: LabelPng) -> Overlaps:
         """The pairs in rising order, as `overlaps_of` the two maps.
@@ -103,11 +110,23 @@ class PairCounter:
         if (first.height, first.width) != (second.height, second.width):
             expected, found = f"{first.height}×{first.width} of {first.name}", f"{second.height}×{second.width}"
             raise PansightError(where=second.name, expected=f"the size {expected}", found=f"{found} (height × width)")
-        if first.packed and second.packed and not use_plain():
+        if first.packed and second.packed and self._is_compiled(first):
+            self._table = self._table or PairTable()
             pairs = self._table.count(first, second)
             if pairs is not None:
                 return Overlaps(*pairs)
-        return overlaps_of(decode_ids(first), decode_ids(second))
+        return overlaps_of(self.decode(first), self.decode(second))
+
+    def decode(self, png: LabelPng) -> IdArray:
+        """`decode_ids` of one of the files, in the same way as they are counted."""
+        return decode_ids(png) if self._is_compiled(png) else ids_by_decoder(png)
+
+    def _is_compiled(self, png: LabelPng) -> bool:
+        if use_plain():
+            return False
+        if self._table is not None or self._expected is None:
+            return True
+        return self._expected * png.height * png.width >= WORTH_COMPILED
 
 
 def decode_ids(png: LabelPng) -> IdArray:
