@@ -6,7 +6,8 @@ No living library has either. The nearest is torchvision's Mask R-CNN on the sam
 timm) behind its own feature pyramid: it finds the same kind of objects, 100 of them here, and does less, as it knows no
 stuff, no map of classes and no panoptic map. One image of 640×640, from pixels to objects, and on our side to the
 panoptic map besides. Weights are random, scaled layer by layer so that scores spread. float32 is each as it comes, ours
-as `pansight predict` runs it (BatchNorm folded, channels_last); fast is bfloat16 autocast with channels_last weights. Peak memory is that of a process of its own.
+as `pansight predict` runs it (BatchNorm folded, channels_last); fast is bfloat16 autocast with channels_last weights.
+Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
