@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,12 +67,15 @@ def merge_rows(
     save(name, {**facts, "rows": list(new.values())})
 
 
+Name = TypeVar("Name")
+
+
 def alternate(
-    contenders: dict[str, Callable[[], Any]],
+    contenders: dict[Name, Callable[[], Any]],
     repeats: int,
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
+) -> dict[Name, float]:
     """Median seconds of each contender, run in turns so that drifts of the machine hit all alike.
 
     clock: for one thread `time.process_time` counts the time on the processor, which others do not change.
@@ -80,7 +83,7 @@ def alternate(
     for run in contenders.values():
         for _ in range(warmup):
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
             start = clock()

@@ -82,7 +82,7 @@ def contender(name: str, case: Case, folders: tuple[Path, Path]) -> Callable[[],
         row = {"image": pixels.flip(0) if is_fcn else pixels, "height": case.output[0], "width": case.output[1]}
         return torch.inference_mode()(lambda: theirs([row])[0])
     load = panoptic_fcn.load if case.kind == "panoptic_fcn_r50" else panoptic_deeplab.load
-    ours = folded(prepare(load(state, case.kind)[0], Inference(torch.device("cpu"), batch_size=1)))
+    ours: Any = folded(prepare(load(state, case.kind)[0], Inference(torch.device("cpu"), batch_size=1)))
     valid = torch.ones((1, *case.input), dtype=torch.bool)
 
     @torch.inference_mode()

@@ -64,6 +64,7 @@ class TimmPyramid(nn.Module):
 
 def torchvision_model(backbone: str) -> tuple[Any, list[tuple[Any, float]]]:
     """(the network, layers and the deviation that their outputs get)."""
+    model: Any
     if backbone == "resnet50":
         body: Any = resnet_fpn_backbone(backbone_name=backbone, weights=None, trainable_layers=3)
         model = TorchvisionMaskRCNN(body, 81, min_size=SIDE, max_size=SIDE)
@@ -122,6 +123,7 @@ def spread(layers: Sequence[tuple[Any, float]], run: Callable[[], Any]) -> None:
 def contender(who: str, case: str, setting: str) -> Callable[[], int]:
     """What is timed; it returns the number of objects."""
     name, backbone = CASES[case]
+    model: Any
     torch.manual_seed(0)
     model, layers = torchvision_model(backbone) if who == "torchvision" else our_model(name, backbone)
     image = photo()
