@@ -19,7 +19,7 @@ help:
 	@echo "make test-fiftyone  what FiftyOne makes of our predictions, in an environment of its own"
 	@echo "make check     ruff and pyright"
 	@echo "make docs      the documentation as a site in site/; warnings are errors"
-	@echo "make build     wheel and source distribution in dist/"
+	@echo "make build     wheel and source distribution in dist/, and the wheel of the runtime alone"
 	@echo "make bench     run every benchmark again and rewrite the tables of docs (hours); make tables: only the tables"
 
 # uv comes first, into the environment itself: plain pip may pick a CPU build of torch for which no torchvision exists
@@ -68,6 +68,7 @@ docs: $(READY)
 
 build: $(READY)
 	$(UV) build --quiet --out-dir dist .
+	$(UV) build --quiet --wheel --out-dir dist packaging/runtime
 	@ls dist
 
 bench: $(READY)

@@ -22,6 +22,8 @@ SCRIPTS = (
     "first_hour.py",
     "cpu_defaults.py",
     "predict_speed.py",
+    "preparing_speed.py",
+    "runtime_wheel.py",
 )
 
 for script in SCRIPTS:

@@ -29,8 +29,7 @@ def ids_by_rows(png: LabelPng) -> NDArray[np.int32]:
     pixels.inflate(png)
     ids = np.empty((png.height, png.width), np.int32)
     rows = np.zeros((3, png.width + _kernels().MARGIN), np.uint32)
-    if _kernels().fill_ids(pixels.raw, pixels.words, png.step, rows, ids) < 0:
-        raise PansightError(where=png.name, expected="a PNG", found="an unknown row filter")
+    _check_filters(_kernels().fill_ids(pixels.raw, pixels.words, png.step, rows, ids), png)
     return ids
 
 
@@ -56,12 +55,18 @@ class _Pixels:
 
 
 class PairTable:
-    """Counts the pixels of every pair of ids of two files, row by row. Keeps its memory from call to call."""
+    """Counts the pixels of every pair of ids of two files, row by row. Keeps its memory from call to call.
+
+    Of the first file only the changes from row to row are kept, so that a single image at a time is unpacked: it stays
+    in the caches of the processor.
+    """
 
     def __init__(self) -> None:
-        self._first, self._second = _Pixels(), _Pixels()
+        self._pixels = _Pixels()
         self._rows = np.zeros((_kernels().ROWS, 0), np.uint32)
         self._pairs = np.zeros(0, np.uint64)
+        self._ends = np.zeros(0, np.int64)
+        self._changes = np.zeros((2, 0), np.uint32)
         slots = _kernels().SLOTS
         self._keys = np.full(slots, _kernels().EMPTY, np.uint64)
         self._counts = np.zeros(slots, np.int64)
@@ -73,26 +78,34 @@ class PairTable:
         The files have one size and are not interlaced. Raises PansightError where one is damaged.
         """
         height, width = first.height, first.width
-        self._first.inflate(first)
-        self._second.inflate(second)
-        if len(self._pairs) != width + _kernels().MARGIN:
-            self._pairs = np.zeros(width + _kernels().MARGIN, np.uint64)
+        if (len(self._ends), len(self._pairs)) != (height, width + _kernels().MARGIN):
+            self._ends, self._pairs = np.zeros(height, np.int64), np.zeros(width + _kernels().MARGIN, np.uint64)
             self._rows = np.zeros((len(self._rows), len(self._pairs)), np.uint32)
+            self._changes = np.empty((2, height * width // 2 + width), np.uint32)  # memory that nobody writes is none
+        pixels = self._pixels
+        pixels.inflate(first)
+        changes = self._ends, *self._changes
+        n = _kernels().list_changes(pixels.raw, pixels.words, first.step, height, width, self._rows, *changes)
+        if n == _kernels().TOO_MANY_CHANGES:
+            return None
+        _check_filters(n, first)
+        pixels.inflate(second)
         n = _kernels().count_pairs(
-            self._first.raw, self._first.words, first.step, self._second.raw, self._second.words, second.step,
-            height, width, self._rows, self._pairs, self._keys, self._counts, self._used,
+            *changes, pixels.raw, pixels.words, second.step, height, width,
+            self._rows, self._pairs, self._keys, self._counts, self._used,
         )  # fmt: skip
         filled = self._used[1 : 1 + int(self._used[0])]
-        keys, pixels = self._keys[filled], self._counts[filled]
+        keys, pixels_of = self._keys[filled], self._counts[filled]
         self._keys[filled] = _kernels().EMPTY
-        keys, pixels = (
-            keys[pixels > 0],
-            pixels[pixels > 0],
-        )  # void on void has a place from the start
         if n == _kernels().TOO_MANY_PAIRS:
             return None
-        if n < 0:
-            raise PansightError(where=f"{first.name} or {second.name}", expected="a PNG", found="an unknown row filter")
+        _check_filters(n, second)
         order = np.argsort(keys)
         keys = keys[order].astype(np.int64)
-        return keys >> 24, keys & 0xFFFFFF, pixels[order]
+        return keys >> 24, keys & 0xFFFFFF, pixels_of[order]
+
+
+def _check_filters(n: int, png: LabelPng) -> None:
+    """Raises PansightError where a loop ended with BAD_FILTER."""
+    if n < 0:
+        raise PansightError(where=png.name, expected="a PNG", found="an unknown row filter")

@@ -35,8 +35,8 @@ SLOTS = 1 << 13
 """Places in the table of pairs."""
 MOST_PAIRS = SLOTS * 5 // 8
 EMPTY = 2**64 - 1
-BAD_FILTER, TOO_MANY_PAIRS = -1, -2
-ROWS, MARGIN = 6, 4
+BAD_FILTER, TOO_MANY_PAIRS, TOO_MANY_CHANGES = -1, -2, -3
+ROWS, MARGIN = 5, 4
 """Rows that `count_pairs` works in, and by how much they are longer than the image is wide."""
 
 
@@ -227,11 +227,11 @@ def _add_pair(keys: Words, counts: Counts, used: Counts, slot: int, key: int) ->
 
 @compiled
 def _note_changes(
-    seen: Row, n: int, y: int, row_a: Row, row_b: Row, since: Row, pairs: Words, keys: Words, counts: Counts,
+    seen: Row, y: int, row_a: Row, row_b: Row, since: Row, pairs: Words, keys: Words, counts: Counts,
     used: Counts,
 ) -> bool:  # fmt: skip
-    """Count what `n` columns had above row `y`, and note what they have from there on. False where there is no room."""
-    for k in range(uint64(n)):
+    """Count what these columns had above row `y`, and note what they have from there. False where there is no room."""
+    for k in range(uint64(len(seen))):
         x = uint64(seen[k])
         pixels, key = y - int64(since[x]), pairs[x]
         since[x] = y
@@ -244,34 +244,65 @@ def _note_changes(
 
 
 @compiled
+def list_changes(
+    raw: Bytes, words: Words, step: int, height: int, width: int, rows: Rows, ends: Counts, columns: Row, values: Row
+) -> int:
+    """The pixels of an image that differ from those above (above the first row is 0), row by row.
+
+    rows: uint32 (ROWS, W + MARGIN), room to work in. Filled are ends: int64 (H,), how many there are up to the end of
+    each row; columns, values: uint32 (N,), where they are and what they become. Gives how many there are, or
+    BAD_FILTER, or TOO_MANY_CHANGES for more than N − W.
+    """
+    row, listed, seen = rows[0], rows[1], rows[2]
+    row[:] = 0
+    total, most = 0, len(columns) - width
+    for y in range(height):
+        n = undo_filter(raw, words, y * (width * step + 1) + 1, row, width, step, listed, seen)
+        if n < 0:
+            return BAD_FILTER
+        if total > most:
+            return TOO_MANY_CHANGES
+        for k in range(n):
+            columns[total + k] = seen[k]
+            values[total + k] = row[seen[k] + 1]
+        total += n
+        ends[y] = total
+    return total
+
+
+@compiled
 def count_pairs(
-    raw_a: Bytes, words_a: Words, step_a: int, raw_b: Bytes, words_b: Words, step_b: int, height: int, width: int,
+    ends: Counts, columns: Row, values: Row, raw: Bytes, words: Words, step: int, height: int, width: int,
     rows: Rows, pairs: Words, keys: Words, counts: Counts, used: Counts,
 ) -> int:  # fmt: skip
     """Count the pixels of every pair of ids of two images. Gives the number of pairs, or BAD_FILTER, TOO_MANY_PAIRS.
 
+    ends, columns, values: `list_changes` of the first image; raw, words, step: the second one.
     rows: uint32 (ROWS, W + MARGIN), room to work in, and pairs: uint64 (W + MARGIN,).
     keys: uint64 (SLOTS,), EMPTY everywhere: a hash table of (first << 24 | second), with counts int64 (SLOTS,).
     used: int64 (SLOTS,), the number of filled places, then those places.
     """
-    row_a, row_b, seen_a, seen_b, since, listed = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+    row_a, row_b, seen, since, listed = rows[0], rows[1], rows[2], rows[3], rows[4]
     row_a[:] = 0
     row_b[:] = 0
     since[:] = 0
     pairs[:] = 0
     used[0] = 0
+    first = 0
     for y in range(height):
-        n_a = undo_filter(raw_a, words_a, y * (width * step_a + 1) + 1, row_a, width, step_a, listed, seen_a)
-        n_b = undo_filter(raw_b, words_b, y * (width * step_b + 1) + 1, row_b, width, step_b, listed, seen_b)
-        if n_a < 0 or n_b < 0:
+        n = undo_filter(raw, words, y * (width * step + 1) + 1, row_b, width, step, listed, seen)
+        if n < 0:
             return BAD_FILTER
+        for k in range(first, ends[y]):
+            row_a[columns[k] + 1] = values[k]
         # a column that both change is met twice: the second time nothing is left to count
-        if not _note_changes(seen_a, n_a, y, row_a, row_b, since, pairs, keys, counts, used):
+        if not _note_changes(columns[first : ends[y]], y, row_a, row_b, since, pairs, keys, counts, used):
             return TOO_MANY_PAIRS
-        if not _note_changes(seen_b, n_b, y, row_a, row_b, since, pairs, keys, counts, used):
+        if not _note_changes(seen[:n], y, row_a, row_b, since, pairs, keys, counts, used):
             return TOO_MANY_PAIRS
+        first = ends[y]
     for x in range(width):
-        seen_a[x] = x
-    if not _note_changes(seen_a, width, height, row_a, row_b, since, pairs, keys, counts, used):
+        seen[x] = x
+    if not _note_changes(seen[:width], height, row_a, row_b, since, pairs, keys, counts, used):
         return TOO_MANY_PAIRS
     return used[0]

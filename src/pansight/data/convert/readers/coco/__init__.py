@@ -202,7 +202,7 @@ def _polygons(mask: Any, where: str) -> list[np.ndarray]:
         mask = [mask]
     outlines: list[np.ndarray] = []
     for part in mask:
-        good = isinstance(part, list) and len(part) % 2 == 0 and all(type(v) in (int, float) for v in part)
+        good = isinstance(part, list) and len(part) % 2 == 0 and {int, float}.issuperset(map(type, part))
         expect(good, where, "polygons of x, y pairs", part)
         outlines.append(np.array(part, np.float64).reshape(-1, 2))  # (2N,) → (N, 2)
     return outlines
