@@ -108,7 +108,7 @@ def assert_same(theirs: Any, ours: Any) -> None:
     ids, segments = theirs["panoptic_seg"]
     void = 0 if segments is not None else -1  # Panoptic-DeepLab's ids are 1000 times the class, which may be 0
     assert len(ids[ids != void].unique()) == len(ours.panoptic.segments)
-    assert kept(ids, ours.panoptic.ids) >= 0.999
+    assert kept(ids, ours.panoptic.ids) >= 0.995  # with random weights, many pixels have nearly equal chances
 
 
 def kept(ids: Tensor, others: Tensor) -> float:
