@@ -13,6 +13,7 @@ from pansight import types
 from pansight.models import MODELS, build, builder_options, networks_of
 from pansight.ops.fusion.exported import finished, flatten
 from pansight.runtime.rules import RULES
+from pansight.runtime.rules.inside import applied
 from pansight.runtime.values import Label, Prediction, Rule
 
 GENERAL = [name for name, entry in MODELS.items() if not entry.variant_of]
@@ -134,3 +135,19 @@ def test_rules_say_what_decode_says(name: str) -> None:
 
 def test_every_system_has_a_rule() -> None:
     assert set(RULES) == set(GENERAL)
+
+
+def test_a_map_of_a_graph_with_the_rule_inside_at_the_size_of_the_photo() -> None:
+    """Twice as large, without the padding; segment 3 has no pixel outside of it."""
+    masks = np.zeros((1, 3, 4, 2), np.int64)
+    masks[0, ..., 0] = -1
+    masks[0, 0, :2] = 1, 2
+    masks[0, 1, 2] = 0, 1
+    masks[0, 2, 3] = 2, 3
+    valid = np.zeros((3, 4), np.bool_)
+    valid[:2, :3] = True
+    outputs = {"masks": masks, "segment_ids": np.array([[0, 1, 2, 3]]), "scores": np.array([[0, 0.5, 0.75, 0.9]])}
+    found = applied(outputs, valid, (4, 6)).panoptic
+    assert found is not None
+    assert found.ids.tolist() == [[2, 2, 2, 2, 0, 0]] * 2 + [[0, 0, 0, 0, 1, 1]] * 2
+    assert [tuple(segment) for segment in found.segments] == [(1, 0, 0.5), (2, 1, 0.75)]

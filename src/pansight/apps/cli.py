@@ -270,6 +270,9 @@ def export(
     to: str = "hf",
     size: tuple[int, int] | None = None,
     check: Path | None = None,
+    rule_inside: bool = False,
+    int8: Path | None = None,
+    data: Path | None = None,
     overwrite: bool = False,
 ):
     """Write a model as a folder: for Hugging Face transformers, as ours, or as a graph for other engines.
@@ -287,12 +290,19 @@ def export(
         Height and width of the graph's input. [default: any, where the network takes any, else its own]
     check
         Photos on which the graph must say what the model says: a folder, or one. [default: generated ones]
+    rule_inside
+        The graph gives the panoptic map itself (MaskFormer, Mask2Former, EoMT).
+    int8
+        Photos, by which an ONNX or OpenVINO graph becomes one of whole numbers of 8 bits.
+    data
+        Annotated images, on which model and graph are measured side by side.
     overwrite
         Replace an earlier export that stands there.
     """
     from pansight.apps import exporting
 
-    print(exporting.report(exporting.export(weights, out, to, overwrite, size, check), out))
+    how = (size, check, rule_inside, int8, data)
+    print(exporting.report(exporting.export(weights, out, to, overwrite, *how), out))
 
 
 @app.command(help_epilogue="Example: pansight models panoptic_fpn")

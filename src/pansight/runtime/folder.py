@@ -74,7 +74,7 @@ def _rule(said: Mapping[str, Any], labels: list[Mapping[str, Any]]) -> Rule:
         Label(row["name"], bool(row["is_thing"]), tuple(row["color"]), int(row["source_id"])) for row in labels
     )
     inner = {name: _rule(each, each["labels"]) for name, each in said.get("networks", {}).items()}
-    return Rule(said["name"], said.get("options", {}), rows, inner)
+    return Rule(said["name"], said.get("options", {}), rows, inner, bool(said.get("inside", False)))
 
 
 def _resizing(said: Mapping[str, Any]) -> ResizeRule:

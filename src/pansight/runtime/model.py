@@ -10,8 +10,9 @@ import numpy as np
 from .engines import Run, open_graph
 from .errors import RuntimeFault
 from .folder import Export, read_export
-from .photos import checked_photo, input_of, read_photo
+from .photos import Input, checked_photo, input_of, read_photo
 from .rules import RULES
+from .rules.inside import applied
 from .values import Array, Label, Prediction
 
 
@@ -32,11 +33,12 @@ class Model:
         if task is not None and task not in self.tasks:
             raise RuntimeFault("task", f"one of {', '.join(self.tasks)}" if self.tasks else "none", repr(task))
         array = checked_photo(photo) if isinstance(photo, np.ndarray) else read_photo(photo)
-        size = (array.shape[0], array.shape[1])
-        return RULES[self._export.rule.name](self._outputs(array), size, self._export.rule, task)
+        size, rule = (array.shape[0], array.shape[1]), self._export.rule
+        first = input_of(array, self._export.input)
+        outputs = self._outputs(array, first)
+        return applied(outputs, first.valid[0], size) if rule.inside else RULES[rule.name](outputs, size, rule, task)
 
-    def _outputs(self, photo: Array) -> Mapping[str, Array]:
-        first = input_of(photo, self._export.input)
+    def _outputs(self, photo: Array, first: Input) -> Mapping[str, Array]:
         known = {"images": first.images, "valid": first.valid}
         if self._export.further is not None:
             second = input_of(photo, self._export.further)

@@ -79,12 +79,16 @@ class Prediction:
 
 
 class Rule(NamedTuple):
-    """What decode goes by: the name of the rule, its numbers by name, the classes, and the rules of inner networks."""
+    """What decode goes by: the name of the rule, its numbers by name, the classes, and the rules of inner networks.
+
+    inside: the graph has applied it, and gives the panoptic map of what the network saw.
+    """
 
     name: str
     options: Mapping[str, Any]
     labels: tuple[Label, ...]
     networks: Mapping[str, Rule] = {}
+    inside: bool = False
 
     @property
     def things(self) -> list[int]:

@@ -26,6 +26,9 @@ def export(
     overwrite: bool = False,
     size: tuple[int, int] | None = None,
     check: str | Path | None = None,
+    rule_inside: bool = False,
+    int8: str | Path | None = None,
+    data: str | Path | None = None,
 ) -> str | Exported:
     """Write a model as a folder → what loads it: a class of transformers, "" for a folder of ours, or the graph.
 
@@ -33,13 +36,16 @@ def export(
     TARGETS. "onnx", "openvino" and "torch" write a graph that needs no code of ours, with export.json, which says all
     that is to be done before and after it (docs/export.md). size: (H, W) of its input; None: any, where the network
     takes any, else its own. check: a folder of photos, or one photo, on which the graph must say what the model says;
-    None: generated ones. The folder appears whole or not at all.
+    None: generated ones. rule_inside: the graph gives the panoptic map itself, of the systems of competing masks.
+    int8: photos, by which an ONNX or OpenVINO graph becomes one of whole numbers of 8 bits. data: annotated images, on
+    which model and graph are measured. The folder appears whole or not at all.
     Raises PansightError where the target cannot have the model, where the graph says something else than the model, or
     where something stands at `out`: with overwrite, an earlier export is replaced, but nothing else.
     """
     if to not in TARGETS:
         raise choice_error("export target", to, TARGETS)
-    for flag, value in (("size", size), ("check", check)):
+    flags = {"size": size, "check": check, "rule_inside": rule_inside or None, "int8": int8, "data": data}
+    for flag, value in flags.items():
         if value is not None and to not in GRAPHS:
             raise PansightError(where=flag, expected=f"a graph ({', '.join(GRAPHS)})", found=f"to {to}")
     out = Path(out)
@@ -49,7 +55,7 @@ def export(
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise PansightError(where=out, expected="no export yet", found="one", hint="add --overwrite")
     if to in GRAPHS:
-        return write_graph(*load_model(weights), to, out, size, check)
+        return write_graph(*load_model(weights), to, out, size, check, rule_inside, int8, data)
     model, name, options = load_model(weights)
     if to == "hf":
         return write_transformers(model, name, options, weights, out)

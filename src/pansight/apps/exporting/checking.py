@@ -19,8 +19,9 @@ from pansight.data.formats.shapes import draw_shapes
 from pansight.data.images import read_image
 from pansight.data.loader import pad_images
 from pansight.data.transforms import resize_image
-from pansight.ops.fusion.exported import unflatten
-from pansight.types import Instances, Prediction
+from pansight.ops.fusion.exported import PanopticOutputs, unflatten
+from pansight.ops.targets import valid_extents
+from pansight.types import Instances, PanopticSegmentation, Prediction, Segment
 
 GENERATED = (240, 320), (320, 240), (187, 251)
 """Sizes (H, W) of the photos that are drawn where none are given."""
@@ -62,13 +63,27 @@ def shares_alike(
         inputs, size = inputs_of(photo, sizes), [(photo.shape[1], photo.shape[2])]
         found = unflatten(dict(zip(graph.names, run(inputs), strict=True)), graph.like)
         outputs = _outputs(graph.model, inputs)
-        worst = 1.0
-        for options in [{"task": task} for task in tasks] or [{}]:
-            decode: Callable[..., list[Prediction]] = graph.model.decode
-            expected, given = (decode(each, size, **options)[0] for each in (outputs, found))
-            worst = min(worst, same_pixels(expected, given))
-        shares.append(worst)
+        decode: Callable[..., list[Prediction]] = graph.model.decode
+        if isinstance(found, PanopticOutputs):  # the rule is inside: a map of the size that the network saw
+            seen = tuple(valid_extents(*inputs[:2])[0].tolist())
+            shares.append(same_pixels(decode(outputs, [seen])[0], panoptic_map(found, seen)))
+            continue
+        tasks_or_none = [{"task": task} for task in tasks] or [{}]
+        pairs = ((decode(each, size, **options)[0] for each in (outputs, found)) for options in tasks_or_none)
+        shares.append(min(same_pixels(expected, given) for expected, given in pairs))
     return shares
+
+
+def panoptic_map(found: PanopticOutputs, extent: tuple[int, int]) -> Prediction:
+    """What a graph with the rule inside says of one photo, without padding. extent: (height, width) of the rest."""
+    classes, ids = found.masks[0, : extent[0], : extent[1]].unbind(-1)
+    numbers: list[int] = found.segment_ids[0].tolist()
+    segments = [
+        Segment(number, int(classes[ids == number][0]), score)
+        for number, score in zip(numbers, found.scores[0].tolist(), strict=True)
+        if number and bool((ids == number).any())
+    ]
+    return Prediction(PanopticSegmentation(ids.int(), tuple(sorted(segments))), None, None)
 
 
 def _outputs(model: Any, inputs: Sequence[Tensor]) -> Any:

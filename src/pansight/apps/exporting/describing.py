@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pansight.apps.exporting.tracing import Size, dtype_of
+from pansight.apps.exporting.tracing import Graph, Size, dtype_of
 from pansight.models import builder_options, entry, networks_of
 from pansight.types import LabelSpace
 
@@ -81,17 +81,17 @@ def digest_of(file: Path) -> str:
 
 
 def described(
-    model: Any,
+    graph: Graph,
     name: str,
     options: Mapping[str, Any],
     target: str,
     file: Path,
     inputs: Sequence[str],
-    outputs: Sequence[str],
     sizes: Sequence[Size],
 ) -> dict[str, Any]:
-    """The content of export.json. inputs, outputs: names of the graph's, in its order."""
+    """The content of export.json. inputs: those that the graph has, in its order."""
     first, *further = sizes
+    model, inside = graph.model, graph.rule_inside
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -100,14 +100,14 @@ def described(
         "file": file.name,
         "sha256": digest_of(file),
         "inputs": list(inputs),
-        "outputs": list(outputs),
-        "rule": rule_of(model, name, options),
+        "outputs": list(graph.names),
+        "rule": rule_of(model, name, options) | ({"inside": True} if inside else {}),
         "labels": label_rows(model.labels),
         "input": input_of(first),
         **({"further_input": input_of(further[0])} if further else {}),
         "dynamic": first.fixed is None,
         "size": None if first.fixed is None else list(first.fixed),
-        "tasks": list(entry(name).tasks),
-        "produces": list(entry(name).produces),
+        "tasks": [] if inside else list(entry(name).tasks),
+        "produces": ["panoptic"] if inside else list(entry(name).produces),
         "precision": "float32",
     }

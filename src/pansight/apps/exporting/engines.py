@@ -38,9 +38,9 @@ class Traced:
     @cached_property
     def onnx(self) -> Any:
         """The same as ONNX, opset 18: made once, whatever is written of it."""
-        for package in ("onnx", "onnxscript"):
-            _package(package)
-        with _quiet():
+        for name in ("onnx", "onnxscript"):
+            package(name)
+        with quiet():
             return torch.onnx.export(
                 self.program,
                 opset_version=OPSET,
@@ -67,7 +67,7 @@ class Engine(NamedTuple):
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Exporters talk on every channel there is; what matters of it they raise."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -79,12 +79,12 @@ def _quiet() -> Generator[None]:
         logging.disable(before)
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
     """A package of the extra "export". Raises PansightError where it is missing."""
     from importlib import import_module
 
     try:
-        with _quiet():
+        with quiet():
             return import_module(name)
     except ImportError as error:
         hint = "pip install 'pansight[export]'"
@@ -94,12 +94,12 @@ def _package(name: str) -> Any:
 def write_onnx(traced: Traced, file: Path) -> None:
     """model.onnx, opset 18; large weights stand beside it in model.onnx.data."""
     converted = traced.onnx
-    with _quiet():
+    with quiet():
         converted.save(file, external_data=traced.bytes() > ONE_FILE)
 
 
 def open_onnx(file: Path, inputs: Sequence[str]) -> tuple[list[str], Runner]:
-    runtime = _package("onnxruntime")
+    runtime = package("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
@@ -115,16 +115,16 @@ def open_onnx(file: Path, inputs: Sequence[str]) -> tuple[list[str], Runner]:
 
 def write_openvino(traced: Traced, file: Path) -> None:
     """model.xml and model.bin, in float32, by way of ONNX, which has the names of the outputs."""
-    openvino = _package("openvino")
+    openvino = package("openvino")
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(traced, Path(folder) / "model.onnx")
-        with _quiet():
+        with quiet():
             model = openvino.convert_model(str(Path(folder) / "model.onnx"))
             openvino.save_model(model, str(file), compress_to_fp16=False)
 
 
 def open_openvino(file: Path, inputs: Sequence[str]) -> tuple[list[str], Runner]:
-    openvino = _package("openvino")
+    openvino = package("openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(str(file), "CPU", settings)
     known = [each.get_any_name() for each in compiled.inputs]
@@ -139,12 +139,12 @@ def open_openvino(file: Path, inputs: Sequence[str]) -> tuple[list[str], Runner]
 
 def write_torch(traced: Traced, file: Path) -> None:
     """model.pt2, which ``torch.export.load`` reads; it gives the outputs as a tuple, in the order of their names."""
-    with _quiet():
+    with quiet():
         torch.export.save(traced.program, file)
 
 
 def open_torch(file: Path, inputs: Sequence[str]) -> tuple[list[str], Runner]:
-    with _quiet():
+    with quiet():
         module = torch.export.load(file).module()
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:

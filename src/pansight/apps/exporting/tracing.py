@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from pansight.engine.infer import GivenProposals, SeveralInputs
 from pansight.errors import PansightError
 from pansight.ops.fast import plain
-from pansight.ops.fusion.exported import finished, flatten
+from pansight.ops.fusion.exported import finished, flatten, panoptic_of_queries
+from pansight.ops.fusion.queries import QueryRules
 from pansight.ops.resize import ResizeRule, resize_photo
 
 INPUTS, FURTHER = ("images", "valid"), ("further_images", "further_valid")
@@ -32,12 +33,13 @@ sides exactly, so that none is taken for one that always does."""
 class Graph(nn.Module):
     """`model` for one image, its outputs as a tuple of tensors; `names` says which. `like`: its outputs for `example`.
 
+    rule_inside: the outputs are the panoptic map itself (`PanopticOutputs`).
     Raises PansightError where a graph cannot do what the model does.
     """
 
-    def __init__(self, model: Any, example: Sequence[Tensor]):
+    def __init__(self, model: Any, example: Sequence[Tensor], rule_inside: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.rule_inside = model, rule_inside
         if isinstance(model, GivenProposals) and model.needs_proposals:
             hint = "train it with a proposer (proposer_weights)"
             raise PansightError(
@@ -50,10 +52,24 @@ class Graph(nn.Module):
     def outputs(self, images: Tensor, valid: Tensor, *further: Tensor) -> Any:
         """images (1, 3, H, W), valid bool (1, H, W), and both again for a second network → what `decode` takes."""
         found = self.model(images, valid, (further,)) if further else self.model(images, valid)
-        return finished(self.model, found)
+        queries = finished(self.model, found)
+        if not self.rule_inside:
+            return queries
+        return panoptic_of_queries(queries, (images.shape[2], images.shape[3]), self.model.labels, self.model.rules)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(flatten(self.outputs(*inputs)).values())
+
+
+def check_rule_inside(model: Any, name: str) -> None:
+    """Raises PansightError where the rule of decode cannot be part of a graph."""
+    if not isinstance(getattr(model, "rules", None), QueryRules):
+        raise PansightError(
+            where="rule_inside",
+            expected="a system whose masks compete, MaskFormer, Mask2Former or EoMT",
+            found=f"{name}, whose rule takes one segment after the other",
+            hint="pansight.runtime applies that rule behind the graph",
+        )
 
 
 class Size(NamedTuple):

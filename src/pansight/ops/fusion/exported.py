@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pansight.errors import PansightError
+from pansight.ops.fusion.queries import QueryRules
+from pansight.types import IGNORE, LabelSpace
 
 
 class QueryOutputs(NamedTuple):
@@ -40,6 +44,14 @@ class KernelOutputs(NamedTuple):
     stuff_scores: Tensor  # float32 (B, L, C), 0 where no place of the level is of the class
     features: Tensor  # float32 (B, D, H/4, W/4)
     extents: Tensor  # int64 (B, 2): (height, width) of the unpadded part of each image
+
+
+class PanopticOutputs(NamedTuple):
+    """A panoptic map of what the network saw, padding included: what a graph with the rule inside gives."""
+
+    masks: Tensor  # int64 (B, H, W, 2): the class of each pixel, IGNORE where void, and its segment, 0 where void
+    segment_ids: Tensor  # int64 (B, Q): the segment that each query became, 0 where it became none
+    scores: Tensor  # float32 (B, Q): of these segments, 0 where there is none
 
 
 @runtime_checkable
@@ -99,3 +111,56 @@ def _rebuilt(tensors: Mapping[str, Tensor], like: Any, name: str) -> Any:
     named = bool(getattr(like, "_fields", ()))  # pyright: ignore[reportUnknownArgumentType]
     parts = [_rebuilt(tensors, each, f"{name}.{key}" if name else key) for key, each in _parts(like)]  # pyright: ignore[reportUnknownArgumentType]
     return kind(*parts) if named else kind(parts)
+
+
+def panoptic_of_queries(
+    outputs: QueryOutputs, size: tuple[int, int], labels: LabelSpace, rules: QueryRules
+) -> PanopticOutputs:
+    """`ops.fusion.queries.fuse_masks` without anything that depends on values, so that a graph can have it.
+
+    size: (H, W) of the padded images. Of queries that are not kept nothing is seen; the others are what the rule makes
+    of them at the size of the image that the network saw.
+    """
+    images = range(outputs.class_logits.shape[0])
+    of_images = (_panoptic_of_one(outputs, image, size, labels, rules) for image in images)
+    return PanopticOutputs(*(torch.stack(column) for column in zip(*of_images, strict=True)))
+
+
+def _panoptic_of_one(
+    outputs: QueryOutputs, image: int, size: tuple[int, int], labels: LabelSpace, rules: QueryRules
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns of `PanopticOutputs` of one image."""
+    scores, category = outputs.class_logits[image].float().softmax(-1).max(-1)  # (Q,)
+    kept = (category != len(labels)) & (scores > rules.score)
+    masks = F.interpolate(outputs.masks(image).float()[None], size, mode="bilinear", align_corners=False)[0].sigmoid()
+    rows, columns = (torch.arange(side, device=masks.device) for side in size)
+    seen = (rows[:, None] < outputs.extents[image, 0]) & (columns < outputs.extents[image, 1])  # (H, W)
+    values = torch.where(kept, scores, -1.0)[:, None, None] * masks  # what is not kept is below all that is
+    winner = values.max(0).indices  # (H, W)
+    inside = (masks >= rules.mask) & seen  # (Q, H, W)
+    wins = (winner == torch.arange(len(masks), device=masks.device)[:, None, None]) & seen & kept[:, None, None]
+    won, area, within = (each.flatten(1).sum(1) for each in (wins, inside, wins & inside))  # (Q,)
+    accepted = kept & (won > 0) & (area > 0) & (won / area.clamp(min=1) >= rules.overlap)
+    if rules.cut:
+        accepted = accepted & (within > 0)
+    number = _numbers(accepted, category, labels)
+    leads = number.leads
+    painted = number.ids[winner] * ((wins & inside) if rules.cut else wins).any(0)  # (H, W)
+    classes = torch.where(painted > 0, category[winner], IGNORE)
+    none = torch.zeros_like(number.ids)
+    return torch.stack((classes, painted), dim=-1), torch.where(leads, number.ids, none), scores * leads
+
+
+class _Numbered(NamedTuple):
+    ids: Tensor  # int64 (Q,): the segment of each query, 0: none
+    leads: Tensor  # bool (Q,): the first query of its segment
+
+
+def _numbers(accepted: Tensor, category: Tensor, labels: LabelSpace) -> _Numbered:
+    """Segments are numbered in the order of the queries; queries of a class of stuff are one segment."""
+    is_stuff = torch.tensor([not each.is_thing for each in labels] + [False], device=category.device)[category]
+    same = (category[:, None] == category) & (is_stuff & accepted)[:, None] & accepted  # (Q, Q)
+    place = torch.arange(len(category), device=category.device)
+    leads = accepted & ~(same & (place < place[:, None])).any(1)  # no earlier query is of the same stuff
+    ids = leads.cumsum(0) * leads
+    return _Numbered(torch.where(leads, ids, (same * ids).amax(1)), leads)
