@@ -270,9 +270,11 @@ def _predict_here(
     """
     from pansight.apps import photos
 
-    drawing, *rest = how
-    more = photos.Drawing(*drawing), *rest, photos.Pace(**vars(pace))
-    results = photos.predict(weights, images, out, overwrite, options, *more)
+    drawing, recursive, every, fps, proposals = how
+    how_fast = photos.Pace(**vars(pace))
+    results = photos.predict(
+        weights, images, out, overwrite, options, photos.Drawing(*drawing), recursive, every, fps, proposals, how_fast
+    )
     print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
     return 1 if results.failed else 0
