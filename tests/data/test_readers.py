@@ -364,7 +364,8 @@ def test_real_data_is_whole(data_root, folder, options, count, classes):
 
 def test_every_format_is_tested_here():
     official = {"cityscapes", "ade20k", "vistas"}  # in test_official.py
-    assert set(DATASETS) == {"shapes", "coco_panoptic", "coco_instances", "instance_png"} | official
+    shards = {"webdataset"}  # in test_webdataset.py
+    assert set(DATASETS) == {"shapes", "coco_panoptic", "coco_instances", "instance_png"} | official | shards
 
 
 # --- the same rules as in convert -------------------------------------------------------------------------------------

@@ -14,15 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Parameter
 
+from pansight.apps.commandline import cluster, labels, scores, serving, sweeps
 from pansight.apps.commandline import data as data_commands
 from pansight.apps.commandline import hub as hub_commands
 from pansight.apps.commandline import huge as huge_commands
-from pansight.apps.commandline import labels, scores, serving, sweeps
+from pansight.apps.commandline.cluster import EngineSettings
 from pansight.apps.commandline.huge import HugeSettings
 from pansight.apps.commandline.pace import PaceSettings
 from pansight.apps.commandline.scores import FileSettings
@@ -189,7 +190,7 @@ def evaluate(
 def predict(
     weights: str,
     /,
-    *images: Path,
+    *images: str,
     out: Path = Path("predictions"),
     overwrite: bool = False,
     recursive: bool = True,
@@ -204,6 +205,7 @@ def predict(
     proposals: list[Path] | None = None,
     pace: Annotated[PaceSettings | None, Parameter(name="*", group="Speed")] = None,
     huge: Annotated[HugeSettings | None, Parameter(name="*", group="Huge images")] = None,
+    engine: Annotated[EngineSettings | None, Parameter(name="*", group="Many machines")] = None,
 ) -> int:
     """Predict photos and videos: overlays, COCO panoptic PNG and JSON, and a table. Code 1 where one is unreadable.
 
@@ -212,7 +214,7 @@ def predict(
     weights
         A run folder, a saved model, a hub id or a checkpoint file.
     images
-        Image files, folders with their sub-folders, and patterns; video files.
+        Photos, folders with their sub-folders, patterns, videos; tar shards, Parquet lists, s3://bucket/photos.
     out
         Where the results go.
     overwrite
@@ -236,23 +238,43 @@ def predict(
     fps
         Take the images for the frames of a video, so many a second, and write an overlay video of them.
     proposals
-        Files of regions that may hold an object, as COCO results with boxes, by the names of the photos: for a detector
-        that is given them (fast_rcnn).
+        Files of regions that may hold an object, as COCO results with boxes, by the names of the photos (fast_rcnn).
+    """
+    options = {name: v for name, v in (("task", task), ("score_threshold", threshold)) if v is not None}
+    pace, engine, huge = pace or PaceSettings(), engine or EngineSettings(), huge or HugeSettings()
+    whole = {"--score": score is not None, "--opacity": opacity != 0.5, "--no-names": not names}
+    whole |= {"--background": background, "--every": every != 1, "--fps": fps is not None}
+    whole |= {"--proposals": proposals is not None}
+    cluster.check_engine(engine, whole | {"--tile": huge.tile is not None, "--speed": pace.speed != "exact"})
+    if huge.tile is not None:
+        huge_commands.check_whole_photos(whole | {"--no-recursive": not recursive} | pace.given())
+        return huge_commands.predict_huge(weights, images, out, overwrite, options, huge)
+    huge_commands.check_unused(huge)
+    if engine.engine == "ray":
+        return cluster.predict_many(weights, images, out, overwrite, options, recursive, pace.batch_size, engine)
+    how = (score, opacity, names, background), recursive, every, fps, proposals or ()
+    return _predict_here(weights, images, out, overwrite, options, how, pace)
+
+
+def _predict_here(
+    weights: str,
+    images: Sequence[str],
+    out: Path,
+    overwrite: bool,
+    options: dict[str, Any],
+    how: tuple[Any, ...],
+    pace: PaceSettings,
+) -> int:
+    """Predict photos in this process and print the table. how: the parts of Drawing, then what `photos.predict` takes
+    after it.
     """
     from pansight.apps import photos
 
-    given, pace = {"task": task, "score_threshold": threshold}, pace or PaceSettings()
-    options = {name: value for name, value in given.items() if value is not None}
-    if huge is not None and huge.tile is not None:
-        whole = {"--score": score is not None, "--opacity": opacity != 0.5, "--no-names": not names}
-        whole |= {"--background": background, "--every": every != 1, "--fps": fps is not None}
-        whole |= {"--no-recursive": not recursive, "--proposals": proposals is not None} | pace.given()
-        huge_commands.check_whole_photos(whole)
-        huge_commands.predict_huge(weights, images, out, overwrite, options, huge)
-        return 0
-    huge_commands.check_unused(huge or HugeSettings())
-    how = photos.Drawing(score, opacity, names, background), recursive, every, fps, proposals or ()
-    results = photos.predict(weights, images, out, overwrite, options, *how, photos.Pace(**vars(pace)))
+    drawing, recursive, every, fps, proposals = how
+    how_fast = photos.Pace(**vars(pace))
+    results = photos.predict(
+        weights, images, out, overwrite, options, photos.Drawing(*drawing), recursive, every, fps, proposals, how_fast
+    )
     print(photos.photo_table(results))
     print(f"overlays and predictions: {out}")
     return 1 if results.failed else 0

@@ -142,7 +142,7 @@ def detect_format(source: str | Path, split: str | None = None) -> str:
             return "instance_png"
     looked = "annotations/panoptic_*.json, annotations/instances_*.json, images/ + instances/, PNGImages/ + PedMasks/"
     sets, hint = (
-        "a Cityscapes, ADE20K or Vistas root, tar shards with categories.json",
+        "tar shards with categories.json, a Cityscapes, ADE20K or Vistas root",
         f"other annotations: pansight convert {source} --to OUT",
     )
     raise PansightError(

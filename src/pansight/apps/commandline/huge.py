@@ -50,12 +50,13 @@ def check_whole_photos(given: Mapping[str, bool]) -> None:
 
 def predict_huge(
     weights: str,
-    images: Sequence[Path],
+    images: Sequence[str],
     out: Path,
     overwrite: bool,
     options: dict[str, Any],
     settings: HugeSettings,
-) -> None:
+) -> int:
+    """The command with --tile."""
     from pansight.apps.photos import huge
     from pansight.data.formats.rasters import open_raster
     from pansight.engine.predict import load
@@ -76,10 +77,11 @@ def predict_huge(
     if len(images) > 1 and out.suffix:
         raise PansightError(where="--out", expected="a folder for several images", found=out)
     for image in images:
-        open_raster(image).close()  # before the model is loaded, which takes longer
+        open_raster(Path(image)).close()  # before the model is loaded, which takes longer
     predictor = load(weights)
-    for image in images:
+    for image in map(Path, images):
         print(huge.result_lines(huge.predict_huge(predictor, image, out, tiling, options, overwrite, settings.resume)))
+    return 0
 
 
 def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> list[Any]:

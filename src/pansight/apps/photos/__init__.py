@@ -21,7 +21,8 @@ from pansight.config import DataConfig
 from pansight.data.dataset import image_array, image_tensor
 from pansight.data.formats.predictions.proposals import Proposals
 from pansight.data.formats.results import ResultsWriter
-from pansight.data.images import read_image, write_png
+from pansight.data.formats.webdataset.storage import Piece
+from pansight.data.images import decode_image, read_image, write_png
 from pansight.drawing.prediction import draw_prediction
 from pansight.engine.assemble import check_proposals
 from pansight.engine.infer import check_decode_options, known_decode_options
@@ -105,9 +106,10 @@ def predict(
 ) -> PhotoResults:
     """Predict photos and videos and write what was found into `out`; all of it appears at the end, or nothing does.
 
-    images: files, folders with their sub-folders (those only where `recursive`), and patterns; videos by their names,
-    of which every `every`-th frame is predicted. fps: all photos are the frames of one video, in the order of the
-    numbers in their names, so many a second. decode_options: of the model's decode, thresholds and its `task`; any
+    images: files, folders with their sub-folders (those only where `recursive`), and patterns; tar shards, Parquet
+    lists of paths, and files and folders of any store of fsspec (s3://bucket/photos); videos by their names, of which
+    every `every`-th frame is predicted. fps: all photos are the frames of one video, in the order of the numbers in
+    their names, so many a second. decode_options: of the model's decode, thresholds and its `task`; any
     model takes a task that it produces, and `score_threshold`, the least score of objects. Written: overlays/NAME.png,
     of a video overlays/NAME.mp4, and what `data.formats.results` says: COCO panoptic, else semantic maps or objects,
     for each frame. A photo, video or frame that cannot be read is left out and told in the results.
@@ -125,7 +127,7 @@ def predict(
         raise PansightError(where="--every", expected="1 or more", found=every)
     if fps is not None and not 0 < fps <= MAX_RATE:
         raise PansightError(where="--fps", expected=f"frames a second, up to {MAX_RATE}", found=f"{fps:g}")
-    found = find_photos(images, recursive, without=out)
+    found = find_photos(images, recursive, without=out, pieces=True)
     taken = [p for p in map(out.joinpath, RESULTS) if p.exists()]
     if taken and not overwrite:
         raise PansightError(where=taken[0], expected="no predictions yet", found="some", hint="add --overwrite")
@@ -189,11 +191,17 @@ def _clips(
 
 
 class Frame(NamedTuple):
-    """A picture to be predicted. source: its file, its pixels, RGB uint8 (H, W, 3), or the error in its place."""
+    """A picture to be predicted. source: its file, or the piece of one that it is; its pixels, RGB uint8 (H, W, 3); or
+    the error in its place."""
 
     clip: Clip
     name: str
-    source: Path | NDArray[np.uint8] | PansightError
+    source: Path | Piece | NDArray[np.uint8] | PansightError
+
+
+def read_photo(source: Path | Piece, name: str) -> NDArray[np.uint8]:
+    """RGB uint8 (H, W, 3). Raises PansightError where it cannot be read."""
+    return read_image(source) if isinstance(source, Path) else decode_image(source.read(), f"{source.place}: {name}")
 
 
 class _Picture(NamedTuple):
@@ -207,7 +215,7 @@ class _Picture(NamedTuple):
 def _frames(clip: Clip) -> Iterator[Frame]:
     """The frames of a clip, and behind those of a video the error that tells of frames that cannot be decoded."""
     if not clip.video:
-        yield from (Frame(clip, photo.name, photo.file) for photo in clip.photos)
+        yield from (Frame(clip, photo.name, photo.piece or photo.file) for photo in clip.photos)
         return
     stem = PurePosixPath(clip.name).with_suffix("")
     with Video(clip.photos[0].file) as video:
@@ -275,9 +283,9 @@ class _Job:
     def _read(self, frame: Frame) -> Shown | PansightError:
         """The photo of a frame with its regions: none where their file says nothing of it."""
         source = frame.source
-        if isinstance(source, Path):
+        if isinstance(source, Path | Piece):
             try:
-                source = read_image(source)
+                source = read_photo(source, frame.name)
             except PansightError as error:
                 return error
         if isinstance(source, PansightError) or self.proposals is None:

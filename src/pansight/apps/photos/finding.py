@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pansight.apps.photos.collections import collected, is_collection
 from pansight.apps.photos.video import is_video
+from pansight.data.formats.webdataset.storage import Piece, joined
 from pansight.data.images import IMAGE_SUFFIXES
 from pansight.errors import PansightError
 
@@ -19,10 +21,14 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini", "icon\r")
 
 
 class Photo(NamedTuple):
-    """A file, and the one name that it has in every result: its path below the folder that was given."""
+    """A file, and the one name that it has in every result: its path below the folder that was given.
+
+    piece: where its bytes lie, in a shard or in a store; `file` is what it is called then.
+    """
 
     file: Path
     name: str
+    piece: Piece | None = None
 
 
 class Found(NamedTuple):
@@ -30,24 +36,31 @@ class Found(NamedTuple):
     left_out: Counter[str]  # what was not taken from folders: kind → number of files
 
 
-def find_photos(paths: Sequence[str | Path], recursive: bool = True, without: Path | None = None) -> Found:
+def find_photos(
+    paths: Sequence[str | Path], recursive: bool = True, without: Path | None = None, pieces: bool = False
+) -> Found:
     """The photos that `paths` name, each once, in order: files, folders, and patterns such as ``shots/*.jpg``.
 
-    recursive: look into sub-folders. without: a folder that is not looked into, that of the results.
+    recursive: look into sub-folders. without: a folder that is not looked into, that of the results. pieces: take what
+    lies in tar shards, in stores, and in Parquet lists of paths, too (photos/collections.py).
     Raises PansightError where a path does not exist, or nothing is found.
     """
-    photos: list[tuple[Path, str]] = []
+    photos: list[Photo] = []
     left_out: Counter[str] = Counter()
-    for path in _expanded(paths):
+    for given in paths:
+        found = collected(str(given), recursive) if pieces else None
+        if found is not None:
+            photos += [Photo(Path(joined(piece.place, name)), name, piece) for name, piece in found]
+    for path in _expanded([path for path in paths if not pieces or not is_collection(str(path))]):
         if path.is_dir():
             for file in _walk(path, recursive, without, left_out):
                 kind = _left_out_as(file)
                 if kind:
                     left_out[kind] += 1
                 else:
-                    photos.append((file, file.relative_to(path).as_posix()))
+                    photos.append(Photo(file, file.relative_to(path).as_posix()))
         else:
-            photos.append((path, path.name))
+            photos.append(Photo(path, path.name))
     if not photos:
         given = ", ".join(map(str, paths))
         found = "none" + (f" ({_counted(left_out)})" if left_out else "")
@@ -122,12 +135,12 @@ def _left_out_as(file: Path) -> str:
     return file.suffix.lower() or "without a suffix"
 
 
-def _named(photos: Sequence[tuple[Path, str]]) -> list[Photo]:
+def _named(photos: Sequence[Photo]) -> list[Photo]:
     """Each file once; where two would have one name, the later takes folders above it into its name."""
     named: list[Photo] = []
     files: set[Path] = set()
     names: set[str] = set()
-    for file, name in photos:
+    for file, name, piece in photos:
         resolved = file.resolve()
         if resolved in files:
             continue
@@ -137,5 +150,5 @@ def _named(photos: Sequence[tuple[Path, str]]) -> list[Photo]:
             length += 1
             name = "/".join(parts[-length:])
         names.add(name)
-        named.append(Photo(file, name))
+        named.append(Photo(file, name, piece))
     return named

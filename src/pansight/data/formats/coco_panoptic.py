@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pansight.data.dataset import Dataset, expect, ids_tensor, image_tensor
@@ -19,7 +20,7 @@ from pansight.data.formats.coco_files import data_root, expect_folder, find_json
 from pansight.data.images import check_stored, read_image, read_rgb_ids, write_png
 from pansight.data.paths import named_file, named_folder
 from pansight.errors import PansightError
-from pansight.files import Publication, flat_name, read_json
+from pansight.files import Publication, decode_json, flat_name, read_json, read_plain
 from pansight.ops.idmap import MAX_ID, IdArray, areas, boxes_xyxy, ids_to_rgb, present_ids
 from pansight.types import LabelSpace, PanopticSegmentation, Sample, Segment, read_flag
 
@@ -134,21 +135,55 @@ def check_ids(ids: IdArray, listed: set[int], png: str | Path, json_file: str | 
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
-    """The file as JSON with its three lists, of which images and categories are not empty."""
-    content = read_json(path)
+    """The file as JSON with its three lists, of which images and categories are not empty.
+
+    Annotations stay packed until they are asked for: as Python objects they would take several times the bytes.
+    """
+    packed = _packed(path)
+    content = read_json(path) if packed is None else packed
     expect(
         isinstance(content, dict), path, "a JSON object with images, annotations, categories", type(content).__name__
     )
     for key in ("images", "annotations", "categories"):
         found = content.get(key, "nothing")
-        expect(isinstance(found, list), path, f"a list under {key!r}", found)
-        bad = next((row for row in found if not isinstance(row, dict)), None)
+        expect(isinstance(found, list | PackedRows), path, f"a list under {key!r}", found)
+        rows = found if isinstance(found, list) else ()  # packed ones are all objects
+        bad = next((row for row in rows if not isinstance(row, dict)), None)
         expect(bad is None, path, f"objects in {key!r}", bad)
     if not content["images"]:
         raise PansightError(where=path, expected="images", found="an empty data set")
     if not content["categories"]:
         raise PansightError(where=path, expected="categories", found="none")
     return content
+
+
+class PackedRows(Sequence[dict[str, Any]]):
+    """The objects of a JSON list, each decoded as it is asked for. Raises PansightError there, naming the file."""
+
+    def __init__(self, rows: Sequence[msgspec.Raw], source: Path):
+        self._rows, self._source = rows, source
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return decode_json(bytes(self._rows[index]), object, self._source)
+
+
+def _packed(path: Path) -> dict[str, Any] | None:
+    """The lists of a file, annotations packed; None where anything is odd, which the plain way of reading tells."""
+    try:
+        data = read_plain(path)
+        if any(data.count(f'"{key}"'.encode()) != 1 for key in ("images", "annotations", "categories")):
+            return None  # a key may stand there twice
+        lists = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        rows = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
+        if not all(memoryview(row)[:1] == b"{" for row in rows):
+            return None
+        plain = {key: decode_json(bytes(lists[key]), object, path) for key in ("images", "categories")}
+        return {**plain, "annotations": PackedRows(rows, path)}
+    except (OSError, KeyError, ValueError, RecursionError, PansightError):  # msgspec's errors are ValueErrors
+        return None
 
 
 def things_first(categories: list[dict[str, Any]], source: Path) -> LabelSpace:

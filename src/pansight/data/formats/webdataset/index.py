@@ -143,7 +143,7 @@ def scanned(place: str, name: str) -> Iterator[Row | PansightError]:
     with opened(place) as file:
         try:
             key, parts = "", dict[str, Extent]()
-            for member in _members(file, place):
+            for member in members_of(file, place):
                 path, _, ending = member.name.rpartition("/")[2].partition(".")
                 here = f"{member.name.rpartition('/')[0]}/{path}"
                 if here != key and parts:
@@ -158,7 +158,7 @@ def scanned(place: str, name: str) -> Iterator[Row | PansightError]:
             raise PansightError(where=place, expected="a whole tar, not packed", reason=reason) from error
 
 
-def _members(file: Any, place: str) -> Iterator[tarfile.TarInfo]:
+def members_of(file: Any, place: str) -> Iterator[tarfile.TarInfo]:
     """The plain files in a tar. Only headers are read."""
     behind = -1
     with tarfile.open(fileobj=file, mode="r:") as archive:
