@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from pansight.apps.cli import main
 from pansight.apps.photos.finding import find_photos
@@ -189,22 +191,24 @@ def test_ray_gives_what_one_machine_gives_and_does_lost_work_again(ray, weights,
     import psutil
 
     (tmp_path / "in").mkdir()
-    for file in (photos / "in").iterdir():
-        (tmp_path / "in" / file.name).write_bytes(file.read_bytes())
+    for file in (photos / "in").iterdir():  # so large that a part takes longer than it takes to kill a process
+        Image.open(file).resize((2400, 1800)).save(tmp_path / "in" / file.name)
     assert main(["predict", weights, *WORDS, str(tmp_path / "in"), "--out", str(tmp_path / "here")]) == 0
     (tmp_path / "in" / "z.png").write_bytes(b"no photo")
     out, killed = tmp_path / "ray", list[int]()
 
     def kill() -> None:
-        end = time.monotonic() + 300
-        while not killed and time.monotonic() < end:
-            for process in psutil.Process().children(recursive=True):
-                name = " ".join(process.cmdline()) if process.is_running() else ""
-                if name.startswith("ray::MapWorker") and any(out.glob("part-*")):
-                    os.kill(process.pid, signal.SIGKILL)
-                    killed.append(process.pid)
-                    return
-            time.sleep(0.02)
+        end, workers = time.monotonic() + 300, list[int]()
+        while time.monotonic() < end:
+            if not workers:
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):  # it has ended since
+                        workers += [process.pid] if " ".join(process.cmdline()).startswith("ray::MapWorker") else []
+            elif any(out.glob("part-*")):
+                os.kill(workers[0], signal.SIGKILL)
+                killed.append(workers[0])
+                return
+            time.sleep(0.005)
 
     killer = threading.Thread(target=kill)
     killer.start()
