@@ -95,8 +95,8 @@ def predict_many(
 
 def _ray() -> Any:
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         hint = "install the extra pansight[ray]"
         raise PansightError(where="--engine ray", expected="Ray Data", found="none", hint=hint) from error
