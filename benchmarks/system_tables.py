@@ -93,3 +93,33 @@ def parts(record: dict[str, Any] | None) -> dict[str, dict[str, str]]:
         if measured:
             found[document]["measured"] = measured
     return found
+
+
+def study_tables(record: dict[str, Any]) -> str:
+    """A table for each study: its rows, our figures and the published ones beside them, in percent."""
+    texts: list[str] = []
+    for row in record["rows"]:
+        told = [column for column in row["columns"] if any(line["published"].get(column) for line in row["rows"])]
+        header = ["", *row["columns"], *(f"published {column}" for column in told)]
+        lines = [header, ["---"] * len(header)]
+        for line in row["rows"]:
+            ours = [_percent(line["ours"][column]) for column in row["columns"]]
+            lines.append([line["name"], *ours, *(_of_paper(line["published"].get(column)) for column in told)])
+        minutes, seeds = (
+            f"{row['minutes']:g} minutes of one core each",
+            "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds",
+        )
+        note = f"{minutes}, {seeds}, {row['images']} images of generated shapes"
+        table = "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+        texts.append(f"`pansight study {row['study']}`: {row['title']}\n\n{table}\n\n{note}")
+    return "\n\n".join(texts)
+
+
+def _percent(value: dict[str, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value['mean']:.1f}" + (f" ± {100 * value['spread']:.1f}" if value["spread"] is not None else "")
+
+
+def _of_paper(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

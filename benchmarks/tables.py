@@ -17,6 +17,7 @@ from typing import Any
 from common import RESULTS, ROOT
 from exports_page import export_table
 from system_tables import parts as system_parts
+from system_tables import study_tables
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
@@ -603,6 +604,7 @@ def contents() -> dict[str, dict[str, str]]:
         ("docs/tutorials/first_model.md", "demo", "demo_sentence", demo_sentence),
         ("docs/huge.md", "tiles", "tiles", tiles),
         ("docs/sweeps.md", "sweep_example", "sweep_example", sweep_example),
+        ("docs/sweeps.md", "studies", "studies", study_tables),
         ("docs/export.md", "exports", "exports", export_table),
         ("docs/export.md", "runtime_wheel", "runtime_wheel", runtime_wheel),
         ("README.md", "runtime_wheel", "runtime_wheel", runtime_sentence),
