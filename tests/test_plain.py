@@ -25,7 +25,7 @@ from pansight.ops import fast
 def broken(*args, **kwargs):
     raise RuntimeError("a fast function ran")
 
-ASK_THEMSELVES = {"linear", "fc_over_grid", "checkpointed"}  # whether to be plain; what they call is broken instead
+ASK_THEMSELVES = {"linear", "fc_over_grid", "dilated_conv", "checkpointed"}  # whether to be plain; what they call is broken instead
 found = set()
 for entry in pkgutil.iter_modules(fast.__path__):
     if entry.ispkg:
@@ -33,12 +33,12 @@ for entry in pkgutil.iter_modules(fast.__path__):
     module = import_module(f"pansight.ops.fast.{entry.name}")
     for name, value in vars(module).items():
         if inspect.isfunction(value) and value.__module__ == module.__name__ and name not in ASK_THEMSELVES:
-            if not name.startswith("_") or name == "_product":
+            if not name.startswith("_") or name in ("_product", "_by_places"):
                 value.__code__ = broken.__code__  # wherever it has been imported to
                 found.add(name)
 import_module("pansight.ops.fast.memory").checkpoint = broken
 import_module("pansight.ops.fast.png").PairTable.count = broken
-assert len(found) == 24, sorted(found)
+assert len(found) == 25, sorted(found)
 
 def train():
     options = {"short": 0, "long": 0, "channels": 32, "heads": 4, "hidden": 32, "queries": 8, "layers": 2}

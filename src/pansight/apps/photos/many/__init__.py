@@ -148,7 +148,7 @@ class _Worker:
         try:
             return {**predict_part(part, self.predictor, *self.how)._asdict(), "error": ""}
         except PansightError as error:  # as a result: Ray would wrap it into pages
-            return {**Done(part.number, 0, 0, 0, 0.0)._asdict(), "error": str(error)}
+            return {**Done(part.number, 0, 0, 0, 0.0)._asdict(), "error": f"{error}"}
 
 
 def _run(
