@@ -25,7 +25,8 @@ from pansight.ops import fast
 def broken(*args, **kwargs):
     raise RuntimeError("a fast function ran")
 
-ASK_THEMSELVES = {"linear", "fc_over_grid", "dilated_conv", "checkpointed"}  # whether to be plain; what they call is broken instead
+# these ask themselves whether to be plain; what they call is broken instead
+ASK_THEMSELVES = {"linear", "fc_over_grid", "dilated_conv", "checkpointed"}
 found = set()
 for entry in pkgutil.iter_modules(fast.__path__):
     if entry.ispkg:

@@ -182,7 +182,8 @@ def void_of(root: Path, format: str):
 
 
 def test_every_format_of_files_is_filled():
-    assert set(FORMATS) == set(pansight.data.DATASETS) - {"shapes"}
+    """Shards are refused, with the remedy."""
+    assert set(FORMATS) == set(pansight.data.DATASETS) - {"shapes", "webdataset"}
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -241,6 +242,9 @@ def test_what_cannot_be_joined_is_one_line_and_nothing_is_written(tmp_path):
         pansight.label(weights, [root, root], fill_void=root, out=out)
     with pytest.raises(PansightError, match="expected annotations in files, found generated images"):
         pansight.label(weights, fill_void="shapes", out=out)
+    pansight.convert(root, tmp_path / "shards", target="webdataset")
+    with pytest.raises(PansightError, match="annotations in files, found shards: pansight convert unpacks them"):
+        pansight.label(weights, fill_void=tmp_path / "shards", out=out)
     with pytest.raises(PansightError, match="a folder apart from the data"):
         pansight.label(weights, fill_void=root, out=root / "train" / "out", confidence=0)
     write_png(root / "train" / "a.png", np.zeros((30, 30, 3), np.uint8))

@@ -152,7 +152,7 @@ BOMBS = {
         "evaluate", {"pred/0.png": _huge(side=9_999)}, "pred/0.png: expected the size 6×8"
     ),
     "both of 9,999 × 9,999": Bomb("evaluate", {f"{k}/0.png": _huge(side=9_999) for k in ("gt", "pred")}, "expected"),
-    "prediction that swells": Bomb("evaluate", {"pred/0.png": _swollen_png(6, 8)}, "pred/0.png: expected"),
+    "prediction that swells": Bomb("evaluate", {"pred/0.png": _swollen_png(6, 8)}, "pred/0.png"),
     "truth of deep JSON": Bomb("evaluate", {"gt.json": _deep}, "gt.json: expected COCO panoptic, found"),
     "map of deep TOML": Bomb(
         "evaluate",
