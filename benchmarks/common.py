@@ -67,6 +67,33 @@ def merge_rows(
     save(name, {**facts, "rows": list(new.values())})
 
 
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A table of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+PAIRS = (("float32", "float32"), ("fast", "float32"), ("fast", "fast"))
+"""(our setting, theirs) of the rows that two libraries are compared in."""
+
+
+def ratio_row(
+    what: str, beside: str, pair: tuple[str, str], seconds: tuple[float, float], mib: tuple[float, float]
+) -> dict[str, Any]:
+    """A row of time and memory; pair: one of PAIRS; seconds, mib: (ours, theirs)."""
+    return {
+        "what": what,
+        "beside": beside,
+        "settings": " / ".join(pair),
+        "ours_ms": 1000 * seconds[0],
+        "theirs_ms": 1000 * seconds[1],
+        "time_ratio": seconds[0] / seconds[1],
+        "ours_mib": mib[0],
+        "theirs_mib": mib[1],
+        "memory_ratio": mib[0] / mib[1],
+    }
+
+
 Name = TypeVar("Name")
 
 

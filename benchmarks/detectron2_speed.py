@@ -7,9 +7,9 @@ R50 from 800×1216 to 480×730, Panoptic-DeepLab R52 (plain and with separable c
 packages are those that tests/golden/panoptic_fcn/make_panoptic_fcn.py needs; detectron2's deformable convolution, which
 has no code for the CPU, is torchvision's. Weights are the ones of the golden numbers, with which both find the same
 objects. Ours runs as `pansight predict` runs it, with BatchNorm folded into convolutions. "ours fast" is the same in
-bfloat16 autocast; the share of pixels that stay with the same segment as in float32 is told, which with random weights
-is less than with learnt ones. On one thread its time on the processor is counted. Peak memory is that of a process for
-each.
+bfloat16 autocast; the share of pixels that stay with the same segment as in float32 is told, and is low where random
+weights give many classes nearly equal chances. On one thread its time on the processor is counted. Peak memory is that
+of a process for each.
 """
 
 from __future__ import annotations

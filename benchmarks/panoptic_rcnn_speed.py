@@ -28,7 +28,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from common import alternate, peak_resident_mib, save
+from common import PAIRS, alternate, peak_resident_mib, ratio_row, save
 from pansight.engine.infer import Inference, prepare
 from pansight.models import build
 from pansight.nn.backbones.folding import folded
@@ -39,8 +39,6 @@ LABELS = LabelSpace.from_names([f"thing {n}" for n in range(80)], [f"stuff {n}" 
 CASES = {"UPSNet R50": ("upsnet", "resnet50"), "EfficientPS Lite0": ("efficientps", "tf_efficientnet_lite0")}
 CONTENDERS = ("torchvision", "ours")
 SETTINGS = ("float32", "fast")
-PAIRS = (("float32", "float32"), ("fast", "float32"), ("fast", "fast"))
-"""(our setting, theirs) of a row."""
 
 
 def photo() -> Tensor:
@@ -161,21 +159,10 @@ def rows_of(case: str, repeats: int) -> list[dict[str, Any]]:
     seconds = alternate({job: contender(job[0], case, job[1]) for job in jobs}, repeats)
     mib = {job: peak_mib(job[0], case, job[1]) for job in jobs}
     rows: list[dict[str, Any]] = []
-    for our_setting, their_setting in PAIRS:
-        ours, theirs = ("ours", our_setting), ("torchvision", their_setting)
-        rows.append(
-            {
-                "what": case,
-                "beside": "torchvision's Mask R-CNN",
-                "settings": f"{our_setting} / {their_setting}",
-                "ours_ms": 1000 * seconds[ours],
-                "theirs_ms": 1000 * seconds[theirs],
-                "time_ratio": seconds[ours] / seconds[theirs],
-                "ours_mib": mib[ours],
-                "theirs_mib": mib[theirs],
-                "memory_ratio": mib[ours] / mib[theirs],
-            }
-        )
+    for pair in PAIRS:
+        ours, theirs = ("ours", pair[0]), ("torchvision", pair[1])
+        times, memory = (seconds[ours], seconds[theirs]), (mib[ours], mib[theirs])
+        rows.append(ratio_row(case, "torchvision's Mask R-CNN", pair, times, memory))
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from common import alternate, peak_resident_mib, save
+from common import PAIRS, alternate, peak_resident_mib, save
 from pansight.data.categories.coco import coco_91
 from pansight.models import build
 from pansight.ops.targets import boxes_of_ids
@@ -194,7 +194,7 @@ def rows_of(what: str, repeats: int) -> list[dict[str, Any]]:
         runs.clear()
         mib = {f"{c} {s}": peak_mib(what, c, s, weights) for c, s in pairs}
     rows: list[dict[str, Any]] = []
-    for our_setting, their_setting in (("float32", "float32"), ("fast", "float32"), ("fast", "fast")):
+    for our_setting, their_setting in PAIRS:
         ours, theirs = f"ours {our_setting}", f"torchvision {their_setting}"
         rows.append(
             {

@@ -25,15 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import alternate, merge_rows, peak_resident_mib
+from common import PAIRS, alternate, merge_rows, peak_resident_mib, ratio_row
 from pansight.engine.infer import Inference, prepare
 from pansight.nn.backbones.folding import folded
 from pansight.weights import load_model
 
 SIDE, CLASSES = 640, 21
 SETTINGS = ("float32", "fast")
-PAIRS = (("float32", "float32"), ("fast", "float32"), ("fast", "fast"))
-"""(our setting, theirs) of a row."""
 TORCHVISION = {"fcn_r50": "fcn_resnet50", "deeplabv3_r50": "deeplabv3_resnet50"}
 SMP = {"unet": "Unet", "pspnet": "PSPNet", "deeplabv3plus": "DeepLabV3Plus"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -112,23 +110,12 @@ def rows_of(name: str, settings: Sequence[str], repeats: int) -> list[dict[str, 
             assert setting == "fast" or equal[setting] > 0.999, f"{name}: {equal[setting]:.4f} of the pixels are equal"
         seconds = alternate(runs, repeats)
         mib = {job: peak_mib(job[0], name, job[1], str(weights)) for job in runs}
-        for ours, theirs in PAIRS:
-            if {ours, theirs} <= set(settings):
-                a, b = ("ours", ours), ("theirs", theirs)
-                rows.append(
-                    {
-                        "what": name,
-                        "beside": "torchvision" if name in TORCHVISION else "segmentation_models_pytorch",
-                        "settings": f"{ours} / {theirs}",
-                        "ours_ms": 1000 * seconds[a],
-                        "theirs_ms": 1000 * seconds[b],
-                        "time_ratio": seconds[a] / seconds[b],
-                        "ours_mib": mib[a],
-                        "theirs_mib": mib[b],
-                        "memory_ratio": mib[a] / mib[b],
-                        "equal_pixels": equal[ours],
-                    }
-                )
+        beside = "torchvision" if name in TORCHVISION else "segmentation_models_pytorch"
+        for pair in PAIRS:
+            if set(pair) <= set(settings):
+                ours, theirs = ("ours", pair[0]), ("theirs", pair[1])
+                row = ratio_row(name, beside, pair, (seconds[ours], seconds[theirs]), (mib[ours], mib[theirs]))
+                rows.append(row | {"equal_pixels": equal[pair[0]]})
     return rows
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common import table
 from systems_page import DATA_TITLES, Rows, by_system, mean_of
 
 FIGURES = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ", "mIoU", "AP", "box AP")
@@ -101,17 +102,13 @@ def study_tables(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         told = [column for column in row["columns"] if any(line["published"].get(column) for line in row["rows"])]
         header = ["", *row["columns"], *(f"published {column}" for column in told)]
-        lines = [header, ["---"] * len(header)]
+        lines: list[list[str]] = []
         for line in row["rows"]:
             ours = [_percent(line["ours"][column]) for column in row["columns"]]
-            lines.append([line["name"], *ours, *(_of_paper(line["published"].get(column)) for column in told)])
-        minutes, seeds = (
-            f"{row['minutes']:g} minutes of one core each",
-            "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds",
-        )
-        note = f"{minutes}, {seeds}, {row['images']} images of generated shapes"
-        table = "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
-        texts.append(f"`pansight study {row['study']}`: {row['title']}\n\n{table}\n\n{note}")
+            lines.append([cell(line["name"]), *ours, *(_of_paper(line["published"].get(column)) for column in told)])
+        seeds = "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
+        note = f"{row['minutes']:g} minutes of one core each, {seeds}, {row['images']} images of generated shapes"
+        texts.append(f"`pansight study {row['study']}`: {row['title']}\n\n{table(header, lines)}\n\n{note}")
     return "\n\n".join(texts)
 
 

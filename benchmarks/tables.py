@@ -14,18 +14,13 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from common import RESULTS, ROOT
+from common import RESULTS, ROOT, table
 from exports_page import export_table
 from system_tables import parts as system_parts
 from system_tables import study_tables
 from systems_page import DATA_TITLES, HEADER, draw_systems, plot_of, system_rows
 
 Record = dict[str, Any]
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def where(record: Record) -> str:

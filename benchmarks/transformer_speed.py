@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import hf_models
-from common import alternate, merge_rows, peak_resident_mib
+from common import PAIRS, alternate, merge_rows, peak_resident_mib
 
 CONTENDERS = ("transformers", "ours")
 SETTINGS = ("float32", "fast")
@@ -222,7 +222,7 @@ def rows_of(
         jobs.clear()
         mib = {f"{c} {s}": peak_mib(name, size, c, s, folder, device) if memory else None for c, s in pairs}
     rows = []
-    for our_setting, their_setting in (("float32", "float32"), ("fast", "float32"), ("fast", "fast")):
+    for our_setting, their_setting in PAIRS:
         us, them = f"ours {our_setting}", f"transformers {their_setting}"
         row = {
             "what": f"{hf_models.SYSTEMS[name].title}, {height}×{width}",

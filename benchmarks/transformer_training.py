@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import hf_models
-from common import alternate, merge_rows
+from common import PAIRS, alternate, merge_rows
 from transformer_speed import CONTENDERS, SETTINGS, peak_of_this_process, precision, synchronised
 
 SYSTEMS = ("mask2former_swin_tiny", "detr", "eomt", "maskformer")
@@ -171,7 +171,7 @@ def rows_of(name: str, repeats: int, device: str, memory: bool) -> list[dict[str
         runs.clear()
         mib = {f"{c} {s}": peak_mib(name, c, s, folder, device) if memory else None for c, s in pairs}
     rows = []
-    for our_setting, their_setting in (("float32", "float32"), ("fast", "float32"), ("fast", "fast")):
+    for our_setting, their_setting in PAIRS:
         us, them = f"ours {our_setting}", f"transformers {their_setting}"
         row = {
             "what": hf_models.SYSTEMS[name].title,

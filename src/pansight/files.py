@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, TypeVar
@@ -269,6 +269,13 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise PansightError("cannot be read", where=path, reason=error.strerror or error, code="cannot_read") from error
     return decode_json(data, object, path)
+
+
+def value_at(record: object, path: Sequence[str]) -> Any:
+    """What stands under these keys, one inside the other, of plain JSON; None where there is no such place."""
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None  # pyright: ignore[reportUnknownVariableType]
+    return record
 
 
 def decode_json(data: bytes, kind: type[T], source: str | Path) -> T:

@@ -17,6 +17,7 @@ from pansight.data import Dataset
 from pansight.engine import distributed
 from pansight.engine.assemble import relabel
 from pansight.engine.evaluate import evaluate
+from pansight.files import value_at
 from pansight.ops.fusion.exported import unflatten
 from pansight.types import Prediction
 
@@ -69,15 +70,8 @@ def figures_of(model: Any, dataset: Dataset, tasks: Sequence[str]) -> dict[str, 
     decode = {"task": "all"} if "all" in tasks else {}
     config = EvaluateConfig(batch_size=1, sheet=0, precision="fp32", decode=decode)
     record = evaluate(model, dataset, config, distributed.make_accelerator())
-    found = {name: _at(record, path) for name, path in FIGURES.items()}
+    found = {name: value_at(record, path) for name, path in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _at(record: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    value: Any = record
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return value
 
 
 def figure_table(before: Mapping[str, float], after: Mapping[str, float], images: int) -> list[str]:

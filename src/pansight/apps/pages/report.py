@@ -26,7 +26,7 @@ from pansight.config import read_toml
 from pansight.data.images import read_image, read_rgb_ids, write_png
 from pansight.engine.checkpoint.changes import noted_changes
 from pansight.errors import PansightError
-from pansight.files import read_json, write_text
+from pansight.files import read_json, value_at, write_text
 from pansight.metrics.overlap import count_overlaps
 from pansight.metrics.panoptic.errors import classify_errors
 from pansight.metrics.panoptic.matching import SegmentTable, match_tables
@@ -233,9 +233,7 @@ def _chart(
     for name, path in paths.items():
         points: list[list[float | None]] = []
         for row in rows:
-            value: Any = row.get("metrics", row)
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
+            value = value_at(row.get("metrics", row), path)
             if isinstance(value, int | float) and isinstance(row.get("step"), int):
                 points.append([row["step"], round(factor * value, 6) if math.isfinite(value) else None])
         group_is_empty = path[0] in ("Things", "Stuff") and all(not _size_of(row, path[0]) for row in rows)

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pansight.errors import PansightError, choice_error
+from pansight.files import value_at
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "PQ": ("All", "pq"),
@@ -185,10 +186,7 @@ def columns(study: Study) -> list[str]:
 def figure(record: Mapping[str, Any], column: str) -> float | None:
     """A figure of an evaluation, 0 … 1; None where it has none."""
     if column in COLUMNS:
-        found: Any = record
-        for key in COLUMNS[column]:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+        return value_at(record, COLUMNS[column])
     kind, _, name = column.partition(" ")
     part = record if kind == "PQ" else record.get("semantic", {})
     classes = part.get("per_class", {}).values()

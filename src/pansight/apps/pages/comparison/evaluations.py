@@ -16,6 +16,7 @@ import numpy as np
 from pansight.apps.pages.comparison.counts import read_counts
 from pansight.apps.pages.comparison.measures import Counts, Measure, common_measure, figures_of, truth_cells
 from pansight.errors import PansightError, choice_error
+from pansight.files import value_at
 from pansight.metrics.bootstrap.detections import DetectionCounts
 from pansight.metrics.bootstrap.pixels import PixelCounts
 from pansight.metrics.bootstrap.segments import ImageCounts
@@ -129,8 +130,8 @@ def _check_text(file: Path, text: str) -> None:
 def other_figures(evaluations: Sequence[Evaluation], measure: Measure) -> dict[str, list[float]]:
     """mIoU, mask AP and box AP where all have them, but for the measure itself: fractions without an interval."""
     paths = {"mIoU": ("semantic", "miou"), "Mask AP": ("instances", "mask", "ap"), "Box AP": ("instances", "box", "ap")}
-    figures = {name: [_at(e.record, path) for e in evaluations] for name, path in paths.items()}
-    conventions = {str(_at(e.record, ("semantic", "convention"))) for e in evaluations}
+    figures = {name: [value_at(e.record, path) for e in evaluations] for name, path in paths.items()}
+    conventions = {str(value_at(e.record, ("semantic", "convention"))) for e in evaluations}
     compared = measure.name.partition(" (")[0]
     return {
         name: values
@@ -139,12 +140,6 @@ def other_figures(evaluations: Sequence[Evaluation], measure: Measure) -> dict[s
         and all(isinstance(v, int | float) and 0 <= v <= 1 for v in values)
         and (name != "mIoU" or len(conventions) == 1)
     }
-
-
-def _at(record: object, path: Sequence[str]) -> Any:
-    for key in path:
-        record = record.get(key) if isinstance(record, dict) else None
-    return record
 
 
 def _check_sums(file: Path, per_class: Mapping[str, Any], counts: ImageCounts) -> None:
